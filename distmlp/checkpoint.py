@@ -1,0 +1,187 @@
+"""Checkpoints with Orbax: saved in the background, verified array by array when restored."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from distmlp.config import InputError, digest_json
+from distmlp.digest import DivergedError, StateDigest
+
+Meta = dict[str, Any]  # JSON values beside the arrays: step, settings, digests, sums for the log
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written; the earlier ones are intact."""
+
+
+class DamageError(Exception):
+    """A checkpoint does not hold what was saved."""
+
+
+@dataclasses.dataclass
+class _NewestAndBest:
+    """Orbax preservation policy: the newest `keep`, and the one that `best_step` names."""
+
+    keep: int
+    best_step: Callable[[Sequence[int]], int | None]
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: preservation_policy.PreservationContext
+    ) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-self.keep :], self.best_step(steps)}
+        return [step in kept for step in steps]
+
+
+class Checkpoints:
+    """The checkpoints of one workdir, in WORKDIR/checkpoints/<step>.
+
+    Args:
+      workdir: the run's folder; this process holds its lock.
+      digest: computes and checks the state's digests.
+      keep: how many of the newest to keep.
+      best_step: which of some steps is the best one, if any is known to be; kept besides.
+    """
+
+    def __init__(
+        self, workdir: Path, digest: StateDigest, keep: int, best_step: Callable[[Sequence[int]], int | None]
+    ) -> None:
+        self.workdir, self.path, self._digest = workdir, workdir / "checkpoints", digest
+        # A checkpoint is deleted by renaming it into the trash, so that a crash leaves no half of one behind.
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_NewestAndBest(keep, best_step), todelete_subdir="trash"
+        )
+        try:
+            self.path.mkdir(exist_ok=True)
+            for leftover in self.path.glob("*.orbax-checkpoint-tmp*"):  # of a save that a crash cut short
+                shutil.rmtree(leftover)
+            self._empty_trash()
+            self._manager = ocp.CheckpointManager(self.path, options=options, item_names=("state", "meta"))
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
+                             "make room or give another --workdir") from None
+
+    def steps(self) -> list[int]:
+        """Steps of which a checkpoint is listed, intact or not, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, step: int, state: Any, meta: Meta) -> None:
+        """Copies the state and writes it in the background, its digests and `meta` beside it.
+
+        Raises:
+          DivergedError: a value is not finite, or the devices' copies differ; nothing was saved.
+          CheckpointError: this or the previous save failed.
+        """
+        meta = {**meta, "step": step, "digests": self._digest.check(state, step)}
+        meta["digest"] = digest_json(meta)
+        self.wait()
+        try:
+            saved = self._manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+            )
+        except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
+            raise self._failed(f"the checkpoint of step {step} was not saved", error) from error
+        if not saved:
+            raise CheckpointError(f"Orbax declined to save step {step} in {self.path}, which holds {self.steps()}")
+
+    def wait(self) -> None:
+        """Waits for the save in the background, and raises CheckpointError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:  # as above
+            raise self._failed("a checkpoint was not saved", error) from error
+        self._empty_trash()
+
+    def newest_intact(self, target: Any, check_meta: Callable[[Meta], None]) -> tuple[Any, Meta, list[str]] | None:
+        """Restores the newest checkpoint that is what was saved; None if there is none at all.
+
+        Damaged ones, and whatever is newer than the one restored, are moved to WORKDIR/damaged: Orbax would decline
+        to save their steps again.
+
+        Args:
+          target: a state of the right shapes and dtypes, placed where the restored one shall be.
+          check_meta: raises InputError if the checkpoint, though intact, is not of this run.
+
+        Returns:
+          the state, its meta, and a line for each checkpoint that was moved.
+
+        Raises:
+          InputError: there are checkpoints, but none is intact; nothing is changed.
+        """
+        damaged: list[tuple[int, str]] = []
+        for step in self.steps():
+            try:
+                meta = self._read_meta(step)
+                check_meta(meta)
+                state = self._read_state(step, target, meta)
+            except DamageError as error:
+                damaged.append((step, str(error)))
+                continue
+            return state, meta, [self._move_away(*item) for item in damaged]
+        if damaged:
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
+            raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "
+                             "bring one back from a copy, or give another --workdir to start anew")
+        return None
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def _read_meta(self, step: int) -> Meta:
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+            meta: Meta = dict(restored["meta"])
+            digest = meta.pop("digest")
+        except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
+            raise DamageError(f"its metadata cannot be read ({_reason(error)})") from error
+        if digest != digest_json(meta) or meta["step"] != step:
+            raise DamageError("its metadata is not what was saved")
+        return meta
+
+    def _read_state(self, step: int, target: Any, meta: Meta) -> Any:
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
+        try:
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            state = self._manager.restore(step, args=args)["state"]
+        except Exception as error:  # as above
+            raise DamageError(f"its arrays cannot be read ({_reason(error)})") from error
+        try:
+            digests = self._digest.check(state, step)
+        except DivergedError as error:
+            raise DamageError(str(error)) from error
+        wrong = [name for name, digest in digests.items() if meta["digests"].get(name) != digest]
+        if wrong or digests.keys() != meta["digests"].keys():
+            raise DamageError(f"{', '.join(wrong) or 'its list of arrays'} is not what was saved")
+        return state
+
+    def _move_away(self, step: int, reason: str) -> str:
+        folder = self.workdir / "damaged"
+        folder.mkdir(exist_ok=True)
+        target, n = folder / str(step), 1
+        while target.exists():
+            n += 1
+            target = folder / f"{step}-{n}"
+        (self.path / str(step)).rename(target)
+        self._manager.reload()
+        return f"checkpoint {step} is damaged ({reason}): moved to {target}"
+
+    def _empty_trash(self) -> None:
+        shutil.rmtree(self.path / "trash", ignore_errors=True)
+
+    def _failed(self, what: str, error: Exception) -> CheckpointError:
+        return CheckpointError(f"{what} ({_reason(error)}): make room or mend {self.path}, then start again; "
+                               f"intact checkpoints: {sorted(self._manager.all_steps())}")
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error's text, which may have hundreds."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

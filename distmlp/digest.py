@@ -1,0 +1,73 @@
+"""One cheap digest of the state, computed on the devices: checkpoints carry it, and replicas are compared by it.
+
+The digest of an array is the sum of its 32-bit words times the odd numbers 1, 3, 5, ... modulo 2^32. Flipping one bit
+changes a word by a power of two, which times an odd number is not 0 modulo 2^32: every single flip shows.
+"""
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from distmlp.mesh import AXIS, Layout
+
+
+class DivergedError(Exception):
+    """Training cannot go on from this state: a value is not finite, or the devices no longer agree. Exit code 3."""
+
+
+class ReplicaError(DivergedError):
+    """The devices' copies of the state are not the same."""
+
+
+def array_digest(array: jax.Array) -> jax.Array:
+    """uint32 [] of an array of a 32-bit type."""
+    words = jax.lax.bitcast_convert_type(array, jnp.uint32).ravel()
+    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+
+
+class StateDigest:
+    """Computes, on every device, the digest of each array of a state, and whether all its values are finite."""
+
+    def __init__(self, layout: Layout) -> None:
+        def body(state: Any) -> tuple[jax.Array, jax.Array]:
+            leaves = jax.tree.leaves(state)
+            finite = jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+            digests = jnp.stack([array_digest(leaf) for leaf in leaves])
+            if layout.parallelism == "single":
+                return digests[None], finite
+            return jax.lax.all_gather(digests, AXIS), jax.lax.pmin(finite.astype(jnp.int32), AXIS)
+
+        if layout.parallelism == "single":
+            self._digests = jax.jit(body)
+        else:  # check_vma=False: the very point is that the copies may differ
+            self._digests = jax.jit(
+                jax.shard_map(body, mesh=layout.mesh, in_specs=P(), out_specs=P(), check_vma=False)
+            )
+
+    def check(self, state: Any, step: int) -> dict[str, str]:
+        """Each array's digest as hexadecimal text, by its name.
+
+        Raises:
+          ReplicaError: two devices' copies differ.
+          DivergedError: a value is not finite.
+        """
+        started = self._digests(state)
+        digests, finite = np.asarray(started[0]), bool(np.asarray(started[1]))
+        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+        differing = np.argwhere(digests != digests[0])
+        if len(differing):
+            device, array = differing[0]
+            raise ReplicaError(f"after step {step} the copies of {names[array]} on device 0 and device {device} "
+                               "differ: a device or the memory may be faulty")
+        if not finite:
+            raise DivergedError(f"the parameters or the optimizer's state are not finite after step {step}")
+        return {name: f"{int(digest):08x}" for name, digest in zip(names, digests[0], strict=True)}
+
+
+def params_sha256(params: Any) -> str:
+    """SHA-256 over the parameters' bytes, arrays in tree order."""
+    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()

@@ -1,0 +1,162 @@
+"""Devices and what lies where: the only file that names the mesh axis or places an array."""
+
+import dataclasses
+import functools
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax._src import xla_bridge
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from distmlp.config import Config, InputError
+
+AXIS = "data"
+INVARIANT_SHARDS = 8
+# Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
+# 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
+INVARIANT_CPU_THREADS = 16
+# Library calls that give the same bits in every run and for every process on CUDA GPUs.
+_GPU_DETERMINISM = "--xla_gpu_deterministic_ops=true"
+
+
+def prepare_backend(config: Config) -> None:
+    """Sets what XLA reads from the environment when it starts; does nothing once it has started."""
+    if xla_bridge.backends_are_initialized():
+        return
+    if config.reduction == "invariant":
+        os.environ.setdefault("PJRT_NPROC", str(INVARIANT_CPU_THREADS))
+        if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_GPU_DETERMINISM}".strip()
+    elif (devices := _emulated_devices()) > 1:
+        os.environ.setdefault("PJRT_NPROC", str(max(INVARIANT_CPU_THREADS, 2 * devices)))
+
+
+def _emulated_devices() -> int:
+    if (configured := jax.config.jax_num_cpu_devices) > 0:
+        return int(configured)
+    found = re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return int(found[-1]) if found else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The devices of a run and the shards that each computes: device d has shards [d*k, (d+1)*k)."""
+
+    devices: tuple[jax.Device, ...]
+    parallelism: str  # single, pmap or shard_map
+    num_shards: int
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    @property
+    def shards_per_device(self) -> int:
+        return -(-self.num_shards // len(self.devices))
+
+    @functools.cached_property
+    def local_positions(self) -> list[int]:
+        """Which of `devices` belong to this process."""
+        return [i for i, d in enumerate(self.devices) if d.process_index == jax.process_index()]
+
+    @property
+    def local_shards(self) -> list[int]:
+        """The shards of this process's devices; numbers from num_shards on are empty shards."""
+        k = self.shards_per_device
+        return [shard for device in self.local_positions for shard in range(device * k, (device + 1) * k)]
+
+    def placement(self, axis: int | None) -> Any:
+        """The sharding of an array whose axis number `axis` is dealt to the devices; None: each holds a copy."""
+        if self.parallelism == "single":
+            return jax.sharding.SingleDeviceSharding(self.devices[0])
+        return NamedSharding(self.mesh, partition(axis))
+
+    def put(self, arrays: Any, axes: Any) -> Any:
+        """This process's part of host arrays -> global arrays on the devices.
+
+        Args:
+          arrays: a tuple of NumPy arrays.
+          axes: for each, the axis that counts shards, which is dealt to the devices; None for an array that every
+            device gets whole. pmap wants that axis split into [devices, shards per device].
+        """
+        placed = []
+        for array, axis in zip(arrays, axes, strict=True):
+            if axis is not None and self.parallelism == "pmap":
+                shape = array.shape
+                array = array.reshape(*shape[:axis], len(self.devices), -1, *shape[axis + 1 :])
+            placed.append(array)
+        return self._place(placed, [self._placements[axis] for axis in axes])
+
+    @functools.cached_property
+    def _placements(self) -> dict[int | None, Any]:
+        return {axis: self.placement(axis) for axis in (None, 0, 1)}
+
+    def replicate(self, tree: Any) -> Any:
+        """The same host values on every device."""
+        leaves, structure = jax.tree.flatten(tree)
+        return structure.unflatten(self._place(leaves, [self._placements[None]] * len(leaves)))
+
+    def _place(self, arrays: list[Any], placements: list[Any]) -> list[jax.Array]:
+        if jax.process_count() == 1:
+            return jax.device_put(arrays, placements)  # type: ignore[no-any-return]
+        return [jax.make_array_from_process_local_data(p, a) for a, p in zip(arrays, placements, strict=True)]
+
+
+def partition(axis: int | None) -> P:
+    """The PartitionSpec of an array whose axis number `axis` is dealt to the devices; None: each holds a copy."""
+    return P() if axis is None else P(*[None] * axis, AXIS)
+
+
+def make_layout(config: Config) -> Layout:
+    """The devices that a run uses, and how; starts the backend.
+
+    Raises:
+      InputError: not so many devices, or a mode that they cannot run.
+    """
+    available = jax.devices()
+    kind = available[0].platform
+    wanted = config.num_devices or len(available)
+    if wanted > len(available):
+        raise InputError(f"--num_devices={wanted}, but there {_are(len(available), kind)}{_remedy(kind, wanted)}")
+    if config.expect_devices not in (0, wanted):
+        raise InputError(f"--expect_devices={config.expect_devices}, but there {_are(wanted, kind)}"
+                         f"{_remedy(kind, config.expect_devices)}")
+    parallelism = config.parallelism
+    if parallelism == "auto":
+        parallelism = "single" if wanted == 1 else "shard_map"
+    if parallelism == "single" and wanted > 1:
+        raise InputError(f"--parallelism=single uses one device, but there {_are(wanted, kind)}: "
+                         "give --num_devices=1 or --parallelism=shard_map")
+    num_shards = config.num_shards or (INVARIANT_SHARDS if config.reduction == "invariant" else wanted)
+    if num_shards < wanted:
+        raise InputError(f"--num_shards={num_shards} is fewer than the {wanted} devices: "
+                         f"give --num_shards={wanted} or more, or --num_devices={num_shards}")
+    if config.reduction == "invariant" and kind == "cpu":
+        _check_cpu_threads()
+    return Layout(tuple(available[:wanted]), parallelism, num_shards)
+
+
+def _check_cpu_threads() -> None:
+    threads = os.environ.get("PJRT_NPROC")
+    if threads != str(INVARIANT_CPU_THREADS):
+        state = f"is {threads}" if threads else "was not set when JAX's backend started"
+        raise InputError(f"--reduction=invariant needs PJRT_NPROC={INVARIANT_CPU_THREADS} in the environment, "
+                         f"which {state}: start again with it (in a notebook, set it before the first JAX call)")
+    if jax.local_device_count() > INVARIANT_CPU_THREADS:
+        raise InputError(f"--reduction=invariant on CPU takes at most {INVARIANT_CPU_THREADS} emulated devices a "
+                         f"process, not {jax.local_device_count()}: lower xla_force_host_platform_device_count")
+
+
+def _are(count: int, kind: str) -> str:
+    return f"is 1 {kind} device" if count == 1 else f"are {count} {kind} devices"
+
+
+def _remedy(kind: str, wanted: int) -> str:
+    if kind == "cpu":
+        return (f": emulate them with XLA_FLAGS=--xla_force_host_platform_device_count={wanted} "
+                "(see configs/emulated8.flags), or use configs/tutorial.flags")
+    return f": use configs/1gpu.flags, or a machine with {wanted} of them"

@@ -1,0 +1,107 @@
+"""Where numbers go: the console and its progress bar, metrics.jsonl, and TensorBoard."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from distmlp.workdir import replace_file
+
+Line = dict[str, Any]
+
+
+class Metrics:
+    """The lines of a run's metrics.jsonl, in memory and on disk.
+
+    `step` counts completed updates and `epoch` completed epochs. A line is on disk before `log` returns, so a
+    checkpoint saved after it never knows more than the file.
+    """
+
+    def __init__(self, path: Path, quiet: bool = False) -> None:
+        self.path, self.quiet = path, quiet
+        self.history: list[Line] = []
+        self._tensorboard: Any = None
+        self._bar: Any = None
+        if path.exists():
+            for text in path.read_text().splitlines():
+                try:
+                    self.history.append(json.loads(text))
+                except ValueError:
+                    break  # a line torn by a crash; what follows it belongs to no committed checkpoint
+
+    @property
+    def finished_at(self) -> int | None:
+        """The step at which the run ended, if it has."""
+        return self.history[-1]["step"] if self.history and self.history[-1].get("final") else None
+
+    def start(self, step: int) -> None:
+        """Drops what lies beyond `step`, where training now goes on, and opens the sinks."""
+        self.history = [line for line in self.history if line["step"] <= step and not line.get("final")]
+        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
+        from tensorboardX import SummaryWriter
+
+        self._tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
+
+    def log(self, line: Line) -> None:
+        """Writes one line; its numbers other than step and epoch also become TensorBoard scalars."""
+        self.history.append(line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in line.items():
+            if name not in ("step", "epoch") and isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._tensorboard.add_scalar(name, value, line["step"])
+        self._tensorboard.flush()
+
+    def logged(self, step: int) -> bool:
+        return any(line["step"] == step and not line.get("final") for line in self.history)
+
+    def best(self) -> Line | None:
+        """The line with the highest test accuracy, the latest among equals."""
+        scored = [line for line in self.history if "test_accuracy" in line]
+        return max(scored, key=lambda line: (line["test_accuracy"], line["step"]), default=None)
+
+    def say(self, text: str) -> None:
+        """A line on the console, above the progress bar if there is one."""
+        if not self.quiet:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def bar(self, epoch: int, position: int, size: int, loss: float | None) -> None:
+        """Shows the progress of an epoch: `position` of `size` examples. Only on a terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            return
+        if self._bar is None:
+            self._bar = tqdm(total=size, initial=position, desc=f"epoch {epoch}", unit=" examples", unit_scale=True,
+                             leave=False, mininterval=0.2)
+        if loss is not None:
+            self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._bar.update(position - self._bar.n)
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        self.close_bar()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def describe(line: Line) -> str:
+    """One line for people: losses, accuracies, seconds, examples/s."""
+    parts = [f"epoch {line['epoch']:>3}  step {line['step']:>6}"]
+    for name, label in (("train_loss", "train loss"), ("test_loss", "test loss")):
+        if name in line:
+            parts.append(f"{label} {line[name]:.5f}")
+    for name, label in (("train_accuracy", "train"), ("test_accuracy", "test")):
+        if name in line:
+            parts.append(f"{label} {100 * line[name]:.2f} %")
+    if "seconds" in line:
+        parts.append(f"{line['seconds']:.2f} s  {line['examples_per_second']:,.0f} examples/s")
+    return "  ".join(parts)

@@ -1,0 +1,90 @@
+"""The tutorial's multilayer perceptron: initialisation, prediction for one example, loss and accuracy.
+
+From the JAX documentation's "Training a simple neural network, with PyTorch data loading". Nothing here knows of
+devices.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import random
+from jax.scipy.special import logsumexp
+
+Params = list[tuple[jax.Array, jax.Array]]
+
+
+def random_layer_params(m: int, n: int, key: jax.Array, scale: float = 1e-2) -> tuple[jax.Array, jax.Array]:
+    """Weights [n, m] and biases [n], float32, normal with standard deviation `scale`."""
+    w_key, b_key = random.split(key)
+    return scale * random.normal(w_key, (n, m)), scale * random.normal(b_key, (n,))
+
+
+def init_network_params(sizes: Sequence[int], key: jax.Array) -> Params:
+    """Parameters of a network whose layers have the given sizes, input and output included."""
+    keys = random.split(key, len(sizes))
+    return [random_layer_params(m, n, k) for m, n, k in zip(sizes[:-1], sizes[1:], keys, strict=False)]
+
+
+def relu(x: jax.Array) -> jax.Array:
+    return jnp.maximum(0, x)
+
+
+def predict(params: Params, image: jax.Array, compute_dtype: str = "float32") -> jax.Array:
+    """Log-probabilities [classes], float32, of one example [features].
+
+    compute_dtype is the type of the matrix products, their gradients' included; all else is float32.
+    """
+
+    def product(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.dot(w.astype(compute_dtype), x.astype(compute_dtype)).astype(jnp.float32)
+
+    activations = image
+    for w, b in params[:-1]:
+        activations = relu(product(w, activations) + b)
+    final_w, final_b = params[-1]
+    logits = product(final_w, activations) + final_b
+    return logits - logsumexp(logits)
+
+
+def batched_predict(params: Params, images: jax.Array, compute_dtype: str = "float32") -> jax.Array:
+    """Log-probabilities [N, classes] of examples [N, features]."""
+    return jax.vmap(lambda image: predict(params, image, compute_dtype))(images)
+
+
+def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
+    """Float32 [N, classes] of integer labels [N]."""
+    return jnp.array(labels[:, None] == jnp.arange(num_classes), jnp.float32)
+
+
+def loss(
+    params: Params,
+    images: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None = None,
+    weight_sum: jax.Array | None = None,
+    compute_dtype: str = "float32",
+) -> jax.Array:
+    """The tutorial's loss, -mean(log-probabilities * targets) over examples and classes.
+
+    Args:
+      params: the network.
+      images: float32 [N, features].
+      targets: one-hot float32 [N, classes].
+      weights: float32 [N], 1 for an example and 0 for a row that only fills up the batch; all 1 if absent.
+      weight_sum: what the weights of the whole global batch add up to, where these rows are a shard of it. Dividing
+        by it here, before the gradient is taken, makes shard gradients simply add up to the batch's gradient.
+      compute_dtype: see `predict`.
+    """
+    log_probs = batched_predict(params, images, compute_dtype)
+    if weights is None:
+        return -jnp.mean(log_probs * targets)
+    total = jnp.sum(weights) if weight_sum is None else weight_sum
+    # The weights join the targets, so that the gradient is the tutorial's to the bit where all of them are 1.
+    return -jnp.sum(log_probs * (targets * weights[:, None])) / (total * targets.shape[1])
+
+
+def accuracy(params: Params, images: jax.Array, targets: jax.Array) -> jax.Array:
+    """The fraction of examples whose most probable class is the target's."""
+    predicted = jnp.argmax(batched_predict(params, images), axis=1)
+    return jnp.mean(predicted == jnp.argmax(targets, axis=1))

@@ -1,0 +1,33 @@
+"""The tutorial's plain SGD by default; momentum, Adam, schedules, weight decay and clipping through optax."""
+
+import optax
+
+from distmlp.config import Config, InputError
+
+
+def make(config: Config, total_steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `total_steps` steps."""
+    rate = _learning_rate(config, config.schedule_steps or total_steps)
+    parts = []
+    if config.clip_norm:
+        parts.append(optax.clip_by_global_norm(config.clip_norm))
+    if config.optimizer == "adamw":
+        parts.append(optax.adamw(rate, weight_decay=config.weight_decay))
+    else:
+        if config.weight_decay:
+            parts.append(optax.add_decayed_weights(config.weight_decay))
+        parts.append(optax.adam(rate) if config.optimizer == "adam" else optax.sgd(rate, config.momentum or None))
+    return optax.chain(*parts)
+
+
+def _learning_rate(config: Config, steps: int) -> optax.ScalarOrSchedule:
+    if config.schedule == "constant":
+        return config.learning_rate
+    if config.warmup_steps >= steps:
+        raise InputError(f"--warmup_steps={config.warmup_steps} must be below the schedule's {steps} steps")
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if config.warmup_steps else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        decay_steps=steps,
+    )

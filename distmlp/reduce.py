@@ -1,0 +1,61 @@
+"""The order of floating-point addition: how the gradients of all shards become one sum.
+
+`fast` leaves the order to XLA's all-reduce. `invariant` fixes it: shard values are added along one balanced binary
+tree over the shard numbers ((0+1)+(2+3))+..., an odd one moving up unchanged, whatever devices hold them, so that the
+sum has the same bits on every device count.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+ShardFunction = Callable[[Any], Any]
+
+
+def fast(function: ShardFunction, shards: Any, axis: str | None) -> Any:
+    """The sum of `function` over this device's shards (leading axis of `shards`) and over the devices of `axis`."""
+    first = function(jax.tree.map(lambda x: x[0], shards))
+    rest = jax.tree.map(lambda x: x[1:], shards)
+    total, _ = jax.lax.scan(lambda total, shard: (_add(total, function(shard)), None), first, rest)
+    return total if axis is None else jax.lax.psum(total, axis)
+
+
+def invariant(function: ShardFunction, shards: Any, axis: str | None, num_shards: int, num_devices: int) -> Any:
+    """The same sum, to the bit, on any number of devices. Shards from num_shards on are empty and left out.
+
+    The exchange is an all-reduce with its middle opened up: each device receives every shard's slice of the flattened
+    values (all-to-all), adds the slices along the tree, and hands its sum to all (all-gather).
+    """
+    values = jax.lax.map(function, shards)  # one after the other: a batched vmap over shards gives other bits
+    per_device = jax.tree.leaves(values)[0].shape[0]
+    parts = [jax.tree.map(lambda x, i=i: x[i], values) for i in range(per_device)]
+    if num_devices == 1:
+        total = _tree_sum(parts[:num_shards])
+        return total if axis is None else jax.lax.psum(total, axis)  # over one device: marks it as replicated
+    if per_device & (per_device - 1) == 0 and num_shards % per_device == 0:
+        parts = [_tree_sum(parts)]  # a whole subtree of the tree: this device can add it by itself
+        num_shards //= per_device
+    restore = ravel_pytree(parts[0])[1]
+    flat = jnp.stack([ravel_pytree(part)[0] for part in parts])
+    size = flat.shape[1]
+    flat = jnp.pad(flat, ((0, 0), (0, -size % num_devices)))
+    slices = flat.reshape(len(parts), num_devices, -1)
+    # [parts, devices, n] -> [devices, parts, n]: every device's parts of this device's slice, in shard order
+    slices = jax.lax.all_to_all(slices, axis, split_axis=1, concat_axis=0, tiled=False)
+    slices = slices.reshape(num_devices * len(parts), -1)
+    total = _tree_sum([slices[i] for i in range(num_shards)])
+    return restore(jax.lax.all_gather(total, axis, tiled=True, to="invarying")[:size])
+
+
+def _tree_sum(parts: list[Any]) -> Any:
+    while len(parts) > 1:
+        odd = parts[-1:] if len(parts) % 2 else []
+        parts = [_add(a, b) for a, b in zip(parts[0::2], parts[1::2], strict=False)] + odd
+    return parts[0]
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
