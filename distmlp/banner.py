@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from distmlp import cluster
 from distmlp.config import Config
 from distmlp.datasets import Data
 from distmlp.mesh import Layout
@@ -18,17 +19,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def text(config: Config, data: Data, layout: Layout, sizes: list[int], workdir: Path) -> str:
-    """The banner of a run."""
+def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement: str, workdir: Path) -> str:
+    """The banner of a run; `placement` says where the training set lies, and why."""
     kinds = {device.device_kind for device in layout.devices}
     parameters = sum((m + 1) * n for m, n in zip(sizes[:-1], sizes[1:], strict=True))
     shards = f"{layout.num_shards} shards of {-(-config.batch_size // layout.num_shards)}"
+    hosts = cluster.hosts()
     rows: dict[str, Any] = {
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "devices": f"{len(layout.devices)} x {layout.devices[0].platform} ({', '.join(sorted(kinds))}), "
-                   f"{jax.process_count()} process{'es' if jax.process_count() > 1 else ''}",
+        "hosts": f"{len(hosts)} ({', '.join(hosts)}), {jax.process_count()} process"
+                 f"{'es' if jax.process_count() > 1 else ''}",
+        "devices": f"{len(layout.devices)} x {layout.devices[0].platform} ({', '.join(sorted(kinds))})",
         "parallelism": f"{layout.parallelism}, {config.reduction} reduction",
-        "data": f"{config.dataset}: {len(data.train):,} training and {len(data.test):,} test examples",
+        "data": f"{config.dataset}: {len(data.train):,} training and {len(data.test):,} test examples, "
+                f"training set on the {placement}",
         "layers": f"{'-'.join(map(str, sizes))}, {parameters:,} parameters, {config.compute_dtype}, "
                   f"{config.matmul_precision} matmul precision",
         "batch": f"{config.batch_size} = {shards}, {layout.shards_per_device} a device",

@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from distmlp import cluster
 from distmlp.config import InputError, digest_json
 from distmlp.digest import DivergedError, StateDigest
 
@@ -58,10 +59,12 @@ class Checkpoints:
             preservation_policy=_NewestAndBest(keep, best_step), todelete_subdir="trash"
         )
         try:
-            self.path.mkdir(exist_ok=True)
-            for leftover in self.path.glob("*.orbax-checkpoint-tmp*"):  # of a save that a crash cut short
-                shutil.rmtree(leftover)
-            self._empty_trash()
+            if cluster.is_first():
+                self.path.mkdir(exist_ok=True)
+                for leftover in self.path.glob("*.orbax-checkpoint-tmp*"):  # of a save that a crash cut short
+                    shutil.rmtree(leftover)
+                self._empty_trash()
+            cluster.decide(True)
             self._manager = ocp.CheckpointManager(self.path, options=options, item_names=("state", "meta"))
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
@@ -97,7 +100,8 @@ class Checkpoints:
             self._manager.check_for_errors()
         except Exception as error:  # as above
             raise self._failed("a checkpoint was not saved", error) from error
-        self._empty_trash()
+        if cluster.is_first():
+            self._empty_trash()
 
     def newest_intact(self, target: Any, check_meta: Callable[[Meta], None]) -> tuple[Any, Meta, list[str]] | None:
         """Restores the newest checkpoint that is what was saved; None if there is none at all.
@@ -117,14 +121,13 @@ class Checkpoints:
         """
         damaged: list[tuple[int, str]] = []
         for step in self.steps():
-            try:
-                meta = self._read_meta(step)
+            meta, reason = self._attempt(lambda step=step: self._read_meta(step))  # type: ignore[misc]
+            if meta is not None:
                 check_meta(meta)
-                state = self._read_state(step, target, meta)
-            except DamageError as error:
-                damaged.append((step, str(error)))
-                continue
-            return state, meta, [self._move_away(*item) for item in damaged]
+                state, reason = self._attempt(lambda step=step, m=meta: self._read_state(step, target, m))  # type: ignore[misc]
+                if state is not None:
+                    return state, meta, [self._move_away(*item) for item in damaged]
+            damaged.append((step, reason))
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
             raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "
@@ -134,6 +137,17 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._manager.close()
+
+    def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
+        """What `read` returns, if no process finds damage; else None and the reason."""
+        try:
+            value, reason = read(), ""
+        except DamageError as error:
+            value, reason = None, str(error)
+        intact = cluster.gather(not reason)
+        if intact.all():
+            return value, ""
+        return None, reason or f"process {intact.argmin()} cannot read it"
 
     def _read_meta(self, step: int) -> Meta:
         try:
@@ -164,12 +178,15 @@ class Checkpoints:
 
     def _move_away(self, step: int, reason: str) -> str:
         folder = self.workdir / "damaged"
-        folder.mkdir(exist_ok=True)
         target, n = folder / str(step), 1
         while target.exists():
             n += 1
             target = folder / f"{step}-{n}"
-        (self.path / str(step)).rename(target)
+        cluster.decide(True)  # all have chosen the name
+        if cluster.is_first():
+            folder.mkdir(exist_ok=True)
+            (self.path / str(step)).rename(target)
+        cluster.decide(True)
         self._manager.reload()
         return f"checkpoint {step} is damaged ({reason}): moved to {target}"
 

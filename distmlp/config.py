@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,37 @@ class Config:
     eval_batch_size: int = _field(500, "examples per device and evaluation step", minimum=1)
     num_workers: int = _field(0, "spawned loader processes, for data sets that are read item by item", minimum=0,
                               on_resume="free")
+    data_placement: str = _field(
+        "auto",
+        "host: one step per dispatch, on batches sent as they are needed; device: each device holds the data set and "
+        "runs many steps per dispatch; auto: device where the set is in memory and fits",
+        choices=("auto", "host", "device"), on_resume="free",
+    )
+    steps_per_dispatch: int = _field(
+        0, "with data on the devices, at most so many steps per dispatch; 0: about a quarter of a second of them",
+        minimum=0, on_resume="free",
+    )
+    compilation_cache_dir: str = _field(
+        "~/.cache/distmlp", "where compiled programs are kept for the next start; empty: nowhere", on_resume="free"
+    )
+    profile_steps: str = _field("", "A:B writes a profile of steps A to B to WORKDIR/profile", on_resume="free")
     check_replicas_every: int = _field(
         1000, "compare the devices' copies of the state every so many steps (and at each save); 0: only at saves",
         minimum=0, on_resume="free",
     )
     stall_seconds: float = _field(600.0, "end the process, with all stacks, if no step finishes for so long; 0: off",
                                   minimum=0, on_resume="free")
+
+    coordinator_address: str = _field(
+        "", "HOST:PORT of process 0, where no launcher (torchrun, Slurm, Open MPI, ...) says it", on_resume="free"
+    )
+    num_processes: int = _field(0, "number of processes, with --coordinator_address", minimum=0, on_resume="free")
+    process_id: int = _field(-1, "number of this process from 0, with --coordinator_address", minimum=-1,
+                             on_resume="free")
+    startup_seconds: float = _field(120.0, "how long processes wait for one another when they start", above=0,
+                                    on_resume="free")
+    heartbeat_seconds: int = _field(10, "a process that is silent for so long is given up by the others", minimum=3,
+                                    on_resume="free")
 
     def __post_init__(self) -> None:
         if isinstance(self.hidden_sizes, list):
@@ -139,6 +165,15 @@ class Config:
             raise InputError("--schedule_steps goes with --schedule=warmup_cosine")
         if self.schedule_steps and self.warmup_steps >= self.schedule_steps:
             raise InputError("--warmup_steps must be below --schedule_steps")
+        if not re.fullmatch(r"(\d+:\d+)?", self.profile_steps):
+            raise InputError(f"--profile_steps={self.profile_steps}: give FIRST:LAST, as in 100:120")
+        given = [bool(self.coordinator_address), self.num_processes > 0, self.process_id >= 0]
+        if any(given) and not all(given):
+            raise InputError("--coordinator_address, --num_processes and --process_id go together: give all three")
+        if self.coordinator_address and not re.fullmatch(r".+:\d+", self.coordinator_address):
+            raise InputError(f"--coordinator_address={self.coordinator_address}: give HOST:PORT")
+        if self.process_id >= max(self.num_processes, 0) and all(given):
+            raise InputError(f"--process_id={self.process_id} must be below --num_processes={self.num_processes}")
         if self.parallelism == "single" and self.num_devices > 1:
             raise InputError(f"--parallelism=single uses one device: give --num_devices=1, not {self.num_devices}, "
                              "or --parallelism=shard_map")
@@ -179,10 +214,10 @@ def digest_json(value: Any) -> str:
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """One phrase for each setting in which two experiments differ."""
+    """One phrase for each name whose values differ."""
     names = sorted(saved.keys() | current.keys())
     return [
-        f"--{name} was {_text(saved.get(name))}, is {_text(current.get(name))}"
+        f"{name} was {_text(saved.get(name))}, is {_text(current.get(name))}"
         for name in names
         if saved.get(name) != current.get(name)
     ]
@@ -193,6 +228,8 @@ def resolve_paths(config: Config) -> Config:
     changes = {"data_dir": str(Path(config.data_dir).expanduser().absolute())}
     if config.dataset not in NAMED_DATASETS:
         changes["dataset"] = str(Path(config.dataset).expanduser().absolute())
+    if config.compilation_cache_dir:
+        changes["compilation_cache_dir"] = str(Path(config.compilation_cache_dir).expanduser().absolute())
     if config.workdir:
         changes["workdir"] = str(Path(config.workdir).expanduser().absolute())
     return dataclasses.replace(config, **changes)

@@ -4,6 +4,9 @@ Both run the same step on the same examples; only the way of the bytes differs.
 """
 
 import itertools
+import math
+import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -12,16 +15,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp.datasets import ArrayDataset
+from distmlp.config import Config, InputError
+from distmlp.datasets import AnyDataset, ArrayDataset
 from distmlp.loader import Batch, NumpyLoader
 from distmlp.mesh import Layout
 from distmlp.step import State, TrainStep, wrap
 
+_LARGEST_DISPATCH = 512  # steps
+_FIXED_DISPATCH = 32  # steps, where the processes cannot each go by its own clock
+_DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
 _PREFETCH = 2  # batches on their way to the devices while a step runs
 
 
 class Feed(Protocol):
     """Advances a state by one or more steps."""
+
+    # Dispatches whose losses are still to be read. Reading late keeps the devices busy; never reading lets emulated
+    # devices deadlock after some dozens.
+    in_flight: int
 
     def compile(self, state: State) -> None:
         """Compiles ahead of the first step."""
@@ -36,6 +47,8 @@ class Feed(Protocol):
 
 class HostFeed:
     """One step per dispatch, on batches that the loader gathers while the devices work on the ones before."""
+
+    in_flight = 8
 
     def __init__(self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int) -> None:
         self._layout, self._loader, self._total_steps = layout, loader, total_steps
@@ -71,12 +84,20 @@ class HostFeed:
 
 
 class DeviceFeed:
-    """Up to `steps_per_dispatch` steps in one loop on the devices, each of which holds a copy of the data set."""
+    """Many steps per dispatch, in one loop on the devices, each of which holds a copy of the data set.
+
+    At most `steps_per_dispatch`; if that is 0, so many as take about a quarter of a second, found out by doubling.
+    """
+
+    in_flight = 1
 
     def __init__(
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: ArrayDataset, steps_per_dispatch: int
     ) -> None:
-        self._layout, self._loader, self._size = layout, loader, steps_per_dispatch
+        self._layout, self._loader, self._size = layout, loader, steps_per_dispatch or _LARGEST_DISPATCH
+        # Several processes must dispatch alike, whatever their clocks say.
+        self._adapts = steps_per_dispatch == 0 and jax.process_count() == 1
+        self._steps, self._last_advance = (1 if self._adapts else min(self._size, _FIXED_DISPATCH)), -math.inf
         self._data = layout.put((dataset.images, dataset.labels), (None, None))
         self._axes = (None, None, 1, 1, None, None)
 
@@ -99,9 +120,20 @@ class DeviceFeed:
         epoch, start = divmod(step, per_epoch)
         if (epoch, start) != (self._loader.epoch, self._loader.step):
             self._loader.set_position(epoch, start)
-        stop = min(start + self._size, start + limit - step, per_epoch)
+        if self._adapts:
+            self._adapt()
+        stop = min(start + self._steps, start + limit - step, per_epoch)
         state, losses = self._run(state, *self._arguments(start, stop))
         return state, losses, [self._loader.weight_sum(k) for k in range(start, stop)]
+
+    def _adapt(self) -> None:
+        # The losses of the dispatch before are read in between: two calls are one dispatch apart.
+        now = time.monotonic()
+        if now - self._last_advance < _DISPATCH_SECONDS:
+            self._steps = min(2 * self._steps, self._size)
+        elif now - self._last_advance > 4 * _DISPATCH_SECONDS:
+            self._steps = max(1, self._steps // 2)
+        self._last_advance = now
 
     def _arguments(self, start: int, stop: int) -> list[jax.Array]:
         """The dispatch's arguments, of one static shape: rows behind the last step are not read."""
@@ -115,3 +147,30 @@ class DeviceFeed:
 
         host = (fill(indices.astype(np.int32)), fill(weights), fill(sums), np.int32(stop - start))
         return [*self._data, *self._layout.put(host, self._axes[2:])]
+
+
+def choose_placement(config: Config, dataset: AnyDataset, layout: Layout) -> tuple[str, str]:
+    """Where the training set lies, host or device, and why.
+
+    Raises:
+      InputError: --data_placement=device for data that are read from files as they are needed.
+    """
+    if not isinstance(dataset, ArrayDataset) or dataset.mapped:
+        if config.data_placement == "device":
+            raise InputError(f"--data_placement=device needs data in memory, and {dataset.name} is read from its "
+                             "files: give --data_placement=host")
+        return "host", "read as needed"
+    if config.data_placement != "auto":
+        return config.data_placement, "asked for"
+    room, size = _memory(layout) // 4, dataset.images.nbytes
+    if size > room:
+        return "host", f"{size / 2**20:,.0f} MiB are more than a quarter of a device's memory"
+    return "device", f"{size / 2**20:,.0f} MiB fit"
+
+
+def _memory(layout: Layout) -> int:
+    """Bytes of memory of a device; emulated ones share the host's."""
+    device = layout.devices[layout.local_positions[0]]
+    stats = device.memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(layout.local_positions)
+    return int(stats.get("bytes_limit", host))

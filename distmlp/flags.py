@@ -11,7 +11,7 @@ from distmlp.config import Config, InputError
 
 _HELP_FLAGS = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
 # Of one start, not of the run: leaving them out lets run.flags repeat the run anywhere.
-_NOT_IN_RUN_FLAGS = ("workdir",)
+_NOT_IN_RUN_FLAGS = ("workdir", "coordinator_address", "num_processes", "process_id")
 
 
 class HelpRequested(Exception):

@@ -1,6 +1,7 @@
 """train(config): the only control flow. Advance, settle the losses, log what is due, save what is due."""
 
 import dataclasses
+import signal
 import sys
 import time
 from collections import deque
@@ -11,12 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp import banner, datasets, metrics, model, optim
+from distmlp import banner, cluster, datasets, feed, metrics, model, optim
 from distmlp.checkpoint import Checkpoints, Meta
 from distmlp.config import Config, InputError, resolve_paths
 from distmlp.digest import DivergedError, StateDigest, params_sha256
 from distmlp.evaluate import Evaluator
-from distmlp.feed import HostFeed
 from distmlp.loader import NumpyLoader
 from distmlp.mesh import Layout, make_layout, prepare_backend
 from distmlp.scaling import input_scaling
@@ -24,9 +24,7 @@ from distmlp.signals import Interrupted, Signals, Watchdog
 from distmlp.step import State, make_train_step
 from distmlp.workdir import Workdir, refuse_differences
 
-# Dispatches whose losses are still to be read. Reading late keeps the devices fed; never reading lets emulated
-# devices deadlock after some dozens.
-_IN_FLIGHT = 8
+_SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
 
 
 class Result(NamedTuple):
@@ -64,6 +62,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result
     config.validate()
     config = resolve_paths(config)
     prepare_backend(config)
+    cluster.start(config)
     data = datasets.load(config, train_set, test_set)
     if config.batch_size > len(data.train):
         raise InputError(f"--batch_size={config.batch_size} is more than the {len(data.train)} training examples: "
@@ -91,15 +90,22 @@ class Trainer:
         self.total_steps = config.total_steps(self.per_epoch)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.optimizer = optim.make(config, self.total_steps)
-        self.metrics = metrics.Metrics(workdir.metrics)
+        self.metrics = metrics.Metrics(workdir.metrics, quiet=not cluster.is_first())
         self.digest = StateDigest(layout)
         self.evaluator = Evaluator(config, layout)
         train_step = make_train_step(config, layout, data.num_classes, self.optimizer)
-        self.feed = HostFeed(layout, self.loader, train_step, self.total_steps)
+        where, why = feed.choose_placement(config, data.train, layout)
+        self.placement = f"{where} ({why})"
+        self.feed: feed.Feed = (
+            feed.DeviceFeed(layout, self.loader, train_step, data.train, config.steps_per_dispatch)
+            if where == "device" and isinstance(data.train, datasets.ArrayDataset)
+            else feed.HostFeed(layout, self.loader, train_step, self.total_steps)
+        )
         self.checkpoints = Checkpoints(workdir.path, self.digest, config.keep_checkpoints, self._best_step)
-        self.signals, self.watchdog = Signals(), Watchdog(config.stall_seconds)
+        self.several = jax.process_count() > 1
+        self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
         self.state, self.step, self.totals = self._initial_state(), 0, Totals()
-        self.saved_step, self.saved_at = 0, time.monotonic()
+        self.saved_step, self.saved_at, self.dispatches = 0, time.monotonic(), 0
         self.pending: deque[tuple[int, jax.Array, list[int]]] = deque()
         self.last_loss: float | None = None
         self._exit = ExitStack()
@@ -121,7 +127,9 @@ class Trainer:
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
         self.metrics.start(self.step)
-        self.metrics.say(banner.text(self.config, self.data, self.layout, self.sizes, self.workdir.path))
+        self.metrics.say(
+            banner.text(self.config, self.data, self.layout, self.sizes, self.placement, self.workdir.path)
+        )
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
         self.feed.compile(self.state)
@@ -139,7 +147,8 @@ class Trainer:
             self.state, losses, counts = self.feed.advance(self.state, self.step, self._next_due())
             self.pending.append((self.step, losses, counts))
             self.step += len(counts)
-            self._settle(_IN_FLIGHT)
+            self._settle(self.feed.in_flight)
+            self.dispatches += 1
             self._show_progress()
             if self._log_due():
                 self._settle(0)
@@ -194,9 +203,15 @@ class Trainer:
         return (
             self.step == self.total_steps
             or self._every(steps)
-            or (seconds > 0 and time.monotonic() - self.saved_at >= seconds)
+            or (seconds > 0 and self._seconds_passed(seconds))
             or (not steps and not seconds and self._evaluate_due())
         )
+
+    def _seconds_passed(self, seconds: float) -> bool:
+        """Whether so much time has passed since the last save, by the first process's clock."""
+        if self.several and self.dispatches % _SECONDS_POINT:
+            return False
+        return cluster.decide(time.monotonic() - self.saved_at >= seconds)
 
     def _log(self) -> None:
         """Evaluates if that is due, and writes the line of this step."""
@@ -228,7 +243,8 @@ class Trainer:
 
     def _poll(self) -> None:
         self.watchdog.beat()
-        self._stop_if_signalled()
+        if not self.several:  # several processes stop together, between steps
+            self._stop_if_signalled()
 
     def _save(self) -> None:
         now = time.monotonic()
@@ -247,7 +263,10 @@ class Trainer:
 
     def _stop_if_signalled(self) -> None:
         """Saves and raises if a signal came; the state is always that of a step boundary."""
-        if self.signals.received is None:
+        signum = self.signals.received
+        if self.several:
+            signum = signal.SIGTERM if cluster.stop_point() else None
+        if signum is None:
             return
         self._settle(0)
         self.metrics.close_bar()
@@ -255,7 +274,7 @@ class Trainer:
             self._save()
         self.checkpoints.wait()
         raise Interrupted(
-            self.signals.received,
+            signum,
             f"stopped after step {self.step} of {self.total_steps}; {self._last_checkpoint()}; the same command "
             f"with --workdir={self.workdir.path} goes on from there",
         )
@@ -276,11 +295,15 @@ class Trainer:
 
     def _restore(self) -> None:
         self.data_fingerprint = self.data.fingerprint()
+        cluster.agree(
+            {f"--{name}": value for name, value in self.config.settings().items() if name != "process_id"}
+            | {"data": self.data_fingerprint} | banner.versions()
+        )
         restored = self.checkpoints.newest_intact(self.state, self._check_meta)
         if restored is None:
             return
         state, meta, moved = restored
-        for line in moved:
+        for line in moved if cluster.is_first() else []:
             print(f"distmlp: {line}", file=sys.stderr)
         # Orbax's arrays may not be donatable: the step's own copies are.
         self.state = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(state)

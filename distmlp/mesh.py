@@ -125,7 +125,12 @@ def make_layout(config: Config) -> Layout:
     if config.expect_devices not in (0, wanted):
         raise InputError(f"--expect_devices={config.expect_devices}, but there {_are(wanted, kind)}"
                          f"{_remedy(kind, config.expect_devices)}")
-    parallelism = config.parallelism
+    parallelism, processes = config.parallelism, jax.process_count()
+    if processes > 1 and wanted != len(available):
+        raise InputError(f"--num_devices={wanted} goes with one process: {processes} processes use all of their "
+                         f"{len(available)} devices")
+    if processes > 1 and parallelism in ("single", "pmap"):
+        raise InputError(f"--parallelism={parallelism} is for one process: give --parallelism=shard_map")
     if parallelism == "auto":
         parallelism = "single" if wanted == 1 else "shard_map"
     if parallelism == "single" and wanted > 1:

@@ -21,6 +21,7 @@ class Metrics:
     """
 
     def __init__(self, path: Path, quiet: bool = False) -> None:
+        """Reads the lines that are there. With `quiet`, in all processes but the first, nothing is written."""
         self.path, self.quiet = path, quiet
         self.history: list[Line] = []
         self._tensorboard: Any = None
@@ -40,6 +41,8 @@ class Metrics:
     def start(self, step: int) -> None:
         """Drops what lies beyond `step`, where training now goes on, and opens the sinks."""
         self.history = [line for line in self.history if line["step"] <= step and not line.get("final")]
+        if self.quiet:
+            return
         replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
         from tensorboardX import SummaryWriter
 
@@ -48,6 +51,8 @@ class Metrics:
     def log(self, line: Line) -> None:
         """Writes one line; its numbers other than step and epoch also become TensorBoard scalars."""
         self.history.append(line)
+        if self.quiet:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -34,15 +34,21 @@ def install_exit_at_once() -> None:
 
 
 class Signals:
-    """Within this context the first signal only sets `received`; the second ends the process at once."""
+    """Within this context the first signal only asks for a stop; the second ends the process at once.
 
-    def __init__(self) -> None:
+    With several processes SIGTERM is jax's, whose coordination service makes all of them stop at the same point
+    (cluster.stop_point); SIGINT is passed on to it.
+    """
+
+    def __init__(self, several: bool) -> None:
         self.received: int | None = None
+        self._several = several
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python delivers no signals
-            self._previous = {signum: signal.signal(signum, self._handle) for signum in _SIGNALS}
+            mine = (signal.SIGINT,) if self._several else _SIGNALS
+            self._previous = {signum: signal.signal(signum, self._handle) for signum in mine}
         return self
 
     def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -53,6 +59,8 @@ class Signals:
         if self.received is not None:
             exit_at_once(signum)
         self.received = signum
+        if self._several:
+            os.kill(os.getpid(), signal.SIGTERM)
         message = f"\ndistmlp: {signal.Signals(signum).name}: saving at the next step; once more exits at once\n"
         os.write(sys.stderr.fileno(), message.encode())
 

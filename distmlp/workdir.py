@@ -2,11 +2,15 @@
 
 import fcntl
 import os
+import secrets
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distmlp import flags
+import numpy as np
+
+from distmlp import cluster, flags
 from distmlp.config import Config, InputError, differences
 
 
@@ -14,12 +18,24 @@ class Workdir:
     """WORKDIR, locked for this process; the lock dies with its holder."""
 
     def __init__(self, config: Config) -> None:
-        """Creates the folder if need be, and takes the lock.
+        """Creates the folder if need be, and takes the lock; of several processes, the first one does.
 
         Raises:
-          InputError: it is no folder, cannot be written to, or another process trains in it.
+          InputError: it is no folder, cannot be written to, or another run is using it.
         """
         self.path = Path(config.workdir) if config.workdir else _new_path(config)
+        self._lock = -1
+        failure: InputError | None = None
+        if cluster.is_first():
+            try:
+                self._acquire()
+            except InputError as error:
+                failure = error
+        if not cluster.decide(failure is None):
+            raise failure or InputError(f"--workdir={self.path}: process 0 cannot use it")
+        self._check_shared()
+
+    def _acquire(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -34,6 +50,20 @@ class Workdir:
             os.close(self._lock)
             raise InputError(f"--workdir={self.path} is in use by another process: "
                              "wait for it, or give another folder") from None
+        os.truncate(self._lock, 0)
+        os.write(self._lock, secrets.token_bytes(16))
+
+    def _check_shared(self) -> None:
+        """Every process must see what the first one wrote into the lock file."""
+        try:
+            token = (self.path / "lock").read_bytes()
+        except OSError:
+            token = b""
+        seen = cluster.gather(zlib.crc32(token) >> 1)
+        alien = np.flatnonzero(seen != seen[0])
+        if len(alien):
+            raise InputError(f"--workdir={self.path} is not shared: process {alien[0]} does not see what process 0 "
+                             "wrote there; give a folder that all processes see")
 
     @property
     def checkpoints(self) -> Path:
@@ -51,19 +81,22 @@ class Workdir:
 
     def write_run_flags(self, config: Config) -> None:
         """Writes run.flags, whole or not at all."""
+        if not cluster.is_first():
+            return
         text, target = flags.run_flags(config), self.path / "run.flags"
         if target.exists() and target.read_text() == text:
             return
         replace_file(target, text)
 
     def close(self) -> None:
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
 
 
 def refuse_differences(workdir: Path, saved: dict[str, Any], config: Config) -> None:
     """Raises InputError naming every setting of `config` in which it is not the run with the settings `saved`."""
-    experiment = config.experiment()
-    changed = differences({name: saved[name] for name in experiment if name in saved}, experiment)
+    experiment = {f"--{name}": value for name, value in config.experiment().items()}
+    changed = differences({f"--{name}": value for name, value in saved.items() if f"--{name}" in experiment}, experiment)
     if changed:
         raise InputError(f"--workdir={workdir} holds another run ({'; '.join(changed)}): "
                          "give the same flags, or another --workdir")

@@ -8,6 +8,7 @@ from distmlp import signals
 signals.install_exit_at_once()  # before the slow imports
 
 import sys  # noqa: E402
+import traceback  # noqa: E402
 
 from distmlp import InputError, flags  # noqa: E402
 
@@ -38,7 +39,19 @@ def main(argv: list[str]) -> int:
     except signals.Interrupted as stop:
         print(f"distmlp: {stop}", file=sys.stderr)
         return stop.exit_code
+    except Exception as error:
+        return _fault(error)
     return 0
+
+
+def _fault(error: Exception) -> int:
+    """Reports what should not happen; with several processes, most often that another one has died."""
+    from distmlp import cluster
+
+    traceback.print_exc()
+    if cluster.several():
+        _fail(RuntimeError(f"{cluster.this_process()} stops: {' '.join(str(error).split())[:300]}"), 1)
+    return 1
 
 
 def _fail(error: Exception, code: int) -> int:
@@ -47,4 +60,9 @@ def _fail(error: Exception, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    code = main(sys.argv)
+    if code and "jax" in sys.modules:
+        from distmlp import cluster
+
+        cluster.leave(code)
+    sys.exit(code)
