@@ -167,12 +167,16 @@ def gather(value: bool | int) -> np.ndarray:
     """The value in each process, [processes]; a collective."""
     if jax.process_count() == 1:
         return np.array([value])
-    return np.asarray(multihost_utils.process_allgather(np.int32(value)))
+    with jax.transfer_guard("allow"):
+        return np.asarray(multihost_utils.process_allgather(np.int32(value)))
 
 
 def decide(value: bool) -> bool:
     """Process 0's value, in every process; a collective."""
-    return value if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    if jax.process_count() == 1:
+        return value
+    with jax.transfer_guard("allow"):
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 _stop_points = itertools.count(1)

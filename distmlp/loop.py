@@ -106,6 +106,8 @@ class Trainer:
         self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
         self.state, self.step, self.totals = self._initial_state(), 0, Totals()
         self.saved_step, self.saved_at, self.dispatches = 0, time.monotonic(), 0
+        # --profile_steps=A:B counts from 1: the profiler runs from step A - 1 completed to step B completed
+        self.profile_steps = [max(int(n) - 1 + i, 0) for i, n in enumerate(config.profile_steps.split(":")) if n]
         self.pending: deque[tuple[int, jax.Array, list[int]]] = deque()
         self.last_loss: float | None = None
         self._exit = ExitStack()
@@ -144,6 +146,7 @@ class Trainer:
         segment = time.monotonic()
         while self.step < self.total_steps:
             self._stop_if_signalled()
+            self._profile()
             self.state, losses, counts = self.feed.advance(self.state, self.step, self._next_due())
             self.pending.append((self.step, losses, counts))
             self.step += len(counts)
@@ -185,7 +188,8 @@ class Trainer:
         config = self.config
         intervals = (self.per_epoch, config.eval_every_steps, config.checkpoint_every_steps,
                      config.check_replicas_every)
-        return min(self.total_steps, *(self.step - self.step % n + n for n in intervals if n))
+        profile = [n for n in self.profile_steps if n > self.step]
+        return min(self.total_steps, *(self.step - self.step % n + n for n in intervals if n), *profile)
 
     def _evaluate_due(self) -> bool:
         epoch_end = self._every(self.per_epoch) and self.config.eval_every_epochs > 0
@@ -206,6 +210,21 @@ class Trainer:
             or (seconds > 0 and self._seconds_passed(seconds))
             or (not steps and not seconds and self._evaluate_due())
         )
+
+    def _profile(self) -> None:
+        """Starts the profiler before the first and stops it after the last of --profile_steps."""
+        if self.profile_steps and self.step == self.profile_steps[0]:
+            self._settle(0)
+            jax.profiler.start_trace(str(self.workdir.path / "profile"))
+            self._exit.callback(self._stop_profile)
+        elif self.profile_steps and self.step == self.profile_steps[1]:
+            self._settle(0)
+            self._stop_profile()
+
+    def _stop_profile(self) -> None:
+        if self.profile_steps:
+            jax.profiler.stop_trace()
+            self.profile_steps = []
 
     def _seconds_passed(self, seconds: float) -> bool:
         """Whether so much time has passed since the last save, by the first process's clock."""

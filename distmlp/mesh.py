@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
+import platform
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,9 +27,29 @@ _GPU_DETERMINISM = "--xla_gpu_deterministic_ops=true"
 
 
 def prepare_backend(config: Config) -> None:
-    """Sets what XLA reads from the environment when it starts; does nothing once it has started."""
-    if xla_bridge.backends_are_initialized():
-        return
+    """Sets what XLA reads from the environment when it starts, and the compilation cache.
+
+    Once the backend has started, as it may have in a notebook, the environment is left alone.
+    """
+    if not xla_bridge.backends_are_initialized():
+        _set_environment(config)
+    if config.compilation_cache_dir and not jax.config.jax_compilation_cache_dir:
+        folder = Path(config.compilation_cache_dir).expanduser() / _cache_key()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # jax's default of 1 s would skip this MLP.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _cache_key() -> str:
+    """What CPU programs depend on besides what jax looks at: the processor's features and XLA's thread count."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.machine()]
+    features = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
+    digest = hashlib.sha256("".join(features[:2]).encode()).hexdigest()[:12]
+    return f"{digest}-{os.environ.get('PJRT_NPROC') or os.environ.get('NPROC') or os.cpu_count()}"
+
+
+def _set_environment(config: Config) -> None:
     if config.reduction == "invariant":
         os.environ.setdefault("PJRT_NPROC", str(INVARIANT_CPU_THREADS))
         if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
@@ -103,7 +126,8 @@ class Layout:
     def _place(self, arrays: list[Any], placements: list[Any]) -> list[jax.Array]:
         if jax.process_count() == 1:
             return jax.device_put(arrays, placements)  # type: ignore[no-any-return]
-        return [jax.make_array_from_process_local_data(p, a) for a, p in zip(arrays, placements, strict=True)]
+        with jax.transfer_guard("allow"):  # to the guard, jax's own transfer here is an implicit one
+            return [jax.make_array_from_process_local_data(p, a) for a, p in zip(arrays, placements, strict=True)]
 
 
 def partition(axis: int | None) -> P:
