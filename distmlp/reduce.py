@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.flatten_util import ravel_pytree
 
 ShardFunction = Callable[[Any], Any]
@@ -29,7 +30,7 @@ def invariant(function: ShardFunction, shards: Any, axis: str | None, num_shards
     The exchange is an all-reduce with its middle opened up: each device receives every shard's slice of the flattened
     values (all-to-all), adds the slices along the tree, and hands its sum to all (all-gather).
     """
-    values = jax.lax.map(function, shards)  # one after the other: a batched vmap over shards gives other bits
+    values = jax.lax.map(isolated(function), shards)  # one after the other: a batched vmap gives other bits
     per_device = jax.tree.leaves(values)[0].shape[0]
     parts = [jax.tree.map(lambda x, i=i: x[i], values) for i in range(per_device)]
     if num_devices == 1:
@@ -48,6 +49,21 @@ def invariant(function: ShardFunction, shards: Any, axis: str | None, num_shards
     slices = slices.reshape(num_devices * len(parts), -1)
     total = _tree_sum([slices[i] for i in range(num_shards)])
     return restore(jax.lax.all_gather(total, axis, tiled=True, to="invarying")[:size])
+
+
+def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as a computation of its own, which XLA does not inline, nor fuse with what is around it.
+
+    What is around it depends on the device count: a loop over one shard, for instance, is no loop. Fused differently,
+    the same arithmetic has other bits, because a multiplication and an addition in one kernel may be rounded once.
+    (optimization_barrier does not help on CPU, where it is dropped before fusion.)
+    """
+
+    def call(*args: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(function)(*args)
+
+    return call
 
 
 def _tree_sum(parts: list[Any]) -> Any:

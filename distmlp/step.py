@@ -68,10 +68,16 @@ def make_train_step(
     first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
     """
 
+    def update(grads: model.Params, opt_state: Any, params: model.Params) -> tuple[model.Params, Any]:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    if config.reduction == "invariant":
+        update = reduce.isolated(update)
+
     def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
         loss, grads = gradients(state, batch, config, layout, num_classes)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = update(grads, state.opt_state, state.params)
         zero_or_nan = sum(jnp.sum(bias * 0) for _, bias in grads)
         return State(params, opt_state, state.step + 1, state.scaling), loss + zero_or_nan
 
