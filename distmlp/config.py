@@ -21,12 +21,14 @@ def _field(
     help: str,
     *,
     minimum: float | None = None,
+    maximum: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
     on_resume: str = "fixed",
 ) -> Any:
     """A field with its flag's help, its range, and whether a resumed run may change it: fixed, free, or length."""
-    metadata = {"help": help, "minimum": minimum, "above": above, "choices": choices, "on_resume": on_resume}
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "above": above, "choices": choices,
+                "on_resume": on_resume}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -70,7 +72,8 @@ class Config:
     num_epochs: int = _field(8, "passes over the training set", minimum=1, on_resume="length")
     max_steps: int = _field(0, "train for exactly so many steps instead of num_epochs; 0: off", minimum=0,
                             on_resume="length")
-    seed: int = _field(0, "of the initial parameters and of the order of the examples", minimum=0)
+    seed: int = _field(0, "of the initial parameters and of the order of the examples", minimum=0,
+                       maximum=2**31 - 1)
 
     optimizer: str = _field("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
     learning_rate: float = _field(0.01, "step size, or its peak under a schedule", above=0)
@@ -153,7 +156,7 @@ class Config:
         """Raises InputError for a value that cannot be right whatever the data and the devices are."""
         for field in dataclasses.fields(self):
             self._validate_field(field, getattr(self, field.name))
-        if not all(isinstance(size, int) and size >= 1 for size in self.hidden_sizes):
+        if not all(type(size) is int and size >= 1 for size in self.hidden_sizes):
             raise InputError(f"--hidden_sizes={_text(self.hidden_sizes)}: give whole numbers from 1 up, as in 512,512")
         if self.momentum >= 1:
             raise InputError(f"--momentum={self.momentum} must be below 1")
@@ -190,6 +193,8 @@ class Config:
             raise InputError(f"{flag}: choose one of {', '.join(meta['choices'])}")
         if meta["minimum"] is not None and value < meta["minimum"]:
             raise InputError(f"{flag} must be at least {meta['minimum']}")
+        if meta["maximum"] is not None and value > meta["maximum"]:
+            raise InputError(f"{flag} must be at most {meta['maximum']}")
         if meta["above"] is not None and value <= meta["above"]:
             raise InputError(f"{flag} must be above {meta['above']}")
 
@@ -225,7 +230,7 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 def resolve_paths(config: Config) -> Config:
     """Paths made absolute once, so that neither Orbax nor run.flags depends on the current folder."""
-    changes = {"data_dir": str(Path(config.data_dir).expanduser().absolute())}
+    changes: dict[str, Any] = {"data_dir": str(Path(config.data_dir).expanduser().absolute())}
     if config.dataset not in NAMED_DATASETS:
         changes["dataset"] = str(Path(config.dataset).expanduser().absolute())
     if config.compilation_cache_dir:

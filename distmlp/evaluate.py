@@ -21,11 +21,11 @@ _AHEAD = 4  # steps in flight; emulated devices can deadlock when dozens are
 class Evaluation(NamedTuple):
     loss: float  # mean over examples (and classes, as the tutorial's)
     correct: int
-    count: int
+    total: int
 
     @property
     def accuracy(self) -> float:
-        return self.correct / self.count
+        return self.correct / self.total
 
 
 class Evaluator:
@@ -45,11 +45,15 @@ class Evaluator:
             result = jnp.stack([losses, correct])
             return result if layout.parallelism == "single" else jax.lax.all_gather(result, AXIS, axis=1, tiled=True)
 
-        if layout.parallelism != "single":
-            body = jax.shard_map(
-                body, mesh=layout.mesh, in_specs=(P(), P(AXIS), P(AXIS)), out_specs=P(), check_vma=False
+        if layout.parallelism == "single":
+            self._losses = jax.jit(body)
+        elif layout.parallelism == "pmap":
+            self._losses = jax.pmap(body, AXIS, in_axes=(None, 0, 0), out_axes=None, devices=layout.devices)
+        else:
+            specs = (P(), P(AXIS), P(AXIS))
+            self._losses = jax.jit(
+                jax.shard_map(body, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=False)
             )
-        self._losses = jax.jit(body)
 
     def __call__(self, state: State, dataset: AnyDataset, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Calls `poll` before each step; it may raise to stop the evaluation."""

@@ -1,0 +1,118 @@
+"""Eight emulated CPU devices, asked for before anything starts a JAX backend; fixtures that several files use."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+DEVICES = 8
+_COUNT_FLAG = "--xla_force_host_platform_device_count="
+
+
+def with_devices(xla_flags: str, count: int) -> str:
+    """XLA_FLAGS that ask for so many CPU devices; the other flags stay."""
+    kept = [flag for flag in xla_flags.split() if not flag.startswith(_COUNT_FLAG)]
+    return " ".join([*kept, f"{_COUNT_FLAG}{count}"])
+
+
+os.environ["XLA_FLAGS"] = with_devices(os.environ.get("XLA_FLAGS", ""), DEVICES)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["PJRT_NPROC"] = "16"  # with fewer threads than twice the devices, collectives starve one another
+os.environ.pop("JAX_NUM_CPU_DEVICES", None)  # it would override XLA_FLAGS
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _eight_devices() -> None:
+    import jax
+
+    count = jax.device_count()
+    assert count == DEVICES, f"the tests need {DEVICES} emulated CPU devices, not {count}: was JAX started too early?"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that leaves --workdir out writes runs/ to its own folder, not to the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> str:
+    """The folder of torchvision's MNIST files."""
+    folder = os.environ.get("DISTMLP_DATA_DIR")
+    if not folder:
+        pytest.skip("needs MNIST: set DISTMLP_DATA_DIR to the --data_dir that holds it")
+    return str(Path(folder).absolute())
+
+
+RunTrain = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run_train(tmp_path: Path) -> RunTrain:
+    """run_train(*flags, devices=1, env={}, timeout=300): `python -m launch.train` as a process of its own.
+
+    It starts as a user's would, in the test's folder, with nothing of this process's JAX settings but the platform.
+    """
+
+    def run(
+        *flags: str, devices: int = 1, env: dict[str, str] | None = None, timeout: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "launch.train", *flags], cwd=tmp_path, env=process_env(devices) | (env or {}),
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )
+
+    return run
+
+
+def process_env(devices: int = 1) -> dict[str, str]:
+    """The environment of a training process with so many emulated devices."""
+    env = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}
+    env["XLA_FLAGS"] = with_devices(env["XLA_FLAGS"], devices)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), env.get("PYTHONPATH")]))
+    return env
+
+
+def make_arrays(train: int = 96, test: int = 40, features: int = 12, classes: int = 4) -> dict[str, np.ndarray]:
+    """A small learnable set: the label is the largest of some random projections."""
+    rng = np.random.default_rng(0)
+    projections = rng.standard_normal((features, classes))
+    arrays = {}
+    for name, size in (("train", train), ("test", test)):
+        images = rng.integers(0, 256, (size, features), dtype=np.uint8)
+        labels = ((images - 127.5) @ projections).argmax(axis=1).astype(np.uint8)
+        labels[:classes] = np.arange(classes)  # every class occurs
+        arrays |= {f"x_{name}": images, f"y_{name}": labels}
+    return arrays
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> str:
+    """Path of an .npz data set: 96 training and 40 test examples, 12 features, 4 classes."""
+    path = tmp_path / "small.npz"
+    np.savez(path, **make_arrays())  # type: ignore[arg-type]
+    return str(path)
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[str]]:
+    """Names of the functions that XLA compiles while the test runs."""
+    import jax.monitoring
+    from jax._src import monitoring  # the public module cannot take a listener off again
+
+    names: list[str] = []
+
+    def listen(event: str, duration: float, **details: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(str(details.get("fun_name", "")))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    monitoring.unregister_event_duration_listener(listen)

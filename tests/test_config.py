@@ -1,0 +1,116 @@
+"""Config: ranges, what a resumed run must share, and how differences are named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from distmlp import Config, InputError
+from distmlp.config import differences, digest_json, resolve_paths
+
+
+def test_defaults_are_the_tutorials() -> None:
+    config = Config()
+    config.validate()
+    assert (config.hidden_sizes, config.batch_size, config.num_epochs) == ((512, 512), 128, 8)
+    assert (config.optimizer, config.learning_rate, config.schedule) == ("sgd", 0.01, "constant")
+    assert (config.momentum, config.weight_decay, config.clip_norm) == (0, 0, 0)
+    assert (config.input_scaling, config.shuffle, config.seed, config.compute_dtype) == ("none", False, 0, "float32")
+
+
+def test_every_field_says_what_it_is_and_whether_a_resumed_run_may_change_it() -> None:
+    for field in dataclasses.fields(Config):
+        assert len(field.metadata["help"]) > 5
+        assert field.metadata["on_resume"] in ("fixed", "free", "length")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
+        ({"batch_size": -3}, "--batch_size=-3 must be at least 1"),
+        ({"batch_size": 1.5}, "--batch_size=1.5: give an int"),
+        ({"batch_size": True}, "--batch_size=True: give an int"),
+        ({"shuffle": 1}, "--shuffle=1: give a bool"),
+        ({"learning_rate": 0.0}, "--learning_rate=0.0 must be above 0"),
+        ({"learning_rate": float("nan")}, "--learning_rate=nan must be a finite number"),
+        ({"learning_rate": float("inf")}, "--learning_rate=inf must be a finite number"),
+        ({"num_epochs": 0}, "--num_epochs=0 must be at least 1"),
+        ({"hidden_sizes": (512, 0)}, "--hidden_sizes=512,0: give whole numbers"),
+        ({"hidden_sizes": (True,)}, "--hidden_sizes=True: give whole numbers"),
+        ({"hidden_sizes": "512"}, "--hidden_sizes=512: give whole numbers"),
+        ({"optimizer": "lion"}, "--optimizer=lion: choose one of sgd, adam, adamw"),
+        ({"momentum": 1.0}, "--momentum=1.0 must be below 1"),
+        ({"momentum": 0.9, "optimizer": "adam"}, "--momentum goes with --optimizer=sgd"),
+        ({"warmup_steps": 5}, "--warmup_steps goes with --schedule=warmup_cosine"),
+        ({"schedule_steps": 5}, "--schedule_steps goes with --schedule=warmup_cosine"),
+        ({"schedule": "warmup_cosine", "warmup_steps": 5, "schedule_steps": 5}, "must be below --schedule_steps"),
+        ({"parallelism": "single", "num_devices": 2}, "--parallelism=single uses one device"),
+        ({"seed": 2**63}, "--seed=9223372036854775808 must be at most"),
+    ],
+    ids=str,
+)
+def test_values_that_cannot_be_right(change: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        dataclasses.replace(Config(), **change).validate()
+    assert words in str(caught.value)
+
+
+def test_from_python_a_list_of_sizes_and_a_whole_learning_rate_are_fine() -> None:
+    config = Config(hidden_sizes=[8, 4], learning_rate=1)  # type: ignore[arg-type]
+    config.validate()
+    assert config.hidden_sizes == (8, 4)
+    assert isinstance(config.learning_rate, float)
+    assert Config(hidden_sizes=()).validate() is None  # softmax regression
+
+
+def test_length_decides_the_result_only_under_a_schedule_of_the_runs_length() -> None:
+    constant = Config()
+    assert dataclasses.replace(constant, num_epochs=9).experiment() == constant.experiment()
+    cosine = Config(schedule="warmup_cosine")
+    assert dataclasses.replace(cosine, num_epochs=9).experiment() != cosine.experiment()
+    fixed = Config(schedule="warmup_cosine", schedule_steps=50)
+    assert dataclasses.replace(fixed, max_steps=20).experiment() == fixed.experiment()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_devices": 3}, {"parallelism": "pmap"}, {"eval_every_steps": 5}, {"checkpoint_every_steps": 7},
+        {"checkpoint_every_seconds": 1.0}, {"keep_checkpoints": 9}, {"workdir": "x"}, {"eval_train": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_a_resumed_run_may_change(change: dict[str, object]) -> None:
+    assert dataclasses.replace(Config(), **change).experiment() == Config().experiment()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"batch_size": 64}, {"learning_rate": 0.1}, {"hidden_sizes": (3,)}, {"dataset": "mnist"},
+     {"reduction": "invariant"}, {"shuffle": True}, {"input_scaling": "unit"}, {"compute_dtype": "bfloat16"}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_resumed_run_must_share(change: dict[str, object]) -> None:
+    changed = dataclasses.replace(Config(), **change)
+    named = differences(Config().experiment(), changed.experiment())
+    assert len(named) == 1
+    assert next(iter(change)) in named[0]
+
+
+def test_total_steps() -> None:
+    assert Config(num_epochs=3).total_steps(10) == 30
+    assert Config(num_epochs=3, max_steps=7).total_steps(10) == 7
+
+
+def test_digest_json_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest_json({"a": 1, "b": [2]}) == digest_json({"b": [2], "a": 1})
+    assert digest_json({"a": 1}) != digest_json({"a": 2})
+
+
+def test_paths_are_made_absolute_once(tmp_path: Path) -> None:
+    config = resolve_paths(Config(dataset="x.npz", data_dir="d", workdir="w"))
+    assert (config.dataset, config.data_dir, config.workdir) == tuple(str(tmp_path / n) for n in ("x.npz", "d", "w"))
+    assert resolve_paths(config) == config
+    assert resolve_paths(Config()).dataset == "digits"
+    assert resolve_paths(Config()).workdir == ""

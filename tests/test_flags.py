@@ -1,0 +1,83 @@
+"""The command line: flags generated from Config, flagfiles, run.flags."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from distmlp import Config, InputError, flags
+from distmlp.flags import HelpRequested, parse, run_flags
+
+
+def test_no_flags_give_the_defaults() -> None:
+    assert parse(["train"]) == Config()
+
+
+def test_values_of_every_type() -> None:
+    config = parse(["train", "--batch_size=64", "--learning_rate", "0.5", "--shuffle", "--hidden_sizes= 8, 4",
+                    "--dataset=some/file.npz", "--noeval_train"])  # fmt: skip
+    assert config == Config(
+        batch_size=64, learning_rate=0.5, shuffle=True, hidden_sizes=(8, 4), dataset="some/file.npz"
+    )
+    assert parse(["train", "--hidden_sizes="]).hidden_sizes == ()
+
+
+def test_later_flags_win_over_a_flagfile_and_comments_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "a.flags").write_text("# a comment\n--batch_size=7\n\n--seed=3\n")
+    config = parse(["train", "--flagfile=a.flags", "--batch_size=9"])
+    assert (config.batch_size, config.seed) == (9, 3)
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpfull", "--helpshort", "-h", "-help"])
+def test_help_lists_every_flag(flag: str) -> None:
+    with pytest.raises(HelpRequested) as caught:
+        parse(["train", "--batch_size=0", flag])
+    for field in dataclasses.fields(Config):
+        assert f"{field.name}:" in str(caught.value)
+
+
+def test_run_flags_repeat_the_run_without_its_workdir(tmp_path: Path) -> None:
+    config = Config(hidden_sizes=(8, 4), shuffle=True, learning_rate=0.1 + 0.2, workdir="w", data_dir="a b")
+    (tmp_path / "run.flags").write_text(run_flags(config))
+    assert parse(["train", "--flagfile=run.flags"]) == dataclasses.replace(config, workdir="")
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.flags")), ids=lambda path: path.stem)
+def test_configs_are_valid_and_commented(path: Path) -> None:
+    parse(["train", f"--flagfile={path}"]).validate()
+    assert path.read_text().startswith("# ")
+
+
+def test_tutorial_flags_leave_the_experiment_at_its_defaults() -> None:
+    config = parse(["train", f"--flagfile={REPOSITORY}/configs/tutorial.flags"])
+    assert config == Config(dataset="mnist", eval_train=True)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--nonsense=1", "--nonsense"),
+        ("--batch_siz=1", "--batch_size"),
+        ("stray", "unexpected argument 'stray'"),
+        ("--batch_size=x", "--batch_size=x: give a whole number"),
+        ("--learning_rate=fast", "--learning_rate=fast: give a number"),
+        ("--shuffle=maybe", "--shuffle=maybe: give true or false"),
+        ("--optimizer=lion", "--optimizer=lion: choose one of sgd, adam, adamw"),
+        ("--hidden_sizes=8,x", "--hidden_sizes=8,x: give whole numbers"),
+        ("--batch_size", "--batch_size"),
+        ("--noshuffle=1", "--noshuffle=1"),
+        ("--flagfile=absent.flags", "--flagfile=absent.flags"),
+        ("--flagfile=.", "--flagfile=."),
+        ("--flagfile=binary.flags", "--flagfile=binary.flags"),
+    ],
+)
+def test_bad_command_lines(
+    argument: str, words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "binary.flags").write_bytes(b"\x80\x81\xff\n--seed=1")
+    with pytest.raises(InputError) as caught:
+        flags.parse(["train", argument])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
