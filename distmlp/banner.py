@@ -1,5 +1,6 @@
 """The lines a run starts with: everything that a reader of its log will want to know."""
 
+import itertools
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ def versions() -> dict[str, str]:
 def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement: str, workdir: Path) -> str:
     """The banner of a run; `placement` says where the training set lies, and why."""
     kinds = {device.device_kind for device in layout.devices}
-    parameters = sum((m + 1) * n for m, n in zip(sizes[:-1], sizes[1:], strict=True))
+    parameters = sum((m + 1) * n for m, n in itertools.pairwise(sizes))
     shards = f"{layout.num_shards} shards of {-(-config.batch_size // layout.num_shards)}"
     hosts = cluster.hosts()
     rows: dict[str, Any] = {

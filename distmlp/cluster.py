@@ -78,7 +78,7 @@ def _find_place(config: Config) -> _Place | None:
         tasks = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env["SLURM_STEP_TASKS_PER_NODE"])
                  for _ in range(int(times or 1))]
         return _Place(None, None, None, int(env["SLURM_LOCALID"]), tasks[int(env["SLURM_NODEID"])])
-    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env or "TPU_WORKER_HOSTNAMES" in env:
+    if ("KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env) or "TPU_WORKER_HOSTNAMES" in env:
         return _Place(None, None, None, 0, 1)
     return None
 

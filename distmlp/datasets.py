@@ -71,8 +71,8 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         """Digest of shape, dtype, labels and features; of a memory-mapped set, 64 spaced rows stand for all."""
         rows = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64) if self.mapped else slice(None)
         digest = hashlib.blake2b(f"{self.images.shape} {self.images.dtype}".encode(), digest_size=16)
-        digest.update(self.labels)
-        digest.update(np.ascontiguousarray(self.images[rows]))
+        digest.update(self.labels.data)
+        digest.update(np.ascontiguousarray(self.images[rows]).data)
         return digest.hexdigest()
 
 
@@ -107,8 +107,8 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         rows = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64)
         images, labels = self[rows]
         digest = hashlib.blake2b(f"{len(self)} {images.dtype}".encode(), digest_size=16)
-        digest.update(images)
-        digest.update(labels)
+        digest.update(images.data)
+        digest.update(labels.data)
         return digest.hexdigest()
 
 

@@ -257,7 +257,7 @@ class Trainer:
         test = self.evaluator(self.state, self.data.test, self._poll)
         return line | {
             "test_loss": test.loss, "test_accuracy": test.accuracy,
-            "test_correct": test.correct, "test_count": test.count,
+            "test_correct": test.correct, "test_count": test.total,
         }
 
     def _poll(self) -> None:
@@ -308,7 +308,7 @@ class Trainer:
 
     def _initial_state(self) -> State:
         params = model.init_network_params(self.sizes, jax.random.key(self.config.seed))
-        scaling = input_scaling(self.config, self.data)
+        scaling = tuple(map(jnp.asarray, input_scaling(self.config, self.data)))
         state = State(params, self.optimizer.init(params), jnp.int32(0), scaling)
         return self.layout.replicate(jax.tree.map(np.asarray, state))  # type: ignore[no-any-return]
 

@@ -33,7 +33,7 @@ def prepare_backend(config: Config) -> None:
     """
     if not xla_bridge.backends_are_initialized():
         _set_environment(config)
-    if config.compilation_cache_dir and not jax.config.jax_compilation_cache_dir:
+    if config.compilation_cache_dir and not jax.config.values["jax_compilation_cache_dir"]:
         folder = Path(config.compilation_cache_dir).expanduser() / _cache_key()
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # jax's default of 1 s would skip this MLP.
@@ -59,7 +59,7 @@ def _set_environment(config: Config) -> None:
 
 
 def _emulated_devices() -> int:
-    if (configured := jax.config.jax_num_cpu_devices) > 0:
+    if (configured := jax.config.values["jax_num_cpu_devices"]) > 0:
         return int(configured)
     found = re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     return int(found[-1]) if found else 1
@@ -121,7 +121,7 @@ class Layout:
     def replicate(self, tree: Any) -> Any:
         """The same host values on every device."""
         leaves, structure = jax.tree.flatten(tree)
-        return structure.unflatten(self._place(leaves, [self._placements[None]] * len(leaves)))
+        return jax.tree.unflatten(structure, self._place(leaves, [self._placements[None]] * len(leaves)))
 
     def _place(self, arrays: list[Any], placements: list[Any]) -> list[jax.Array]:
         if jax.process_count() == 1:

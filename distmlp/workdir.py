@@ -96,7 +96,8 @@ class Workdir:
 def refuse_differences(workdir: Path, saved: dict[str, Any], config: Config) -> None:
     """Raises InputError naming every setting of `config` in which it is not the run with the settings `saved`."""
     experiment = {f"--{name}": value for name, value in config.experiment().items()}
-    changed = differences({f"--{name}": value for name, value in saved.items() if f"--{name}" in experiment}, experiment)
+    shared = {f"--{name}": value for name, value in saved.items() if f"--{name}" in experiment}
+    changed = differences(shared, experiment)
     if changed:
         raise InputError(f"--workdir={workdir} holds another run ({'; '.join(changed)}): "
                          "give the same flags, or another --workdir")
