@@ -68,7 +68,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result
         raise InputError(f"--batch_size={config.batch_size} is more than the {len(data.train)} training examples: "
                          f"give at most {len(data.train)}")
     layout = make_layout(config)
-    with closing(Workdir(config)) as workdir:
+    with closing(Workdir(config)) as workdir, jax.default_matmul_precision(config.matmul_precision):
         workdir.check_same_run(config)
         with Trainer(config, data, layout, workdir, started) as trainer:
             return trainer.run()
@@ -106,6 +106,7 @@ class Trainer:
         self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
         self.state, self.step, self.totals = self._initial_state(), 0, Totals()
         self.saved_step, self.saved_at, self.dispatches = 0, time.monotonic(), 0
+        self.clock = time.monotonic()
         # --profile_steps=A:B counts from 1: the profiler runs from step A - 1 completed to step B completed
         self.profile_steps = [max(int(n) - 1 + i, 0) for i, n in enumerate(config.profile_steps.split(":")) if n]
         self.pending: deque[tuple[int, jax.Array, list[int]]] = deque()
@@ -136,32 +137,33 @@ class Trainer:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
         self.feed.compile(self.state)
         self.watchdog.beat()
-        with jax.transfer_guard("disallow"):
-            self._train()
+        self._train()
         return self._finish()
 
     def _train(self) -> None:
-        if self.step and self._log_due() and not self.metrics.logged(self.step):
-            self._log()  # the run was stopped between this step and its line
-        segment = time.monotonic()
+        if self.step and self._log_due():
+            if self.metrics.logged(self.step):
+                self._reset_totals()  # the run was killed after this line, going on from a stop before it
+            else:
+                self._log()  # the run was stopped between this step and its line
+        self.clock = time.monotonic()
         while self.step < self.total_steps:
             self._stop_if_signalled()
             self._profile()
-            self.state, losses, counts = self.feed.advance(self.state, self.step, self._next_due())
+            with jax.transfer_guard("disallow"):
+                self.state, losses, counts = self.feed.advance(self.state, self.step, self._next_due())
+            losses.copy_to_host_async()
             self.pending.append((self.step, losses, counts))
             self.step += len(counts)
             self._settle(self.feed.in_flight)
             self.dispatches += 1
             self._show_progress()
             if self._log_due():
-                self._settle(0)
-                self.totals.epoch_seconds += time.monotonic() - segment
+                self._settle_all()
                 self._log()
-                segment = time.monotonic()
+                self.clock = time.monotonic()
             if self._save_due():
-                self._settle(0)
-                self.totals.epoch_seconds += time.monotonic() - segment
-                segment = time.monotonic()
+                self._settle_all()
                 self._save()
             elif self._every(self.config.check_replicas_every):
                 self.digest.check(self.state, self.step)
@@ -179,6 +181,13 @@ class Trainer:
                 self.totals.examples += count
                 self.totals.epoch_examples += count
             self.watchdog.beat()
+
+    def _settle_all(self) -> None:
+        """Waits for the devices, and adds the time since the last such moment to the epoch's."""
+        self._settle(0)
+        now = time.monotonic()
+        self.totals.epoch_seconds += now - self.clock
+        self.clock = now
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
@@ -246,9 +255,13 @@ class Trainer:
             line["examples_per_second"] = totals.epoch_examples / totals.epoch_seconds
         self.metrics.log(line)
         self.metrics.say(metrics.describe(line))
-        totals.loss, totals.examples = 0.0, 0
-        if epoch_end:
-            totals.epoch_examples, totals.epoch_seconds = 0, 0.0
+        self._reset_totals()
+
+    def _reset_totals(self) -> None:
+        """Begins new sums, after a line."""
+        self.totals.loss, self.totals.examples = 0.0, 0
+        if self._every(self.per_epoch):
+            self.totals.epoch_examples, self.totals.epoch_seconds = 0, 0.0
 
     def _evaluate(self) -> metrics.Line:
         line: metrics.Line = {}
@@ -287,7 +300,7 @@ class Trainer:
             signum = signal.SIGTERM if cluster.stop_point() else None
         if signum is None:
             return
-        self._settle(0)
+        self._settle_all()
         self.metrics.close_bar()
         if self.step > self.saved_step:
             self._save()
