@@ -276,6 +276,7 @@ class Trainer:
     def _poll(self) -> None:
         self.watchdog.beat()
         if not self.several:  # several processes stop together, between steps
+            self.clock = time.monotonic()  # an evaluation is no training time
             self._stop_if_signalled()
 
     def _save(self) -> None:

@@ -50,8 +50,9 @@ class Workdir:
             os.close(self._lock)
             raise InputError(f"--workdir={self.path} is in use by another process: "
                              "wait for it, or give another folder") from None
-        os.truncate(self._lock, 0)
-        os.write(self._lock, secrets.token_bytes(16))
+        if cluster.several():
+            os.truncate(self._lock, 0)
+            os.write(self._lock, secrets.token_bytes(16))
 
     def _check_shared(self) -> None:
         """Every process must see what the first one wrote into the lock file."""
