@@ -1,0 +1,115 @@
+"""kill -9 at random instants, again and again, on random device counts: python -m tests.drills.kill --kills=100
+
+Each run is started, killed, and started again until a start comes to its end. Then the parameters and every line of
+metrics.jsonl must be those of a run that nobody killed; and after each kill the newest committed checkpoint must be
+there still and be the one from which the next start goes on.
+"""
+
+import argparse
+import collections
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import runs
+
+# Where to aim, and for how long at most to wait after getting there; "any" waits from the start on.
+AIMS = {"start": 0.4, "imports": 2.0, "compile": 0.8, "train": 0.05, "evaluate": 0.1, "save": 0.15, "final": 0.1,
+        "any": 10.0}  # fmt: skip
+
+
+class Drill:
+    """One run at a time, killed until it ends."""
+
+    def __init__(self, folder: Path, seed: int, epochs: int) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.flags = [*runs.RESTLESS, f"--num_epochs={epochs}"]
+        self.reference = folder / "reference"
+        self.sha256 = runs.finish(self.reference, self.flags)
+        self.lines = runs.lines(self.reference)
+        self.kills: collections.Counter[str] = collections.Counter()
+        self.cut_saves = self.finished = 0
+
+    def one_run(self, wanted: int) -> None:
+        """Kills a new run until it ends or `wanted` kills are done, after which it is left to end."""
+        workdir, newest, starts = self.folder / f"run{self.finished}", 0, 0
+        while True:
+            devices, way = runs.random_devices(self.rng)
+            child, starts = runs.Child(workdir, [*self.flags, *way], devices), starts + 1
+            killed = self.kills.total() < wanted and self._kill(child)
+            child.process.wait(timeout=300)
+            self._check_start(child, newest)
+            if not killed:
+                break
+            self.kills[child.phase] += 1
+            if child.phase in ("train", "evaluate", "save", "final"):  # earlier ones may be of the kill before
+                self.cut_saves += bool(list(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")))
+            steps = runs.committed(workdir)
+            if newest and newest not in steps and max(steps, default=0) <= newest:
+                raise runs.DrillError(f"checkpoint {newest} is gone after a kill; left: {steps}")
+            newest = max(steps, default=0)
+        if child.process.returncode:
+            raise runs.DrillError(f"exit code {child.process.returncode}:\n{child.output[-4000:]}")
+        if (found := runs.sha256(workdir)) != self.sha256:
+            raise runs.DrillError(f"the parameters are {found}, should be {self.sha256}")
+        if (found_lines := runs.lines(workdir)) != self.lines:
+            raise runs.DrillError(f"metrics.jsonl is\n{found_lines}\nshould be\n{self.lines}")
+        if list(workdir.glob("damaged")) or list(workdir.glob("checkpoints/*tmp*")):
+            raise runs.DrillError(f"{workdir} has damaged or temporary checkpoints")
+        self.finished += 1
+        print(f"run {self.finished}: {starts} starts, right to the bit; kills so far: {dict(self.kills)}", flush=True)
+
+    def _kill(self, child: "runs.Child") -> bool:
+        """Waits for a random instant and kills; False if the run has ended by itself."""
+        aim = self.rng.choice(list(AIMS))
+        patience = time.monotonic() + 60
+        trained = False
+        delay = self.rng.uniform(0, 1.5)  # of training, before it is aimed at a phase of it
+        while aim != "any" and child.process.poll() is None and time.monotonic() < patience:
+            phase = child.phase
+            if phase == "train" and not trained:
+                trained = True
+                if aim in ("train", "evaluate", "save"):
+                    time.sleep(delay)
+            if phase == aim or (trained and phase in ("final", "end")):
+                break
+            time.sleep(0.001)
+        time.sleep(self.rng.uniform(0, AIMS[aim]))
+        if child.process.poll() is not None:
+            return False
+        child.process.kill()
+        return True
+
+    def _check_start(self, child: "runs.Child", newest: int) -> None:
+        if "is damaged" in child.output:
+            raise runs.DrillError(f"a kill damaged a checkpoint:\n{child.output}")
+        resumed = child.resumed_at()
+        if resumed is not None and resumed != newest:
+            raise runs.DrillError(f"went on from step {resumed}, not {newest}:\n{child.output}")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=12, help="length of a run")
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        drill = Drill(Path(folder), args.seed, args.epochs)
+        try:
+            while drill.kills.total() < args.kills:
+                drill.one_run(args.kills)
+        except runs.DrillError as error:
+            print(f"kill drill FAILED after {drill.kills.total()} kills: {error}")
+            return 1
+    print(f"kill drill: {drill.kills.total()} kills ({', '.join(f'{n} in {p}' for p, n in drill.kills.most_common())}; "
+          f"{drill.cut_saves} left a save half written), {drill.finished} runs ended, all with parameters "
+          f"{drill.sha256} and the same metrics; {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
