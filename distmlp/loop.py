@@ -136,6 +136,7 @@ class Trainer:
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
         self.feed.compile(self.state)
+        self.digest.check(self.state, self.step)  # compiles it, too
         self.watchdog.beat()
         self._train()
         return self._finish()
