@@ -4,9 +4,10 @@ Features are [N, features], uint8 where the source is (a quarter of the bytes on
 otherwise; labels are int32 [N].
 """
 
+import contextlib
 import dataclasses
 import hashlib
-import zipfile
+import io
 from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, cast
@@ -29,12 +30,12 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     def __init__(self, images: np.ndarray, labels: np.ndarray, name: str) -> None:
         self.name = name
         self.mapped = isinstance(images, np.memmap)
+        if images.ndim and len(images) == 0:
+            raise InputError(f"{name} is empty: give at least one example")
         images, labels = images.reshape(len(images), -1) if images.ndim else images, np.asarray(labels)
         if images.ndim != 2 or images.shape[1] == 0 or images.dtype.kind not in "uifb":
             raise InputError(f"{name}: features must be numbers of shape [examples, ...], "
                              f"not {images.dtype} {list(images.shape)}")
-        if len(images) == 0:
-            raise InputError(f"{name} is empty: give at least one example")
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         if labels.dtype.kind not in "ui" or labels.ndim != 1:
@@ -42,10 +43,11 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
                              f"not {labels.dtype} {list(labels.shape)}")
         if len(labels) != len(images):
             raise InputError(f"{name} has {len(images)} examples but {len(labels)} labels: give as many of both")
-        if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
-            raise InputError(f"{name}: labels must count from 0, but there is {labels[labels.argmin()]}")
+        for label in (int(labels.min()), int(labels.max())):
+            if not 0 <= label <= np.iinfo(np.int32).max:
+                raise InputError(f"{name}: labels must count from 0, but there is {label}")
         if not self.mapped:
-            images = images if images.dtype == np.uint8 else images.astype(np.float32)
+            images = _features(images)
             self._check_finite(images, np.arange(len(images)))
         self.images, self.labels = images, np.ascontiguousarray(labels, dtype=np.int32)
 
@@ -55,7 +57,7 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
         images = self.images[index]
         if self.mapped and images.dtype != np.uint8:
-            images = images.astype(np.float32)
+            images = _features(images)
             self._check_finite(images, index)
         return images, self.labels[index]
 
@@ -77,24 +79,40 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
 
 
 class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Any map-style Dataset of (image, label), indexed like ArrayDataset; items are read one by one."""
+    """Any map-style Dataset of (image, label), indexed like ArrayDataset; items are read, and checked, one by one.
 
-    def __init__(self, dataset: "torch.utils.data.Dataset[Any]", name: str) -> None:
-        self.dataset, self.name, self.mapped = dataset, name, True
+    Raises:
+      InputError: it is empty; or, as items are read, one that cannot be trained on.
+    """
+
+    def __init__(self, dataset: "torch.utils.data.Dataset[Any]", name: str, num_classes: int) -> None:
+        self.dataset, self.name, self.num_classes, self.mapped = dataset, name, num_classes, True
         if len(self) == 0:
             raise InputError(f"{name} is empty: give at least one example")
+        self.num_features = 0  # not known yet
         self.num_features = self._item(0)[0].size
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
 
     def _item(self, index: int) -> tuple[np.ndarray, int]:
-        image, label = self.dataset[index]
-        image = np.asarray(image)
-        image = image.ravel() if image.dtype == np.uint8 else image.ravel().astype(np.float32)
+        where = f"{self.name}: example {index}"
+        try:
+            image, label = (np.asarray(part) for part in self.dataset[index])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where} must be a pair of an image and a label ({_flat(error)})") from None
+        if image.dtype.kind not in "uifb" or image.size != (self.num_features or image.size):
+            raise InputError(f"{where} must be {self.num_features or 'some'} numbers, "
+                             f"not {image.dtype} {list(image.shape)}")
+        if label.dtype.kind not in "ui" or label.size != 1:
+            raise InputError(f"{where}: the label must be an integer, not {label.dtype} {list(label.shape)}")
+        if not 0 <= label.item() < self.num_classes:
+            raise InputError(f"{where}: label {label.item()} is out of range for {self.num_classes} classes; "
+                             f"mend the labels or give another --num_classes")
+        image = _features(image.ravel())
         if not np.isfinite(image).all():
-            raise InputError(f"{self.name}: example {index} has a value that is NaN or infinite: remove or mend it")
-        return image, int(label)
+            raise InputError(f"{where} has a value that is NaN or infinite (or beyond float32): remove or mend it")
+        return image, label.item()
 
     def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
         index = np.asarray(index)
@@ -110,6 +128,12 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         digest.update(images.data)
         digest.update(labels.data)
         return digest.hexdigest()
+
+
+def _features(images: np.ndarray) -> np.ndarray:
+    """uint8 as it is, all else as float32; what float32 cannot hold becomes infinite, for the caller to find."""
+    with np.errstate(over="ignore"):
+        return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
 AnyDataset = ArrayDataset | ItemDataset
@@ -133,7 +157,7 @@ def load(config: Config, train_set: Any = None, test_set: Any = None) -> Data:
     if (train_set is None) != (test_set is None):
         raise InputError("train_set and test_set go together: give both or neither")
     if train_set is not None:
-        train, test = _wrap(train_set, "train_set"), _wrap(test_set, "test_set")
+        train, test = (_wrap(given, name, config) for given, name in ((train_set, "train_set"), (test_set, "test_set")))
     elif config.dataset in NAMED_DATASETS:
         x_train, y_train, x_test, y_test = _LOADERS[config.dataset](config)
         train = ArrayDataset(x_train, y_train, f"the training set of --dataset={config.dataset}")
@@ -154,12 +178,13 @@ def _num_classes(config: Config, train: AnyDataset, test: AnyDataset) -> int:
         known = known or config.synthetic_classes
     for dataset in (train, test):
         if isinstance(dataset, ItemDataset):
-            if not known:
-                raise InputError(f"--num_classes is needed for {dataset.name}, whose labels are read item by item")
-            continue
+            continue  # checks its labels against --num_classes as they are read
         largest = int(dataset.labels.max())
         if known and largest >= known:
             raise InputError(f"{dataset.name}: label {largest} is out of range for {known} classes; "
+                             f"mend the labels or give --num_classes={largest + 1}")
+        if not known and largest >= max(1000, len(dataset)):
+            raise InputError(f"{dataset.name}: label {largest} of {len(dataset)} examples looks damaged; "
                              f"mend the labels or give --num_classes={largest + 1}")
         known = known or largest + 1
     if known < 2:
@@ -167,8 +192,12 @@ def _num_classes(config: Config, train: AnyDataset, test: AnyDataset) -> int:
     return known
 
 
-def _wrap(dataset: Any, name: str) -> AnyDataset:
-    return dataset if isinstance(dataset, (ArrayDataset, ItemDataset)) else ItemDataset(dataset, name)
+def _wrap(dataset: Any, name: str, config: Config) -> AnyDataset:
+    if isinstance(dataset, (ArrayDataset, ItemDataset)):
+        return dataset
+    if not config.num_classes:
+        raise InputError(f"--num_classes is needed for {name}, whose labels are read item by item")
+    return ItemDataset(dataset, name, config.num_classes)
 
 
 def _digits(config: Config) -> tuple[np.ndarray, ...]:
@@ -189,8 +218,9 @@ def _torchvision(class_name: str) -> Callable[[Config], tuple[np.ndarray, ...]]:
         kind = getattr(torchvision.datasets, class_name)
         folder = Path(config.data_dir) / class_name / "raw"
         try:
-            sets = [kind(config.data_dir, train=train, download=True) for train in (True, False)]
-        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError, EOFError, OSError) as error:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints each address that it tries
+                sets = [kind(config.data_dir, train=train, download=True) for train in (True, False)]
+        except Exception as error:  # damage surfaces as any of a dozen types
             if isinstance(error, OSError) or "download" in str(error) or "corrupted" in str(error):
                 raise InputError(f"--dataset={config.dataset} is not in {folder} and could not be downloaded "
                                  f"({_flat(error)}): connect, or give --data_dir=FOLDER that holds it") from None
@@ -238,15 +268,17 @@ def _read_files(path: str) -> dict[str, np.ndarray]:
                          "an .npz file or a folder of .npy files")
     try:
         if source.is_dir():
-            return {name: np.load(source / f"{name}.npy", mmap_mode="r") for name in ARRAY_NAMES}
-        with np.load(source) as arrays:
+            return {name: np.load(source := Path(path) / f"{name}.npy", mmap_mode="r") for name in ARRAY_NAMES}
+        with source.open("rb") as file, np.load(file) as arrays:  # given a path, a damaged file would stay open
             missing = [name for name in ARRAY_NAMES if name not in arrays]
             if missing:
                 raise InputError(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(ARRAY_NAMES)}")
             return {name: arrays[name] for name in ARRAY_NAMES}
-    except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing: the folder must hold "
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{source} is missing: the folder must hold "
                          f"{', '.join(f'{name}.npy' for name in ARRAY_NAMES)}") from None
-    except (ValueError, OSError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated "
-                         f"({_flat(error)})") from None
+    except Exception as error:  # damage surfaces as any of a dozen types, from NumPy, zipfile and zlib
+        raise InputError(f"{source} cannot be read as NumPy arrays, it may be damaged or truncated "
+                         f"({_flat(error)}): bring back an intact copy") from None

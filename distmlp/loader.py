@@ -9,6 +9,7 @@ import torch
 import torch.utils.data
 from torch.utils.data.distributed import DistributedSampler
 
+from distmlp.config import InputError
 from distmlp.datasets import AnyDataset, ItemDataset
 
 _CHUNK = 256  # steps whose indices are computed at once
@@ -82,8 +83,8 @@ class _StepSampler(torch.utils.data.Sampler[tuple[np.ndarray, np.ndarray]]):
             yield from zip(indices, weights, strict=True)
 
 
-class _Rows(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
-    """The data set as the DataLoader sees it: an item is a step's share of a global batch."""
+class _Rows(torch.utils.data.Dataset[Any]):
+    """The data set as the DataLoader sees it: an item is a step's share of a global batch, or what is wrong with it."""
 
     def __init__(self, dataset: AnyDataset) -> None:
         self.dataset = dataset
@@ -91,9 +92,14 @@ class _Rows(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]])
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, step: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def __getitem__(
+        self, step: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | InputError:
         indices, weights = step
-        return *self.dataset[indices], weights
+        try:
+            return *self.dataset[indices], weights
+        except InputError as error:
+            return error  # raised by NumpyLoader: torch would bury its line in the worker's stack
 
 
 def _identity(batch: Any) -> Any:
@@ -171,5 +177,8 @@ class NumpyLoader(torch.utils.data.DataLoader[Any]):
         return min((step + 1) * self.global_batch_size, size) - step * self.global_batch_size
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for step, (images, labels, weights) in enumerate(super().__iter__(), start=self.step):
+        for step, rows in enumerate(super().__iter__(), start=self.step):
+            if isinstance(rows, InputError):
+                raise rows
+            images, labels, weights = rows
             yield Batch(images, labels, weights, np.float32(self.weight_sum(step)))

@@ -54,8 +54,14 @@ def mnist_dir() -> str:
 RunTrain = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+@pytest.fixture(scope="session")
+def process_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home folder of the tests' processes, where distmlp keeps compiled programs."""
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture
-def run_train(tmp_path: Path) -> RunTrain:
+def run_train(tmp_path: Path, process_home: Path) -> RunTrain:
     """run_train(*flags, devices=1, env={}, timeout=300): `python -m launch.train` as a process of its own.
 
     It starts as a user's would, in the test's folder, with nothing of this process's JAX settings but the platform.
@@ -65,8 +71,8 @@ def run_train(tmp_path: Path) -> RunTrain:
         *flags: str, devices: int = 1, env: dict[str, str] | None = None, timeout: float = 300
     ) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "launch.train", *flags], cwd=tmp_path, env=process_env(devices) | (env or {}),
-            capture_output=True, text=True, timeout=timeout, check=False,
+            [sys.executable, "-m", "launch.train", *flags], cwd=tmp_path,
+            env=process_env(devices) | {"HOME": str(process_home)} | (env or {}), capture_output=True, text=True, timeout=timeout, check=False,
         )
 
     return run
@@ -91,6 +97,17 @@ def make_arrays(train: int = 96, test: int = 40, features: int = 12, classes: in
         labels[:classes] = np.arange(classes)  # every class occurs
         arrays |= {f"x_{name}": images, f"y_{name}": labels}
     return arrays
+
+
+def small_config(dataset: str, **changes: Any) -> Any:
+    """A Config of a run that takes a second; without the compilation cache, which would be the user's own."""
+    from distmlp import Config
+
+    defaults: dict[str, Any] = {
+        "dataset": dataset, "hidden_sizes": (8,), "batch_size": 20, "num_epochs": 2, "eval_batch_size": 16,
+        "learning_rate": 0.001, "workdir": "run", "compilation_cache_dir": "",
+    }  # fmt: skip
+    return Config(**(defaults | changes))
 
 
 @pytest.fixture

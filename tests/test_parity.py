@@ -136,7 +136,7 @@ def test_evaluation_is_the_same_on_1_to_8_devices(examples: int) -> None:
         results.add(Evaluator(config, layout)(state, data))
     assert len(results) == 1
     result = results.pop()
-    assert result.count == examples
+    assert result.total == examples
     assert result.correct == round(tutorial.accuracy(params(), data.images, data.labels) * examples)
     expected = tutorial.loss(params(), data.images.astype(np.float32), tutorial.one_hot(data.labels, CLASSES))
     np.testing.assert_allclose(result.loss, expected, rtol=1e-5)
