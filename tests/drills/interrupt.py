@@ -1,0 +1,121 @@
+"""SIGTERM and SIGINT at random instants, on random device counts: python -m tests.drills.interrupt --signals=50
+
+Each must save at the next step boundary, end with 143 or 130 within seconds and say how to go on; the run that goes on
+must end with the parameters and metrics of one that nobody stopped. Some get a second signal, which ends them at once.
+"""
+
+import argparse
+import collections
+import random
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import runs
+
+AIMS = {"imports": 2.0, "restore": 0.05, "compile": 0.8, "train": 0.05, "evaluate": 0.1, "save": 0.05, "any": 10.0}
+SECONDS = 20.0  # on a loaded machine; the figures measured are printed
+# Before the handlers are installed the signals do what Python's defaults say.
+_EARLY = {signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 1, 130}}
+
+
+class Drill:
+    def __init__(self, folder: Path, seed: int, epochs: int) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.flags = [*runs.RESTLESS, f"--num_epochs={epochs}"]
+        reference = folder / "reference"
+        self.sha256, self.lines = runs.finish(reference, self.flags), runs.lines(reference)
+        self.stops: collections.Counter[str] = collections.Counter()
+        self.waits: dict[str, list[float]] = {"first": [], "second": []}
+        self.finished = 0
+
+    def one_run(self, wanted: int) -> None:
+        """Stops a new run until it ends or `wanted` signals are sent, after which it is left to end."""
+        workdir = self.folder / f"run{self.finished}"
+        while True:
+            devices, way = runs.random_devices(self.rng)
+            child = runs.Child(workdir, [*self.flags, *way], devices)
+            phase = self._aim(child) if self.stops.total() < wanted else None
+            if phase is None:
+                child.process.wait(timeout=300)
+                break
+            self._stop(child, workdir, phase)
+        if child.process.returncode:
+            raise runs.DrillError(f"exit code {child.process.returncode}:\n{child.output[-4000:]}")
+        if (runs.sha256(workdir), runs.lines(workdir)) != (self.sha256, self.lines):
+            raise runs.DrillError(f"{runs.lines(workdir)}\nshould be\n{self.lines}")
+        self.finished += 1
+        print(f"run {self.finished} right to the bit; stops so far: {dict(self.stops)}", flush=True)
+
+    def _aim(self, child: "runs.Child") -> str | None:
+        """Waits for a random instant; the phase at it, or None if the run came to its end before."""
+        aim, trained = self.rng.choice(list(AIMS)), False
+        delay, patience = self.rng.uniform(0, 1.5), time.monotonic() + 60
+        while aim != "any" and child.process.poll() is None and time.monotonic() < patience:
+            phase = child.phase
+            if phase == "train" and not trained:
+                trained = True
+                time.sleep(delay if aim in ("train", "evaluate", "save") else 0)
+            if phase == aim or (trained and phase in ("final", "end")):
+                break
+            time.sleep(0.001)
+        time.sleep(self.rng.uniform(0, AIMS[aim]))
+        phase = child.phase
+        return None if child.process.poll() is not None or phase in ("final", "end") else phase
+
+    def _stop(self, child: "runs.Child", workdir: Path, phase: str) -> None:
+        signum = self.rng.choice([signal.SIGTERM, signal.SIGINT])
+        child.process.send_signal(signum)
+        started, second = time.monotonic(), self.rng.random() < 0.2
+        if second:
+            time.sleep(self.rng.uniform(0.005, 0.05))
+            if child.process.poll() is None:
+                child.process.send_signal(signum)
+        code = child.process.wait(timeout=120)
+        seconds = time.monotonic() - started
+        self.stops[phase] += 1
+        self.waits["second" if second else "first"].append(seconds)
+        output = child.output
+        if code == 0 and child.phase == "end":
+            return  # the signal came when only the final line was left to write
+        if phase == "start":
+            right = code in _EARLY[signum]
+        elif second or "stopped at once" in output:
+            right = code == 128 + signum
+        else:
+            found = re.search(r"^distmlp: stopped after step (\d+) of .* goes on from there$", output, re.MULTILINE)
+            saved = max(runs.committed(workdir), default=0)
+            right = code == 128 + signum and found is not None and int(found[1]) == saved
+        if not right or seconds > SECONDS or ("Traceback" in output and phase != "start"):
+            raise runs.DrillError(f"{signum.name} in phase {phase}: exit code {code} after {seconds:.1f} s, "
+                                  f"checkpoints {runs.committed(workdir)}:\n{output[-4000:]}")  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--signals", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=12, help="length of a run")
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        drill = Drill(Path(folder), args.seed, args.epochs)
+        try:
+            while drill.stops.total() < args.signals:
+                drill.one_run(args.signals)
+        except runs.DrillError as error:
+            print(f"interrupt drill FAILED after {drill.stops.total()} signals: {error}")
+            return 1
+    waits = "; ".join(f"seconds to the end after the {which}: median {statistics.median(found):.2f}, "
+                      f"longest {max(found):.2f}" for which, found in drill.waits.items() if found)  # fmt: skip
+    print(f"interrupt drill: {drill.stops.total()} signals ({dict(drill.stops)}), {drill.finished} runs ended, all "
+          f"with parameters {drill.sha256} and the same metrics; {waits}; {time.monotonic() - started:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
