@@ -1,0 +1,180 @@
+"""What all benchmarks share: contestants in processes of their own, interleaved repetitions, medians, paired ratios.
+
+A contestant is a generator function of one dict, its work: it sets up (compiling and one warm-up included), yields
+once, and from then on every `next` does one repetition and yields its measurements as a dict of numbers. Idle
+contestants wait on a pipe, so that one repetition of each can follow the other within seconds: what else happens on
+the machine hits all of them alike, and ratios are taken within a repetition.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+Work = dict[str, Any]
+Numbers = dict[str, float]
+Contestant = Iterator[Numbers]
+_PACKAGES = ("distmlp", "jax", "jaxlib", "numpy", "torch", "torchvision", "keras", "grain", "optax", "orbax-checkpoint")
+
+
+def arguments(description: str | None, repetitions: int, **flags: Any) -> argparse.Namespace:
+    """The flags that every script has, and some of its own: name=default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: smaller work, no evidence")
+    parser.add_argument("--repetitions", type=int, default=repetitions)
+    parser.add_argument("--json", help="write everything measured to this file")
+    parser.add_argument("--data_dir", default=os.environ.get("DISTMLP_DATA_DIR", "data"), help="holds MNIST/")
+    parser.add_argument("--patience", type=float, default=0.0,
+                        help="before each repetition, wait up to so many seconds for the machine to be idle")
+    for name, default in flags.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    return parser.parse_args()
+
+
+class Worker:
+    """One contestant's process."""
+
+    def __init__(self, name: str, function: str, work: Work, env: dict[str, str] | None = None) -> None:
+        """`function` is module:function in this folder; `env` is set on top of the environment."""
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, function, json.dumps(work)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | (env or {}),
+        )
+        self.missing: str | None = self._read().get("missing")
+
+    def measure(self) -> Numbers:
+        """One repetition, and `others`: the share of the machine that anything but this process used meanwhile."""
+        busy, mine, start = _busy_seconds(), self._cpu_seconds(), time.monotonic()
+        self._process.stdin.write("go\n")  # type: ignore[union-attr]
+        self._process.stdin.flush()  # type: ignore[union-attr]
+        numbers = self._read()
+        wall = (time.monotonic() - start) * (os.cpu_count() or 1)
+        others = (_busy_seconds() - busy - (self._cpu_seconds() - mine)) / wall
+        return numbers | {"others": max(0.0, others)}
+
+    def close(self) -> None:
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            raise SystemExit(f"{self.name} failed with exit code {self._process.wait()}; its error is above")
+        return json.loads(line)  # type: ignore[no-any-return]
+
+    def _cpu_seconds(self) -> float:
+        """Of the process and of its children that have ended."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def _busy_seconds() -> float:
+    fields = [int(n) for n in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def _wait_for_idle(patience: float) -> None:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        busy = _busy_seconds()
+        time.sleep(0.5)
+        if (_busy_seconds() - busy) / 0.5 < 0.1 * (os.cpu_count() or 1):
+            return
+
+
+def compare(workers: list[Worker], repetitions: int, patience: float = 0.0) -> dict[str, list[Numbers]]:
+    """So many repetitions of each, interleaved, each round beginning with another; a missing peer is named."""
+    for worker in workers:
+        if worker.missing:
+            print(f"skipped {worker.name}: {worker.missing} (pip install 'distmlp[bench]')", file=sys.stderr)
+    present = [worker for worker in workers if not worker.missing]
+    results: dict[str, list[Numbers]] = {worker.name: [] for worker in present}
+    for repetition in range(repetitions):
+        first = repetition % len(present)
+        for worker in present[first:] + present[:first]:
+            _wait_for_idle(patience)
+            results[worker.name].append(worker.measure())
+        print(f"round {repetition + 1}: "
+              + ", ".join(f"{name} {list(rows[-1].values())[0]:.4g}" for name, rows in results.items()), file=sys.stderr)
+    for worker in present:
+        worker.close()
+    return results
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Median [first quartile, third quartile]."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}g}"
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
+
+
+def ratios(results: dict[str, list[Numbers]], name: str, base: str, key: str = "seconds") -> list[float]:
+    """name / base within each round."""
+    return [a[key] / b[key] for a, b in zip(results[name], results[base], strict=True)]
+
+
+def environment() -> dict[str, Any]:
+    """What figures depend on."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "cpu": found[1] if found else platform.processor(), "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(), "python": platform.python_version(), "versions": versions,
+        "environment": {k: v for k, v in os.environ.items() if k in ("XLA_FLAGS", "PJRT_NPROC", "OMP_NUM_THREADS")},
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(args: argparse.Namespace, title: str, tables: list[str], results: Any) -> None:
+    """Prints the tables with the environment below, and writes the JSON file."""
+    env = environment()
+    versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items())
+    print(f"### {title}\n\n" + "\n\n".join(tables))
+    print(f"\n{env['cores']} cores of {env['cpu']}, Python {env['python']}, {versions}; medians [quartiles]"
+          + (" of a --quick run, no evidence" if args.quick else "") + "\n")
+    if args.json:
+        Path(args.json).write_text(json.dumps({"title": title, "arguments": vars(args), "environment": env,
+                                               "results": results, "tables": tables}, indent=1) + "\n")
+
+
+def _serve(function: str, work: Work) -> None:
+    """The contestant's side; whatever it prints goes to stderr."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    module, _, name = function.partition(":")
+    try:
+        contestant: Contestant = getattr(importlib.import_module(module), name)(work)
+        next(contestant)
+    except ModuleNotFoundError as error:
+        replies.write(json.dumps({"missing": str(error)}) + "\n")
+        return
+    replies.write("{}\n")
+    for _ in sys.stdin:
+        replies.write(json.dumps(next(contestant)) + "\n")
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], json.loads(sys.argv[2]))

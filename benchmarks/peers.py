@@ -1,0 +1,132 @@
+"""The same work by other libraries, each in the way that its own documentation teaches.
+
+All are contestants of harness.py; work: data_dir, batch_size.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+from harness import Contestant, Work
+
+
+def _mnist(work: Work, **options: Any) -> Any:
+    from torchvision.datasets import MNIST
+
+    return MNIST(work["data_dir"], train=True, download=True, **options)
+
+
+def make_torch_model() -> Any:
+    """The tutorial's network, parameters drawn as there."""
+    from torch import nn
+
+    layers: list[Any] = []
+    for wide, narrow in ((784, 512), (512, 512), (512, 10)):
+        layer = nn.Linear(wide, narrow)
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.normal_(layer.bias, std=0.01)
+        layers += [layer, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def torch_memory(work: Work) -> Contestant:
+    """PyTorch on tensors in memory: a slice of them is a batch."""
+    import torch
+
+    mnist = _mnist(work)
+    images, labels = mnist.data.reshape(len(mnist), -1).float(), mnist.targets
+    model = make_torch_model()
+    loss_function, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.001)
+    ready = False
+    while True:
+        start = time.perf_counter()
+        for x, y in zip(images.split(work["batch_size"]), labels.split(work["batch_size"]), strict=True):
+            optimizer.zero_grad()
+            loss_function(model(x), y).backward()
+            optimizer.step()
+        yield {"seconds": time.perf_counter() - start} if ready else {}
+        ready = True
+
+
+def _torch_loader(work: Work, num_workers: int = 0, **options: Any) -> Any:
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+
+    dataset = _mnist(work, transform=transforms.ToTensor())
+    return DataLoader(dataset, batch_size=work["batch_size"], num_workers=num_workers, **options)
+
+
+def torch_dataloader(work: Work) -> Contestant:
+    """PyTorch's quickstart: torchvision's Dataset with ToTensor, and a DataLoader."""
+    import torch
+
+    loader = _torch_loader(work)
+    model = torch.nn.Sequential(torch.nn.Flatten(), make_torch_model())
+    loss_function, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.001)
+    ready = False
+    while True:
+        start = time.perf_counter()
+        for x, y in loader:
+            loss_function(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        yield {"seconds": time.perf_counter() - start} if ready else {}
+        ready = True
+
+
+def keras_fit(work: Work) -> Contestant:
+    """Keras 3 on the JAX backend: compile and fit on arrays in memory, one epoch a repetition."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        raise SystemExit("set KERAS_BACKEND=jax")
+    mnist = _mnist(work)
+    images = mnist.data.numpy().reshape(len(mnist), -1).astype(np.float32)
+    labels = mnist.targets.numpy()
+    normal = keras.initializers.RandomNormal(stddev=0.01)
+    dense = {"kernel_initializer": normal, "bias_initializer": normal}
+    model = keras.Sequential([
+        keras.Input((784,)), keras.layers.Dense(512, "relu", **dense), keras.layers.Dense(512, "relu", **dense),
+        keras.layers.Dense(10, **dense),
+    ])
+    model.compile(keras.optimizers.SGD(0.001), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    ready = False
+    while True:
+        start = time.perf_counter()
+        model.fit(images, labels, batch_size=work["batch_size"], epochs=1, shuffle=False, verbose=0)
+        yield {"seconds": time.perf_counter() - start} if ready else {}
+        ready = True
+
+
+def torch_loading(work: Work) -> Contestant:
+    """PyTorch's DataLoader alone, with work["num_workers"] workers. Starting them is part of an epoch."""
+    loader = _torch_loader(work, work["num_workers"])
+    yield {}
+    while True:
+        start = time.perf_counter()
+        count = sum(len(y) for _, y in loader)
+        seconds = time.perf_counter() - start
+        yield {"seconds": seconds, "images_per_second": count / seconds}
+
+
+def grain_loading(work: Work) -> Contestant:
+    """Grain's Dataset API on arrays in memory, batched, read by its threads."""
+    import grain
+
+    mnist = _mnist(work)
+    images, labels = mnist.data.numpy().reshape(len(mnist), -1), mnist.targets.numpy()
+
+    class Source(grain.sources.RandomAccessDataSource):
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, Any]:
+            return images[index], labels[index]
+
+    dataset = grain.MapDataset.source(Source()).batch(work["batch_size"]).to_iter_dataset()
+    yield {}
+    while True:
+        start = time.perf_counter()
+        count = sum(len(y) for _, y in dataset)
+        seconds = time.perf_counter() - start
+        yield {"seconds": seconds, "images_per_second": count / seconds}
