@@ -63,6 +63,8 @@ def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result
     config = resolve_paths(config)
     prepare_backend(config)
     cluster.start(config)
+    flags = {f"--{name}": value for name, value in config.settings().items() if name != "process_id"}
+    cluster.agree(flags | banner.versions())
     data = datasets.load(config, train_set, test_set)
     if config.batch_size > len(data.train):
         raise InputError(f"--batch_size={config.batch_size} is more than the {len(data.train)} training examples: "
@@ -121,11 +123,13 @@ class Trainer:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if self.several and isinstance(exception[1], Exception):
+            self._exit.pop_all()  # closing checkpoints would wait for processes that may be gone
         self._exit.__exit__(*exception)
 
     def run(self) -> Result:
         self._restore()
-        if self.metrics.finished_at == self.step == self.total_steps:
+        if cluster.decide(self.metrics.finished_at == self.step == self.total_steps):
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
@@ -143,7 +147,7 @@ class Trainer:
 
     def _train(self) -> None:
         if self.step and self._log_due():
-            if self.metrics.logged(self.step):
+            if cluster.decide(self.metrics.logged(self.step)):
                 self._reset_totals()  # the run was killed after this line, going on from a stop before it
             else:
                 self._log()  # the run was stopped between this step and its line
@@ -276,9 +280,8 @@ class Trainer:
 
     def _poll(self) -> None:
         self.watchdog.beat()
-        if not self.several:  # several processes stop together, between steps
-            self.clock = time.monotonic()  # an evaluation is no training time
-            self._stop_if_signalled()
+        self.clock = time.monotonic()  # an evaluation is no training time
+        self._stop_if_signalled()
 
     def _save(self) -> None:
         now = time.monotonic()
@@ -329,10 +332,7 @@ class Trainer:
 
     def _restore(self) -> None:
         self.data_fingerprint = self.data.fingerprint()
-        cluster.agree(
-            {f"--{name}": value for name, value in self.config.settings().items() if name != "process_id"}
-            | {"data": self.data_fingerprint} | banner.versions()
-        )
+        cluster.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
         restored = self.checkpoints.newest_intact(self.state, self._check_meta)
         if restored is None:
             return

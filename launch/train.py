@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         return _fail(error, 2)
 
+    from distmlp import cluster
     from distmlp.checkpoint import CheckpointError
     from distmlp.digest import DivergedError
     from distmlp.loop import train
@@ -37,31 +38,28 @@ def main(argv: list[str]) -> int:
     except CheckpointError as error:
         return _fail(error, 1)
     except signals.Interrupted as stop:
-        print(f"distmlp: {stop}", file=sys.stderr)
+        if cluster.is_first():
+            print(f"distmlp: {stop}", file=sys.stderr)
         return stop.exit_code
     except Exception as error:
-        return _fault(error)
+        cluster.fail(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", traceback.format_exc())
+        traceback.print_exc()
+        return 1
     return 0
 
 
-def _fault(error: Exception) -> int:
-    """Reports what should not happen; with several processes, most often that another one has died."""
-    from distmlp import cluster
-
-    traceback.print_exc()
-    if cluster.several():
-        _fail(RuntimeError(f"{cluster.this_process()} stops: {' '.join(str(error).split())[:300]}"), 1)
-    return 1
-
-
 def _fail(error: Exception, code: int) -> int:
+    if "distmlp.cluster" in sys.modules:
+        from distmlp import cluster
+
+        cluster.fail(code, str(error))  # does not return if there are several processes
     print(f"distmlp: error: {error}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
     code = main(sys.argv)
-    if code and "jax" in sys.modules:
+    if code and "distmlp.cluster" in sys.modules:
         from distmlp import cluster
 
         cluster.leave(code)

@@ -1,0 +1,228 @@
+"""What becomes of the other processes: every process keeps a connection to process 0, which tells all when one ends.
+
+jax's coordination service notices too, but later, in a C++ stack trace, and meanwhile some processes hang in a
+collective and others report a broken connection. Here a death is known at once, as the end of its connection, a
+silence after --heartbeat_seconds, and all processes end together with one line that says which one it was, and why.
+"""
+
+import contextlib
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from distmlp.launcher import Place
+
+_BEAT = 1.0  # seconds
+_GATHERING = 0.5  # seconds for which a first bad message waits for a better one: the cause may come second
+_GONE, _ERROR, _FAULT = range(3)  # kinds of bad news, the most telling first; a fault is often another's consequence
+_LEAVING = 60.0  # seconds for which process 0 waits for the others at the end
+
+
+class _Link:
+    """One end of a connection; messages are JSON values, one a line."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket, self.heard, self._rest = connection, time.monotonic(), b""
+        self.process, self.host = -1, ""  # of the other end, once it has said so
+
+    def send(self, message: Any) -> None:
+        # Whoever is not reading, or gone, is found out elsewhere; the few bytes fit into the kernel's buffer.
+        with contextlib.suppress(OSError):
+            self.socket.send(json.dumps(message).encode() + b"\n", socket.MSG_DONTWAIT)
+
+    def receive(self) -> list[Any] | None:
+        """The messages that are there; None if the other end is gone."""
+        try:
+            data = self.socket.recv(1 << 16)
+        except OSError:
+            data = b""
+        if not data:
+            return None
+        self.heard = time.monotonic()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+
+class _Hub(threading.Thread):
+    """Process 0's side: hears all processes, its own included, and passes the verdict."""
+
+    def __init__(self, listener: socket.socket, token: str, place: Place, silence: float) -> None:
+        super().__init__(daemon=True)
+        self._token, self._place, self._silence = token, place, silence
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ, None)
+        self._listener = listener
+        self._news: dict[int, tuple[int, int, str]] = {}  # process: kind, exit code, text
+        self._hosts: dict[int, str] = {}
+        self._left: set[int] = set()
+        self.all_left = threading.Event()
+
+    def run(self) -> None:
+        verdict_at, last_pass = 0.0, time.monotonic()
+        while True:
+            for key, _ in self._selector.select(0.1 if self._news else _BEAT):
+                if key.data is None:
+                    link = _Link(self._listener.accept()[0])
+                    self._selector.register(link.socket, selectors.EVENT_READ, link)
+                else:
+                    self._hear(key.data)
+            now, links = time.monotonic(), self._links()
+            for link in links:
+                if now - last_pass > 3 * _BEAT:  # this process was stopped itself
+                    link.heard = now
+                link.send(["beat"])
+                if link.process >= 0 and now - link.heard > self._silence:
+                    self._lost(link, f"was silent for {self._silence:g} s (--heartbeat_seconds): stopped, or cut off")
+            last_pass = now
+            if self._news and not verdict_at:
+                verdict_at = now + _GATHERING
+            if verdict_at and now >= verdict_at:
+                self._pass_verdict()
+
+    def _links(self) -> list[_Link]:
+        return [key.data for key in list(self._selector.get_map().values()) if key.data is not None]
+
+    def _hear(self, link: _Link) -> None:
+        try:
+            messages = link.receive()
+            for message in [] if messages is None else messages:
+                if link.process < 0 and message[0] == "hello" and message[1] == self._token:
+                    link.process, link.host = message[2:]
+                    self._hosts[link.process] = link.host
+                elif link.process < 0:
+                    raise ValueError("a stranger")
+                elif message[0] == "failed":
+                    self._news.setdefault(link.process, (*message[1:],))
+                elif message[0] == "bye":
+                    self._left.add(link.process)
+        except (ValueError, LookupError, TypeError):
+            messages = None
+        if messages is None:
+            self._lost(link, "has died: killed, or crashed (see its own output)")
+        if len(self._left) == self._place.processes:
+            self.all_left.set()
+
+    def _lost(self, link: _Link, text: str) -> None:
+        self._selector.unregister(link.socket)
+        link.socket.close()
+        if link.process >= 0 and link.process not in self._left:
+            self._news[link.process] = (_GONE, 1, text)
+
+    def _pass_verdict(self) -> None:
+        kind = min(news[0] for news in self._news.values())
+        first = min(process for process, news in self._news.items() if news[0] == kind)
+        _, code, text = self._news[first]
+        culprits = sorted(process for process, news in self._news.items() if news == self._news[first])
+        if kind == _GONE:
+            text = f"{self._names(culprits)} {text}"
+        elif len(culprits) < self._place.processes:
+            text = f"{self._names(culprits)}: {text}"
+        for link in self._links():
+            link.send(["verdict", code, text, culprits])
+        deadline = time.monotonic() + 2  # when this process ends, jax ends the others by a signal
+        while len(self._links()) > 1 and time.monotonic() < deadline:
+            for key, _ in self._selector.select(0.1):
+                if key.data is not None and key.data.receive() is None:
+                    self._selector.unregister(key.data.socket)
+        os._exit(code)
+
+    def _names(self, processes: list[int]) -> str:
+        hosts = ", ".join(dict.fromkeys(self._hosts[process] for process in processes))
+        numbers = ", ".join(map(str, processes))
+        return f"process{'es' if len(processes) > 1 else ''} {numbers} of {self._place.processes} on {hosts}"
+
+
+class Peers:
+    """A process's side of it.
+
+    Args:
+      place: this process.
+      silence: seconds after which a process that sends nothing is given up.
+      publish, look_up: hand a text from process 0 to all the others.
+    """
+
+    def __init__(
+        self, place: Place, host: str, silence: float, publish: Callable[[str], None], look_up: Callable[[], str]
+    ) -> None:
+        if place.process == 0:
+            dual = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if dual else socket.AF_INET
+            listener = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=place.processes)
+            token = os.urandom(8).hex()
+            self._hub: _Hub | None = _Hub(listener, token, place, silence)
+            self._hub.start()
+            publish(f"{listener.getsockname()[1]} {token}")
+        else:
+            self._hub = None
+        port, token = look_up().split()
+        self._link = _Link(socket.create_connection((host, int(port)), timeout=silence))
+        self._link.socket.settimeout(None)
+        self._place, self._silence, self._details, self._left = place, silence, "", False
+        self._link.send(["hello", token, place.process, socket.gethostname()])
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        selector = selectors.DefaultSelector()
+        selector.register(self._link.socket, selectors.EVENT_READ)
+        last_pass = time.monotonic()
+        while not self._left:
+            messages = self._link.receive() if selector.select(_BEAT) else []
+            now = time.monotonic()
+            if now - last_pass > 3 * _BEAT:  # this process was stopped itself
+                self._link.heard = now
+            last_pass = now
+            if messages is None and not self._left:
+                self._end(1, "has died: killed, or crashed (see its own output)")
+            elif now - self._link.heard > self._silence:
+                self._end(1, f"was silent for {self._silence:g} s (--heartbeat_seconds): stopped, or cut off")
+            for message in messages or []:
+                if message[0] == "verdict":
+                    return self._obey(*message[1:])
+            self._link.send(["beat"])
+
+    def _obey(self, code: int, text: str, culprits: list[int]) -> None:
+        if self._place.process in culprits:
+            sys.stderr.write(self._details)
+        if self._place.local_rank == 0:  # one line on each host
+            _say(text)
+        if self._hub is None:  # process 0's hub ends it when the others are gone
+            os._exit(code)
+
+    def _end(self, code: int, what: str) -> None:
+        sys.stderr.write(self._details)
+        _say(f"process 0 of {self._place.processes} {what}; {self._place} stops")
+        os._exit(code)
+
+    def fail(self, code: int, text: str, details: str = "") -> None:
+        """Ends all processes with this code, and with `text` on each host, unless another process has worse news.
+
+        Args:
+          code: exit code of all processes.
+          text: one line; it is named after this process unless all fail with the same.
+          details: printed by this process only, and only if it is to blame; makes `text` a fault.
+        """
+        self._details = details
+        self._link.send(["failed", _FAULT if details else _ERROR, code, text])
+        time.sleep(2 * self._silence)  # the verdict ends the process
+        sys.stderr.write(details)
+        _say(f"{self._place}: {text}")
+        os._exit(code)
+
+    def leave(self) -> None:
+        """This process's end is no failure; process 0 waits for the others, who would not survive it."""
+        self._left = True
+        self._link.send(["bye"])
+        if self._hub is not None:
+            self._hub.all_left.wait(_LEAVING)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"distmlp: error: {text}\n")
+    sys.stderr.flush()
