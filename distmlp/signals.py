@@ -4,13 +4,13 @@ import faulthandler
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STDERR = 2  # the descriptor: in notebooks and under test runners sys.stderr may have none
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,7 +23,7 @@ class Interrupted(KeyboardInterrupt):
 
 def exit_at_once(signum: int, frame: FrameType | None = None) -> None:
     """Signal handler for when there is nothing to save."""
-    os.write(sys.stderr.fileno(), f"distmlp: {signal.Signals(signum).name}: stopped at once\n".encode())
+    os.write(_STDERR, f"distmlp: {signal.Signals(signum).name}: stopped at once\n".encode())
     os._exit(128 + signum)
 
 
@@ -62,7 +62,7 @@ class Signals:
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)
         message = f"\ndistmlp: {signal.Signals(signum).name}: saving at the next step; once more exits at once\n"
-        os.write(sys.stderr.fileno(), message.encode())
+        os.write(_STDERR, message.encode())
 
 
 class Watchdog:
@@ -77,7 +77,7 @@ class Watchdog:
     def beat(self) -> None:
         now = time.monotonic()
         if self.seconds and now - self._last > self.seconds / 100:  # setting it starts a thread
-            faulthandler.dump_traceback_later(self.seconds, exit=True)
+            faulthandler.dump_traceback_later(self.seconds, exit=True, file=_STDERR)
             self._last = now
 
     def __enter__(self) -> "Watchdog":

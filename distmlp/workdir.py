@@ -78,7 +78,12 @@ class Workdir:
         """Raises InputError if the folder holds a run with other settings."""
         run_flags = self.path / "run.flags"
         if run_flags.exists():
-            refuse_differences(self.path, flags.parse(["", f"--flagfile={run_flags}"]).settings(), config)
+            try:
+                saved = flags.parse(["", f"--flagfile={run_flags}"]).settings()
+            except InputError as error:
+                raise InputError(f"{run_flags} is damaged ({error}): bring it back from a copy, "
+                                 "or give another --workdir") from None
+            refuse_differences(self.path, saved, config)
 
     def write_run_flags(self, config: Config) -> None:
         """Writes run.flags, whole or not at all."""

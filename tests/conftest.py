@@ -1,5 +1,6 @@
 """Eight emulated CPU devices, asked for before anything starts a JAX backend; fixtures that several files use."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -70,9 +71,10 @@ def run_train(tmp_path: Path, process_home: Path) -> RunTrain:
     def run(
         *flags: str, devices: int = 1, env: dict[str, str] | None = None, timeout: float = 300
     ) -> "subprocess.CompletedProcess[str]":
+        environment = process_env(devices) | {"HOME": str(process_home)} | (env or {})
+        command = [sys.executable, "-m", "launch.train", *flags]
         return subprocess.run(
-            [sys.executable, "-m", "launch.train", *flags], cwd=tmp_path,
-            env=process_env(devices) | {"HOME": str(process_home)} | (env or {}), capture_output=True, text=True, timeout=timeout, check=False,
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
     return run
@@ -116,6 +118,27 @@ def npz(tmp_path: Path) -> str:
     path = tmp_path / "small.npz"
     np.savez(path, **make_arrays())  # type: ignore[arg-type]
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The Config of a finished run, on 8 devices, and its workdir: copy it, do not train in it."""
+    from distmlp import train
+
+    folder = tmp_path_factory.mktemp("finished")
+    np.savez(folder / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    config = small_config(str(folder / "small.npz"), workdir=str(folder / "run"))
+    train(config)
+    return config, folder / "run"
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
+    """Modification time and digest of everything in a folder."""
+    return {
+        str(path.relative_to(folder)):
+            (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
+        for path in sorted(folder.rglob("*"))
+    }  # fmt: skip
 
 
 @pytest.fixture

@@ -164,12 +164,15 @@ def test_damaged_npz_files_end_in_one_line_or_in_numbers(seed: int, compressed: 
             for at in rng.integers(0, len(whole), 3):
                 damaged[at] = rng.integers(256)
         path.write_bytes(bytes(damaged))
+        message = None
         try:
             load(Config(dataset=str(path)))
         except InputError as error:
+            message = str(error)
+        if message is not None:
             refused += 1
-            assert str(path) in str(error)
-            assert "\n" not in str(error)
+            assert str(path) in message
+            assert "\n" not in message
     assert refused > 30  # zip has a checksum over each array
 
 
@@ -178,7 +181,7 @@ def test_truncated_npy_files(cut: int, tmp_path: Path) -> None:
     path = Path(save(tmp_path, make_arrays(), "npy"))
     file = path / "x_train.npy"
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(InputError, match="x_train.npy"):
+    with pytest.raises(InputError, match=r"x_train\.npy"):
         load(Config(dataset=str(path)))
 
 

@@ -1,0 +1,221 @@
+"""launch.train as a user runs it, and train() as a notebook does: finish, resume, finished already, help."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from conftest import RunTrain, make_arrays, small_config, snapshot
+
+from distmlp import Config, InputError, loop, train
+from distmlp.digest import params_sha256
+
+FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--num_epochs=3", "--eval_batch_size=16", "--learning_rate=0.001",
+         "--momentum=0.9", "--shuffle", "--eval_train", "--workdir=run")  # fmt: skip
+TIMINGS = {"seconds", "examples_per_second", "total_seconds"}
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without its timings."""
+    texts = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(t).items() if name not in TIMINGS} for t in texts]
+
+
+def test_a_run_from_start_to_finish_and_then_started_again(npz: str, tmp_path: Path, run_train: RunTrain) -> None:
+    done = run_train(f"--dataset={npz}", *FLAGS, devices=2)
+    assert (done.returncode, done.stderr) == (0, "")
+    run = tmp_path / "run"
+    *epochs, final = lines(run)
+    assert [(line["step"], line["epoch"]) for line in epochs] == [(5, 1), (10, 2), (15, 3)]
+    for line in epochs:
+        assert set(line) == {"step", "epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
+                             "test_correct", "test_count"}  # fmt: skip
+        assert line["test_count"] == 40
+        assert line["test_accuracy"] == line["test_correct"] / 40
+    assert set(final) == {"step", "epoch", "final", "params_sha256"}
+    assert (final["step"], final["epoch"], final["final"]) == (15, 3, True)
+    raw = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert raw["seconds"] > 0
+    assert raw["examples_per_second"] == pytest.approx(96 / raw["seconds"])
+
+    # The console: a banner, a line per epoch, and the end.
+    for words in ("jax ", "2 x cpu", "shard_map", "96 training and 40 test", "12-8-4, 140 parameters", "batch"):
+        assert words in done.stdout
+    assert sum(line.startswith("epoch ") for line in done.stdout.splitlines()) == 3
+    assert f"final test accuracy {100 * epochs[-1]['test_accuracy']:.2f} %" in done.stdout
+    assert final["params_sha256"] in done.stdout
+    assert str(run) in done.stdout
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    assert sorted(p.name for p in (run / "checkpoints").iterdir() if p.name.isdigit()) >= ["10", "15"]
+
+    before = snapshot(run)
+    again = run_train(f"--dataset={npz}", *FLAGS)  # on another number of devices, too
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.count("\n") == 1
+    assert "finished, at step 15" in again.stdout
+    assert snapshot(run) == before
+
+    # run.flags repeats the run elsewhere.
+    repeated = run_train("--flagfile=run/run.flags", "--workdir=again", devices=2)
+    assert repeated.returncode == 0
+    assert lines(tmp_path / "again") == lines(run)
+
+
+def test_help(run_train: RunTrain) -> None:
+    done = run_train("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--hidden_sizes" in done.stdout
+    assert "Exit codes" in done.stdout
+
+
+def test_a_run_that_was_extended_logs_what_an_uninterrupted_one_does(
+    npz: str, tmp_path: Path, run_train: RunTrain
+) -> None:
+    """Stopped in the middle of an epoch, then continued by another process."""
+    data = f"--dataset={npz}"
+    assert run_train(data, *FLAGS, "--max_steps=7").returncode == 0
+    assert [line["step"] for line in lines(tmp_path / "run")] == [5, 7, 7]
+    resumed = run_train(data, *FLAGS)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert "resuming after step 7 of 15" in resumed.stdout
+    train(small_config(npz, num_epochs=3, momentum=0.9, shuffle=True, eval_train=True, workdir="whole",
+                       num_devices=1))  # fmt: skip
+    assert_same_numbers(tmp_path / "run", tmp_path / "whole", but_for_step=7)
+
+
+def assert_same_numbers(resumed: Path, whole: Path, but_for_step: int, rtol: float = 1e-5) -> None:
+    """The resumed run's lines are the uninterrupted run's.
+
+    The stop itself wrote a line, so that the next one's training loss is the mean from there on: together they are
+    the uninterrupted one's.
+    """
+    found, expected = lines(resumed)[:-1], lines(whole)[:-1]
+    stop = next(i for i, line in enumerate(found) if line["step"] == but_for_step)
+    partial, rest = found[stop], found[stop + 1]
+    first, second = but_for_step % 5 * 20, 96 - but_for_step % 5 * 20
+    mean = (partial["train_loss"] * first + rest["train_loss"] * second) / 96
+    del found[stop]
+    found[stop] = {**rest, "train_loss": mean}
+    assert [line.keys() for line in found] == [line.keys() for line in expected]
+    for line, reference in zip(found, expected, strict=True):
+        assert line == pytest.approx(reference, rel=rtol)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_saved_on_8_devices_and_continued_on_fewer(devices: int, finished_run: tuple[Any, Path], tmp_path: Path,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    config, workdir = finished_run
+    shutil.copytree(workdir, tmp_path / "run")
+    settings = config.settings() | {"workdir": str(tmp_path / "run"), "num_epochs": 4}
+    history = train(Config(**settings | {"num_devices": devices})).history
+    assert "resuming after step 10 of 20" in capsys.readouterr().out
+    whole = train(Config(**settings | {"workdir": str(tmp_path / "whole"), "num_devices": 8})).history
+    assert [line["step"] for line in history] == [line["step"] for line in whole] == [5, 10, 15, 20, 20]
+    for line, reference in zip(history[:-1], whole[:-1], strict=True):
+        assert {k: v for k, v in line.items() if k not in TIMINGS} == pytest.approx(
+            {k: v for k, v in reference.items() if k not in TIMINGS}, rel=1e-5
+        )
+
+
+def test_resumed_by_itself_with_other_free_settings(finished_run: tuple[Any, Path], tmp_path: Path) -> None:
+    config, workdir = finished_run
+    shutil.copytree(workdir, tmp_path / "run")
+    changes = {"workdir": str(tmp_path / "run"), "num_epochs": 3, "parallelism": "pmap", "num_devices": 5,
+               "checkpoint_every_steps": 2, "eval_every_steps": 3, "keep_checkpoints": 1}  # fmt: skip
+    history = train(Config(**config.settings() | changes)).history
+    assert [line["step"] for line in history] == [5, 10, 12, 15, 15]
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+@pytest.mark.parametrize("parallelism", ["shard_map", "pmap"])
+def test_the_step_is_compiled_once(
+    npz: str, placement: str, parallelism: str, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uneven last batches, several epochs and evaluations included."""
+    traced = []
+    make = loop.make_train_step
+
+    def counting(*args: Any) -> Any:
+        step = make(*args)
+        return lambda *a: traced.append(1) or step(*a)
+
+    def run(epochs: int, workdir: str) -> list[str]:
+        compilations.clear()
+        train(small_config(npz, num_epochs=epochs, parallelism=parallelism, workdir=workdir,
+                           data_placement=placement))  # fmt: skip
+        return list(compilations)
+
+    run(1, "warm")  # compiles what is compiled once a process, too
+    monkeypatch.setattr(loop, "make_train_step", counting)
+    short = run(1, "short")
+    assert len(traced) == 1
+    assert short
+    long = run(5, "long")
+    assert len(traced) == 2
+    assert sorted(short) == sorted(long)
+
+
+class Vectors(torch.utils.data.Dataset[Any]):
+    """A map-style Dataset as a user writes one; spawned workers import it."""
+
+    def __init__(self, name: str, bad: int = -1) -> None:
+        arrays = make_arrays()
+        self.images, self.labels, self.bad = arrays[f"x_{name}"], arrays[f"y_{name}"], bad
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        label = int(self.labels[index])
+        return torch.from_numpy(self.images[index]), 99 if index == self.bad else label
+
+
+def test_notebook_style_with_torch_datasets_and_a_spawned_worker(npz: str) -> None:
+    """The same parameters as from the file, which is read in whole batches."""
+    given = train(small_config("digits", num_classes=4, num_workers=1, shuffle=True, workdir="given"),
+                  Vectors("train"), Vectors("test"))  # fmt: skip
+    plain = train(small_config(npz, shuffle=True, workdir="plain", data_placement="host"))
+    assert params_sha256(given.params) == params_sha256(plain.params) == plain.history[-1]["params_sha256"]
+    assert [line.get("test_loss") for line in given.history] == [line.get("test_loss") for line in plain.history]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given.params))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_item_ends_in_one_line_also_from_a_worker(workers: int) -> None:
+    config = small_config("digits", num_classes=4, num_workers=workers)
+    with pytest.raises(InputError) as caught:
+        train(config, Vectors("train", bad=50), Vectors("test"))
+    assert str(caught.value).startswith("train_set: example 50: label 99 is out of range for 4 classes")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_new_workdir_each_time(npz: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        train(small_config(npz, num_epochs=1, workdir=""))
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert len(runs) == 2
+    assert all(path.name.startswith("small-20") for path in runs)
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "changes"),
+    [
+        ("shard_map", {"optimizer": "adam", "compute_dtype": "bfloat16", "clip_norm": 1.0}),
+        ("pmap", {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "warmup_cosine", "warmup_steps": 2}),
+        ("single", {"num_devices": 1, "num_shards": 3, "input_scaling": "standard", "momentum": 0.9}),
+        ("shard_map", {"num_devices": 3, "num_shards": 8, "reduction": "invariant", "hidden_sizes": ()}),
+        ("shard_map", {"batch_size": 3, "eval_every_epochs": 0, "max_steps": 9}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_every_kind_of_run_trains(parallelism: str, changes: dict[str, Any], npz: str) -> None:
+    defaults: dict[str, Any] = {"input_scaling": "unit", "learning_rate": 0.01, "num_epochs": 4}
+    history = train(small_config(npz, **defaults | {"parallelism": parallelism} | changes)).history
+    losses = [line["train_loss"] for line in history if "train_loss" in line]
+    assert np.isfinite(losses).all()
+    assert losses[-1] <= losses[0]
+    assert history[-1]["final"]
