@@ -123,7 +123,7 @@ class Config:
         choices=("auto", "host", "device"), on_resume="free",
     )
     steps_per_dispatch: int = _field(
-        0, "with data on the devices, at most so many steps per dispatch; 0: about a quarter of a second of them",
+        0, "at most so many steps per dispatch; 0: about a quarter of a second of them",
         minimum=0, on_resume="free",
     )
     compilation_cache_dir: str = _field(

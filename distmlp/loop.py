@@ -4,15 +4,14 @@ import dataclasses
 import signal
 import sys
 import time
-from collections import deque
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from distmlp import banner, cluster, datasets, feed, metrics, model, optim
+from distmlp.cadence import Cadence
 from distmlp.checkpoint import Checkpoints, Meta
 from distmlp.config import Config, InputError, resolve_paths
 from distmlp.digest import DivergedError, StateDigest, params_sha256
@@ -21,7 +20,8 @@ from distmlp.loader import NumpyLoader
 from distmlp.mesh import Layout, make_layout, prepare_backend
 from distmlp.scaling import input_scaling
 from distmlp.signals import Interrupted, Signals, Watchdog
-from distmlp.step import State, make_train_step
+from distmlp.step import initial_state, make_train_step
+from distmlp.totals import Losses, Totals
 from distmlp.workdir import Workdir, refuse_differences
 
 _SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
@@ -34,17 +34,6 @@ class Result(NamedTuple):
     history: list[metrics.Line]
 
 
-@dataclasses.dataclass
-class Totals:
-    """Sums that the log needs; checkpoints carry them, so that a resumed run logs the same numbers."""
-
-    loss: float = 0.0  # summed over the examples since the last line
-    examples: int = 0  # since the last line
-    epoch_examples: int = 0
-    epoch_seconds: float = 0.0
-    total_seconds: float = 0.0
-
-
 def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result:
     """Trains as `config` says, or goes on with the run that config.workdir holds; the same as the command line.
 
@@ -55,7 +44,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result
     Raises:
       InputError: something given is wrong; nothing was changed.
       DivergedError: a value became NaN or infinite, or the devices no longer agree.
-      CheckpointError: a checkpoint could not be written.
+      WriteError: a checkpoint or another file could not be written.
       Interrupted: SIGTERM or SIGINT came, and the state was saved.
     """
     started = time.monotonic()
@@ -88,8 +77,8 @@ class Trainer:
             data.train, config.batch_size, layout.num_shards, layout.local_shards, config.shuffle, config.seed,
             config.num_workers,
         )
-        self.per_epoch = self.loader.steps_per_epoch
-        self.total_steps = config.total_steps(self.per_epoch)
+        self.cadence = Cadence(config, self.loader.steps_per_epoch)
+        self.per_epoch, self.total_steps = self.cadence.per_epoch, self.cadence.total_steps
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.optimizer = optim.make(config, self.total_steps)
         self.metrics = metrics.Metrics(workdir.metrics, quiet=not cluster.is_first())
@@ -101,18 +90,17 @@ class Trainer:
         self.feed: feed.Feed = (
             feed.DeviceFeed(layout, self.loader, train_step, data.train, config.steps_per_dispatch)
             if where == "device" and isinstance(data.train, datasets.ArrayDataset)
-            else feed.HostFeed(layout, self.loader, train_step, self.total_steps)
+            else feed.HostFeed(layout, self.loader, train_step, self.total_steps, config.steps_per_dispatch)
         )
-        self.checkpoints = Checkpoints(workdir.path, self.digest, config.keep_checkpoints, self._best_step)
+        self.checkpoints = Checkpoints(workdir.path, self.digest, config.keep_checkpoints, self.metrics.best_step)
         self.several = jax.process_count() > 1
         self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
-        self.state, self.step, self.totals = self._initial_state(), 0, Totals()
+        scaling = input_scaling(config, data)
+        self.state = initial_state(layout, self.sizes, config.seed, self.optimizer, scaling)
+        self.step, self.totals = 0, Totals()
         self.saved_step, self.saved_at, self.dispatches = 0, time.monotonic(), 0
-        self.clock = time.monotonic()
-        # --profile_steps=A:B counts from 1: the profiler runs from step A - 1 completed to step B completed
-        self.profile_steps = [max(int(n) - 1 + i, 0) for i, n in enumerate(config.profile_steps.split(":")) if n]
-        self.pending: deque[tuple[int, jax.Array, list[int]]] = deque()
-        self.last_loss: float | None = None
+        self.losses = Losses(self.totals)
+        self.profiling: ExitStack | None = None
         self._exit = ExitStack()
 
     def __enter__(self) -> "Trainer":
@@ -142,103 +130,56 @@ class Trainer:
         self.feed.compile(self.state)
         self.digest.check(self.state, self.step)  # compiles it, too
         self.watchdog.beat()
-        self._train()
+        try:
+            self._train()
+        except DivergedError as error:
+            raise type(error)(f"{error}; {self._last_checkpoint()}") from None
         return self._finish()
 
     def _train(self) -> None:
-        if self.step and self._log_due():
+        if self.step and self.cadence.line(self.step):
             if cluster.decide(self.metrics.logged(self.step)):
-                self._reset_totals()  # the run was killed after this line, going on from a stop before it
+                # It was killed after this line, having gone on from a stop before it.
+                self.totals.reset(self.cadence.epoch_end(self.step))
             else:
                 self._log()  # the run was stopped between this step and its line
-        self.clock = time.monotonic()
+        self.losses.start_clock()
         while self.step < self.total_steps:
             self._stop_if_signalled()
-            self._profile()
+            if self.cadence.profile:
+                self._profile()
             with jax.transfer_guard("disallow"):
-                self.state, losses, counts = self.feed.advance(self.state, self.step, self._next_due())
-            losses.copy_to_host_async()
-            self.pending.append((self.step, losses, counts))
+                self.state, losses, counts = self.feed.advance(self.state, self.step, self.cadence.next(self.step))
+            self.losses.add(self.step, losses, counts)
             self.step += len(counts)
-            self._settle(self.feed.in_flight)
+            self.losses.settle(self.feed.in_flight)
+            self.watchdog.beat()
             self.dispatches += 1
             self._show_progress()
-            if self._log_due():
-                self._settle_all()
+            if self.cadence.line(self.step):
+                self.losses.settle_all()
                 self._log()
-                self.clock = time.monotonic()
+                self.losses.start_clock()
             if self._save_due():
-                self._settle_all()
+                self.losses.settle_all()
                 self._save()
-            elif self._every(self.config.check_replicas_every):
+            elif self.cadence.comparison(self.step):
                 self.digest.check(self.state, self.step)
 
-    def _settle(self, in_flight: int) -> None:
-        """Reads the losses of all dispatches but the newest `in_flight`."""
-        while len(self.pending) > in_flight:
-            first, losses, counts = self.pending.popleft()
-            for i, (loss, count) in enumerate(zip(np.atleast_1d(np.asarray(losses)), counts, strict=False)):
-                if not np.isfinite(loss):
-                    raise DivergedError(f"the loss or a gradient is not finite at step {first + i + 1}: try a lower "
-                                        f"--learning_rate or --clip_norm; {self._last_checkpoint()}")
-                self.last_loss = float(loss)
-                self.totals.loss += self.last_loss * count
-                self.totals.examples += count
-                self.totals.epoch_examples += count
-            self.watchdog.beat()
-
-    def _settle_all(self) -> None:
-        """Waits for the devices, and adds the time since the last such moment to the epoch's."""
-        self._settle(0)
-        now = time.monotonic()
-        self.totals.epoch_seconds += now - self.clock
-        self.clock = now
-
-    def _every(self, interval: int) -> bool:
-        return interval > 0 and self.step % interval == 0
-
-    def _next_due(self) -> int:
-        """The next step after which something may be due."""
-        config = self.config
-        intervals = (self.per_epoch, config.eval_every_steps, config.checkpoint_every_steps,
-                     config.check_replicas_every)
-        profile = [n for n in self.profile_steps if n > self.step]
-        return min(self.total_steps, *(self.step - self.step % n + n for n in intervals if n), *profile)
-
-    def _evaluate_due(self) -> bool:
-        epoch_end = self._every(self.per_epoch) and self.config.eval_every_epochs > 0
-        return (
-            self.step == self.total_steps
-            or self._every(self.config.eval_every_steps)
-            or (epoch_end and self.step // self.per_epoch % self.config.eval_every_epochs == 0)
-        )
-
-    def _log_due(self) -> bool:
-        return self._every(self.per_epoch) or self._evaluate_due()
-
     def _save_due(self) -> bool:
-        steps, seconds = self.config.checkpoint_every_steps, self.config.checkpoint_every_seconds
-        return (
-            self.step == self.total_steps
-            or self._every(steps)
-            or (seconds > 0 and self._seconds_passed(seconds))
-            or (not steps and not seconds and self._evaluate_due())
-        )
+        seconds = self.config.checkpoint_every_seconds
+        return self.cadence.save(self.step) or (seconds > 0 and self._seconds_passed(seconds))
 
     def _profile(self) -> None:
         """Starts the profiler before the first and stops it after the last of --profile_steps."""
-        if self.profile_steps and self.step == self.profile_steps[0]:
-            self._settle(0)
+        if self.profiling is None and self.step == self.cadence.profile[0]:
+            self.losses.settle(0)
             jax.profiler.start_trace(str(self.workdir.path / "profile"))
-            self._exit.callback(self._stop_profile)
-        elif self.profile_steps and self.step == self.profile_steps[1]:
-            self._settle(0)
-            self._stop_profile()
-
-    def _stop_profile(self) -> None:
-        if self.profile_steps:
-            jax.profiler.stop_trace()
-            self.profile_steps = []
+            self.profiling = self._exit.enter_context(ExitStack())
+            self.profiling.callback(jax.profiler.stop_trace)
+        elif self.profiling is not None and self.step == self.cadence.profile[1]:
+            self.losses.settle(0)
+            self.profiling.close()
 
     def _seconds_passed(self, seconds: float) -> bool:
         """Whether so much time has passed since the last save, by the first process's clock."""
@@ -248,25 +189,19 @@ class Trainer:
 
     def _log(self) -> None:
         """Evaluates if that is due, and writes the line of this step."""
-        totals, epoch_end = self.totals, self._every(self.per_epoch)
+        totals, epoch_end = self.totals, self.cadence.epoch_end(self.step)
         line: metrics.Line = {"step": self.step, "epoch": self.step // self.per_epoch}
         if totals.examples:
             line["train_loss"] = totals.loss / totals.examples
         self.metrics.close_bar()
-        if self._evaluate_due():
+        if self.cadence.evaluation(self.step):
             line |= self._evaluate()
         if epoch_end and totals.epoch_seconds:
             line["seconds"] = totals.epoch_seconds
             line["examples_per_second"] = totals.epoch_examples / totals.epoch_seconds
         self.metrics.log(line)
         self.metrics.say(metrics.describe(line))
-        self._reset_totals()
-
-    def _reset_totals(self) -> None:
-        """Begins new sums, after a line."""
-        self.totals.loss, self.totals.examples = 0.0, 0
-        if self._every(self.per_epoch):
-            self.totals.epoch_examples, self.totals.epoch_seconds = 0, 0.0
+        self.totals.reset(self.cadence.epoch_end(self.step))
 
     def _evaluate(self) -> metrics.Line:
         line: metrics.Line = {}
@@ -280,7 +215,7 @@ class Trainer:
 
     def _poll(self) -> None:
         self.watchdog.beat()
-        self.clock = time.monotonic()  # an evaluation is no training time
+        self.losses.start_clock()  # an evaluation is no training time
         self._stop_if_signalled()
 
     def _save(self) -> None:
@@ -305,7 +240,7 @@ class Trainer:
             signum = signal.SIGTERM if cluster.stop_point() else None
         if signum is None:
             return
-        self._settle_all()
+        self.losses.settle_all()
         self.metrics.close_bar()
         if self.step > self.saved_step:
             self._save()
@@ -320,16 +255,6 @@ class Trainer:
         steps = self.checkpoints.steps()
         return f"the newest checkpoint is of step {steps[0]}" if steps else "there is no checkpoint yet"
 
-    def _best_step(self, steps: Any) -> int | None:
-        scored = {line["step"]: line["test_accuracy"] for line in self.metrics.history if "test_accuracy" in line}
-        return max((s for s in steps if s in scored), key=lambda s: (scored[s], s), default=None)
-
-    def _initial_state(self) -> State:
-        params = model.init_network_params(self.sizes, jax.random.key(self.config.seed))
-        scaling = tuple(map(jnp.asarray, input_scaling(self.config, self.data)))
-        state = State(params, self.optimizer.init(params), jnp.int32(0), scaling)
-        return self.layout.replicate(jax.tree.map(np.asarray, state))  # type: ignore[no-any-return]
-
     def _restore(self) -> None:
         self.data_fingerprint = self.data.fingerprint()
         cluster.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
@@ -342,7 +267,7 @@ class Trainer:
         # Orbax's arrays may not be donatable: the step's own copies are.
         self.state = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(state)
         self.step = self.saved_step = meta["step"]
-        self.totals = Totals(**meta["totals"])
+        self.totals = self.losses.totals = Totals(**meta["totals"])
 
     def _check_meta(self, meta: Meta) -> None:
         refuse_differences(self.workdir.path, meta["settings"], self.config)
@@ -359,7 +284,7 @@ class Trainer:
     def _show_progress(self) -> None:
         epoch, step = divmod(self.step - 1, self.per_epoch)
         position = min((step + 1) * self.config.batch_size, len(self.data.train))
-        self.metrics.bar(epoch + 1, position, len(self.data.train), self.last_loss)
+        self.metrics.bar(epoch + 1, position, len(self.data.train), self.losses.last)
 
     def _finish(self) -> Result:
         self.checkpoints.wait()
@@ -369,11 +294,6 @@ class Trainer:
             "step": self.step, "epoch": self.step // self.per_epoch, "final": True,
             "params_sha256": sha256, "total_seconds": total,
         })
-        final, best = self.metrics.history[-2], self.metrics.best()
-        self.metrics.say(
-            f"final test accuracy {100 * final['test_accuracy']:.2f} % ({final['test_correct']} of "
-            f"{final['test_count']}), best {100 * best['test_accuracy']:.2f} % at step {best['step']}\n"
-            f"parameters {sha256}\nworkdir {self.workdir.path}"
-            if best else f"parameters {sha256}\nworkdir {self.workdir.path}"
-        )
+        self.metrics.say(metrics.summary(self.metrics.history))
+        self.metrics.say(f"workdir {self.workdir.path}")
         return Result(self.state.params, self.metrics.history)

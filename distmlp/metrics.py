@@ -1,14 +1,16 @@
 """Where numbers go: the console and its progress bar, metrics.jsonl, and TensorBoard."""
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from distmlp.workdir import replace_file
+from distmlp.workdir import WriteError, replace_file
 
 Line = dict[str, Any]
 
@@ -53,22 +55,25 @@ class Metrics:
         self.history.append(line)
         if self.quiet:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        for name, value in line.items():
-            if name not in ("step", "epoch") and isinstance(value, (int, float)) and not isinstance(value, bool):
-                self._tensorboard.add_scalar(name, value, line["step"])
-        self._tensorboard.flush()
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            for name, value in line.items():
+                if name not in ("step", "epoch") and isinstance(value, (int, float)) and not isinstance(value, bool):
+                    self._tensorboard.add_scalar(name, value, line["step"])
+            self._tensorboard.flush()
+        except OSError as error:
+            raise WriteError(self.path.parent, error.strerror) from None
 
     def logged(self, step: int) -> bool:
         return any(line["step"] == step and not line.get("final") for line in self.history)
 
-    def best(self) -> Line | None:
-        """The line with the highest test accuracy, the latest among equals."""
-        scored = [line for line in self.history if "test_accuracy" in line]
-        return max(scored, key=lambda line: (line["test_accuracy"], line["step"]), default=None)
+    def best_step(self, steps: Sequence[int]) -> int | None:
+        """Of these steps, the one with the highest test accuracy, the latest among equals; None: none was evaluated."""
+        scored = {line["step"]: line["test_accuracy"] for line in self.history if "test_accuracy" in line}
+        return max((step for step in steps if step in scored), key=lambda step: (scored[step], step), default=None)
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar if there is one."""
@@ -95,7 +100,8 @@ class Metrics:
     def close(self) -> None:
         self.close_bar()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with contextlib.suppress(OSError):  # a full disk, of which `log` has told
+                self._tensorboard.close()
 
 
 def describe(line: Line) -> str:
@@ -110,3 +116,13 @@ def describe(line: Line) -> str:
     if "seconds" in line:
         parts.append(f"{line['seconds']:.2f} s  {line['examples_per_second']:,.0f} examples/s")
     return "  ".join(parts)
+
+
+def summary(history: Sequence[Line]) -> str:
+    """What people want to know at the end of a run: final and best test accuracy, and the parameters' SHA-256."""
+    *_, last, final = history
+    best = max((line for line in history if "test_accuracy" in line), key=lambda line: line["test_accuracy"])
+    return (
+        f"final test accuracy {100 * last['test_accuracy']:.2f} % ({last['test_correct']} of {last['test_count']}), "
+        f"best {100 * best['test_accuracy']:.2f} % at step {best['step']}\nparameters {final['params_sha256']}"
+    )

@@ -1,10 +1,11 @@
 """One training step, wrapped three ways: single, pmap and shard_map. The body is the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
@@ -21,6 +22,15 @@ class State(NamedTuple):
     opt_state: Any
     step: jax.Array  # int32 []: completed updates
     scaling: tuple[jax.Array, ...]  # () or (shift, scale), float32 [features]: network inputs are (x - shift) * scale
+
+
+def initial_state(
+    layout: Layout, sizes: Sequence[int], seed: int, optimizer: optax.GradientTransformation, scaling: Sequence[Any]
+) -> State:
+    """The state before the first step, on the devices: the tutorial's parameters of that seed."""
+    params = model.init_network_params(sizes, jax.random.key(seed))
+    state = State(params, optimizer.init(params), jnp.int32(0), tuple(scaling))
+    return layout.replicate(jax.tree.map(np.asarray, state))  # type: ignore[no-any-return]
 
 
 TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]
