@@ -1,7 +1,12 @@
 """Checkpoints with Orbax: saved in the background, verified array by array when restored."""
 
 import dataclasses
+import errno
+import functools
+import logging
+import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +18,13 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from distmlp import cluster
 from distmlp.config import InputError, digest_json
 from distmlp.digest import DivergedError, StateDigest
+from distmlp.workdir import WriteError
+
+# What Orbax logs it also raises: one line is enough.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+_CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)]
 
 Meta = dict[str, Any]  # JSON values beside the arrays: step, settings, digests, sums for the log
-
-
-class CheckpointError(Exception):
-    """A checkpoint could not be written; the earlier ones are intact."""
 
 
 class DamageError(Exception):
@@ -79,27 +85,31 @@ class Checkpoints:
 
         Raises:
           DivergedError: a value is not finite, or the devices' copies differ; nothing was saved.
-          CheckpointError: this or the previous save failed.
+          WriteError: this or the previous save failed.
         """
         meta = {**meta, "step": step, "digests": self._digest.check(state, step)}
         meta["digest"] = digest_json(meta)
         self.wait()
+        failed: WriteError | None = None
         try:
             saved = self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
             )
         except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
-            raise self._failed(f"the checkpoint of step {step} was not saved", error) from error
+            saved, failed = False, self._failed(error)
         if not saved:
-            raise CheckpointError(f"Orbax declined to save step {step} in {self.path}, which holds {self.steps()}")
+            raise failed or WriteError(self.path / str(step), f"Orbax declined, it holds {self.steps()}")
 
     def wait(self) -> None:
-        """Waits for the save in the background, and raises CheckpointError if it failed."""
+        """Waits for the save in the background, and raises WriteError if it failed."""
+        failed: WriteError | None = None
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:  # as above
-            raise self._failed("a checkpoint was not saved", error) from error
+            failed = self._failed(error)
+        if failed is not None:
+            raise failed
         if cluster.is_first():
             self._empty_trash()
 
@@ -193,12 +203,25 @@ class Checkpoints:
     def _empty_trash(self) -> None:
         shutil.rmtree(self.path / "trash", ignore_errors=True)
 
-    def _failed(self, what: str, error: Exception) -> CheckpointError:
-        return CheckpointError(f"{what} ({_reason(error)}): make room or mend {self.path}, then start again; "
-                               f"intact checkpoints: {sorted(self._manager.all_steps())}")
+    def _failed(self, error: Exception) -> WriteError:
+        reason = f"a checkpoint was not saved: {_reason(error)}"
+        return WriteError(self.path, reason, f"; intact checkpoints: {sorted(self._manager.all_steps())}")
+
+
+def _unraisable(hook: Callable[[Any], Any], unraisable: Any) -> None:
+    """As `hook`, but for the coroutines that Orbax abandons when a save or restore fails, each with pages of text."""
+    code = getattr(unraisable.object, "cr_code", None)
+    if code is None or "orbax" not in code.co_filename:
+        hook(unraisable)
+
+
+sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error's text, which may have hundreds."""
+    """An error in a few words; TensorStore's and Orbax's have hundreds of lines."""
+    for cause in _CAUSES:
+        if cause in str(error):
+            return cause
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0].split('. See ')[0][:200]}" if lines else type(error).__name__

@@ -63,10 +63,11 @@ def leave(code: int) -> NoReturn:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if _peers is not None and code:
+    if not code:
+        sys.exit(0)
+    if _peers is not None:
         _peers.leave()
-        os._exit(code)
-    sys.exit(code)
+    os._exit(code)  # what libraries would still do or print at the end is of no use then
 
 
 def _at_exit() -> None:

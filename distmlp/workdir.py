@@ -14,6 +14,13 @@ from distmlp import cluster, flags
 from distmlp.config import Config, InputError, differences
 
 
+class WriteError(Exception):
+    """A file of the run could not be written; checkpoints saved before are intact."""
+
+    def __init__(self, path: Path, reason: str | None, note: str = "") -> None:
+        super().__init__(f"{path} could not be written ({reason}): make room or mend it, then start again{note}")
+
+
 class Workdir:
     """WORKDIR, locked for this process; the lock dies with its holder."""
 
@@ -112,11 +119,14 @@ def refuse_differences(workdir: Path, saved: dict[str, Any], config: Config) -> 
 def replace_file(target: Path, text: str) -> None:
     """Writes a text file so that a crash leaves the old or the new one."""
     temporary = target.with_name(target.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise WriteError(target, error.strerror) from None
 
 
 def _new_path(config: Config) -> Path:

@@ -25,9 +25,9 @@ def main(argv: list[str]) -> int:
         return _fail(error, 2)
 
     from distmlp import cluster
-    from distmlp.checkpoint import CheckpointError
     from distmlp.digest import DivergedError
     from distmlp.loop import train
+    from distmlp.workdir import WriteError
 
     try:
         train(config)
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         return _fail(error, 2)
     except DivergedError as error:
         return _fail(error, 3)
-    except CheckpointError as error:
+    except WriteError as error:
         return _fail(error, 1)
     except signals.Interrupted as stop:
         if cluster.is_first():

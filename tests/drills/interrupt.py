@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import runs
 
-AIMS = {"imports": 2.0, "restore": 0.05, "compile": 0.8, "train": 0.05, "evaluate": 0.1, "save": 0.05, "any": 10.0}
+AIMS = {"imports": 2.0, "restore": 0.05, "compile": 0.8, "train": 0.004, "evaluate": 0.04, "save": 0.05, "any": 10.0}
 SECONDS = 20.0  # on a loaded machine; the figures measured are printed
 # Before the handlers are installed the signals do what Python's defaults say.
 _EARLY = {signal.SIGTERM: {-15, 143}, signal.SIGINT: {-2, 1, 130}}

@@ -16,7 +16,7 @@ from pathlib import Path
 from . import runs
 
 # Where to aim, and for how long at most to wait after getting there; "any" waits from the start on.
-AIMS = {"start": 0.4, "imports": 2.0, "compile": 0.8, "train": 0.05, "evaluate": 0.1, "save": 0.15, "final": 0.1,
+AIMS = {"start": 0.1, "imports": 2.0, "compile": 0.8, "train": 0.004, "evaluate": 0.04, "save": 0.08, "final": 0.1,
         "any": 10.0}  # fmt: skip
 
 
