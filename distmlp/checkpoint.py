@@ -209,9 +209,10 @@ class Checkpoints:
 
 
 def _unraisable(hook: Callable[[Any], Any], unraisable: Any) -> None:
-    """As `hook`, but for the coroutines that Orbax abandons when a save or restore fails, each with pages of text."""
+    """As `hook`, but for what Orbax abandons when a save or restore fails: coroutines, with pages of text each."""
     code = getattr(unraisable.object, "cr_code", None)
-    if code is None or "orbax" not in code.co_filename:
+    from_orbax = code is not None and "orbax" in code.co_filename
+    if not from_orbax and str(unraisable.exc_value) != "Event loop is closed":
         hook(unraisable)
 
 
