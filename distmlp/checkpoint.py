@@ -27,6 +27,10 @@ _CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.
 Meta = dict[str, Any]  # JSON values beside the arrays: step, settings, digests, sums for the log
 
 
+class CheckpointError(WriteError):
+    """A checkpoint could not be written; the earlier ones are intact."""
+
+
 class DamageError(Exception):
     """A checkpoint does not hold what was saved."""
 
@@ -85,12 +89,12 @@ class Checkpoints:
 
         Raises:
           DivergedError: a value is not finite, or the devices' copies differ; nothing was saved.
-          WriteError: this or the previous save failed.
+          CheckpointError: this or the previous save failed.
         """
         meta = {**meta, "step": step, "digests": self._digest.check(state, step)}
         meta["digest"] = digest_json(meta)
         self.wait()
-        failed: WriteError | None = None
+        failed: CheckpointError | None = None
         try:
             saved = self._manager.save(
                 step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
@@ -98,11 +102,11 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
             saved, failed = False, self._failed(error)
         if not saved:
-            raise failed or WriteError(self.path / str(step), f"Orbax declined, it holds {self.steps()}")
+            raise failed or CheckpointError(self.path, f"Orbax declined to save step {step}, it holds {self.steps()}")
 
     def wait(self) -> None:
-        """Waits for the save in the background, and raises WriteError if it failed."""
-        failed: WriteError | None = None
+        """Waits for the save in the background, and raises CheckpointError if it failed."""
+        failed: CheckpointError | None = None
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
@@ -203,9 +207,9 @@ class Checkpoints:
     def _empty_trash(self) -> None:
         shutil.rmtree(self.path / "trash", ignore_errors=True)
 
-    def _failed(self, error: Exception) -> WriteError:
+    def _failed(self, error: Exception) -> CheckpointError:
         reason = f"a checkpoint was not saved: {_reason(error)}"
-        return WriteError(self.path, reason, f"; intact checkpoints: {sorted(self._manager.all_steps())}")
+        return CheckpointError(self.path, reason, f"; intact checkpoints: {sorted(self._manager.all_steps())}")
 
 
 def _unraisable(hook: Callable[[Any], Any], unraisable: Any) -> None:

@@ -65,7 +65,7 @@ class Metrics:
                     self._tensorboard.add_scalar(name, value, line["step"])
             self._tensorboard.flush()
         except OSError as error:
-            raise WriteError(self.path.parent, error.strerror) from None
+            raise WriteError(self.path.parent, error.strerror or str(error)) from None
 
     def logged(self, step: int) -> bool:
         return any(line["step"] == step and not line.get("final") for line in self.history)

@@ -14,10 +14,10 @@ from distmlp import cluster, flags
 from distmlp.config import Config, InputError, differences
 
 
-class WriteError(Exception):
+class WriteError(OSError):
     """A file of the run could not be written; checkpoints saved before are intact."""
 
-    def __init__(self, path: Path, reason: str | None, note: str = "") -> None:
+    def __init__(self, path: Path, reason: str, note: str = "") -> None:
         super().__init__(f"{path} could not be written ({reason}): make room or mend it, then start again{note}")
 
 
@@ -126,7 +126,7 @@ def replace_file(target: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise WriteError(target, error.strerror) from None
+        raise WriteError(target, error.strerror or str(error)) from None
 
 
 def _new_path(config: Config) -> Path:
