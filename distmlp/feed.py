@@ -1,4 +1,4 @@
-"""How steps get their data: batch by batch from the host, or many steps per dispatch on data that lie on the devices.
+"""How steps get their data: chunk by chunk from the host, or by index from a copy of the data set on each device.
 
 Both run the same step on the same examples; only the way of the bytes differs.
 """
@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -24,7 +24,9 @@ from distmlp.step import State, TrainStep, wrap
 _LARGEST_DISPATCH = 512  # steps
 _FIXED_DISPATCH = 32  # steps, where the processes cannot each go by its own clock
 _DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
-_PREFETCH = 2  # batches on their way to the devices while a step runs
+_LARGEST_CHUNK = 16  # steps per dispatch of HostFeed
+_CHUNK_BYTES = 4 << 20  # of images per dispatch of HostFeed, over all processes
+_PREFETCH = 2  # chunks on their way to the devices while one is worked on
 
 
 class Feed(Protocol):
@@ -45,49 +47,112 @@ class Feed(Protocol):
         """
 
 
+class _Pace:
+    """How many steps a dispatch has: so many as take about a quarter of a second, found out by doubling.
+
+    Several processes must dispatch alike, whatever their clocks say: there, and where it is given, a fixed number.
+    """
+
+    def __init__(self, given: int, largest: int) -> None:
+        self._adapts = given == 0 and jax.process_count() == 1
+        self.largest, self._last = largest, -math.inf
+        self.steps = 1 if self._adapts else min(given or _FIXED_DISPATCH, largest)
+
+    def tick(self) -> None:
+        """To be called once per dispatch. The losses of the one before are read in between: ticks are one apart."""
+        now = time.monotonic()
+        if self._adapts and now - self._last < _DISPATCH_SECONDS:
+            self.steps = min(2 * self.steps, self.largest)
+        elif self._adapts and now - self._last > 4 * _DISPATCH_SECONDS:
+            self.steps = max(1, self.steps // 2)
+        self._last = now
+
+
+def _loop(one_step: Callable[[State, jax.Array], tuple[State, jax.Array]], state: State, bounds: Any, size: int) -> Any:
+    """Steps bounds[0]..bounds[1]-1 and their losses, float32 [size]. Traced bounds: one compilation for any number."""
+
+    def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        state, losses = carry
+        state, loss = one_step(state, i)
+        return state, losses.at[i - bounds[0]].set(loss)
+
+    return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size)))
+
+
 class HostFeed:
-    """One step per dispatch, on batches that the loader gathers while the devices work on the ones before."""
+    """A chunk of steps per dispatch, on batches gathered and sent while the devices work on the chunk before."""
 
-    in_flight = 8
+    in_flight = 1
 
-    def __init__(self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int) -> None:
+    def __init__(
+        self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int, steps_per_dispatch: int = 0
+    ) -> None:
         self._layout, self._loader, self._total_steps = layout, loader, total_steps
-        self._step = wrap(lambda state, *batch: train_step(state, Batch(*batch)), layout, (0, 0, 0, None))
-        self._batches: Iterator[tuple[list[jax.Array], int]] | None = None
+        self._given, self._pace = steps_per_dispatch, _Pace(1, 1)
+        self._axes = (1, 1, 1, None, None)
+        self._chunks: Iterator[tuple[list[jax.Array], list[int]]] | None = None
+        self._chunk: list[jax.Array] = []
+        self._counts: list[int] = []  # of the chunk's steps
+        self._used = 0  # of the chunk's steps
+
+        def run(state: State, images: Any, labels: Any, weights: Any, sums: Any, bounds: Any) -> Any:
+            def one_step(state: State, i: jax.Array) -> tuple[State, jax.Array]:
+                return train_step(state, Batch(images[i], labels[i], weights[i], sums[i]))
+
+            return _loop(one_step, state, bounds, len(sums))
+
+        self._run = wrap(run, layout, self._axes)
 
     def compile(self, state: State) -> None:
         self._loader.set_position(0)
-        batch = self._layout.put(next(iter(self._loader)), (0, 0, 0, None))
-        self._step = self._step.lower(state, *batch).compile()  # type: ignore[attr-defined]
+        batch = next(iter(self._loader))
+        batch_bytes = batch.images.nbytes * self._loader.num_shards // len(batch.images)
+        self._pace = _Pace(self._given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
+        self._size = self._pace.largest
+        arguments = [*self._put([batch]), self._bounds(0, 0)]
+        self._run = self._run.lower(state, *arguments).compile()  # type: ignore[attr-defined]
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
-        if self._batches is None:
-            self._batches = self._prefetched(step)
-        batch, count = next(self._batches)
-        state, loss = self._step(state, *batch)
-        return state, loss, [count]
+        if self._chunks is None:
+            self._chunks = self._prefetched(step)
+        self._pace.tick()
+        if self._used == len(self._counts):
+            (self._chunk, self._counts), self._used = next(self._chunks), 0
+        start, stop = self._used, min(self._used + limit - step, len(self._counts))
+        state, losses = self._run(state, *self._chunk, self._bounds(start, stop))
+        self._used = stop
+        return state, losses, self._counts[start:stop]
 
-    def _prefetched(self, step: int) -> Iterator[tuple[list[jax.Array], int]]:
-        queue: deque[tuple[list[jax.Array], int]] = deque()
-        for batch in itertools.islice(self._from(step), self._total_steps - step):
-            queue.append((self._layout.put(batch, (0, 0, 0, None)), int(batch.weight_sum)))
+    def _prefetched(self, step: int) -> Iterator[tuple[list[jax.Array], list[int]]]:
+        queue: deque[tuple[list[jax.Array], list[int]]] = deque()
+        for chunk in self._from(step):
+            queue.append((self._put(chunk), [int(batch.weight_sum) for batch in chunk]))
             if len(queue) > _PREFETCH:
                 yield queue.popleft()
         yield from queue
 
-    def _from(self, step: int) -> Iterator[Batch]:
-        for epoch in itertools.count(step // self._loader.steps_per_epoch):
-            self._loader.set_position(epoch, step % self._loader.steps_per_epoch)
-            for batch in self._loader:
-                yield batch
-                step += 1
+    def _from(self, step: int) -> Iterator[list[Batch]]:
+        """Chunks of the steps from `step` on."""
+        while step < self._total_steps:
+            epoch, start = divmod(step, self._loader.steps_per_epoch)
+            self._loader.set_position(epoch, start)
+            batches = itertools.islice(self._loader, self._total_steps - step)
+            while chunk := list(itertools.islice(batches, self._pace.steps)):
+                yield chunk
+                step += len(chunk)
+
+    def _put(self, chunk: list[Batch]) -> list[jax.Array]:
+        """The chunk's arrays, of one static shape: what lies behind its last step is not read."""
+        chunk = chunk + [chunk[-1]] * (self._size - len(chunk))
+        arrays = [np.stack(parts) for parts in zip(*chunk, strict=True)]
+        return self._layout.put(arrays, self._axes[:-1])  # type: ignore[no-any-return]
+
+    def _bounds(self, start: int, stop: int) -> jax.Array:
+        return self._layout.put([np.array([start, stop], np.int32)], self._axes[-1:])[0]  # type: ignore[no-any-return]
 
 
 class DeviceFeed:
-    """Many steps per dispatch, in one loop on the devices, each of which holds a copy of the data set.
-
-    At most `steps_per_dispatch`; if that is 0, so many as take about a quarter of a second, found out by doubling.
-    """
+    """Many steps per dispatch, on data of which each device holds a copy; `steps_per_dispatch` at most, if not 0."""
 
     in_flight = 1
 
@@ -95,20 +160,16 @@ class DeviceFeed:
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: ArrayDataset, steps_per_dispatch: int
     ) -> None:
         self._layout, self._loader, self._size = layout, loader, steps_per_dispatch or _LARGEST_DISPATCH
-        # Several processes must dispatch alike, whatever their clocks say.
-        self._adapts = steps_per_dispatch == 0 and jax.process_count() == 1
-        self._steps, self._last_advance = (1 if self._adapts else min(self._size, _FIXED_DISPATCH)), -math.inf
+        self._pace = _Pace(steps_per_dispatch, self._size)
         self._data = layout.put((dataset.images, dataset.labels), (None, None))
         self._axes = (None, None, 1, 1, None, None)
 
-        def run(state: State, images: Any, labels: Any, indices: Any, weights: Any, sums: Any, steps: Any) -> Any:
-            def one(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-                state, losses = carry
+        def run(state: State, images: Any, labels: Any, indices: Any, weights: Any, sums: Any, bounds: Any) -> Any:
+            def one_step(state: State, i: jax.Array) -> tuple[State, jax.Array]:
                 index = indices[i]
-                state, loss = train_step(state, Batch(images[index], labels[index], weights[i], sums[i]))
-                return state, losses.at[i].set(loss)
+                return train_step(state, Batch(images[index], labels[index], weights[i], sums[i]))
 
-            return jax.lax.fori_loop(0, steps, one, (state, jnp.zeros(sums.shape)))  # traced bound: one compilation
+            return _loop(one_step, state, bounds, self._size)
 
         self._run = wrap(run, layout, self._axes)
 
@@ -120,20 +181,10 @@ class DeviceFeed:
         epoch, start = divmod(step, per_epoch)
         if (epoch, start) != (self._loader.epoch, self._loader.step):
             self._loader.set_position(epoch, start)
-        if self._adapts:
-            self._adapt()
-        stop = min(start + self._steps, start + limit - step, per_epoch)
+        self._pace.tick()
+        stop = min(start + self._pace.steps, start + limit - step, per_epoch)
         state, losses = self._run(state, *self._arguments(start, stop))
         return state, losses, [self._loader.weight_sum(k) for k in range(start, stop)]
-
-    def _adapt(self) -> None:
-        # The losses of the dispatch before are read in between: two calls are one dispatch apart.
-        now = time.monotonic()
-        if now - self._last_advance < _DISPATCH_SECONDS:
-            self._steps = min(2 * self._steps, self._size)
-        elif now - self._last_advance > 4 * _DISPATCH_SECONDS:
-            self._steps = max(1, self._steps // 2)
-        self._last_advance = now
 
     def _arguments(self, start: int, stop: int) -> list[jax.Array]:
         """The dispatch's arguments, of one static shape: rows behind the last step are not read."""
@@ -145,7 +196,8 @@ class DeviceFeed:
             full[: len(array)] = array
             return full
 
-        host = (fill(indices.astype(np.int32)), fill(weights), fill(sums), np.int32(stop - start))
+        bounds = np.array([0, stop - start], np.int32)
+        host = (fill(indices.astype(np.int32)), fill(weights), fill(sums), bounds)
         return [*self._data, *self._layout.put(host, self._axes[2:])]
 
 
