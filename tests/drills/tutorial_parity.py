@@ -1,0 +1,96 @@
+"""Test accuracy after each epoch beside the tutorial's, on MNIST: python -m tests.drills.tutorial_parity --data_dir=DIR
+
+On one device the accuracies must be the tutorial's to 4 decimals, and the parameters within 1e-6 after one epoch; on 8
+emulated devices, pmap and shard_map, within 0.0002 after the first epoch and within 0.0006 after each. The tutorial is
+computed here (tests/tutorial.py), or by a script that prints one JSON object with test_accuracy and sha256 per epoch.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from . import runs
+
+RUNS = {"1 device": (1, "single"), "8, shard_map": (8, "shard_map"), "8, pmap": (8, "pmap")}
+FIRST, LATER = 0.0002, 0.0006  # accuracy on 8 devices
+
+
+def reference(data_dir: str, epochs: int, script: str) -> list[tuple[float, str]]:
+    """Test accuracy and SHA-256 of the parameters after each epoch of the tutorial, in a process of its own."""
+    command = [sys.executable, script] if script else [sys.executable, "-m", "tests.drills.tutorial_parity", "--print"]
+    done = subprocess.run(
+        [*command, "--data_dir", data_dir, "--epochs", str(epochs)], env=runs.environment(1), check=True,
+        capture_output=True, text=True, cwd=None if script else runs.REPOSITORY,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [(line["test_accuracy"], line["sha256"]) for line in lines]
+
+
+def print_tutorial(data_dir: str, epochs: int) -> None:
+    """What a reference script prints."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    import numpy as np
+    import tutorial
+
+    from distmlp import Config, datasets
+    from distmlp.digest import params_sha256
+
+    data = datasets.load(Config(dataset="mnist", data_dir=data_dir))
+    (x, y), (x_test, y_test) = (part[np.arange(len(part))] for part in (data.train, data.test))
+    params = tutorial.initial([784, 512, 512, 10])
+    for _ in range(epochs):
+        params = tutorial.train_epoch(params, x, y, 128, 10)
+        accuracy = tutorial.accuracy(params, x_test, y_test)
+        print(json.dumps({"test_accuracy": accuracy, "sha256": params_sha256(params)}), flush=True)
+
+
+def check(found: dict[str, list[float]], expected: list[float]) -> list[str]:
+    """What does not hold, in words."""
+    wrong = []
+    for epoch, accuracy in enumerate(expected):
+        if round(found["1 device"][epoch], 4) != round(accuracy, 4):
+            wrong.append(f"epoch {epoch + 1} on one device: {found['1 device'][epoch]}, the tutorial has {accuracy}")
+        for name in list(RUNS)[1:]:
+            allowed = FIRST if epoch == 0 else LATER
+            if abs(found[name][epoch] - accuracy) > allowed + 1e-9:
+                wrong.append(f"epoch {epoch + 1} on {name}: {found[name][epoch]}, more than {allowed} from {accuracy}")
+    return wrong
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default=os.environ.get("DISTMLP_DATA_DIR", "data"))
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--reference", default="", help="a script to compare with, instead of tests/tutorial.py")
+    parser.add_argument("--print", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.data_dir = str(Path(args.data_dir).absolute())
+    if args.print:
+        print_tutorial(args.data_dir, args.epochs)
+        return 0
+    expected = reference(args.data_dir, args.epochs, args.reference)
+    flags = [f"--flagfile={runs.REPOSITORY}/configs/tutorial.flags", f"--data_dir={args.data_dir}",
+             f"--num_epochs={args.epochs}", "--noeval_train"]  # fmt: skip
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (devices, parallelism) in RUNS.items():
+            workdir = Path(folder) / parallelism
+            sha256 = runs.finish(workdir, [*flags, f"--parallelism={parallelism}"], devices)
+            found[name] = [line["test_accuracy"] for line in runs.lines(workdir) if "test_accuracy" in line]
+            if devices == 1:
+                equal = "equal" if sha256 == expected[-1][1] else "NOT equal"
+                print(f"parameters after epoch {args.epochs} on one device are {equal} to the tutorial's to the bit")
+    print("epoch  tutorial  " + "  ".join(f"{name:>12}" for name in RUNS))
+    for epoch, (accuracy, _) in enumerate(expected):
+        print(f"{epoch + 1:5}  {accuracy:8.4f}  " + "  ".join(f"{found[name][epoch]:12.4f}" for name in RUNS))
+    wrong = check(found, [accuracy for accuracy, _ in expected])
+    print("\n".join(wrong) or "all within the promised bounds")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""One epoch of MNIST beside the tutorial, and the quick start. All 8 epochs: tests/drills/tutorial_parity.py."""
+
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tutorial
+from conftest import REPOSITORY, RunTrain
+
+from distmlp import Config, datasets, flags, train
+
+
+@pytest.fixture(scope="module")
+def reference(mnist_dir: str) -> tuple[Any, float]:
+    """The tutorial's parameters and test accuracy after one epoch."""
+    data = datasets.load(Config(dataset="mnist", data_dir=mnist_dir))
+    (x, y), (x_test, y_test) = (part[np.arange(len(part))] for part in (data.train, data.test))
+    params = tutorial.train_epoch(tutorial.initial([784, 512, 512, 10]), x, y, 128, 10)
+    return params, tutorial.accuracy(params, x_test, y_test)
+
+
+def one_epoch(mnist_dir: str, **changes: Any) -> Any:
+    """An epoch of configs/tutorial.flags."""
+    config = flags.parse(["train", f"--flagfile={REPOSITORY}/configs/tutorial.flags"])
+    changes |= {"data_dir": mnist_dir, "num_epochs": 1, "eval_train": False, "compilation_cache_dir": ""}
+    return train(Config(**config.settings() | changes))
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_one_device_is_the_tutorial(placement: str, mnist_dir: str, reference: tuple[Any, float]) -> None:
+    result = one_epoch(mnist_dir, num_devices=1, data_placement=placement)
+    for array, expected in zip(jax.tree.leaves(result.params), jax.tree.leaves(reference[0]), strict=True):
+        assert float(abs(np.asarray(array) - np.asarray(expected)).max()) <= 1e-6
+    line = result.history[0]
+    assert (line["step"], line["test_count"]) == (469, 10000)
+    assert line["test_accuracy"] == round(reference[1], 4)
+
+
+@pytest.mark.parametrize("parallelism", ["shard_map", "pmap"])
+def test_eight_devices_are_within_two_test_images(
+    parallelism: str, mnist_dir: str, reference: tuple[Any, float]
+) -> None:
+    accuracy = one_epoch(mnist_dir, parallelism=parallelism).history[0]["test_accuracy"]
+    assert abs(accuracy - reference[1]) <= 0.0002 + 1e-9
+
+
+def test_the_quick_start_reaches_97_percent_within_a_minute(run_train: RunTrain) -> None:
+    started = time.monotonic()
+    done = run_train(f"--flagfile={REPOSITORY}/configs/digits.flags")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = re.search(r"final test accuracy ([\d.]+) %", done.stdout)
+    assert found is not None
+    assert float(found[1]) >= 97
+    assert time.monotonic() - started <= 60
+
+
+def test_emulated_devices_do_not_deadlock() -> None:
+    """The short form of tests/drills/no_deadlock.py: one run of each way."""
+    command = [sys.executable, "-m", "tests.drills.no_deadlock", "--runs=4", "--steps=300", "--timeout=120"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
