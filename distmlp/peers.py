@@ -196,7 +196,6 @@ class Peers:
             os._exit(code)
 
     def _end(self, code: int, what: str) -> None:
-        sys.stderr.write(self._details)
         _say(f"process 0 of {self._place.processes} {what}; {self._place} stops")
         os._exit(code)
 

@@ -1,0 +1,190 @@
+"""Several processes on this machine: the same result, stopping together, and failing together in one line."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_arrays
+from drills import groups, runs
+
+FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--eval_batch_size=16", "--learning_rate=0.001", "--momentum=0.9",
+         "--shuffle", "--reduction=invariant", "--compilation_cache_dir=")  # fmt: skip
+HOST = socket.gethostname()
+TIMEOUT = 240  # of what takes 10 seconds on two idle cores
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    np.savez(tmp_path / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    return f"--dataset={tmp_path / 'small.npz'}"
+
+
+def end(group: Sequence[groups.Process]) -> list[int]:
+    return [process.wait(TIMEOUT) for process in group]
+
+
+def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(data: str, tmp_path: Path) -> None:
+    """6 devices for 8 shards: the last process has empty ones."""
+    flags = (data, *FLAGS, "--num_epochs=3", "--checkpoint_every_steps=4", "--eval_train")
+    sha256 = runs.finish(tmp_path / "one", flags, devices=1)
+    group = groups.under_torchrun(tmp_path / "two", flags, processes=2, devices=3)
+    assert group.wait(TIMEOUT) == 0, group.output
+    assert group.errors == []
+    assert runs.sha256(tmp_path / "two") == sha256
+    assert runs.lines(tmp_path / "two") == runs.lines(tmp_path / "one")
+    said = [line.split()[0] for _, line in group.lines if line.startswith(("versions", "epoch", "parameters"))]
+    assert said == ["versions", *["epoch"] * 3, "parameters"]  # process 0 alone speaks
+    assert f"hosts        1 ({HOST}), 2 processes" in group.output
+    assert "devices      6 x cpu" in group.output
+
+
+def test_sigterm_to_one_stops_both_at_the_same_step_and_one_process_goes_on(data: str, tmp_path: Path) -> None:
+    flags, workdir = (data, *FLAGS, "--checkpoint_every_steps=1000000", "--data_placement=host"), tmp_path / "run"
+    group = groups.by_flags(workdir, [[*flags, "--num_epochs=100000"]] * 2, devices=2)
+    group[0].wait_for("epoch   3", TIMEOUT)
+    group[1].popen.send_signal(signal.SIGTERM)
+    assert end(group) == [143, 143], [process.output for process in group]
+    (step,) = runs.committed(workdir)
+    said = [line for process in group for _, line in process.lines if line.startswith("distmlp: stopped")]
+    assert len(said) == 1
+    assert said[0].startswith(f"distmlp: stopped after step {step} of 500000; ")
+    for name in ("run", "never-stopped"):
+        runs.finish(tmp_path / name, [*flags, f"--max_steps={step + 7}"], devices=1)
+    assert runs.sha256(workdir) == runs.sha256(tmp_path / "never-stopped")
+    assert runs.lines(workdir) == runs.lines(tmp_path / "never-stopped")
+
+
+@pytest.mark.parametrize(("victim", "signum", "news"), [
+    (0, signal.SIGKILL, "has died: killed, or crashed"),
+    (1, signal.SIGKILL, "has died: killed, or crashed"),
+    (1, signal.SIGSTOP, "was silent for 3 s (--heartbeat_seconds): stopped, or cut off"),
+])  # fmt: skip
+def test_a_process_that_dies_or_hangs_is_named_and_ends_the_others(
+    victim: int, signum: signal.Signals, news: str, data: str, tmp_path: Path
+) -> None:
+    flags = (data, *FLAGS, "--num_epochs=100000", "--heartbeat_seconds=3")
+    group = groups.by_flags(tmp_path / "run", [flags] * 2)
+    group[0].wait_for("epoch   2", TIMEOUT)
+    group[victim].popen.send_signal(signum)
+    try:
+        started = time.monotonic()
+        assert group[1 - victim].wait(60) not in (0, 143)
+        assert time.monotonic() - started < 30  # a second or 3, on an idle machine
+        (line,) = group[1 - victim].errors
+        assert line.startswith(f"distmlp: error: process {victim} of 2")
+        assert news in line
+    finally:
+        group[victim].popen.kill()
+
+
+SHARED = "/proc/self/cwd/"  # one path that each process may see as a folder of its own
+
+
+def own_folders(tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / "host0", tmp_path / "host1"]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def refused(group: Sequence[groups.Process], *parts: str, code: int = 2) -> None:
+    """All processes end with the code and one same line."""
+    assert end(group) == [code] * len(group), [process.output for process in group]
+    for process in group:
+        assert len(process.errors) == 1, process.output
+        assert process.errors == group[0].errors
+        assert "Traceback" not in process.output
+        for part in parts:
+            assert part in process.errors[0]
+
+
+def test_different_flags_are_refused(data: str, tmp_path: Path) -> None:
+    flags = (data, *FLAGS, "--num_epochs=2")
+    group = groups.by_flags(tmp_path / "run", [[*flags, "--seed=1"], [*flags, "--seed=2"]])
+    refused(group, "--seed is 1 in process 0 and 2 in process 1", "the same flags")
+
+
+def test_different_versions_are_refused(data: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "from importlib import metadata\n"
+        "real = metadata.version\n"
+        "metadata.version = lambda name: '0.0.1' if name == 'optax' else real(name)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), runs.environment(1)["PYTHONPATH"]])
+    group = groups.by_flags(tmp_path / "run", [[data, *FLAGS]] * 2, envs=[{}, {"PYTHONPATH": path}])
+    refused(group, "optax is ", " in process 0 and 0.0.1 in process 1")
+
+
+def test_different_data_are_refused(tmp_path: Path) -> None:
+    folders, arrays = own_folders(tmp_path), make_arrays()
+    for i, folder in enumerate(folders):
+        arrays["x_train"][50, 3] = i
+        np.savez(folder / "small.npz", **arrays)  # type: ignore[arg-type]
+    flags = (f"--dataset={SHARED}small.npz", "--data_dir=/data", *FLAGS)
+    group = groups.by_flags(tmp_path / "run", [flags] * 2, cwds=folders)
+    refused(group, f"the digest of --dataset={SHARED}small.npz is ", " in process 1")
+
+
+def test_data_that_one_process_lacks_are_reported_by_both(tmp_path: Path) -> None:
+    folders = own_folders(tmp_path)
+    np.savez(folders[0] / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    flags = (f"--dataset={SHARED}small.npz", "--data_dir=/data", *FLAGS)
+    group = groups.by_flags(tmp_path / "run", [flags] * 2, cwds=folders)
+    refused(group, f"process 1 of 2 on {HOST}: --dataset={SHARED}small.npz does not exist")
+
+
+def test_a_workdir_that_is_not_shared_is_refused(data: str, tmp_path: Path) -> None:
+    flags = (data, "--data_dir=/data", *FLAGS)
+    group = groups.by_flags(Path(f"{SHARED}run"), [flags] * 2, cwds=own_folders(tmp_path))
+    refused(group, f"--workdir={SHARED}run is not shared: process 1 does not see")
+
+
+@pytest.mark.parametrize(("flags", "part"), [
+    (["--workdir="], "--workdir must be given with several processes"),
+    (["--parallelism=pmap"], "--parallelism=pmap is for one process: give --parallelism=shard_map"),
+    (["--num_shards=3"], "--num_shards=3 is fewer than the 4 devices"),
+])  # fmt: skip
+def test_what_several_processes_cannot_do_is_refused(flags: list[str], part: str, data: str, tmp_path: Path) -> None:
+    refused(groups.by_flags(tmp_path / "run", [[data, *FLAGS, *flags]] * 2, devices=2), part)
+
+
+def alone(tmp_path: Path, *flags: str, **env: str) -> groups.Process:
+    command = (sys.executable, "-m", "launch.train", f"--workdir={tmp_path / 'run'}", *flags)
+    process = groups.Process(command, tmp_path, runs.environment(1) | env)
+    assert process.wait(TIMEOUT) == 2, process.output
+    assert process.errors == process.output.splitlines()
+    assert len(process.errors) == 1
+    return process
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        place = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--process_id=0")
+        assert f"port {port} cannot be used (Address already in use)" in alone(tmp_path, *place).errors[0]
+
+
+def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
+    port = groups.free_port()
+    place = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--process_id=1", "--startup_seconds=2")
+    error = alone(tmp_path, *place).errors[0]
+    assert f"process 1 of 2 on {HOST} cannot reach the coordinator at 127.0.0.1:{port}" in error
+    assert "--startup_seconds=2" in error
+
+
+def test_processes_that_do_not_come_are_not_waited_for_without_end(tmp_path: Path) -> None:
+    port = groups.free_port()
+    place = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--process_id=0", "--startup_seconds=2")
+    error = alone(tmp_path, *place).errors[0]
+    assert f"process 0 of 2 on {HOST} is at 127.0.0.1:{port}, but not all the others came" in error
+
+
+def test_half_a_configuration_is_refused(tmp_path: Path) -> None:
+    error = alone(tmp_path, "--dataset=digits", TORCHELASTIC_RUN_ID="x", RANK="1", WORLD_SIZE="2").errors[0]
+    assert "MASTER_ADDR, MASTER_PORT of torchrun's variables is not set" in error
