@@ -21,8 +21,8 @@ def main() -> None:
         ours("device"),
         ours("host"),
         Worker("tutorial", "tutorial:epochs", work),
-        Worker("PyTorch, in memory", "peers:torch_memory", work),
-        Worker("PyTorch, DataLoader", "peers:torch_dataloader", work),
+        Worker("PyTorch, in memory", "peers:torch_memory", work, harness.openmp(args)),
+        Worker("PyTorch, DataLoader", "peers:torch_dataloader", work, harness.openmp(args)),
         Worker("Keras on JAX, fit", "peers:keras_fit", work, {"KERAS_BACKEND": "jax"}),
         Worker("matrix products, XLA", "products:xla", work),
     ]

@@ -35,11 +35,19 @@ def arguments(description: str | None, repetitions: int, **flags: Any) -> argpar
     parser.add_argument("--repetitions", type=int, default=repetitions)
     parser.add_argument("--json", help="write everything measured to this file")
     parser.add_argument("--data_dir", default=os.environ.get("DISTMLP_DATA_DIR", "data"), help="holds MNIST/")
+    parser.add_argument("--omp_wait_policy", default="",
+                        help="OMP_WAIT_POLICY for NumPy and torch; 'passive' where other work shares the cores, "
+                        "for their threads spin when they wait, and lose tenfold by it")
     parser.add_argument("--patience", type=float, default=0.0,
                         help="before each repetition, wait up to so many seconds for the machine to be idle")
     for name, default in flags.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
+
+
+def openmp(args: argparse.Namespace) -> dict[str, str]:
+    """The environment of contestants that use OpenMP."""
+    return {"OMP_WAIT_POLICY": args.omp_wait_policy} if args.omp_wait_policy else {}
 
 
 class Worker:
@@ -106,8 +114,8 @@ def compare(workers: list[Worker], repetitions: int, patience: float = 0.0) -> d
         for worker in present[first:] + present[:first]:
             _wait_for_idle(patience)
             results[worker.name].append(worker.measure())
-        print(f"round {repetition + 1}: "
-              + ", ".join(f"{name} {list(rows[-1].values())[0]:.4g}" for name, rows in results.items()), file=sys.stderr)
+        newest = [f"{name} {next(iter(rows[-1].values())):.4g}" for name, rows in results.items()]
+        print(f"round {repetition + 1}: {', '.join(newest)}", file=sys.stderr)
     for worker in present:
         worker.close()
     return results

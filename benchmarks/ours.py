@@ -64,7 +64,8 @@ def two_processes(work: Work) -> Contestant:
                        "--eval_every_epochs=0", f"--workdir={folder}", f"--coordinator_address={address}",
                        "--num_processes=2"]
             processes = [subprocess.Popen([*command, f"--process_id={i}"]) for i in range(2)]
-            if any([process.wait() for process in processes]):
+            codes = [process.wait() for process in processes]
+            if any(codes):
                 raise SystemExit("one of the two processes failed")
             lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         yield {"seconds": float(np.mean(_epoch_seconds(lines)[1:]))}

@@ -4,6 +4,7 @@ A step of the MLP has eight: forward, and backward for the weights, in each laye
 layers but the first.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ SIZES = (784, 512, 512, 10)
 def _arrays(batch_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(0)
     values = [rng.standard_normal((batch_size, width), np.float32) for width in SIZES]
-    weights = [rng.standard_normal((n, m), np.float32) for m, n in zip(SIZES[:-1], SIZES[1:], strict=True)]
+    weights = [rng.standard_normal((n, m), np.float32) for m, n in itertools.pairwise(SIZES)]
     return values, weights
 
 
@@ -33,7 +34,7 @@ def products(values: list[Any], weights: list[Any]) -> list[Any]:
 
 def flops(batch_size: int, sizes: tuple[int, ...] = SIZES) -> int:
     """Of one step's matrix products."""
-    per_layer = [2 * batch_size * m * n for m, n in zip(sizes[:-1], sizes[1:], strict=True)]
+    per_layer = [2 * batch_size * m * n for m, n in itertools.pairwise(sizes)]
     return 3 * sum(per_layer) - per_layer[0]
 
 

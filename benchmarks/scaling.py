@@ -1,0 +1,39 @@
+"""How the cost of a step grows with the batch, the width and the devices. (With the data set: loader.py.)
+
+    python benchmarks/scaling.py
+"""
+
+from typing import Any
+
+import harness
+from harness import Worker
+
+
+def main() -> None:
+    args = harness.arguments(__doc__, repetitions=3, largest_batch=32768, largest_width=8192)
+    rows, results = [], {}
+
+    def measure(what: str, batch_size: int, width: int, devices: int) -> None:
+        flags = ["--dataset=synthetic", f"--synthetic_examples={max(1024, batch_size)}", f"--batch_size={batch_size}",
+                 f"--hidden_sizes={width},{width}"]
+        env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} if devices > 1 else {}
+        worker = Worker(what, "steps:steps", {"flags": flags, "at_least": 0.2}, env)
+        measured: list[dict[str, Any]] = harness.compare([worker], args.repetitions, args.patience)[what]
+        results[what] = measured
+        rows.append([what, harness.spread([1e3 * row["seconds"] for row in measured]),
+                     harness.spread([1e6 * row["seconds"] / batch_size for row in measured])])
+
+    batches = [2**n for n in range(5, 16) if 2**n <= args.largest_batch]
+    widths = [2**n for n in range(6, 14) if 2**n <= args.largest_width]
+    for batch_size in batches[:2] if args.quick else batches:
+        measure(f"batch {batch_size}, width 512", batch_size, 512, 1)
+    for width in widths[:2] if args.quick else widths:
+        measure(f"batch 128, width {width}", 128, width, 1)
+    for devices in (1, 2) if args.quick else (1, 2, 4, 8):
+        measure(f"batch 1024, width 512, {devices} devices", 1024, 512, devices)
+    table = harness.table(["", "ms per step", "µs per example"], rows)
+    harness.report(args, "How cost grows", [table], results)
+
+
+if __name__ == "__main__":
+    main()
