@@ -53,8 +53,12 @@ class _Link:
 class _Hub(threading.Thread):
     """Process 0's side: hears all processes, its own included, and passes the verdict."""
 
-    def __init__(self, listener: socket.socket, token: str, place: Place, silence: float) -> None:
+    def __init__(
+        self, listener: socket.socket, token: str, place: Place, silence: float,
+        announce: Callable[[str, list[int]], None],
+    ) -> None:
         super().__init__(daemon=True)
+        self._announce = announce
         self._token, self._place, self._silence = token, place, silence
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ, None)
@@ -126,6 +130,7 @@ class _Hub(threading.Thread):
             text = f"{self._names(culprits)}: {text}"
         for link in self._links():
             link.send(["verdict", code, text, culprits])
+        self._announce(text, culprits)
         deadline = time.monotonic() + 2  # when this process ends, jax ends the others by a signal
         while len(self._links()) > 1 and time.monotonic() < deadline:
             for key, _ in self._selector.select(0.1):
@@ -151,12 +156,13 @@ class Peers:
     def __init__(
         self, place: Place, host: str, silence: float, publish: Callable[[str], None], look_up: Callable[[], str]
     ) -> None:
+        self._place, self._silence, self._details, self._left = place, silence, "", False
         if place.process == 0:
             dual = socket.has_dualstack_ipv6()
             family = socket.AF_INET6 if dual else socket.AF_INET
             listener = socket.create_server(("", 0), family=family, dualstack_ipv6=dual, backlog=place.processes)
             token = os.urandom(8).hex()
-            self._hub: _Hub | None = _Hub(listener, token, place, silence)
+            self._hub: _Hub | None = _Hub(listener, token, place, silence, self._announce)
             self._hub.start()
             publish(f"{listener.getsockname()[1]} {token}")
         else:
@@ -164,7 +170,6 @@ class Peers:
         port, token = look_up().split()
         self._link = _Link(socket.create_connection((host, int(port)), timeout=silence))
         self._link.socket.settimeout(None)
-        self._place, self._silence, self._details, self._left = place, silence, "", False
         self._link.send(["hello", token, place.process, socket.gethostname()])
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -184,16 +189,17 @@ class Peers:
                 self._end(1, f"was silent for {self._silence:g} s (--heartbeat_seconds): stopped, or cut off")
             for message in messages or []:
                 if message[0] == "verdict":
-                    return self._obey(*message[1:])
+                    _, code, text, culprits = message
+                    if self._hub is None:  # process 0's hub itself announces it, and ends when the others are gone
+                        self._announce(text, culprits)
+                        os._exit(code)
             self._link.send(["beat"])
 
-    def _obey(self, code: int, text: str, culprits: list[int]) -> None:
+    def _announce(self, text: str, culprits: list[int]) -> None:
         if self._place.process in culprits:
             sys.stderr.write(self._details)
         if self._place.local_rank == 0:  # one line on each host
             _say(text)
-        if self._hub is None:  # process 0's hub ends it when the others are gone
-            os._exit(code)
 
     def _end(self, code: int, what: str) -> None:
         _say(f"process 0 of {self._place.processes} {what}; {self._place} stops")
