@@ -50,6 +50,17 @@ class _NewestAndBest:
         return [step in kept for step in steps]
 
 
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
+    """Orbax's manager, which on each save would ask jax whether a preempted job is to stop at this step.
+
+    jax counts such questions to find a point that all processes still have before them: only the loop may ask
+    (cluster.stop_point), or a SIGTERM is lost now and then.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """The checkpoints of one workdir, in WORKDIR/checkpoints/<step>.
 
@@ -75,7 +86,7 @@ class Checkpoints:
                     shutil.rmtree(leftover)
                 self._empty_trash()
             cluster.decide(True)
-            self._manager = ocp.CheckpointManager(self.path, options=options, item_names=("state", "meta"))
+            self._manager = _Manager(self.path, options=options, item_names=("state", "meta"))
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
                              "make room or give another --workdir") from None

@@ -18,6 +18,7 @@ from distmlp.config import Config, InputError
 from distmlp.peers import Peers
 
 _peers: Peers | None = None
+_stop_points, _meetings = itertools.count(1), itertools.count(1)
 
 
 def start(config: Config) -> None:
@@ -115,15 +116,19 @@ def gather(value: bool | int) -> np.ndarray:
         return np.asarray(multihost_utils.process_allgather(np.int32(value)))
 
 
+def meet() -> None:
+    """Waits for all processes: Gloo gives up one that comes 30 s after the others to their first collective."""
+    client = distributed.global_state.client
+    if _peers is not None and client is not None:
+        client.wait_at_barrier(f"distmlp/meeting/{next(_meetings)}", timeout_in_ms=3_600_000)
+
+
 def decide(value: bool) -> bool:
     """Process 0's value, in every process; a collective."""
     if jax.process_count() == 1:
         return value
     with jax.transfer_guard("allow"):
         return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-_stop_points = itertools.count(1)
 
 
 def stop_point() -> bool:

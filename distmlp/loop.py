@@ -128,6 +128,7 @@ class Trainer:
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
         self.feed.compile(self.state)
+        cluster.meet()
         self.digest.check(self.state, self.step)  # compiles it, too
         self.watchdog.beat()
         try:
@@ -257,6 +258,7 @@ class Trainer:
 
     def _restore(self) -> None:
         self.data_fingerprint = self.data.fingerprint()
+        cluster.meet()
         cluster.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
         restored = self.checkpoints.newest_intact(self.state, self._check_meta)
         if restored is None:

@@ -54,7 +54,7 @@ class Drill:
         self.sizes.append(self.rng.choice([n for n in (2, 3, 4) if n not in self.sizes[-1:]]))
         self.died = 0.0
         return groups.under_torchrun(
-            self.workdir, [*FLAGS, *more], self.sizes[-1], devices=self.rng.choice([1, 2, 3]), restarts=100
+            self.workdir, [*FLAGS, *more], self.sizes[-1], devices=self.rng.choice([1, 2]), restarts=100
         )
 
     def _kill_one(self, group: groups.Process) -> None:

@@ -31,7 +31,11 @@ def one_stop(workdir: Path, rng: random.Random, start_up: float) -> tuple[int, f
     victim = rng.randrange(PROCESSES)
     group[victim].popen.send_signal(signal.SIGTERM)
     started = time.monotonic()
-    codes = [process.wait(120) for process in group]
+    try:
+        codes = [process.wait(120) for process in group]
+    finally:
+        for process in group:
+            process.popen.kill()
     seconds = time.monotonic() - started
     output = "\n".join(process.output for process in group)
     said = re.findall(r"^distmlp: stopped after step (\d+) of .* goes on from there$", output, re.MULTILINE)
