@@ -19,8 +19,8 @@ from typing import Any
 from distmlp.launcher import Place
 
 _BEAT = 1.0  # seconds
-_GATHERING = 0.5  # seconds for which a first bad message waits for a better one: the cause may come second
 _GONE, _ERROR, _FAULT = range(3)  # kinds of bad news, the most telling first; a fault is often another's consequence
+_GATHERING = (0.5, 0.5, 2.0)  # seconds for which the first news of a kind waits for better: the cause may come second
 _LEAVING = 60.0  # seconds for which process 0 waits for the others at the end
 
 
@@ -69,7 +69,7 @@ class _Hub(threading.Thread):
         self.all_left = threading.Event()
 
     def run(self) -> None:
-        verdict_at, last_pass = 0.0, time.monotonic()
+        first_news, last_pass = 0.0, time.monotonic()
         while True:
             for key, _ in self._selector.select(0.1 if self._news else _BEAT):
                 if key.data is None:
@@ -85,10 +85,10 @@ class _Hub(threading.Thread):
                 if link.process >= 0 and now - link.heard > self._silence:
                     self._lost(link, f"was silent for {self._silence:g} s (--heartbeat_seconds): stopped, or cut off")
             last_pass = now
-            if self._news and not verdict_at:
-                verdict_at = now + _GATHERING
-            if verdict_at and now >= verdict_at:
-                self._pass_verdict()
+            if self._news:
+                first_news = first_news or now
+                if now - first_news >= _GATHERING[min(kind for kind, _, _ in self._news.values())]:
+                    self._pass_verdict()
 
     def _links(self) -> list[_Link]:
         return [key.data for key in list(self._selector.get_map().values()) if key.data is not None]
@@ -109,7 +109,7 @@ class _Hub(threading.Thread):
         except (ValueError, LookupError, TypeError):
             messages = None
         if messages is None:
-            self._lost(link, "has died: killed, or crashed (see its own output)")
+            self._lost(link, "died: it was killed, or crashed (see its own output)")
         if len(self._left) == self._place.processes:
             self.all_left.set()
 
@@ -184,7 +184,7 @@ class Peers:
                 self._link.heard = now
             last_pass = now
             if messages is None and not self._left:
-                self._end(1, "has died: killed, or crashed (see its own output)")
+                self._end(1, "died: it was killed, or crashed (see its own output)")
             elif now - self._link.heard > self._silence:
                 self._end(1, f"was silent for {self._silence:g} s (--heartbeat_seconds): stopped, or cut off")
             for message in messages or []:

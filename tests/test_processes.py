@@ -74,8 +74,8 @@ def test_orbax_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("victim", "signum", "news"), [
-    (0, signal.SIGKILL, "has died: killed, or crashed"),
-    (1, signal.SIGKILL, "has died: killed, or crashed"),
+    (0, signal.SIGKILL, "died: it was killed, or crashed"),
+    (1, signal.SIGKILL, "died: it was killed, or crashed"),
     (1, signal.SIGSTOP, "was silent for 3 s (--heartbeat_seconds): stopped, or cut off"),
 ])  # fmt: skip
 def test_a_process_that_dies_or_hangs_is_named_and_ends_the_others(

@@ -77,7 +77,7 @@ class Drill:
         started = group.wait_for("workdir ", 300, after=self.died)
         trained = group.wait_for("epoch ", 300, after=started)
         if self.died:
-            self.named += any(at > self.died and "has died" in line for at, line in group.lines)
+            self.named += any(at > self.died and " died: " in line for at, line in group.lines)
             self.seconds.append(trained - self.died)
             print(f"training again after {trained - self.died:.1f} s", flush=True)
         self.died = 0.0
