@@ -1,9 +1,9 @@
 """One epoch of MNIST beside the tutorial, and the quick start. All 8 epochs: tests/drills/tutorial_parity.py."""
 
 import re
+import resource
 import subprocess
 import sys
-import time
 from typing import Any
 
 import jax
@@ -50,13 +50,15 @@ def test_eight_devices_are_within_two_test_images(
 
 
 def test_the_quick_start_reaches_97_percent_within_a_minute(run_train: RunTrain) -> None:
-    started = time.monotonic()
+    """A minute of processor time: the time on the clock depends on what else the machine does."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_train(f"--flagfile={REPOSITORY}/configs/digits.flags")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stderr) == (0, "")
     found = re.search(r"final test accuracy ([\d.]+) %", done.stdout)
     assert found is not None
     assert float(found[1]) >= 97
-    assert time.monotonic() - started <= 60
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 60
 
 
 def test_emulated_devices_do_not_deadlock() -> None:
