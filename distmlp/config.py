@@ -118,8 +118,8 @@ class Config:
                               on_resume="free")
     data_placement: str = _field(
         "auto",
-        "host: one step per dispatch, on batches sent as they are needed; device: each device holds the data set and "
-        "runs many steps per dispatch; auto: device where the set is in memory and fits",
+        "host: batches are sent as they are needed; device: each device holds the data set and gathers them itself; "
+        "auto: device where the set is in memory and fits",
         choices=("auto", "host", "device"), on_resume="free",
     )
     steps_per_dispatch: int = _field(
