@@ -94,6 +94,7 @@ def test_a_process_that_dies_or_hangs_is_named_and_ends_the_others(
         assert news in line
     finally:
         group[victim].popen.kill()
+        group[victim].popen.wait()
 
 
 SHARED = "/proc/self/cwd/"  # one path that each process may see as a folder of its own
