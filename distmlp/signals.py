@@ -23,7 +23,8 @@ class Interrupted(KeyboardInterrupt):
 
 def exit_at_once(signum: int, frame: FrameType | None = None) -> None:
     """Signal handler for when there is nothing to save."""
-    os.write(_STDERR, f"distmlp: {signal.Signals(signum).name}: stopped at once\n".encode())
+    message = f"distmlp: {signal.Signals(signum).name}: stopped at once; a run goes on from its newest checkpoint\n"
+    os.write(_STDERR, message.encode())
     os._exit(128 + signum)
 
 
