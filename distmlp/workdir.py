@@ -74,10 +74,6 @@ class Workdir:
                              "wrote there; give a folder that all processes see")
 
     @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
