@@ -117,14 +117,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits for the save in the background, and raises CheckpointError if it failed."""
-        failed: CheckpointError | None = None
-        try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
-        except Exception as error:  # as above
-            failed = self._failed(error)
-        if failed is not None:
-            raise failed
+        self._finish(self._manager.wait_until_finished, self._manager.check_for_errors)
         if cluster.is_first():
             self._empty_trash()
 
@@ -161,7 +154,17 @@ class Checkpoints:
 
     def close(self) -> None:
         self.wait()
-        self._manager.close()
+        self._finish(self._manager.close)
+
+    def _finish(self, *actions: Callable[[], Any]) -> None:
+        failed: CheckpointError | None = None
+        try:
+            for action in actions:
+                action()
+        except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
+            failed = self._failed(error)
+        if failed is not None:
+            raise failed
 
     def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
         """What `read` returns, if no process finds damage; else None and the reason."""
@@ -220,6 +223,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> CheckpointError:
         reason = f"a checkpoint was not saved: {_reason(error)}"
+        self._manager.reload()  # its list counts the failed one, and lacks those that would have been deleted for it
         return CheckpointError(self.path, reason, f"; intact checkpoints: {sorted(self._manager.all_steps())}")
 
 
