@@ -150,6 +150,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def torchrun(*command: str) -> str:
+    """What two processes under torchrun print, or SystemExit with its errors."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+                "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    done = subprocess.run([*launcher, *command], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed under torchrun:\n{done.stderr}")
+    return done.stdout
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from harness import Contestant, Numbers, Work
+from harness import Contestant, Numbers, Work, torchrun
 
 from distmlp import Config, flags, train
 
@@ -50,23 +48,15 @@ def seeds(work: Work) -> Iterator[Numbers]:
 
 
 def two_processes(work: Work) -> Contestant:
-    """Contestant: per repetition two processes train for `epochs` epochs; seconds of the later ones, per epoch.
+    """Contestant: per repetition torchrun starts two processes; seconds per epoch, the first left out.
 
     work: flags, epochs.
     """
     yield {}
     while True:
         with tempfile.TemporaryDirectory() as folder:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                address = f"127.0.0.1:{free.getsockname()[1]}"
-            command = [sys.executable, "-m", "launch.train", *work["flags"], f"--num_epochs={work['epochs']}",
-                       "--eval_every_epochs=0", f"--workdir={folder}", f"--coordinator_address={address}",
-                       "--num_processes=2"]
-            processes = [subprocess.Popen([*command, f"--process_id={i}"]) for i in range(2)]
-            codes = [process.wait() for process in processes]
-            if any(codes):
-                raise SystemExit("one of the two processes failed")
+            torchrun("-m", "launch.train", *work["flags"], f"--num_epochs={work['epochs']}", "--eval_every_epochs=0",
+                     f"--workdir={folder}")
             lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
         yield {"seconds": float(np.mean(_epoch_seconds(lines)[1:]))}
 
@@ -87,16 +77,19 @@ def loading(work: Work) -> Contestant:
 
 
 def first_step(work: Work) -> Contestant:
-    """Contestant: per repetition one process that trains a single step; seconds from its start to its end.
+    """Contestant: per repetition one process is started; seconds from there to its first training step.
 
-    work: flags, env.
+    That is when the first epoch's line comes, less the epoch's seconds in it. work: flags.
     """
     yield {}
     while True:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            subprocess.run(
-                [sys.executable, "-m", "launch.train", *work["flags"], "--max_steps=1", f"--workdir={folder}"],
-                check=True, env=os.environ | work.get("env", {}),
-            )
-        yield {"seconds": time.perf_counter() - start}
+            command = [sys.executable, "-m", "launch.train", *work["flags"], "--num_epochs=2", "--eval_every_epochs=0",
+                       f"--workdir={folder}"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                came = next(time.perf_counter() for line in process.stdout or () if "train loss" in line)
+                process.terminate()
+                process.communicate()
+            first = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])
+        yield {"seconds": came - start - first["seconds"]}

@@ -3,11 +3,13 @@
 All are contestants of harness.py; work: data_dir, batch_size.
 """
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Contestant, Work
+from harness import Contestant, Work, torchrun
 
 
 def _mnist(work: Work, **options: Any) -> Any:
@@ -72,6 +74,17 @@ def torch_dataloader(work: Work) -> Contestant:
             optimizer.zero_grad()
         yield {"seconds": time.perf_counter() - start} if ready else {}
         ready = True
+
+
+def torch_ddp(work: Work) -> Contestant:
+    """PyTorch's DistributedDataParallel on two Gloo processes: see ddp.py. work["epochs"] too, the first left out."""
+    script = str(Path(__file__).with_name("ddp.py"))
+    yield {}
+    while True:
+        printed = torchrun(script, f"--data_dir={work['data_dir']}", f"--batch_size={work['batch_size']}",
+                           f"--epochs={work['epochs']}")
+        seconds = next(json.loads(line)["seconds"] for line in printed.splitlines() if line.startswith("{"))
+        yield {"seconds": float(np.mean(seconds[1:]))}
 
 
 def keras_fit(work: Work) -> Contestant:

@@ -1,5 +1,5 @@
-"""Seconds from the command to the end of a run of one step on the tutorial's data: without and with a compilation
-cache from the start before; imports alone beside them.
+"""Seconds from the command to the first training step on the tutorial's data: without and with a compilation cache from
+the start before; imports alone beside them.
 
     python benchmarks/startup.py
 """
@@ -31,11 +31,11 @@ def main() -> None:
             Worker("import jax", "startup:imports", {"module": "jax"}),
             Worker("import jax, torch", "startup:imports", {"module": "jax, torch"}),
             Worker("import distmlp.loop", "startup:imports", {"module": "distmlp.loop"}),
-            Worker("one step, no cache", "ours:first_step", {"flags": [*flags, "--compilation_cache_dir="]}),
-            Worker("one step, cache", "ours:first_step", {"flags": [*flags, f"--compilation_cache_dir={cache}"]}),
+            Worker("first step, no cache", "ours:first_step", {"flags": [*flags, "--compilation_cache_dir="]}),
+            Worker("first step, cache", "ours:first_step", {"flags": [*flags, f"--compilation_cache_dir={cache}"]}),
         ]
         results = harness.compare(workers, 2 if args.quick else args.repetitions + 1, args.patience)
-    results["one step, cache"][0] = results["one step, cache"][1]  # the first filled the cache
+    results["first step, cache"][0] = results["first step, cache"][1]  # the first filled the cache
     rows = [[name, harness.spread([row["seconds"] for row in measured])] for name, measured in results.items()]
     harness.report(args, "Start-up", [harness.table(["", "seconds"], rows)], results)
 
