@@ -1,4 +1,5 @@
-"""Seconds per MNIST epoch of the tutorial's MLP at its batch of 128: distmlp beside what people would use instead.
+"""Seconds per MNIST epoch of the tutorial's MLP at its batch of 128: distmlp beside what people would use instead, in
+one process, and in two under torchrun.
 
     python benchmarks/end_to_end.py --data_dir=data
 """
@@ -26,15 +27,26 @@ def main() -> None:
         Worker("Keras on JAX, fit", "peers:keras_fit", work, {"KERAS_BACKEND": "jax"}),
         Worker("matrix products, XLA", "products:xla", work),
     ]
-    results = harness.compare(workers, 1 if args.quick else args.repetitions, args.patience)
+    repetitions = 1 if args.quick else args.repetitions
+    one = harness.compare(workers, repetitions, args.patience)
+    pairs = [
+        Worker(f"distmlp, {placement}", "ours:two_processes",
+               {"flags": [*flags, f"--data_placement={placement}"], "epochs": args.epochs + 1})
+        for placement in ("device", "host")
+    ] + [Worker("PyTorch DDP", "peers:torch_ddp", work | {"epochs": args.epochs + 1})]
+    two = harness.compare(pairs, repetitions, args.patience)
+    tables = [_table("one process", one), _table("two processes", two)]
+    harness.report(args, "One epoch", tables, {"one process": one, "two processes": two})
+
+
+def _table(title: str, results: dict[str, list[harness.Numbers]]) -> str:
     rows = [
         [name, harness.spread([row["seconds"] for row in measured]),
          harness.spread(harness.ratios(results, name, "distmlp, device")),
          harness.spread(harness.ratios(results, name, "distmlp, host"))]
         for name, measured in results.items()
     ]
-    header = ["", "seconds per epoch", "times distmlp, device", "times distmlp, host"]
-    harness.report(args, "One epoch", [harness.table(header, rows)], results)
+    return harness.table([title, "seconds per epoch", "times distmlp, device", "times distmlp, host"], rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import socket
@@ -22,13 +23,19 @@ class Link:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket, self.heard, self._rest = connection, time.monotonic(), b""
+        self.socket, self.heard, self._beaten, self._rest = connection, time.monotonic(), -math.inf, b""
         self.process, self.host = -1, ""  # of the other end, once it has said so
 
     def send(self, message: Any) -> None:
         # Whoever is not reading, or gone, is found out elsewhere; the few bytes fit into the kernel's buffer.
         with contextlib.suppress(OSError):
             self.socket.send(json.dumps(message).encode() + b"\n", socket.MSG_DONTWAIT)
+
+    def beat(self, now: float) -> None:
+        """A sign of life, unless one was sent just now: answering each with one would keep both ends busy."""
+        if now - self._beaten >= BEAT / 2:
+            self._beaten = now
+            self.send(["beat"])
 
     def receive(self) -> list[Any] | None:
         """The messages that are there; None if the other end is gone."""
@@ -74,7 +81,7 @@ class Hub(threading.Thread):
             for link in links:
                 if now - last_pass > 3 * BEAT:  # this process was stopped itself
                     link.heard = now
-                link.send(["beat"])
+                link.beat(now)
                 if link.process >= 0 and now - link.heard > self._silence:
                     self._lost(link, f"was silent for {self._silence:g} s (--heartbeat_seconds): stopped, or cut off")
             last_pass = now

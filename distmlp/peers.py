@@ -68,7 +68,7 @@ class Peers:
                     if self._hub is None:  # process 0's hub itself announces it, and ends when the others are gone
                         self._announce(text, culprits)
                         os._exit(code)
-            self._link.send(["beat"])
+            self._link.beat(now)
 
     def _announce(self, text: str, culprits: list[int]) -> None:
         if self._place.process in culprits:
