@@ -50,6 +50,7 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             images = _features(images)
             self._check_finite(images, np.arange(len(images)))
         self.images, self.labels = images, np.ascontiguousarray(labels, dtype=np.int32)
+        self.num_features, self.dtype = images.shape[1], _features(images[:1]).dtype
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +91,8 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         if len(self) == 0:
             raise InputError(f"{name} is empty: give at least one example")
         self.num_features = 0  # not known yet
-        self.num_features = self._item(0)[0].size
+        first = self._item(0)[0]
+        self.num_features, self.dtype = first.size, first.dtype
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
@@ -166,10 +168,10 @@ def load(config: Config, train_set: Any = None, test_set: Any = None) -> Data:
         arrays = _read_files(config.dataset)
         train = ArrayDataset(arrays["x_train"], arrays["y_train"], f"{config.dataset}: x_train, y_train")
         test = ArrayDataset(arrays["x_test"], arrays["y_test"], f"{config.dataset}: x_test, y_test")
-    widths = [s.images.shape[1] if isinstance(s, ArrayDataset) else s.num_features for s in (train, test)]
-    if widths[0] != widths[1]:
-        raise InputError(f"{train.name} has {widths[0]} features but {test.name} has {widths[1]}: they must agree")
-    return Data(train, test, widths[0], _num_classes(config, train, test))
+    if train.num_features != test.num_features:
+        raise InputError(f"{train.name} has {train.num_features} features but {test.name} has {test.num_features}: "
+                         "they must agree")
+    return Data(train, test, train.num_features, _num_classes(config, train, test))
 
 
 def _num_classes(config: Config, train: AnyDataset, test: AnyDataset) -> int:

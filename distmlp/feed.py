@@ -37,7 +37,7 @@ class Feed(Protocol):
     in_flight: int
 
     def compile(self, state: State) -> None:
-        """Compiles ahead of the first step."""
+        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no data."""
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`.
@@ -104,8 +104,7 @@ class HostFeed:
         self._run = wrap(run, layout, self._axes)
 
     def compile(self, state: State) -> None:
-        self._loader.set_position(0)
-        batch = next(iter(self._loader))
+        batch = self._loader.empty_batch()
         batch_bytes = batch.images.nbytes * self._loader.num_shards // len(batch.images)
         self._pace = _Pace(self._given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
         self._size = self._pace.largest

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -170,6 +170,13 @@ class NumpyLoader(torch.utils.data.DataLoader[Any]):
             for sampler in self.samplers
         ]
         return np.stack([index for index, _ in rows], axis=1), np.stack([weight for _, weight in rows], axis=1)
+
+    def empty_batch(self) -> Batch:
+        """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""
+        rows = len(self.samplers), -(-self.global_batch_size // self.num_shards)
+        dataset = cast(_Rows, self.dataset).dataset
+        images = np.zeros((*rows, dataset.num_features), dataset.dtype)
+        return Batch(images, np.zeros(rows, np.int32), np.zeros(rows, np.float32), np.float32(0))
 
     def weight_sum(self, step: int) -> int:
         """The number of examples in global batch `step` of an epoch."""

@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from distmlp.loader import NumpyLoader
 from distmlp.mesh import Layout, make_layout, prepare_backend
 from distmlp.scaling import input_scaling
 from distmlp.signals import Interrupted, Signals, Watchdog
-from distmlp.step import initial_state, make_train_step
+from distmlp.step import State, abstract_state, initial_state, make_train_step
 from distmlp.totals import Losses, Totals
 from distmlp.workdir import Workdir, refuse_differences
 
@@ -96,6 +97,9 @@ class Trainer:
         self.several = jax.process_count() > 1
         self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
         scaling = input_scaling(config, data)
+        # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
+        self.compiler = ThreadPoolExecutor(1)
+        self.compiled = self.compiler.submit(self._compile, abstract_state(layout, self.sizes, self.optimizer, scaling))
         self.state = initial_state(layout, self.sizes, config.seed, self.optimizer, scaling)
         self.step, self.totals = 0, Totals()
         self.saved_step, self.saved_at, self.dispatches = 0, time.monotonic(), 0
@@ -106,6 +110,7 @@ class Trainer:
     def __enter__(self) -> "Trainer":
         self._exit.callback(self.metrics.close)
         self._exit.callback(self.checkpoints.close)
+        self._exit.callback(self.compiler.shutdown)
         self._exit.enter_context(self.signals)
         self._exit.enter_context(self.watchdog)
         return self
@@ -127,7 +132,7 @@ class Trainer:
         )
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
-        self.feed.compile(self.state)
+        self.compiled.result()
         cluster.meet()
         self.digest.check(self.state, self.step)  # compiles it, too
         self.watchdog.beat()
@@ -136,6 +141,10 @@ class Trainer:
         except DivergedError as error:
             raise type(error)(f"{error}; {self._last_checkpoint()}") from None
         return self._finish()
+
+    def _compile(self, state: State) -> None:
+        with jax.default_matmul_precision(self.config.matmul_precision):  # the setting is a thread's own
+            self.feed.compile(state)
 
     def _train(self) -> None:
         if self.step and self.cadence.line(self.step):
@@ -197,12 +206,12 @@ class Trainer:
         self.metrics.close_bar()
         if self.cadence.evaluation(self.step):
             line |= self._evaluate()
-        if epoch_end and totals.epoch_seconds:
+        if totals.epoch_seconds and (epoch_end or self.step == self.total_steps):
             line["seconds"] = totals.epoch_seconds
             line["examples_per_second"] = totals.epoch_examples / totals.epoch_seconds
         self.metrics.log(line)
         self.metrics.say(metrics.describe(line))
-        self.totals.reset(self.cadence.epoch_end(self.step))
+        self.totals.reset(epoch_end)
 
     def _evaluate(self) -> metrics.Line:
         line: metrics.Line = {}

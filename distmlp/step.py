@@ -28,9 +28,22 @@ def initial_state(
     layout: Layout, sizes: Sequence[int], seed: int, optimizer: optax.GradientTransformation, scaling: Sequence[Any]
 ) -> State:
     """The state before the first step, on the devices: the tutorial's parameters of that seed."""
-    params = model.init_network_params(sizes, jax.random.key(seed))
-    state = State(params, optimizer.init(params), jnp.int32(0), tuple(scaling))
+    state = _initial(sizes, seed, optimizer, scaling)
     return layout.replicate(jax.tree.map(np.asarray, state))  # type: ignore[no-any-return]
+
+
+def abstract_state(
+    layout: Layout, sizes: Sequence[int], optimizer: optax.GradientTransformation, scaling: Sequence[Any]
+) -> State:
+    """Types, shapes and placements of such a state's arrays: enough to compile for it."""
+    state = jax.eval_shape(lambda: _initial(sizes, 0, optimizer, scaling))
+    place = layout.placement(None)
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place), state)  # type: ignore[no-any-return]
+
+
+def _initial(sizes: Sequence[int], seed: int, optimizer: optax.GradientTransformation, scaling: Sequence[Any]) -> State:
+    params = model.init_network_params(sizes, jax.random.key(seed))
+    return State(params, optimizer.init(params), jnp.int32(0), tuple(scaling))
 
 
 TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]
