@@ -81,6 +81,12 @@ class Layout:
     def shards_per_device(self) -> int:
         return -(-self.num_shards // len(self.devices))
 
+    @property
+    def adds_in_pairs(self) -> bool:
+        """Whether the fast reduction does without XLA's all-reduce: on several CPU processes, where Gloo carries it."""
+        count = len(self.devices)
+        return jax.process_count() > 1 and self.devices[0].platform == "cpu" and count & (count - 1) == 0
+
     @functools.cached_property
     def local_positions(self) -> list[int]:
         """Which of `devices` belong to this process."""

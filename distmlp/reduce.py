@@ -1,6 +1,6 @@
 """The order of floating-point addition: how the gradients of all shards become one sum.
 
-`fast` leaves the order to XLA's all-reduce. `invariant` fixes it: shard values are added along one balanced binary
+`fast` leaves the order to whatever is fastest. `invariant` fixes it: shard values are added along one balanced binary
 tree over the shard numbers ((0+1)+(2+3))+..., an odd one moving up unchanged, whatever devices hold them, so that the
 sum has the same bits on every device count.
 """
@@ -16,12 +16,25 @@ from jax.flatten_util import ravel_pytree
 ShardFunction = Callable[[Any], Any]
 
 
-def fast(function: ShardFunction, shards: Any, axis: str | None) -> Any:
-    """The sum of `function` over this device's shards (leading axis of `shards`) and over the devices of `axis`."""
+def fast(function: ShardFunction, shards: Any, axis: str | None, in_pairs: int = 0) -> Any:
+    """The sum of `function` over this device's shards (leading axis of `shards`) and over the devices of `axis`.
+
+    in_pairs: if not 0, the number of devices, a power of two, which add in pairs at distances 1, 2, 4, ... (recursive
+    doubling) instead of by XLA's all-reduce: over Gloo that takes half the time or less.
+    """
     first = function(jax.tree.map(lambda x: x[0], shards))
     rest = jax.tree.map(lambda x: x[1:], shards)
     total, _ = jax.lax.scan(lambda total, shard: (_add(total, function(shard)), None), first, rest)
-    return total if axis is None else jax.lax.psum(total, axis)
+    if axis is None:
+        return total
+    if not in_pairs:
+        return jax.lax.psum(total, axis)
+    distance = 1
+    while distance < in_pairs:  # both of a pair add the same two numbers: all devices end with the same bits
+        pairs = [(device, device ^ distance) for device in range(in_pairs)]
+        total = jax.tree.map(lambda x, pairs=pairs: x + jax.lax.ppermute(x, axis, pairs), total)
+        distance *= 2
+    return total
 
 
 def invariant(function: ShardFunction, shards: Any, axis: str | None, num_shards: int, num_devices: int) -> Any:

@@ -15,6 +15,7 @@ from distmlp.loader import Batch
 SIZES = [12, 16, 16, 4]
 # XLA's combiner leaves one all-reduce of the loss and all six gradients together.
 FAST_ALL_REDUCES = 1
+LEAVES = 7  # the loss and six gradients
 
 
 def collectives(text: str) -> dict[str, int]:
@@ -49,6 +50,14 @@ def test_fast_is_one_all_reduce(parallelism: str, num_devices: int) -> None:
     text = compiled_step(parallelism=parallelism, num_devices=num_devices)
     assert collectives(text) == {"all-reduce": FAST_ALL_REDUCES}
     assert "callback" not in text
+
+
+@pytest.mark.parametrize(("num_devices", "rounds"), [(2, 1), (8, 3)])
+def test_fast_in_pairs_has_no_all_reduce(num_devices: int, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several CPU processes compile."""
+    monkeypatch.setattr(mesh.Layout, "adds_in_pairs", True)
+    found = collectives(compiled_step(parallelism="shard_map", num_devices=num_devices))
+    assert found == {"collective-permute": rounds * LEAVES}
 
 
 @pytest.mark.parametrize("num_devices", [2, 8])

@@ -12,7 +12,7 @@ from distmlp import Config, model, optim
 from distmlp.datasets import ArrayDataset
 from distmlp.evaluate import Evaluator
 from distmlp.loader import Batch, NumpyLoader
-from distmlp.mesh import make_layout
+from distmlp.mesh import Layout, make_layout
 from distmlp.step import State, gradients, make_train_step, wrap
 
 CLASSES, FEATURES = 10, 784
@@ -65,6 +65,13 @@ def test_gradients_of_a_full_and_of_an_uneven_batch(parallelism: str, devices: i
     full, uneven = sharded_gradients(config, data)
     assert_close(full, data, slice(0, 128))
     assert_close(uneven, data, slice(128, 224))
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_gradients_added_in_pairs(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What several CPU processes do."""
+    monkeypatch.setattr(Layout, "adds_in_pairs", True)
+    test_gradients_of_a_full_and_of_an_uneven_batch("shard_map", devices)
 
 
 @pytest.mark.parametrize(("shards", "counts"), [(8, range(1, 9)), (11, (1, 2, 3, 8))])

@@ -36,12 +36,16 @@ def reduced(kind: str, shard_values: np.ndarray, devices: int) -> np.ndarray:
         def function(x: jax.Array) -> dict[str, jax.Array]:
             return {"a": x[:5], "b": x[5:].reshape(2, 4)}
 
-        if kind == "fast":
-            return reduce.fast(function, part, AXIS)  # type: ignore[no-any-return]
+        if kind in ("fast", "pairs"):
+            return reduce.fast(function, part, AXIS, devices if kind == "pairs" else 0)  # type: ignore[no-any-return]
         return reduce.invariant(function, part, AXIS, shards, devices)  # type: ignore[no-any-return]
 
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    result = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P(AXIS), out_specs=P()))(jnp.asarray(filled))
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=P(AXIS), out_specs=P(), check_vma=kind != "pairs")
+    result = jax.jit(mapped)(jnp.asarray(filled))
+    for array in result.values():  # the copies of all devices
+        for shard in array.addressable_shards:
+            np.testing.assert_array_equal(shard.data, array)
     return np.concatenate([result["a"], result["b"].ravel()])
 
 
@@ -52,8 +56,12 @@ def test_invariant_adds_along_one_tree_whatever_the_devices(shards: int) -> None
         np.testing.assert_array_equal(reduced("invariant", values(shards), devices), expected)
 
 
-@pytest.mark.parametrize(("shards", "devices"), [(1, 1), (5, 5), (5, 4), (16, 8)])
-def test_fast_is_a_sum(shards: int, devices: int) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shards", "devices"),
+    [("fast", 1, 1), ("fast", 5, 5), ("fast", 5, 4), ("fast", 16, 8),
+     ("pairs", 1, 1), ("pairs", 3, 2), ("pairs", 16, 8)],
+)
+def test_fast_is_a_sum(kind: str, shards: int, devices: int) -> None:
     exact = values(shards).astype(np.float64).sum(axis=0)
     scale = np.abs(values(shards)).astype(np.float64).sum(axis=0)
-    assert (np.abs(reduced("fast", values(shards), devices) - exact) <= 1e-6 * scale).all()
+    assert (np.abs(reduced(kind, values(shards), devices) - exact) <= 1e-6 * scale).all()
