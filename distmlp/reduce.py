@@ -14,6 +14,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.flatten_util import ravel_pytree
 
 ShardFunction = Callable[[Any], Any]
+_LARGE = 1 << 16  # elements of an array that is a message of its own
 
 
 def fast(function: ShardFunction, shards: Any, axis: str | None, in_pairs: int = 0) -> Any:
@@ -29,12 +30,25 @@ def fast(function: ShardFunction, shards: Any, axis: str | None, in_pairs: int =
         return total
     if not in_pairs:
         return jax.lax.psum(total, axis)
+    parts, restore = _pack(total)
     distance = 1
     while distance < in_pairs:  # both of a pair add the same two numbers: all devices end with the same bits
         pairs = [(device, device ^ distance) for device in range(in_pairs)]
-        total = jax.tree.map(lambda x, pairs=pairs: x + jax.lax.ppermute(x, axis, pairs), total)
+        parts = [part + jax.lax.ppermute(part, axis, pairs) for part in parts]
         distance *= 2
-    return total
+    return restore(parts)
+
+
+def _pack(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
+    """The leaves as few messages: the small ones in one vector, the large ones uncopied. And the way back."""
+    leaves, structure = jax.tree.flatten(tree)
+    small, unpack = ravel_pytree([leaf for leaf in leaves if leaf.size < _LARGE])
+
+    def restore(parts: list[jax.Array]) -> Any:
+        large, rest = iter(parts[1:]), iter(unpack(parts[0]))
+        return jax.tree.unflatten(structure, [next(rest if leaf.size < _LARGE else large) for leaf in leaves])
+
+    return [small, *(leaf for leaf in leaves if leaf.size >= _LARGE)], restore
 
 
 def invariant(function: ShardFunction, shards: Any, axis: str | None, num_shards: int, num_devices: int) -> Any:
