@@ -92,7 +92,8 @@ class Config:
     )
     reduction: str = _field(
         "fast",
-        "how shard gradients are added: fast (psum), or invariant (one fixed order: the same bits on any devices)",
+        "how shard gradients are added: fast (psum; on several CPU processes in pairs), or invariant (one fixed order: "
+        "the same bits on any devices)",
         choices=("fast", "invariant"),
     )
     num_devices: int = _field(0, "devices to use; 0: all there are", minimum=0, on_resume="free")
@@ -145,8 +146,9 @@ class Config:
                              on_resume="free")
     startup_seconds: float = _field(120.0, "how long processes wait for one another when they start", above=0,
                                     on_resume="free")
-    heartbeat_seconds: int = _field(10, "a process that is silent for so long is given up by the others", minimum=3,
-                                    on_resume="free")
+    heartbeat_seconds: int = _field(10, "a process that is silent for so long is given up by the others; it costs a "
+                                    "few bytes a second, but below the time that a host may freeze or swap for, it "
+                                    "ends runs that would have gone on", minimum=3, on_resume="free")
 
     def __post_init__(self) -> None:
         if isinstance(self.hidden_sizes, list):

@@ -1,6 +1,7 @@
 """Who is blamed when several processes end: three processes that do nothing but watch one another."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from drills import runs
+
+from distmlp.hub import BEAT, Link
 
 WATCH = """
     import os, pathlib, signal, sys, time
@@ -82,3 +85,12 @@ def test_without_process_0_each_speaks_for_itself(tmp_path: Path) -> None:
     codes, errors = end(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", "", "")
     assert codes == [-9, 1, 1]
     assert [error.count("distmlp: error: process 0 of 3 died: ") for error in errors] == [0, 1, 1]
+
+
+def test_a_beat_is_not_answered_by_another_without_end() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        link = Link(here)
+        for moment in range(100):
+            link.beat(moment * BEAT / 100)
+        assert there.recv(1 << 16).count(b"beat") == 2  # at once, and half a BEAT later

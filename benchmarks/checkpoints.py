@@ -1,0 +1,78 @@
+"""What a checkpoint costs as the model grows: seconds for which a save stops training, beside a copy of the state in
+memory and the digests that go with it; until it is on disk; and to restore it.
+
+    python benchmarks/checkpoints.py
+"""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import Contestant, Work, Worker
+
+
+def saving(work: Work) -> Contestant:
+    """Contestant: saves and restores of a state with momentum. work: width of the two hidden layers."""
+    import jax
+    import numpy as np
+
+    from distmlp import Config, checkpoint, mesh, optim, step
+    from distmlp.digest import StateDigest
+
+    config = Config(optimizer="sgd", momentum=0.9, workdir="unused")
+    mesh.prepare_backend(config)
+    layout = mesh.make_layout(config)
+    sizes = [784, work["width"], work["width"], 10]
+    state = step.initial_state(layout, sizes, 0, optim.make(config, 10), ())
+    digest = StateDigest(layout)
+    folder = Path(tempfile.mkdtemp())
+    checkpoints = checkpoint.Checkpoints(folder, digest, 1, lambda steps: None)
+    megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+    meta: Any = {"settings": {}, "num_shards": 1, "data": "", "totals": {}, "versions": {}}
+    number, ready = 0, False
+    try:
+        while True:
+            number += 1
+            start = time.perf_counter()
+            copies = [np.array(leaf) for leaf in jax.tree.leaves(state)]
+            copied = time.perf_counter()
+            digest.check(state, number)
+            checked = time.perf_counter()
+            checkpoints.save(number, state, meta)
+            stopped = time.perf_counter()
+            checkpoints.wait()
+            saved = time.perf_counter()
+            checkpoints.newest_intact(state, lambda meta: None)
+            restored = time.perf_counter()
+            del copies
+            yield {
+                "seconds": stopped - checked, "copy": copied - start, "digest": checked - copied,
+                "saved": saved - checked, "restored": restored - saved, "megabytes": megabytes,
+            } if ready else {}
+            ready = True
+    finally:
+        checkpoints.close()
+        shutil.rmtree(folder)
+
+
+def main() -> None:
+    args = harness.arguments(__doc__, repetitions=7, largest_width=8192)
+    widths = [width for width in (512, 2048, 8192) if width <= args.largest_width]
+    workers = [Worker(f"2 x {width}", "checkpoints:saving", {"width": width}) for width in widths]
+    results = harness.compare(workers, 2 if args.quick else args.repetitions, args.patience)
+    columns = ("seconds", "copy", "digest", "saved", "restored")
+    rows = [
+        [name, f"{measured[0]['megabytes']:.0f}",
+         *(harness.spread([1e3 * row[column] for row in measured]) for column in columns)]
+        for name, measured in results.items()
+    ]
+    header = ["hidden layers", "MB", "training stops for, ms", "a copy in memory, ms", "the digests, ms",
+              "until on disk, ms", "restored in, ms"]
+    harness.report(args, "Checkpoints", [harness.table(header, rows)], results)
+
+
+if __name__ == "__main__":
+    main()
