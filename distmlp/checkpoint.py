@@ -8,10 +8,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -75,6 +77,9 @@ class Checkpoints:
         self, workdir: Path, digest: StateDigest, keep: int, best_step: Callable[[Sequence[int]], int | None]
     ) -> None:
         self.workdir, self.path, self._digest = workdir, workdir / "checkpoints", digest
+        self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+        self._saver = ThreadPoolExecutor(1)
+        self._saving: Future[None] | None = None
         # A checkpoint is deleted by renaming it into the trash, so that a crash leaves no half of one behind.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(keep, best_step), todelete_subdir="trash"
@@ -96,15 +101,25 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
-        """Copies the state and writes it in the background, its digests and `meta` beside it.
+        """Copies the state on its devices and writes the copy in the background, its digests and `meta` beside it.
+
+        Training can go on, and donate the state, as soon as it is copied. What goes wrong shows in the next `wait` or
+        `save`.
 
         Raises:
           DivergedError: a value is not finite, or the devices' copies differ; nothing was saved.
           CheckpointError: this or the previous save failed.
         """
+        self.wait()
+        copy = self._copy(state)
+        if jax.process_count() > 1:  # digests and Orbax exchange by collectives, which must keep their order
+            self._save(step, copy, meta)
+        else:
+            self._saving = self._saver.submit(self._save, step, copy, meta)
+
+    def _save(self, step: int, state: Any, meta: Meta) -> None:
         meta = {**meta, "step": step, "digests": self._digest.check(state, step)}
         meta["digest"] = digest_json(meta)
-        self.wait()
         failed: CheckpointError | None = None
         try:
             saved = self._manager.save(
@@ -116,7 +131,10 @@ class Checkpoints:
             raise failed or CheckpointError(self.path, f"Orbax declined to save step {step}, it holds {self.steps()}")
 
     def wait(self) -> None:
-        """Waits for the save in the background, and raises CheckpointError if it failed."""
+        """Waits for the save in the background, and raises what went wrong in it: see `save`."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
         self._finish(self._manager.wait_until_finished, self._manager.check_for_errors)
         if cluster.is_first():
             self._empty_trash()
@@ -137,6 +155,7 @@ class Checkpoints:
         Raises:
           InputError: there are checkpoints, but none is intact; nothing is changed.
         """
+        self.wait()
         damaged: list[tuple[int, str]] = []
         for step in self.steps():
             meta, reason = self._attempt(lambda step=step: self._read_meta(step))  # type: ignore[misc]
@@ -155,6 +174,7 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._finish(self._manager.close)
+        self._saver.shutdown()
 
     def _finish(self, *actions: Callable[[], Any]) -> None:
         failed: CheckpointError | None = None
@@ -202,7 +222,7 @@ class Checkpoints:
         wrong = [name for name, digest in digests.items() if meta["digests"].get(name) != digest]
         if wrong or digests.keys() != meta["digests"].keys():
             raise DamageError(f"{', '.join(wrong) or 'its list of arrays'} is not what was saved")
-        return state
+        return self._copy(state)  # Orbax's arrays may not be donatable
 
     def _move_away(self, step: int, reason: str) -> str:
         folder = self.workdir / "damaged"

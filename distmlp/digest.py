@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from distmlp.mesh import AXIS, Layout
@@ -38,20 +39,17 @@ class StateDigest:
     """Computes, on every device, the digest of each array of a state, and whether all its values are finite."""
 
     def __init__(self, layout: Layout) -> None:
-        def body(state: Any) -> tuple[jax.Array, jax.Array]:
+        def body(state: Any) -> jax.Array:
             leaves = jax.tree.leaves(state)
             finite = jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]).all()
             digests = jnp.stack([array_digest(leaf) for leaf in leaves])
-            if layout.parallelism == "single":
-                return digests[None], finite
-            return jax.lax.all_gather(digests, AXIS), jax.lax.pmin(finite.astype(jnp.int32), AXIS)
+            return jnp.append(digests, finite.astype(jnp.uint32))[None]
 
         if layout.parallelism == "single":
-            self._digests = jax.jit(body)
+            self._by_device = jax.jit(body)
         else:  # check_vma=False: the very point is that the copies may differ
-            self._digests = jax.jit(
-                jax.shard_map(body, mesh=layout.mesh, in_specs=P(), out_specs=P(), check_vma=False)
-            )
+            mapped = jax.shard_map(body, mesh=layout.mesh, in_specs=P(), out_specs=P(AXIS), check_vma=False)
+            self._by_device = jax.jit(mapped)
 
     def check(self, state: Any, step: int) -> dict[str, str]:
         """Each array's digest as hexadecimal text, by its name.
@@ -60,15 +58,18 @@ class StateDigest:
           ReplicaError: two devices' copies differ.
           DivergedError: a value is not finite.
         """
-        started = self._digests(state)
-        digests, finite = np.asarray(started[0]), bool(np.asarray(started[1]))
+        by_device = self._by_device(state)
+        if jax.process_count() > 1:
+            with jax.transfer_guard("allow"):
+                by_device = multihost_utils.process_allgather(by_device, tiled=True)
+        digests, finite = np.split(np.asarray(by_device), [-1], axis=1)
         names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
         differing = np.argwhere(digests != digests[0])
         if len(differing):
             device, array = differing[0]
             raise ReplicaError(f"after step {step} the copies of {names[array]} on device 0 and device {device} "
                                "differ: a device or the memory may be faulty")
-        if not finite:
+        if not finite.all():
             raise DivergedError(f"the parameters or the optimizer's state are not finite after step {step}")
         return {name: f"{int(digest):08x}" for name, digest in zip(names, digests[0], strict=True)}
 

@@ -5,11 +5,10 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from distmlp import banner, cluster, datasets, feed, metrics, model, optim
 from distmlp.cadence import Cadence
@@ -23,7 +22,7 @@ from distmlp.scaling import input_scaling
 from distmlp.signals import Interrupted, Signals, Watchdog
 from distmlp.step import State, abstract_state, initial_state, make_train_step
 from distmlp.totals import Losses, Totals
-from distmlp.workdir import Workdir, refuse_differences
+from distmlp.workdir import Workdir, WriteError, refuse_differences
 
 _SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
 
@@ -262,6 +261,8 @@ class Trainer:
         )
 
     def _last_checkpoint(self) -> str:
+        with suppress(WriteError, DivergedError):  # another error is on its way
+            self.checkpoints.wait()
         steps = self.checkpoints.steps()
         return f"the newest checkpoint is of step {steps[0]}" if steps else "there is no checkpoint yet"
 
@@ -272,11 +273,9 @@ class Trainer:
         restored = self.checkpoints.newest_intact(self.state, self._check_meta)
         if restored is None:
             return
-        state, meta, moved = restored
+        self.state, meta, moved = restored
         for line in moved if cluster.is_first() else []:
             print(f"distmlp: {line}", file=sys.stderr)
-        # Orbax's arrays may not be donatable: the step's own copies are.
-        self.state = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(state)
         self.step = self.saved_step = meta["step"]
         self.totals = self.losses.totals = Totals(**meta["totals"])
 

@@ -89,16 +89,18 @@ def test_a_save_that_orbax_declines_is_an_error(tmp_path: Path) -> None:
     checkpoints = open_checkpoints(layout, tmp_path / "run")
     checkpoints.save(5, make_state(layout), {})
     checkpoints.wait()
+    checkpoints.save(4, make_state(layout), {})
     with pytest.raises(WriteError, match="Orbax declined to save step 4"):
-        checkpoints.save(4, make_state(layout), {})
+        checkpoints.wait()
     checkpoints.close()
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
     layout = make_layout(Config(num_devices=1))
     checkpoints, state = open_checkpoints(layout, tmp_path / "run"), make_state(layout)
+    checkpoints.save(1, state._replace(params=jax.tree.map(lambda a: a * np.nan, state.params)), {})
     with pytest.raises(DivergedError):
-        checkpoints.save(1, state._replace(params=jax.tree.map(lambda a: a * np.nan, state.params)), {})
+        checkpoints.wait()
     assert checkpoints.steps() == []
     checkpoints.close()
 
