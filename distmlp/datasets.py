@@ -1,23 +1,20 @@
-"""Names and files -> arrays, checked once so that nothing downstream has to.
+"""Data sets, checked once so that nothing downstream has to.
 
 Features are [N, features], uint8 where the source is (a quarter of the bytes on the way to the device) and float32
 otherwise; labels are int32 [N].
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import io
-from collections.abc import Callable, Sized
-from pathlib import Path
+from collections.abc import Sized
 from typing import Any, cast
 
 import numpy as np
 import torch.utils.data
 
+from distmlp import sources
 from distmlp.config import NAMED_DATASETS, Config, InputError
-
-ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
+from distmlp.sources import one_line
 
 
 class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
@@ -102,7 +99,7 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         try:
             image, label = (np.asarray(part) for part in self.dataset[index])
         except (TypeError, ValueError) as error:
-            raise InputError(f"{where} must be a pair of an image and a label ({_flat(error)})") from None
+            raise InputError(f"{where} must be a pair of an image and a label ({one_line(error)})") from None
         if image.dtype.kind not in "uifb" or image.size != (self.num_features or image.size):
             raise InputError(f"{where} must be {self.num_features or 'some'} numbers, "
                              f"not {image.dtype} {list(image.shape)}")
@@ -160,14 +157,13 @@ def load(config: Config, train_set: Any = None, test_set: Any = None) -> Data:
         raise InputError("train_set and test_set go together: give both or neither")
     if train_set is not None:
         train, test = (_wrap(given, name, config) for given, name in ((train_set, "train_set"), (test_set, "test_set")))
-    elif config.dataset in NAMED_DATASETS:
-        x_train, y_train, x_test, y_test = _LOADERS[config.dataset](config)
-        train = ArrayDataset(x_train, y_train, f"the training set of --dataset={config.dataset}")
-        test = ArrayDataset(x_test, y_test, f"the test set of --dataset={config.dataset}")
     else:
-        arrays = _read_files(config.dataset)
-        train = ArrayDataset(arrays["x_train"], arrays["y_train"], f"{config.dataset}: x_train, y_train")
-        test = ArrayDataset(arrays["x_test"], arrays["y_test"], f"{config.dataset}: x_test, y_test")
+        x_train, y_train, x_test, y_test = sources.read(config)
+        if config.dataset in NAMED_DATASETS:
+            names = [f"the {kind} set of --dataset={config.dataset}" for kind in ("training", "test")]
+        else:
+            names = [f"{config.dataset}: {arrays}" for arrays in ("x_train, y_train", "x_test, y_test")]
+        train, test = ArrayDataset(x_train, y_train, names[0]), ArrayDataset(x_test, y_test, names[1])
     if train.num_features != test.num_features:
         raise InputError(f"{train.name} has {train.num_features} features but {test.name} has {test.num_features}: "
                          "they must agree")
@@ -200,87 +196,3 @@ def _wrap(dataset: Any, name: str, config: Config) -> AnyDataset:
     if not config.num_classes:
         raise InputError(f"--num_classes is needed for {name}, whose labels are read item by item")
     return ItemDataset(dataset, name, config.num_classes)
-
-
-def _digits(config: Config) -> tuple[np.ndarray, ...]:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images.astype(np.uint8), labels, test_size=0.2, stratify=labels, random_state=0
-    )
-    return x_train, y_train, x_test, y_test
-
-
-def _torchvision(class_name: str) -> Callable[[Config], tuple[np.ndarray, ...]]:
-    def read(config: Config) -> tuple[np.ndarray, ...]:
-        import torchvision.datasets
-
-        kind = getattr(torchvision.datasets, class_name)
-        folder = Path(config.data_dir) / class_name / "raw"
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints each address that it tries
-                sets = [kind(config.data_dir, train=train, download=True) for train in (True, False)]
-        except Exception as error:  # damage surfaces as any of a dozen types
-            if isinstance(error, OSError) or "download" in str(error) or "corrupted" in str(error):
-                raise InputError(f"--dataset={config.dataset} is not in {folder} and could not be downloaded "
-                                 f"({_flat(error)}): connect, or give --data_dir=FOLDER that holds it") from None
-            raise InputError(f"--dataset={config.dataset}: the files in {folder} are damaged ({_flat(error)}): "
-                             "delete them to download them again") from None
-        arrays = [array.numpy() for s in sets for array in (s.data, s.targets)]
-        return tuple(a.reshape(len(a), -1) if a.ndim > 1 else a for a in arrays)
-
-    return read
-
-
-def _flat(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _synthetic(config: Config) -> tuple[np.ndarray, ...]:
-    """Uniform uint8 features whose label is the largest of `classes` random projections: learnable, any size."""
-    rng = np.random.default_rng(config.seed)
-    projections = rng.standard_normal((config.synthetic_features, config.synthetic_classes), dtype=np.float32)
-
-    def draw(examples: int) -> tuple[np.ndarray, np.ndarray]:
-        images = rng.integers(0, 256, (examples, config.synthetic_features), dtype=np.uint8)
-        labels = np.empty(examples, np.int32)
-        for start in range(0, examples, 65536):  # in blocks: a float32 copy of the whole would be four times the set
-            block = images[start : start + 65536].astype(np.float32) - 127.5
-            labels[start : start + 65536] = (block @ projections).argmax(axis=1)
-        return images, labels
-
-    return (*draw(config.synthetic_examples), *draw(max(1, config.synthetic_examples // 6)))
-
-
-_LOADERS: dict[str, Callable[[Config], tuple[np.ndarray, ...]]] = {
-    "digits": _digits,
-    "mnist": _torchvision("MNIST"),
-    "fashion_mnist": _torchvision("FashionMNIST"),
-    "synthetic": _synthetic,
-}
-
-
-def _read_files(path: str) -> dict[str, np.ndarray]:
-    """The four arrays of an .npz file (read into memory) or of a folder of .npy files (memory-mapped)."""
-    source = Path(path)
-    if not source.exists():
-        raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, "
-                         "an .npz file or a folder of .npy files")
-    try:
-        if source.is_dir():
-            return {name: np.load(source := Path(path) / f"{name}.npy", mmap_mode="r") for name in ARRAY_NAMES}
-        with source.open("rb") as file, np.load(file) as arrays:  # given a path, a damaged file would stay open
-            missing = [name for name in ARRAY_NAMES if name not in arrays]
-            if missing:
-                raise InputError(f"{path} lacks {', '.join(missing)}: it must hold {', '.join(ARRAY_NAMES)}")
-            return {name: arrays[name] for name in ARRAY_NAMES}
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{source} is missing: the folder must hold "
-                         f"{', '.join(f'{name}.npy' for name in ARRAY_NAMES)}") from None
-    except Exception as error:  # damage surfaces as any of a dozen types, from NumPy, zipfile and zlib
-        raise InputError(f"{source} cannot be read as NumPy arrays, it may be damaged or truncated "
-                         f"({_flat(error)}): bring back an intact copy") from None

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 # Top to bottom. A module may import only from modules below it; launch/ may import anything.
 ORDER = [
     "loop", "cadence", "banner", "checkpoint", "totals", "feed", "evaluate", "digest", "metrics", "workdir",
-    "signals", "step", "reduce", "optim", "scaling", "loader", "datasets", "mesh", "cluster", "peers", "hub",
+    "signals", "step", "reduce", "optim", "scaling", "loader", "datasets", "sources", "mesh", "cluster", "peers", "hub",
     "launcher", "model", "flags", "config",
 ]  # fmt: skip
 MODULES = sorted(path for path in (REPOSITORY / "distmlp").glob("*.py") if path.stem != "__init__")
