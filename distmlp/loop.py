@@ -1,28 +1,27 @@
 """train(config): the only control flow. Advance, settle the losses, log what is due, save what is due."""
 
-import dataclasses
 import signal
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 import jax
 
 from distmlp import banner, cluster, datasets, feed, metrics, model, optim
 from distmlp.cadence import Cadence
-from distmlp.checkpoint import Checkpoints, Meta
+from distmlp.checkpoint import Checkpoints
 from distmlp.config import Config, InputError, resolve_paths
 from distmlp.digest import DivergedError, StateDigest, params_sha256
 from distmlp.evaluate import Evaluator
 from distmlp.loader import NumpyLoader
 from distmlp.mesh import Layout, make_layout, prepare_backend
+from distmlp.recovery import Recovery
 from distmlp.scaling import input_scaling
 from distmlp.signals import Interrupted, Signals, Watchdog
 from distmlp.step import State, abstract_state, initial_state, make_train_step
 from distmlp.totals import Losses, Totals
-from distmlp.workdir import Workdir, WriteError, refuse_differences
+from distmlp.workdir import Workdir
 
 _SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
 
@@ -93,6 +92,7 @@ class Trainer:
             else feed.HostFeed(layout, self.loader, train_step, self.total_steps, config.steps_per_dispatch)
         )
         self.checkpoints = Checkpoints(workdir.path, self.digest, config.keep_checkpoints, self.metrics.best_step)
+        self.recovery = Recovery(config, data, layout, workdir, self.checkpoints)
         self.several = jax.process_count() > 1
         self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
         scaling = input_scaling(config, data)
@@ -100,8 +100,7 @@ class Trainer:
         self.compiler = ThreadPoolExecutor(1)
         self.compiled = self.compiler.submit(self._compile, abstract_state(layout, self.sizes, self.optimizer, scaling))
         self.state = initial_state(layout, self.sizes, config.seed, self.optimizer, scaling)
-        self.step, self.totals = 0, Totals()
-        self.saved_step, self.saved_at, self.dispatches = 0, time.monotonic(), 0
+        self.step, self.totals, self.dispatches = 0, Totals(), 0
         self.losses = Losses(self.totals)
         self.profiling: ExitStack | None = None
         self._exit = ExitStack()
@@ -120,7 +119,8 @@ class Trainer:
         self._exit.__exit__(*exception)
 
     def run(self) -> Result:
-        self._restore()
+        self.state, self.step, self.totals = self.recovery.restore(self.state, self.total_steps)
+        self.losses = Losses(self.totals)
         if cluster.decide(self.metrics.finished_at == self.step == self.total_steps):
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
@@ -138,7 +138,7 @@ class Trainer:
         try:
             self._train()
         except DivergedError as error:
-            raise type(error)(f"{error}; {self._last_checkpoint()}") from None
+            raise type(error)(f"{error}; {self.recovery.last_checkpoint()}") from None
         return self._finish()
 
     def _compile(self, state: State) -> None:
@@ -176,8 +176,10 @@ class Trainer:
                 self.digest.check(self.state, self.step)
 
     def _save_due(self) -> bool:
-        seconds = self.config.checkpoint_every_seconds
-        return self.cadence.save(self.step) or (seconds > 0 and self._seconds_passed(seconds))
+        if self.cadence.save(self.step):
+            return True
+        asked = self.config.checkpoint_every_seconds > 0 and not (self.several and self.dispatches % _SECONDS_POINT)
+        return asked and self.recovery.seconds_passed()
 
     def _profile(self) -> None:
         """Starts the profiler before the first and stops it after the last of --profile_steps."""
@@ -189,12 +191,6 @@ class Trainer:
         elif self.profiling is not None and self.step == self.cadence.profile[1]:
             self.losses.settle(0)
             self.profiling.close()
-
-    def _seconds_passed(self, seconds: float) -> bool:
-        """Whether so much time has passed since the last save, by the first process's clock."""
-        if self.several and self.dispatches % _SECONDS_POINT:
-            return False
-        return cluster.decide(time.monotonic() - self.saved_at >= seconds)
 
     def _log(self) -> None:
         """Evaluates if that is due, and writes the line of this step."""
@@ -231,15 +227,7 @@ class Trainer:
         now = time.monotonic()
         self.totals.total_seconds += now - self.started
         self.started = now
-        meta: Meta = {
-            "settings": self.config.settings(),
-            "num_shards": self.layout.num_shards,
-            "data": self.data_fingerprint,
-            "totals": dataclasses.asdict(self.totals),
-            "versions": banner.versions(),
-        }
-        self.checkpoints.save(self.step, self.state, meta)
-        self.saved_step, self.saved_at = self.step, time.monotonic()
+        self.recovery.save(self.state, self.step, self.totals)
         self.watchdog.beat()
 
     def _stop_if_signalled(self) -> None:
@@ -251,45 +239,14 @@ class Trainer:
             return
         self.losses.settle_all()
         self.metrics.close_bar()
-        if self.step > self.saved_step:
+        if self.step > self.recovery.saved_step:
             self._save()
         self.checkpoints.wait()
         raise Interrupted(
             signum,
-            f"stopped after step {self.step} of {self.total_steps}; {self._last_checkpoint()}; the same command "
-            f"with --workdir={self.workdir.path} goes on from there",
+            f"stopped after step {self.step} of {self.total_steps}; {self.recovery.last_checkpoint()}; the same "
+            f"command with --workdir={self.workdir.path} goes on from there",
         )
-
-    def _last_checkpoint(self) -> str:
-        with suppress(WriteError, DivergedError):  # another error is on its way
-            self.checkpoints.wait()
-        steps = self.checkpoints.steps()
-        return f"the newest checkpoint is of step {steps[0]}" if steps else "there is no checkpoint yet"
-
-    def _restore(self) -> None:
-        self.data_fingerprint = self.data.fingerprint()
-        cluster.meet()
-        cluster.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
-        restored = self.checkpoints.newest_intact(self.state, self._check_meta)
-        if restored is None:
-            return
-        self.state, meta, moved = restored
-        for line in moved if cluster.is_first() else []:
-            print(f"distmlp: {line}", file=sys.stderr)
-        self.step = self.saved_step = meta["step"]
-        self.totals = self.losses.totals = Totals(**meta["totals"])
-
-    def _check_meta(self, meta: Meta) -> None:
-        refuse_differences(self.workdir.path, meta["settings"], self.config)
-        if meta["data"] != self.data_fingerprint:
-            raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in "
-                             f"--workdir={self.workdir.path} began with: bring them back, or give another --workdir")
-        if self.config.reduction == "invariant" and meta["num_shards"] != self.layout.num_shards:
-            raise InputError(f"--num_shards was {meta['num_shards']}, is {self.layout.num_shards}: "
-                             f"give --num_shards={meta['num_shards']}")
-        if meta["step"] > self.total_steps:
-            raise InputError(f"--workdir={self.workdir.path} is at step {meta['step']}, beyond the "
-                             f"{self.total_steps} steps asked for: raise --num_epochs or --max_steps")
 
     def _show_progress(self) -> None:
         epoch, step = divmod(self.step - 1, self.per_epoch)

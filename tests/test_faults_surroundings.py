@@ -135,7 +135,7 @@ def test_a_save_that_fails_in_the_background(npz: str, monkeypatch: pytest.Monke
     from distmlp.checkpoint import CheckpointError, Checkpoints
 
     expected = params_sha256(train(small_config(npz, workdir="straight", max_steps=9)).params)
-    save: Any = Checkpoints.save
+    save: Any = Checkpoints._save
 
     def sabotaged(self: Checkpoints, step: int, *args: Any) -> None:
         save(self, step, *args)
@@ -145,7 +145,7 @@ def test_a_save_that_fails_in_the_background(npz: str, monkeypatch: pytest.Monke
 
     config = small_config(npz, max_steps=9, checkpoint_every_steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", sabotaged)
+        patch.setattr(Checkpoints, "_save", sabotaged)
         with pytest.raises(CheckpointError, match=r"a checkpoint was not saved.*intact checkpoints: \[3\]"):
             train(config)
     assert params_sha256(train(config).params) == expected

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 
 # Top to bottom. A module may import only from modules below it; launch/ may import anything.
 ORDER = [
-    "loop", "cadence", "banner", "checkpoint", "totals", "feed", "evaluate", "digest", "metrics", "workdir",
+    "loop", "cadence", "recovery", "banner", "checkpoint", "totals", "feed", "evaluate", "digest", "metrics", "workdir",
     "signals", "step", "reduce", "optim", "scaling", "loader", "datasets", "sources", "mesh", "cluster", "peers", "hub",
     "launcher", "model", "flags", "config",
 ]  # fmt: skip

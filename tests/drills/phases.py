@@ -13,12 +13,31 @@ class Phase:
     """The current phase, written to the file in one call."""
 
     def __init__(self, path: str) -> None:
-        self.file, self.now = os.open(path, os.O_WRONLY), ""
+        self.file, self.now, self.saving = os.open(path, os.O_WRONLY), "", False
         self.set("imports")
 
     def set(self, phase: str) -> None:
         self.now = phase
-        os.pwrite(self.file, phase.ljust(16).encode(), 0)
+        self._write()
+
+    def _write(self) -> None:
+        shown = "save" if self.saving and self.now in ("train", "evaluate") else self.now
+        os.pwrite(self.file, shown.ljust(16).encode(), 0)
+
+    def around_saves(self, owner: type, method: str) -> None:
+        """Shows the phase save while `method` runs beside training or evaluation."""
+        inner = getattr(owner, method)
+
+        def outer(*args: object, **kwargs: object) -> object:
+            self.saving = True
+            self._write()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.saving = False
+                self._write()
+
+        setattr(owner, method, outer)
 
     def around(self, owner: type, method: str, phase: str, then: str = "") -> None:
         """Makes `method` set `phase` while it runs; afterwards `then`, or what was before."""
@@ -37,11 +56,11 @@ class Phase:
 
 def main() -> int:
     phase = Phase(sys.argv.pop(1))
-    from distmlp import checkpoint, evaluate, feed, loop
+    from distmlp import checkpoint, evaluate, feed, loop, recovery
 
     phase.around(evaluate.Evaluator, "__call__", "evaluate")
-    phase.around(checkpoint.Checkpoints, "save", "save")
-    phase.around(loop.Trainer, "_restore", "restore")
+    phase.around_saves(checkpoint.Checkpoints, "_save")
+    phase.around(recovery.Recovery, "restore", "restore")
     phase.around(loop.Trainer, "_finish", "final", "end")
     for kind in (feed.HostFeed, feed.DeviceFeed):
         phase.around(kind, "compile", "compile", "train")
