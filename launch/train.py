@@ -7,6 +7,7 @@ from distmlp import signals
 
 signals.install_exit_at_once()  # before the slow imports
 
+import os  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
 
@@ -24,12 +25,14 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         return _fail(error, 2)
 
-    from distmlp import cluster
+    from distmlp import cluster, launcher
     from distmlp.digest import DivergedError
     from distmlp.loop import train
     from distmlp.workdir import WriteError
 
     try:
+        if launcher.find_place(config) is not None:
+            _mute_gloo()
         train(config)
     except InputError as error:
         return _fail(error, 2)
@@ -46,6 +49,15 @@ def main(argv: list[str]) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _mute_gloo() -> None:
+    """Gloo greets each of its peers on the C library's standard output: from here on, only Python writes there."""
+    sys.stdout.flush()
+    sys.stdout = open(os.dup(1), "w", buffering=1, closefd=False)  # noqa: SIM115 - it lasts as long as the process
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -43,6 +43,7 @@ def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(data:
     assert runs.lines(tmp_path / "two") == runs.lines(tmp_path / "one")
     said = [line.split()[0] for _, line in group.lines if line.startswith(("versions", "epoch", "parameters"))]
     assert said == ["versions", *["epoch"] * 3, "parameters"]  # process 0 alone speaks
+    assert "Gloo" not in group.output
     assert f"hosts        1 ({HOST}), 2 processes" in group.output
     assert "devices      6 x cpu" in group.output
 
