@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back, on any devices, exactly; which are kept; what is refused."""
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,22 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.is_dir()) == ["2", "5", "6"]
 
 
-def test_the_state_may_be_donated_while_it_is_saved(tmp_path: Path) -> None:
+def test_only_the_copy_is_waited_for_and_then_the_state_may_be_donated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = make_layout(Config(num_devices=2))
     checkpoints, state = open_checkpoints(layout, tmp_path / "run"), make_state(layout, 4)
-    expected = jax.tree.map(np.array, state)
-    checkpoints.save(4, state, {})
+    expected, gate, save = jax.tree.map(np.array, state), threading.Event(), checkpoints._save
+
+    def gated(*args: Any) -> None:
+        assert gate.wait(60)
+        save(*args)
+
+    monkeypatch.setattr(checkpoints, "_save", gated)
+    checkpoints.save(4, state, {})  # digests and files are behind the gate
     jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda a: a * 0, s), donate_argnums=0)(state))
+    assert checkpoints.steps() == []
+    gate.set()
     restored = checkpoints.newest_intact(make_state(layout), accept)
     checkpoints.close()
     assert restored is not None
