@@ -137,9 +137,9 @@ class Trainer:
         self.watchdog.beat()
         try:
             self._train()
+            return self._finish()
         except DivergedError as error:
             raise type(error)(f"{error}; {self.recovery.last_checkpoint()}") from None
-        return self._finish()
 
     def _compile(self, state: State) -> None:
         with jax.default_matmul_precision(self.config.matmul_precision):  # the setting is a thread's own
