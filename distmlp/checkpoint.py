@@ -1,12 +1,6 @@
 """Checkpoints with Orbax: saved in the background, verified array by array when restored."""
 
-import dataclasses
-import errno
-import functools
-import logging
-import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,16 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from distmlp import cluster
 from distmlp.config import InputError, digest_json
 from distmlp.digest import DivergedError, StateDigest
+from distmlp.manager import TRASH, Manager, brief
 from distmlp.workdir import WriteError
-
-# What Orbax logs it also raises: one line is enough.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-_CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)]
 
 Meta = dict[str, Any]  # JSON values beside the arrays: step, settings, digests, sums for the log
 
@@ -35,32 +25,6 @@ class CheckpointError(WriteError):
 
 class DamageError(Exception):
     """A checkpoint does not hold what was saved."""
-
-
-@dataclasses.dataclass
-class _NewestAndBest:
-    """Orbax preservation policy: the newest `keep`, and the one that `best_step` names."""
-
-    keep: int
-    best_step: Callable[[Sequence[int]], int | None]
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: preservation_policy.PreservationContext
-    ) -> Sequence[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-self.keep :], self.best_step(steps)}
-        return [step in kept for step in steps]
-
-
-class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
-    """Orbax's manager, which on each save would ask jax whether a preempted job is to stop at this step.
-
-    jax counts such questions to find a point that all processes still have before them: only the loop may ask
-    (cluster.stop_point), or a SIGTERM is lost now and then.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
 
 
 class Checkpoints:
@@ -80,10 +44,6 @@ class Checkpoints:
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
         self._saving: Future[None] | None = None
-        # A checkpoint is deleted by renaming it into the trash, so that a crash leaves no half of one behind.
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(keep, best_step), todelete_subdir="trash"
-        )
         try:
             if cluster.is_first():
                 self.path.mkdir(exist_ok=True)
@@ -91,7 +51,7 @@ class Checkpoints:
                     shutil.rmtree(leftover)
                 self._empty_trash()
             cluster.decide(True)
-            self._manager = _Manager(self.path, options=options, item_names=("state", "meta"))
+            self._manager = Manager(self.path, keep, best_step)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
                              "make room or give another --workdir") from None
@@ -203,7 +163,7 @@ class Checkpoints:
             meta: Meta = dict(restored["meta"])
             digest = meta.pop("digest")
         except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
-            raise DamageError(f"its metadata cannot be read ({_reason(error)})") from error
+            raise DamageError(f"its metadata cannot be read ({brief(error)})") from error
         if digest != digest_json(meta) or meta["step"] != step:
             raise DamageError("its metadata is not what was saved")
         return meta
@@ -214,7 +174,7 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=args)["state"]
         except Exception as error:  # as above
-            raise DamageError(f"its arrays cannot be read ({_reason(error)})") from error
+            raise DamageError(f"its arrays cannot be read ({brief(error)})") from error
         try:
             digests = self._digest.check(state, step)
         except DivergedError as error:
@@ -239,29 +199,9 @@ class Checkpoints:
         return f"checkpoint {step} is damaged ({reason}): moved to {target}"
 
     def _empty_trash(self) -> None:
-        shutil.rmtree(self.path / "trash", ignore_errors=True)
+        shutil.rmtree(self.path / TRASH, ignore_errors=True)
 
     def _failed(self, error: Exception) -> CheckpointError:
-        reason = f"a checkpoint was not saved: {_reason(error)}"
+        reason = f"a checkpoint was not saved: {brief(error)}"
         self._manager.reload()  # its list counts the failed one, and lacks those that would have been deleted for it
         return CheckpointError(self.path, reason, f"; intact checkpoints: {sorted(self._manager.all_steps())}")
-
-
-def _unraisable(hook: Callable[[Any], Any], unraisable: Any) -> None:
-    """As `hook`, but for what Orbax abandons when a save or restore fails: coroutines, with pages of text each."""
-    code = getattr(unraisable.object, "cr_code", None)
-    from_orbax = code is not None and "orbax" in code.co_filename
-    if not from_orbax and str(unraisable.exc_value) != "Event loop is closed":
-        hook(unraisable)
-
-
-sys.unraisablehook = functools.partial(_unraisable, sys.unraisablehook)
-
-
-def _reason(error: BaseException) -> str:
-    """An error in a few words; TensorStore's and Orbax's have hundreds of lines."""
-    for cause in _CAUSES:
-        if cause in str(error):
-            return cause
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].split('. See ')[0][:200]}" if lines else type(error).__name__

@@ -5,7 +5,6 @@ Both run the same step on the same examples; only the way of the bytes differs.
 
 import itertools
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp.config import Config, InputError
-from distmlp.datasets import AnyDataset, ArrayDataset
+from distmlp.datasets import ArrayDataset
 from distmlp.loader import Batch, NumpyLoader
 from distmlp.mesh import Layout
 from distmlp.step import State, TrainStep, wrap
@@ -198,30 +196,3 @@ class DeviceFeed:
         bounds = np.array([0, stop - start], np.int32)
         host = (fill(indices.astype(np.int32)), fill(weights), fill(sums), bounds)
         return [*self._data, *self._layout.put(host, self._axes[2:])]
-
-
-def choose_placement(config: Config, dataset: AnyDataset, layout: Layout) -> tuple[str, str]:
-    """Where the training set lies, host or device, and why.
-
-    Raises:
-      InputError: --data_placement=device for data that are read from files as they are needed.
-    """
-    if not isinstance(dataset, ArrayDataset) or dataset.mapped:
-        if config.data_placement == "device":
-            raise InputError(f"--data_placement=device needs data in memory, and {dataset.name} is read from its "
-                             "files: give --data_placement=host")
-        return "host", "read as needed"
-    if config.data_placement != "auto":
-        return config.data_placement, "asked for"
-    room, size = _memory(layout) // 4, dataset.images.nbytes
-    if size > room:
-        return "host", f"{size / 2**20:,.0f} MiB are more than a quarter of a device's memory"
-    return "device", f"{size / 2**20:,.0f} MiB fit"
-
-
-def _memory(layout: Layout) -> int:
-    """Bytes of memory of a device; emulated ones share the host's."""
-    device = layout.devices[layout.local_positions[0]]
-    stats = device.memory_stats() or {}
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(layout.local_positions)
-    return int(stats.get("bytes_limit", host))

@@ -16,6 +16,7 @@ from distmlp.digest import DivergedError, StateDigest, params_sha256
 from distmlp.evaluate import Evaluator
 from distmlp.loader import NumpyLoader
 from distmlp.mesh import Layout, make_layout, prepare_backend
+from distmlp.placement import choose_placement
 from distmlp.recovery import Recovery
 from distmlp.scaling import input_scaling
 from distmlp.signals import Interrupted, Signals, Watchdog
@@ -84,7 +85,7 @@ class Trainer:
         self.digest = StateDigest(layout)
         self.evaluator = Evaluator(config, layout)
         train_step = make_train_step(config, layout, data.num_classes, self.optimizer)
-        where, why = feed.choose_placement(config, data.train, layout)
+        where, why = choose_placement(config, data.train, layout)
         self.placement = f"{where} ({why})"
         self.feed: feed.Feed = (
             feed.DeviceFeed(layout, self.loader, train_step, data.train, config.steps_per_dispatch)

@@ -9,9 +9,10 @@ from conftest import make_arrays
 
 from distmlp import Config, InputError, model, optim
 from distmlp.datasets import ArrayDataset
-from distmlp.feed import DeviceFeed, HostFeed, choose_placement
+from distmlp.feed import DeviceFeed, HostFeed
 from distmlp.loader import NumpyLoader
 from distmlp.mesh import make_layout
+from distmlp.placement import choose_placement
 from distmlp.step import State, make_train_step
 
 TOTAL = 13  # steps: two epochs of five and a part of the third

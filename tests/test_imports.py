@@ -10,9 +10,9 @@ from conftest import REPOSITORY
 
 # Top to bottom. A module may import only from modules below it; launch/ may import anything.
 ORDER = [
-    "loop", "cadence", "recovery", "banner", "checkpoint", "totals", "feed", "evaluate", "digest", "metrics", "workdir",
-    "signals", "step", "reduce", "optim", "scaling", "loader", "datasets", "sources", "mesh", "cluster", "peers", "hub",
-    "launcher", "model", "flags", "config",
+    "loop", "cadence", "recovery", "banner", "checkpoint", "manager", "totals", "feed", "placement", "evaluate",
+    "digest", "metrics", "workdir", "signals", "step", "reduce", "optim", "scaling", "loader", "datasets", "sources",
+    "mesh", "cluster", "peers", "hub", "launcher", "model", "flags", "config",
 ]  # fmt: skip
 MODULES = sorted(path for path in (REPOSITORY / "distmlp").glob("*.py") if path.stem != "__init__")
 
