@@ -106,7 +106,7 @@ class Checkpoints:
         to save their steps again.
 
         Args:
-          target: a state of the right shapes and dtypes, placed where the restored one shall be.
+          target: a state of the right shapes and dtypes, placed where the restored one shall be; it may be abstract.
           check_meta: raises InputError if the checkpoint, though intact, is not of this run.
 
         Returns:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -121,6 +122,16 @@ def meet() -> None:
     client = distributed.global_state.client
     if _peers is not None and client is not None:
         client.wait_at_barrier(f"distmlp/meeting/{next(_meetings)}", timeout_in_ms=3_600_000)
+
+
+def computed_by_first(compute: Callable[[], Any], shapes: Any) -> Any:
+    """What `compute` returns in process 0, in every process: NumPy arrays of these shapes; a collective."""
+    if jax.process_count() == 1:
+        return compute()
+    mine = compute() if is_first() else jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
+    meet()
+    with jax.transfer_guard("allow"):
+        return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(mine))
 
 
 def decide(value: bool) -> bool:

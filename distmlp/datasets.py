@@ -18,7 +18,7 @@ from distmlp.sources import one_line
 
 
 class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
-    """A labelled array; indexed by an integer array of any shape, it returns that many examples at once.
+    """A labelled array; indexed by an integer array of any shape, or a slice, it returns that many examples at once.
 
     Raises:
       InputError: shapes, dtypes or values that cannot be trained on; `name` says which array it was.
@@ -43,10 +43,10 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         for label in (int(labels.min()), int(labels.max())):
             if not 0 <= label <= np.iinfo(np.int32).max:
                 raise InputError(f"{name}: labels must count from 0, but there is {label}")
+        self.labels = np.ascontiguousarray(labels, dtype=np.int32)
+        self.images = images if self.mapped else _features(images)
         if not self.mapped:
-            images = _features(images)
-            self._check_finite(images, np.arange(len(images)))
-        self.images, self.labels = images, np.ascontiguousarray(labels, dtype=np.int32)
+            self._check_finite(self.images, slice(None))
         self.num_features, self.dtype = images.shape[1], _features(images[:1]).dtype
 
     def __len__(self) -> int:
@@ -59,13 +59,14 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             self._check_finite(images, index)
         return images, self.labels[index]
 
-    def _check_finite(self, images: np.ndarray, index: np.ndarray) -> None:
+    def _check_finite(self, images: np.ndarray, index: Any) -> None:
         # A sum is finite unless a value is not (or unless it overflows): one fast pass, the slow one only if needed.
         if images.dtype == np.float32 and not np.isfinite(images.sum(dtype=np.float64)):
             bad = ~np.isfinite(images).all(axis=-1)
             if bad.any():
-                raise InputError(f"{self.name}: example {np.asarray(index)[bad].flat[0]} has a value that is NaN or "
-                                 "infinite (or beyond float32): remove or mend it")
+                example = np.arange(len(self))[index][bad].flat[0]
+                raise InputError(f"{self.name}: example {example} has a value that is NaN or infinite "
+                                 "(or beyond float32): remove or mend it")
 
     def fingerprint(self) -> str:
         """Digest of shape, dtype, labels and features; of a memory-mapped set, 64 spaced rows stand for all."""

@@ -18,7 +18,7 @@ from distmlp.loader import NumpyLoader
 from distmlp.mesh import Layout, make_layout, prepare_backend
 from distmlp.placement import choose_placement
 from distmlp.recovery import Recovery
-from distmlp.scaling import input_scaling
+from distmlp.scaling import input_scaling, scaling_shapes
 from distmlp.signals import Interrupted, Signals, Watchdog
 from distmlp.step import State, abstract_state, initial_state, make_train_step
 from distmlp.totals import Losses, Totals
@@ -96,13 +96,11 @@ class Trainer:
         self.recovery = Recovery(config, data, layout, workdir, self.checkpoints)
         self.several = jax.process_count() > 1
         self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
-        scaling = input_scaling(config, data)
+        self.abstract = abstract_state(layout, self.sizes, self.optimizer, scaling_shapes(config, data))
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
         self.compiler = ThreadPoolExecutor(1)
-        self.compiled = self.compiler.submit(self._compile, abstract_state(layout, self.sizes, self.optimizer, scaling))
-        self.state = initial_state(layout, self.sizes, config.seed, self.optimizer, scaling)
+        self.compiled = self.compiler.submit(self._compile)
         self.step, self.totals, self.dispatches = 0, Totals(), 0
-        self.losses = Losses(self.totals)
         self.profiling: ExitStack | None = None
         self._exit = ExitStack()
 
@@ -120,7 +118,11 @@ class Trainer:
         self._exit.__exit__(*exception)
 
     def run(self) -> Result:
-        self.state, self.step, self.totals = self.recovery.restore(self.state, self.total_steps)
+        restored = self.recovery.restore(self.abstract, self.total_steps)
+        if restored is not None:
+            self.state, self.step, self.totals = restored
+        else:
+            self.state = self._initial_state()
         self.losses = Losses(self.totals)
         if cluster.decide(self.metrics.finished_at == self.step == self.total_steps):
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
@@ -142,9 +144,13 @@ class Trainer:
         except DivergedError as error:
             raise type(error)(f"{error}; {self.recovery.last_checkpoint()}") from None
 
-    def _compile(self, state: State) -> None:
+    def _compile(self) -> None:
         with jax.default_matmul_precision(self.config.matmul_precision):  # the setting is a thread's own
-            self.feed.compile(state)
+            self.feed.compile(self.abstract)
+
+    def _initial_state(self) -> State:
+        scaling = cluster.computed_by_first(lambda: input_scaling(self.config, self.data), self.abstract.scaling)
+        return initial_state(self.layout, self.sizes, self.config.seed, self.optimizer, scaling)
 
     def _train(self) -> None:
         if self.step and self.cadence.line(self.step):

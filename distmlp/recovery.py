@@ -25,8 +25,12 @@ class Recovery:
         self.data, self.data_fingerprint = data, ""
         self.saved_step, self._saved_at = 0, time.monotonic()
 
-    def restore(self, state: State, total_steps: int) -> tuple[State, int, Totals]:
-        """The state of the newest intact checkpoint, its step and sums; without any, the state given, 0 and new sums.
+    def restore(self, state: State, total_steps: int) -> tuple[State, int, Totals] | None:
+        """The state of the newest intact checkpoint, its step and sums; None without any.
+
+        Args:
+          state: an abstract one of the right shapes, dtypes and placement.
+          total_steps: of the run.
 
         Raises:
           InputError: the data, or the flags, are not those that the run began with; or no checkpoint is intact.
@@ -36,7 +40,7 @@ class Recovery:
         cluster.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
         restored = self.checkpoints.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
         if restored is None:
-            return state, 0, Totals()
+            return None
         state, meta, moved = restored
         for line in moved if cluster.is_first() else []:
             print(f"distmlp: {line}", file=sys.stderr)

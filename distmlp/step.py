@@ -35,8 +35,8 @@ def initial_state(
 def abstract_state(
     layout: Layout, sizes: Sequence[int], optimizer: optax.GradientTransformation, scaling: Sequence[Any]
 ) -> State:
-    """Types, shapes and placements of such a state's arrays: enough to compile for it."""
-    state = jax.eval_shape(lambda: _initial(sizes, 0, optimizer, scaling))
+    """Types, shapes and placements of such a state's arrays: enough to compile for it, and to restore it."""
+    state = jax.eval_shape(lambda scaling: _initial(sizes, 0, optimizer, scaling), scaling)
     place = layout.placement(None)
     return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place), state)  # type: ignore[no-any-return]
 
