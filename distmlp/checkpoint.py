@@ -61,21 +61,19 @@ class Checkpoints:
         return sorted(self._manager.all_steps(), reverse=True)
 
     def save(self, step: int, state: Any, meta: Meta) -> None:
-        """Copies the state on its devices and writes the copy in the background, its digests and `meta` beside it.
+        """Copies the state and writes the copy in the background, its digests and `meta` beside it.
 
-        Training can go on, and donate the state, as soon as it is copied. What goes wrong shows in the next `wait` or
-        `save`.
+        Training can go on, and donate the state, when this returns. What goes wrong shows in the next `wait` or `save`.
 
         Raises:
           DivergedError: a value is not finite, or the devices' copies differ; nothing was saved.
           CheckpointError: this or the previous save failed.
         """
         self.wait()
-        copy = self._copy(state)
         if jax.process_count() > 1:  # digests and Orbax exchange by collectives, which must keep their order
-            self._save(step, copy, meta)
+            self._save(step, state, meta)
         else:
-            self._saving = self._saver.submit(self._save, step, copy, meta)
+            self._saving = self._saver.submit(self._save, step, self._copy(state), meta)
 
     def _save(self, step: int, state: Any, meta: Meta) -> None:
         meta = {**meta, "step": step, "digests": self._digest.check(state, step)}
