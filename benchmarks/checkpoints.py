@@ -19,8 +19,10 @@ def saving(work: Work) -> Contestant:
     import jax
     import jax.numpy as jnp
 
-    from distmlp import Config, checkpoint, mesh, optim, step
-    from distmlp.digest import StateDigest
+    from distmlp import Config, optim
+    from distmlp.parallel import mesh, step
+    from distmlp.parallel.digest import StateDigest
+    from distmlp.run import checkpoint
 
     config = Config(optimizer="sgd", momentum=0.9, workdir="unused")
     mesh.prepare_backend(config)

@@ -9,8 +9,10 @@ import numpy as np
 from harness import Contestant, Work
 from ours import config_of
 
-from distmlp import datasets, mesh, model, optim, step
-from distmlp.loader import Batch, NumpyLoader
+from distmlp import model, optim
+from distmlp.data import datasets
+from distmlp.data.loader import Batch, NumpyLoader
+from distmlp.parallel import mesh, step
 
 
 def collectives(compiled: Any) -> dict[str, float]:

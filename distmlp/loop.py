@@ -8,21 +8,25 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distmlp import banner, cluster, datasets, feed, metrics, model, optim
-from distmlp.cadence import Cadence
-from distmlp.checkpoint import Checkpoints
+from distmlp import model, optim
+from distmlp.cluster import group
 from distmlp.config import Config, InputError, resolve_paths
-from distmlp.digest import DivergedError, StateDigest, params_sha256
-from distmlp.evaluate import Evaluator
-from distmlp.loader import NumpyLoader
-from distmlp.mesh import Layout, make_layout, prepare_backend
-from distmlp.placement import choose_placement
-from distmlp.recovery import Recovery
-from distmlp.scaling import input_scaling, scaling_shapes
-from distmlp.signals import Interrupted, Signals, Watchdog
-from distmlp.step import State, abstract_state, initial_state, make_train_step
-from distmlp.totals import Losses, Totals
-from distmlp.workdir import Workdir
+from distmlp.data import datasets
+from distmlp.data.loader import NumpyLoader
+from distmlp.data.scaling import input_scaling, scaling_shapes
+from distmlp.parallel import feed
+from distmlp.parallel.digest import DivergedError, StateDigest, params_sha256
+from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel.mesh import Layout, make_layout, prepare_backend
+from distmlp.parallel.placement import choose_placement
+from distmlp.parallel.step import State, abstract_state, initial_state, make_train_step
+from distmlp.run import banner, metrics
+from distmlp.run.cadence import Cadence
+from distmlp.run.checkpoint import Checkpoints
+from distmlp.run.recovery import Recovery
+from distmlp.run.signals import Interrupted, Signals, Watchdog
+from distmlp.run.totals import Losses, Totals
+from distmlp.run.workdir import Workdir
 
 _SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
 
@@ -51,9 +55,9 @@ def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result
     config.validate()
     config = resolve_paths(config)
     prepare_backend(config)
-    cluster.start(config)
+    group.start(config)
     flags = {f"--{name}": value for name, value in config.settings().items() if name != "process_id"}
-    cluster.agree(flags | banner.versions())
+    group.agree(flags | banner.versions())
     data = datasets.load(config, train_set, test_set)
     if config.batch_size > len(data.train):
         raise InputError(f"--batch_size={config.batch_size} is more than the {len(data.train)} training examples: "
@@ -81,7 +85,7 @@ class Trainer:
         self.per_epoch, self.total_steps = self.cadence.per_epoch, self.cadence.total_steps
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.optimizer = optim.make(config, self.total_steps)
-        self.metrics = metrics.Metrics(workdir.metrics, quiet=not cluster.is_first())
+        self.metrics = metrics.Metrics(workdir.metrics, quiet=not group.is_first())
         self.digest = StateDigest(layout)
         self.evaluator = Evaluator(config, layout)
         train_step = make_train_step(config, layout, data.num_classes, self.optimizer)
@@ -124,7 +128,7 @@ class Trainer:
         else:
             self.state = self._initial_state()
         self.losses = Losses(self.totals)
-        if cluster.decide(self.metrics.finished_at == self.step == self.total_steps):
+        if group.decide(self.metrics.finished_at == self.step == self.total_steps):
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
@@ -135,7 +139,7 @@ class Trainer:
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
         self.compiled.result()
-        cluster.meet()
+        group.meet()
         self.digest.check(self.state, self.step)  # compiles it, too
         self.watchdog.beat()
         try:
@@ -149,12 +153,12 @@ class Trainer:
             self.feed.compile(self.abstract)
 
     def _initial_state(self) -> State:
-        scaling = cluster.computed_by_first(lambda: input_scaling(self.config, self.data), self.abstract.scaling)
+        scaling = group.computed_by_first(lambda: input_scaling(self.config, self.data), self.abstract.scaling)
         return initial_state(self.layout, self.sizes, self.config.seed, self.optimizer, scaling)
 
     def _train(self) -> None:
         if self.step and self.cadence.line(self.step):
-            if cluster.decide(self.metrics.logged(self.step)):
+            if group.decide(self.metrics.logged(self.step)):
                 # It was killed after this line, having gone on from a stop before it.
                 self.totals.reset(self.cadence.epoch_end(self.step))
             else:
@@ -241,7 +245,7 @@ class Trainer:
         """Saves and raises if a signal came; the state is always that of a step boundary."""
         signum = self.signals.received
         if self.several:
-            signum = signal.SIGTERM if cluster.stop_point() else None
+            signum = signal.SIGTERM if group.stop_point() else None
         if signum is None:
             return
         self.losses.settle_all()

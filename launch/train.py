@@ -3,7 +3,7 @@
 Exit codes: 0 done, or help; 2 bad input; 3 diverged; 130 and 143 interrupted by SIGINT and SIGTERM; else a fault.
 """
 
-from distmlp import signals
+from distmlp.run import signals
 
 signals.install_exit_at_once()  # before the slow imports
 
@@ -25,10 +25,10 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         return _fail(error, 2)
 
-    from distmlp import cluster, launcher
-    from distmlp.digest import DivergedError
+    from distmlp.cluster import group, launcher
     from distmlp.loop import train
-    from distmlp.workdir import WriteError
+    from distmlp.parallel.digest import DivergedError
+    from distmlp.run.workdir import WriteError
 
     try:
         if launcher.find_place(config) is not None:
@@ -41,11 +41,11 @@ def main(argv: list[str]) -> int:
     except WriteError as error:
         return _fail(error, 1)
     except signals.Interrupted as stop:
-        if cluster.is_first():
+        if group.is_first():
             print(f"distmlp: {stop}", file=sys.stderr)
         return stop.exit_code
     except Exception as error:
-        cluster.fail(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", traceback.format_exc())
+        group.fail(1, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", traceback.format_exc())
         traceback.print_exc()
         return 1
     return 0
@@ -61,18 +61,18 @@ def _mute_gloo() -> None:
 
 
 def _fail(error: Exception, code: int) -> int:
-    if "distmlp.cluster" in sys.modules:
-        from distmlp import cluster
+    if "distmlp.cluster.group" in sys.modules:
+        from distmlp.cluster import group
 
-        cluster.fail(code, str(error))  # does not return if there are several processes
+        group.fail(code, str(error))  # does not return if there are several processes
     print(f"distmlp: error: {error}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
     code = main(sys.argv)
-    if code and "distmlp.cluster" in sys.modules:
-        from distmlp import cluster
+    if code and "distmlp.cluster.group" in sys.modules:
+        from distmlp.cluster import group
 
-        cluster.leave(code)
+        group.leave(code)
     sys.exit(code)

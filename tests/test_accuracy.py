@@ -12,7 +12,8 @@ import pytest
 import tutorial
 from conftest import REPOSITORY, RunTrain
 
-from distmlp import Config, datasets, flags, train
+from distmlp import Config, flags, train
+from distmlp.data import datasets
 
 
 @pytest.fixture(scope="module")

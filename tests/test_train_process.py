@@ -12,7 +12,7 @@ import torch
 from conftest import RunTrain, make_arrays, small_config, snapshot
 
 from distmlp import Config, InputError, loop, train
-from distmlp.digest import params_sha256
+from distmlp.parallel.digest import params_sha256
 
 FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--num_epochs=3", "--eval_batch_size=16", "--learning_rate=0.001",
          "--momentum=0.9", "--shuffle", "--eval_train", "--workdir=run")  # fmt: skip

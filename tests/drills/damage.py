@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from distmlp import model, optim
-from distmlp.checkpoint import Checkpoints
 from distmlp.config import Config, InputError
-from distmlp.digest import StateDigest, params_sha256
-from distmlp.mesh import make_layout, prepare_backend
-from distmlp.step import State
+from distmlp.parallel.digest import StateDigest, params_sha256
+from distmlp.parallel.mesh import make_layout, prepare_backend
+from distmlp.parallel.step import State
+from distmlp.run.checkpoint import Checkpoints
 
 from . import runs
 

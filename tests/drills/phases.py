@@ -56,7 +56,9 @@ class Phase:
 
 def main() -> int:
     phase = Phase(sys.argv.pop(1))
-    from distmlp import checkpoint, evaluate, feed, loop, recovery
+    from distmlp import loop
+    from distmlp.parallel import evaluate, feed
+    from distmlp.run import checkpoint, recovery
 
     phase.around(evaluate.Evaluator, "__call__", "evaluate")
     phase.around_saves(checkpoint.Checkpoints, "_save")

@@ -36,8 +36,9 @@ def print_tutorial(data_dir: str, epochs: int) -> None:
     import numpy as np
     import tutorial
 
-    from distmlp import Config, datasets
-    from distmlp.digest import params_sha256
+    from distmlp import Config
+    from distmlp.data import datasets
+    from distmlp.parallel.digest import params_sha256
 
     data = datasets.load(Config(dataset="mnist", data_dir=data_dir))
     (x, y), (x_test, y_test) = (part[np.arange(len(part))] for part in (data.train, data.test))

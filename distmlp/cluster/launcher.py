@@ -1,0 +1,220 @@
+"""Which of how many processes this one is, from the flags or the launcher's environment, and joining the others."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax._src.clusters import ClusterEnv
+
+from distmlp.config import Config, InputError
+
+_EXPLICITLY = "give --coordinator_address, --num_processes and --process_id"
+
+
+class Place(NamedTuple):
+    """One process among all, and among those on its host."""
+
+    coordinator: str  # HOST:PORT, where process 0 listens
+    processes: int
+    process: int
+    local_rank: int
+    local_size: int
+
+    def __str__(self) -> str:
+        return f"process {self.process} of {self.processes} on {socket.gethostname()}"
+
+
+def find_place(config: Config) -> Place | None:
+    """The flags' word, else torchrun's, else what jax detects: Open MPI, Slurm, Kubernetes, TPU; None: one process.
+
+    Raises:
+      InputError: the environment speaks of several processes but does not say how to find them.
+    """
+    env = os.environ
+    if config.coordinator_address:
+        # Without a launcher nothing says how processes share a host; each is taken to be alone on its own.
+        return Place(config.coordinator_address, config.num_processes, config.process_id, 0, 1)
+    torchrun = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
+    if not torchrun:
+        # Where torchrun's agent keeps its own store at MASTER_PORT, the next port is jax's.
+        port = _number("MASTER_PORT") + (env.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+        local = _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1)
+        place = Place(f"{env['MASTER_ADDR']}:{port}", _number("WORLD_SIZE"), _number("RANK"), *local)
+    elif "TORCHELASTIC_RUN_ID" in env:
+        raise InputError(f"{', '.join(torchrun)} of torchrun's variables is not set: start with torchrun, "
+                         f"or {_EXPLICITLY}")
+    elif _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
+        local = _number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE")
+        place = _open_mpi(*local)
+    elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:
+        # 2(x3),1: two tasks on each of three nodes, one on the fourth
+        tasks = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+                 for _ in range(int(times or 1))]
+        node = _number("SLURM_NODEID")
+        place = _as_jax_says("Slurm", config, _number("SLURM_LOCALID"), tasks[node] if node < len(tasks) else 1)
+    elif "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        place = _as_jax_says("Kubernetes (jax needs the package kubernetes)", config, 0, 1)
+    elif "," in env.get("TPU_WORKER_HOSTNAMES", ""):
+        place = _as_jax_says("the TPU pod", config, 0, 1)
+    else:
+        _refuse_leftovers()
+        return None
+    if not 0 <= place.process < place.processes:
+        raise InputError(f"the launcher says process {place.process} of {place.processes}, which cannot be: "
+                         f"mend its variables, or {_EXPLICITLY}")
+    return place if place.processes > 1 else None
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name, default)
+    try:
+        return int(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        state = "is not set" if text is None else f"is {text!r}, not a number"
+        raise InputError(f"{name} {state}, though the launcher's other variables speak of several processes: "
+                         f"mend it, or {_EXPLICITLY}") from None
+
+
+def _open_mpi(local_rank: int, local_size: int) -> Place:
+    env = os.environ
+    rank, size = _number("OMPI_COMM_WORLD_RANK"), _number("OMPI_COMM_WORLD_SIZE")
+    if address := env.get("JAX_COORDINATOR_ADDRESS"):
+        return Place(address, size, rank, local_rank, local_size)
+    if "OMPI_MCA_orte_hnp_uri" not in env:  # Open MPI 5 no longer says where mpirun runs
+        raise InputError("this Open MPI does not say where process 0 is: add "
+                         "-x JAX_COORDINATOR_ADDRESS=HOST:PORT to mpirun's arguments, with process 0's host")
+    return _as_jax_says("Open MPI", None, local_rank, local_size)
+
+
+def _as_jax_says(name: str, config: Config | None, local_rank: int, local_size: int) -> Place:
+    """Whatever jax detects in the environment of `name`."""
+    seconds = int(config.startup_seconds) if config else None
+    given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
+            given, None, None, None, None, seconds
+        )
+    except Exception as error:  # from variables that are missing to web services that do not answer
+        raise InputError(f"{name} is only half configured ({type(error).__name__}: {' '.join(str(error).split())}): "
+                         f"mend it, or {_EXPLICITLY}") from None
+    if address is None or processes is None or process is None:
+        raise InputError(f"{name} is only half configured, jax does not recognize it: mend it, or {_EXPLICITLY}")
+    return Place(address, processes, process, local_rank, local_size)
+
+
+def _refuse_leftovers() -> None:
+    """Raises InputError for signs of a launcher whose processes would each train alone."""
+    env = os.environ
+    for name in ("WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS"):
+        if _number(name, 1) > 1:
+            remedy = "start with srun" if name == "SLURM_NTASKS" else "start with torchrun, srun or Open MPI's mpirun"
+            raise InputError(f"{name}={env[name]} speaks of several processes, but the variables to find them by are "
+                             f"not set: {remedy}, or {_EXPLICITLY}, or unset {name} to train in one process")
+    if "JAX_COORDINATOR_ADDRESS" in env:
+        raise InputError(f"JAX_COORDINATOR_ADDRESS is set, but which process this is is not: {_EXPLICITLY}")
+
+
+def local_gpus(place: Place) -> list[int] | None:
+    """This process's equal part of the host's GPUs; all that it sees where the launcher has dealt them already.
+
+    Raises:
+      InputError: the GPUs cannot be shared equally.
+    """
+    env = os.environ
+    if env.get("JAX_PLATFORMS") == "cpu":
+        return None
+    visible, folder = env.get("CUDA_VISIBLE_DEVICES"), Path("/proc/driver/nvidia/gpus")
+    if visible is not None:
+        count = len([name for name in visible.split(",") if name and name != "-1"])
+    else:
+        count = len(list(folder.iterdir())) if folder.exists() else 0
+    per_task = {"SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"} & env.keys()
+    if not count or per_task or (count < place.local_size and "TORCHELASTIC_RUN_ID" not in env):
+        return list(range(count)) or None
+    if count % place.local_size:
+        raise InputError(f"{place.local_size} processes on {socket.gethostname()} cannot share its {count} GPUs "
+                         "equally: start as many as divide them, or set CUDA_VISIBLE_DEVICES for each")
+    part = count // place.local_size
+    return list(range(place.local_rank * part, (place.local_rank + 1) * part))
+
+
+def join(place: Place, config: Config) -> None:
+    """Starts jax.distributed. jax ends a process by a signal where this raises or says why.
+
+    Raises:
+      InputError: the port is taken, or the coordinator cannot be reached.
+    """
+    deadline = time.monotonic() + config.startup_seconds
+    if place.process == 0:
+        _check_port(place.coordinator)
+    else:
+        _check_reachable(place, deadline, config.startup_seconds)
+    timer = threading.Timer(deadline - time.monotonic(), _give_up, (place, config.startup_seconds))
+    timer.daemon = True
+    timer.start()
+    # jax waits for the others in C++, where a Python handler would not run: let signals end the process meanwhile.
+    # Afterwards SIGTERM is jax's (group.stop_point).
+    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)} \
+        if threading.current_thread() is threading.main_thread() else {}
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            local_device_ids=local_gpus(place),
+            cluster_detection_method="deactivate",  # else jax would take one GPU per process
+            initialization_timeout=int(config.startup_seconds) + 60,
+            heartbeat_timeout_seconds=2 * config.heartbeat_seconds,  # peers.py is to be first, and says more
+        )
+    except RuntimeError as error:
+        raise InputError(f"{place} could not join the others at {place.coordinator} "
+                         f"({' '.join(str(error).split())[:200]})") from None
+    finally:
+        timer.cancel()
+        if signal.SIGINT in handlers:
+            signal.signal(signal.SIGINT, handlers[signal.SIGINT])
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """HOST:PORT or [IPv6]:PORT as a pair."""
+    host, port = address.rsplit(":", 1)
+    return host.strip("[]"), int(port)
+
+
+def _check_port(address: str) -> None:
+    port = split_address(address)[1]
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for last in [False] * 25 + [True]:  # 5 s: before a restart the last process 0 may still be on its way out
+            try:
+                return probe.bind(("", port))
+            except OSError as error:
+                if last:
+                    raise InputError(f"the coordinator's port {port} cannot be used ({error.strerror}): "
+                                     "give another port in --coordinator_address, or to the launcher") from None
+            time.sleep(0.2)
+
+
+def _check_reachable(place: Place, deadline: float, seconds: float) -> None:
+    while True:
+        try:
+            socket.create_connection(split_address(place.coordinator), timeout=2).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise InputError(f"{place} cannot reach the coordinator at {place.coordinator} ({error}): is process "
+                                 f"0 running, and the port open? Waited --startup_seconds={seconds:g}") from None
+            time.sleep(0.2)
+
+
+def _give_up(place: Place, seconds: float) -> None:
+    print(f"distmlp: error: {place} is at {place.coordinator}, but not all the others came: is each of them running, "
+          f"with this address? Waited --startup_seconds={seconds:g}", file=sys.stderr, flush=True)
+    os._exit(2)

@@ -1,0 +1,198 @@
+"""How steps get their data: chunk by chunk from the host, or by index from a copy of the data set on each device.
+
+Both run the same step on the same examples; only the way of the bytes differs.
+"""
+
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distmlp.data.datasets import ArrayDataset
+from distmlp.data.loader import Batch, NumpyLoader
+from distmlp.parallel.mesh import Layout
+from distmlp.parallel.step import State, TrainStep, wrap
+
+_LARGEST_DISPATCH = 512  # steps
+_FIXED_DISPATCH = 32  # steps, where the processes cannot each go by its own clock
+_DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
+_LARGEST_CHUNK = 16  # steps per dispatch of HostFeed
+_CHUNK_BYTES = 4 << 20  # of images per dispatch of HostFeed, over all processes
+_PREFETCH = 2  # chunks on their way to the devices while one is worked on
+
+
+class Feed(Protocol):
+    """Advances a state by one or more steps."""
+
+    # Dispatches whose losses are still to be read. Reading late keeps the devices busy; never reading lets emulated
+    # devices deadlock after some dozens.
+    in_flight: int
+
+    def compile(self, state: State) -> None:
+        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no data."""
+
+    def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
+        """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`.
+
+        Returns:
+          the state; the losses, float32 [n or more], not waited for; and the n steps' numbers of examples.
+        """
+
+
+class _Pace:
+    """How many steps a dispatch has: so many as take about a quarter of a second, found out by doubling.
+
+    Several processes must dispatch alike, whatever their clocks say: there, and where it is given, a fixed number.
+    """
+
+    def __init__(self, given: int, largest: int) -> None:
+        self._adapts = given == 0 and jax.process_count() == 1
+        self.largest, self._last = largest, -math.inf
+        self.steps = 1 if self._adapts else min(given or _FIXED_DISPATCH, largest)
+
+    def tick(self) -> None:
+        """To be called once per dispatch. The losses of the one before are read in between: ticks are one apart."""
+        now = time.monotonic()
+        if self._adapts and now - self._last < _DISPATCH_SECONDS:
+            self.steps = min(2 * self.steps, self.largest)
+        elif self._adapts and now - self._last > 4 * _DISPATCH_SECONDS:
+            self.steps = max(1, self.steps // 2)
+        self._last = now
+
+
+def _loop(one_step: Callable[[State, jax.Array], tuple[State, jax.Array]], state: State, bounds: Any, size: int) -> Any:
+    """Steps bounds[0]..bounds[1]-1 and their losses, float32 [size]. Traced bounds: one compilation for any number."""
+
+    def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+        state, losses = carry
+        state, loss = one_step(state, i)
+        return state, losses.at[i - bounds[0]].set(loss)
+
+    return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size)))
+
+
+class HostFeed:
+    """A chunk of steps per dispatch, on batches gathered and sent while the devices work on the chunk before."""
+
+    in_flight = 1
+
+    def __init__(
+        self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int, steps_per_dispatch: int = 0
+    ) -> None:
+        self._layout, self._loader, self._total_steps = layout, loader, total_steps
+        self._given, self._pace = steps_per_dispatch, _Pace(1, 1)
+        self._axes = (1, 1, 1, None, None)
+        self._chunks: Iterator[tuple[list[jax.Array], list[int]]] | None = None
+        self._chunk: list[jax.Array] = []
+        self._counts: list[int] = []  # of the chunk's steps
+        self._used = 0  # of the chunk's steps
+
+        def run(state: State, images: Any, labels: Any, weights: Any, sums: Any, bounds: Any) -> Any:
+            def one_step(state: State, i: jax.Array) -> tuple[State, jax.Array]:
+                return train_step(state, Batch(images[i], labels[i], weights[i], sums[i]))
+
+            return _loop(one_step, state, bounds, len(sums))
+
+        self._run = wrap(run, layout, self._axes)
+
+    def compile(self, state: State) -> None:
+        batch = self._loader.empty_batch()
+        batch_bytes = batch.images.nbytes * self._loader.num_shards // len(batch.images)
+        self._pace = _Pace(self._given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
+        self._size = self._pace.largest
+        arguments = [*self._put([batch]), self._bounds(0, 0)]
+        self._run = self._run.lower(state, *arguments).compile()  # type: ignore[attr-defined]
+
+    def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
+        if self._chunks is None:
+            self._chunks = self._prefetched(step)
+        self._pace.tick()
+        if self._used == len(self._counts):
+            (self._chunk, self._counts), self._used = next(self._chunks), 0
+        start, stop = self._used, min(self._used + limit - step, len(self._counts))
+        state, losses = self._run(state, *self._chunk, self._bounds(start, stop))
+        self._used = stop
+        return state, losses, self._counts[start:stop]
+
+    def _prefetched(self, step: int) -> Iterator[tuple[list[jax.Array], list[int]]]:
+        queue: deque[tuple[list[jax.Array], list[int]]] = deque()
+        for chunk in self._from(step):
+            queue.append((self._put(chunk), [int(batch.weight_sum) for batch in chunk]))
+            if len(queue) > _PREFETCH:
+                yield queue.popleft()
+        yield from queue
+
+    def _from(self, step: int) -> Iterator[list[Batch]]:
+        """Chunks of the steps from `step` on."""
+        while step < self._total_steps:
+            epoch, start = divmod(step, self._loader.steps_per_epoch)
+            self._loader.set_position(epoch, start)
+            batches = itertools.islice(self._loader, self._total_steps - step)
+            while chunk := list(itertools.islice(batches, self._pace.steps)):
+                yield chunk
+                step += len(chunk)
+
+    def _put(self, chunk: list[Batch]) -> list[jax.Array]:
+        """The chunk's arrays, of one static shape: what lies behind its last step is not read."""
+        chunk = chunk + [chunk[-1]] * (self._size - len(chunk))
+        arrays = [np.stack(parts) for parts in zip(*chunk, strict=True)]
+        return self._layout.put(arrays, self._axes[:-1])  # type: ignore[no-any-return]
+
+    def _bounds(self, start: int, stop: int) -> jax.Array:
+        return self._layout.put([np.array([start, stop], np.int32)], self._axes[-1:])[0]  # type: ignore[no-any-return]
+
+
+class DeviceFeed:
+    """Many steps per dispatch, on data of which each device holds a copy; `steps_per_dispatch` at most, if not 0."""
+
+    in_flight = 1
+
+    def __init__(
+        self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: ArrayDataset, steps_per_dispatch: int
+    ) -> None:
+        self._layout, self._loader, self._size = layout, loader, steps_per_dispatch or _LARGEST_DISPATCH
+        self._pace = _Pace(steps_per_dispatch, self._size)
+        self._data = layout.put((dataset.images, dataset.labels), (None, None))
+        self._axes = (None, None, 1, 1, None, None)
+
+        def run(state: State, images: Any, labels: Any, indices: Any, weights: Any, sums: Any, bounds: Any) -> Any:
+            def one_step(state: State, i: jax.Array) -> tuple[State, jax.Array]:
+                index = indices[i]
+                return train_step(state, Batch(images[index], labels[index], weights[i], sums[i]))
+
+            return _loop(one_step, state, bounds, self._size)
+
+        self._run = wrap(run, layout, self._axes)
+
+    def compile(self, state: State) -> None:
+        self._run = self._run.lower(state, *self._arguments(0, 0)).compile()  # type: ignore[attr-defined]
+
+    def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
+        per_epoch = self._loader.steps_per_epoch
+        epoch, start = divmod(step, per_epoch)
+        if (epoch, start) != (self._loader.epoch, self._loader.step):
+            self._loader.set_position(epoch, start)
+        self._pace.tick()
+        stop = min(start + self._pace.steps, start + limit - step, per_epoch)
+        state, losses = self._run(state, *self._arguments(start, stop))
+        return state, losses, [self._loader.weight_sum(k) for k in range(start, stop)]
+
+    def _arguments(self, start: int, stop: int) -> list[jax.Array]:
+        """The dispatch's arguments, of one static shape: rows behind the last step are not read."""
+        indices, weights = self._loader.indices(start, stop)
+        sums = np.array([self._loader.weight_sum(k) for k in range(start, stop)], np.float32)
+
+        def fill(array: np.ndarray) -> np.ndarray:
+            full = np.zeros((self._size, *array.shape[1:]), array.dtype)
+            full[: len(array)] = array
+            return full
+
+        bounds = np.array([0, stop - start], np.int32)
+        host = (fill(indices.astype(np.int32)), fill(weights), fill(sums), bounds)
+        return [*self._data, *self._layout.put(host, self._axes[2:])]

@@ -1,0 +1,127 @@
+"""One training step, wrapped three ways: single, pmap and shard_map. The body is the same."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from distmlp import model
+from distmlp.config import Config
+from distmlp.data.loader import Batch
+from distmlp.parallel import reduce
+from distmlp.parallel.mesh import AXIS, Layout, partition
+
+
+class State(NamedTuple):
+    """What is trained and checkpointed."""
+
+    params: model.Params
+    opt_state: Any
+    step: jax.Array  # int32 []: completed updates
+    scaling: tuple[jax.Array, ...]  # () or (shift, scale), float32 [features]: network inputs are (x - shift) * scale
+
+
+def initial_state(
+    layout: Layout, sizes: Sequence[int], seed: int, optimizer: optax.GradientTransformation, scaling: Sequence[Any]
+) -> State:
+    """The state before the first step, on the devices: the tutorial's parameters of that seed."""
+    state = _initial(sizes, seed, optimizer, scaling)
+    return layout.replicate(jax.tree.map(np.asarray, state))  # type: ignore[no-any-return]
+
+
+def abstract_state(
+    layout: Layout, sizes: Sequence[int], optimizer: optax.GradientTransformation, scaling: Sequence[Any]
+) -> State:
+    """Types, shapes and placements of such a state's arrays: enough to compile for it, and to restore it."""
+    state = jax.eval_shape(lambda scaling: _initial(sizes, 0, optimizer, scaling), scaling)
+    place = layout.placement(None)
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place), state)  # type: ignore[no-any-return]
+
+
+def _initial(sizes: Sequence[int], seed: int, optimizer: optax.GradientTransformation, scaling: Sequence[Any]) -> State:
+    params = model.init_network_params(sizes, jax.random.key(seed))
+    return State(params, optimizer.init(params), jnp.int32(0), tuple(scaling))
+
+
+TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]
+
+
+def scale_inputs(images: jax.Array, scaling: tuple[jax.Array, ...]) -> jax.Array:
+    """uint8 or float32 features [..., features] as the network's float32 inputs."""
+    images = images.astype(jnp.float32)
+    return (images - scaling[0]) * scaling[1] if scaling else images
+
+
+def gradients(
+    state: State, batch: Batch, config: Config, layout: Layout, num_classes: int
+) -> tuple[jax.Array, model.Params]:
+    """The global batch's mean loss [] and its gradient, from one device's shards of it: inside the wrapping.
+
+    Each shard's loss is divided by the global batch's weight sum, so shard gradients only need adding.
+    """
+    axis = None if layout.parallelism == "single" else AXIS
+    params = state.params
+    if axis is not None:
+        # Marked as differing between devices, else differentiation would already add over devices where shard_map
+        # tracks replication, and not where it does not (pmap).
+        params = jax.lax.pcast(params, axis, to="varying")
+
+    def shard_gradient(shard: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, model.Params]:
+        images, labels, weights = shard
+        inputs, targets = scale_inputs(images, state.scaling), model.one_hot(labels, num_classes)
+        return jax.value_and_grad(model.loss)(params, inputs, targets, weights, batch.weight_sum, config.compute_dtype)
+
+    shards = (batch.images, batch.labels, batch.weights)
+    if config.reduction == "invariant":
+        loss, grads = reduce.invariant(shard_gradient, shards, axis, layout.num_shards, len(layout.devices))
+    else:
+        loss, grads = reduce.fast(shard_gradient, shards, axis, len(layout.devices) if layout.adds_in_pairs else 0)
+    return loss, grads
+
+
+def make_train_step(
+    config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation
+) -> TrainStep:
+    """(state, batch) -> (state, loss): one update, to be wrapped for the devices.
+
+    The loss is NaN where it or the gradient of a bias is not finite. That costs nothing, and weights hardly ever go
+    first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
+    """
+
+    def update(grads: model.Params, opt_state: Any, params: model.Params) -> tuple[model.Params, Any]:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    if config.reduction == "invariant":
+        update = reduce.isolated(update)
+
+    def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
+        loss, grads = gradients(state, batch, config, layout, num_classes)
+        params, opt_state = update(grads, state.opt_state, state.params)
+        zero_or_nan = sum(jnp.sum(bias * 0) for _, bias in grads)
+        return State(params, opt_state, state.step + 1, state.scaling), loss + zero_or_nan
+
+    return train_step
+
+
+def wrap(body: Callable[..., Any], layout: Layout, axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """`body(state, *arrays)`, compiled to run on every device of `layout`.
+
+    The state and all results are replicated; `axes` says which axis of each array is dealt to the devices (None: the
+    device gets it whole). The state given is donated.
+    """
+    if layout.parallelism == "single":
+        return jax.jit(body, donate_argnums=0)
+    if layout.parallelism == "pmap":
+        return jax.pmap(  # type: ignore[no-any-return]
+            body, AXIS, in_axes=(None, *axes), out_axes=None, devices=layout.devices, donate_argnums=0
+        )
+    specs = (P(), *map(partition, axes))
+    # jax cannot know that sums made in pairs are the same on all devices.
+    checked = not layout.adds_in_pairs
+    mapped = jax.shard_map(body, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=checked)
+    return jax.jit(mapped, donate_argnums=0)

@@ -1,0 +1,85 @@
+"""How a run goes on after any end: what lies beside the arrays in its checkpoints, and which ones are another run's."""
+
+import dataclasses
+import sys
+import time
+from contextlib import suppress
+
+from distmlp.cluster import group
+from distmlp.config import Config, InputError
+from distmlp.data import datasets
+from distmlp.parallel.digest import DivergedError
+from distmlp.parallel.mesh import Layout
+from distmlp.parallel.step import State
+from distmlp.run import banner
+from distmlp.run.checkpoint import Checkpoints, Meta
+from distmlp.run.totals import Totals
+from distmlp.run.workdir import Workdir, WriteError, refuse_differences
+
+
+class Recovery:
+    """Saves and restores one run."""
+
+    def __init__(
+        self, config: Config, data: datasets.Data, layout: Layout, workdir: Workdir, checkpoints: Checkpoints
+    ) -> None:
+        self.config, self.layout, self.workdir, self.checkpoints = config, layout, workdir, checkpoints
+        self.data, self.data_fingerprint = data, ""
+        self.saved_step, self._saved_at = 0, time.monotonic()
+
+    def restore(self, state: State, total_steps: int) -> tuple[State, int, Totals] | None:
+        """The state of the newest intact checkpoint, its step and sums; None without any.
+
+        Args:
+          state: an abstract one of the right shapes, dtypes and placement.
+          total_steps: of the run.
+
+        Raises:
+          InputError: the data, or the flags, are not those that the run began with; or no checkpoint is intact.
+        """
+        self.data_fingerprint = self.data.fingerprint()
+        group.meet()
+        group.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
+        restored = self.checkpoints.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
+        if restored is None:
+            return None
+        state, meta, moved = restored
+        for line in moved if group.is_first() else []:
+            print(f"distmlp: {line}", file=sys.stderr)
+        self.saved_step = meta["step"]
+        return state, meta["step"], Totals(**meta["totals"])
+
+    def _check_meta(self, meta: Meta, total_steps: int) -> None:
+        refuse_differences(self.workdir.path, meta["settings"], self.config)
+        if meta["data"] != self.data_fingerprint:
+            raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in "
+                             f"--workdir={self.workdir.path} began with: bring them back, or give another --workdir")
+        if self.config.reduction == "invariant" and meta["num_shards"] != self.layout.num_shards:
+            raise InputError(f"--num_shards was {meta['num_shards']}, is {self.layout.num_shards}: "
+                             f"give --num_shards={meta['num_shards']}")
+        if meta["step"] > total_steps:
+            raise InputError(f"--workdir={self.workdir.path} is at step {meta['step']}, beyond the "
+                             f"{total_steps} steps asked for: raise --num_epochs or --max_steps")
+
+    def save(self, state: State, step: int, totals: Totals) -> None:
+        """Begins a checkpoint; raises as Checkpoints.save does."""
+        meta: Meta = {
+            "settings": self.config.settings(),
+            "num_shards": self.layout.num_shards,
+            "data": self.data_fingerprint,
+            "totals": dataclasses.asdict(totals),
+            "versions": banner.versions(),
+        }
+        self.checkpoints.save(step, state, meta)
+        self.saved_step, self._saved_at = step, time.monotonic()
+
+    def seconds_passed(self) -> bool:
+        """Whether --checkpoint_every_seconds have, since the last save, by the first process's clock; a collective."""
+        return group.decide(time.monotonic() - self._saved_at >= self.config.checkpoint_every_seconds)
+
+    def last_checkpoint(self) -> str:
+        """What there is to go on from, for a message."""
+        with suppress(WriteError, DivergedError):  # another error is on its way
+            self.checkpoints.wait()
+        steps = self.checkpoints.steps()
+        return f"the newest checkpoint is of step {steps[0]}" if steps else "there is no checkpoint yet"

@@ -1,0 +1,243 @@
+"""Data sets: what names and files give, and what is refused when they are read."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_arrays
+
+from distmlp import Config, InputError
+from distmlp.data.datasets import ArrayDataset, Data, ItemDataset, load
+
+
+def test_digits_are_a_fixed_stratified_split() -> None:
+    data = load(Config())
+    assert (len(data.train), len(data.test), data.num_features, data.num_classes) == (1437, 360, 64, 10)
+    assert data.fingerprint() == load(Config(seed=3)).fingerprint()
+    images, labels = data.train[np.arange(len(data.train))]
+    assert (images.dtype, images.max(), labels.dtype) == (np.uint8, 16, np.int32)
+    shares = [np.bincount(labels) / len(labels), np.bincount(data.test[np.arange(360)][1]) / 360]
+    np.testing.assert_allclose(*shares, atol=0.003)
+
+
+def test_synthetic_sets_have_the_size_asked_for_and_are_learnable() -> None:
+    config = Config(dataset="synthetic", synthetic_examples=3000, synthetic_features=5, synthetic_classes=3)
+    data = load(config)
+    assert (len(data.train), len(data.test), data.num_features, data.num_classes) == (3000, 500, 5, 3)
+    x, y = data.train[np.arange(3000)]
+    solution, *_ = np.linalg.lstsq(x - 127.5, np.eye(3)[y], rcond=None)
+    x, y = data.test[np.arange(500)]
+    assert (((x - 127.5) @ solution).argmax(axis=1) == y).mean() > 0.8
+    assert data.fingerprint() == load(config).fingerprint()
+    assert data.fingerprint() != load(Config(**{**config.settings(), "seed": 1})).fingerprint()
+
+
+def save(folder: Path, arrays: dict[str, np.ndarray], kind: str) -> str:
+    """The arrays as an .npz file or as a folder of .npy files."""
+    path = folder / f"set.{kind}"
+    if kind == "npz":
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+    else:
+        path.mkdir(exist_ok=True)
+        for name, array in arrays.items():
+            np.save(path / f"{name}.npy", array)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32", "float64"])
+def test_files_of_any_dtype(kind: str, dtype: str, tmp_path: Path) -> None:
+    arrays = make_arrays()
+    arrays["x_train"] = arrays["x_train"].reshape(96, 3, 4).astype(dtype)  # images are flattened
+    arrays["x_test"] = arrays["x_test"].astype(dtype)
+    arrays["y_train"] = arrays["y_train"][:, None].astype("int64")  # labels [N, 1]
+    data = load(Config(dataset=save(tmp_path, arrays, kind)))
+    assert data.train.mapped == (kind == "npy")
+    images, labels = data.train[np.array([[5, 3], [0, 95]])]
+    assert images.dtype == (np.uint8 if dtype == "uint8" else np.float32)
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(images, make_arrays()["x_train"][[[5, 3], [0, 95]]])
+    np.testing.assert_array_equal(labels, make_arrays()["y_train"][[[5, 3], [0, 95]]])
+    assert (data.num_features, data.num_classes) == (12, 4)
+
+
+def test_a_fingerprint_shows_a_change_of_any_value() -> None:
+    arrays = make_arrays()
+
+    def fingerprint() -> str:
+        return ArrayDataset(arrays["x_train"], arrays["y_train"], "x").fingerprint()
+
+    seen = {fingerprint(), fingerprint()}
+    arrays["x_train"][70, 7] ^= 1
+    seen.add(fingerprint())
+    arrays["y_train"][70] ^= 1
+    seen.add(fingerprint())
+    assert len(seen) == 3
+
+
+def broken(**changes: Any) -> dict[str, np.ndarray]:
+    arrays = make_arrays()
+    for name, change in changes.items():
+        arrays[name] = change(arrays[name])
+    return arrays
+
+
+def put(value: float, dtype: str = "float64") -> Any:
+    """A change that makes one value of row 7 `value`."""
+
+    def change(array: np.ndarray) -> np.ndarray:
+        array = array.astype(dtype)
+        array[7, ...] = value
+        return array
+
+    return change
+
+
+BAD = {
+    "labels are fractions": (broken(y_train=lambda y: y + 0.5), "x_train, y_train: labels must be integers"),
+    "labels are bool": (broken(y_test=lambda y: y > 1), "x_test, y_test: labels must be integers"),
+    "labels are one-hot": (broken(y_train=lambda y: np.eye(4, dtype=int)[y]), "labels must be integers of shape [N]"),
+    "negative label": (broken(y_train=put(-1, "int64")), "labels must count from 0, but there is -1"),
+    "huge label": (broken(y_train=put(2**40, "int64")), "labels must count from 0, but there is 1099511627776"),
+    "far label": (broken(y_train=put(10**6, "int64")), "label 1000000 of 96 examples looks damaged"),
+    "test label beyond": (broken(y_test=put(9, "int64")), "label 9 is out of range for 4 classes"),
+    "lengths differ": (broken(y_train=lambda y: y[:-1]), "has 96 examples but 95 labels"),
+    "widths differ": (broken(x_test=lambda x: x[:, :-1]), "has 12 features but"),
+    "empty": (broken(x_train=lambda x: x[:0], y_train=lambda y: y[:0]), "x_train, y_train is empty"),
+    "empty test": (broken(x_test=lambda x: x[:0], y_test=lambda y: y[:0]), "x_test, y_test is empty"),
+    "no features": (broken(x_train=lambda x: x[:, :0]), "features must be numbers"),
+    "text": (broken(x_train=lambda x: x.astype(str)), "features must be numbers"),
+    "complex": (broken(x_train=lambda x: x.astype(complex)), "features must be numbers"),
+    "a scalar": (broken(x_train=lambda x: x[0, 0]), "features must be numbers"),
+    "one class": (broken(y_train=lambda y: y * 0, y_test=lambda y: y * 0), "has a single class"),
+}
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+@pytest.mark.parametrize("case", BAD)
+def test_arrays_that_cannot_be_trained_on(case: str, kind: str, tmp_path: Path) -> None:
+    arrays, words = BAD[case]
+    path = save(tmp_path, arrays, kind)
+    with pytest.raises(InputError) as caught:
+        load(Config(dataset=path))
+    assert words in str(caught.value)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_values_that_are_not_finite(value: float, kind: str, tmp_path: Path) -> None:
+    """In memory: at load. Mapped: when the example is read."""
+    dataset = save(tmp_path, broken(x_train=put(value)), kind)
+    with pytest.raises(InputError, match=r"x_train, y_train: example 7 has a value that is NaN or infinite"):
+        load(Config(dataset=dataset)).train[np.arange(96).reshape(2, 48)]
+    if kind == "npy":
+        load(Config(dataset=dataset)).train[np.arange(8, 96)]  # the others are fine
+
+
+def test_large_finite_values_pass_although_their_sum_overflows_float32() -> None:
+    assert len(ArrayDataset(np.full((9, 4), 3e38, np.float32), np.zeros(9, int), "x")) == 9
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_a_missing_array_is_named(kind: str, tmp_path: Path) -> None:
+    arrays = make_arrays()
+    del arrays["y_test"]
+    with pytest.raises(InputError, match=r"y_test.* must hold x_train"):
+        load(Config(dataset=save(tmp_path, arrays, kind)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damaged_npz_files_end_in_one_line_or_in_numbers(seed: int, compressed: bool, tmp_path: Path) -> None:
+    """Bytes changed anywhere, and truncation: never anything but an InputError (or an undamaged-looking set)."""
+    path, rng = tmp_path / "set.npz", np.random.default_rng(seed)
+    (np.savez_compressed if compressed else np.savez)(path, **make_arrays())  # type: ignore[arg-type]
+    whole, refused = path.read_bytes(), 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        if rng.random() < 0.3:
+            del damaged[rng.integers(len(whole)) :]
+        else:
+            for at in rng.integers(0, len(whole), 3):
+                damaged[at] = rng.integers(256)
+        path.write_bytes(bytes(damaged))
+        message = None
+        try:
+            load(Config(dataset=str(path)))
+        except InputError as error:
+            message = str(error)
+        if message is not None:
+            refused += 1
+            assert str(path) in message
+            assert "\n" not in message
+    assert refused > 30  # zip has a checksum over each array
+
+
+@pytest.mark.parametrize("cut", [0, 5, 60, 200])
+def test_truncated_npy_files(cut: int, tmp_path: Path) -> None:
+    path = Path(save(tmp_path, make_arrays(), "npy"))
+    file = path / "x_train.npy"
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"x_train\.npy"):
+        load(Config(dataset=str(path)))
+
+
+class Items(torch.utils.data.Dataset[Any]):
+    """A map-style Dataset of whatever it is given."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+GOOD = (np.ones((2, 2)), 1)
+
+
+def test_map_style_datasets_of_arrays_tensors_and_numbers() -> None:
+    items = [GOOD, (torch.ones(4), torch.tensor(0)), (np.ones(4, np.float64), np.int64(2)), (np.ones(4), np.array([1]))]
+    data = load(Config(num_classes=3), Items(items), Items(items[:2]))
+    images, labels = data.train[np.array([[0, 1], [2, 3]])]
+    assert (images.shape, images.dtype, labels.dtype) == ((2, 2, 4), np.float32, np.int32)
+    assert labels.tolist() == [[1, 0], [2, 1]]
+    assert ItemDataset(Items([(np.ones(4, np.uint8), 0)]), "x", 2)[0][0].dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ((np.ones(4), 3), "label 3 is out of range for 3 classes"),
+        ((np.ones(4), -1), "label -1 is out of range"),
+        ((np.ones(4), 1.5), "the label must be an integer"),
+        ((np.ones(4), [0, 1, 0]), "the label must be an integer"),
+        ((np.ones(5), 0), r"must be 4 numbers, not float64 \[5\]"),
+        ((np.array(["a"] * 4), 0), "must be 4 numbers"),
+        ((np.full(4, np.nan), 0), "NaN or infinite"),
+        ((np.full(4, 1e300), 0), "NaN or infinite"),
+        (np.ones(4), "must be a pair"),
+        (5, "must be a pair"),
+    ],
+    ids=str,
+)
+def test_items_are_checked_as_they_are_read(item: Any, words: str) -> None:
+    dataset = ItemDataset(Items([GOOD, item]), "train_set", 3)
+    with pytest.raises(InputError, match=rf"train_set: example 1.*{words}"):
+        dataset[np.array([0, 1])]
+
+
+def test_given_datasets_go_together_and_need_a_class_count() -> None:
+    with pytest.raises(InputError, match="train_set and test_set go together"):
+        load(Config(), Items([GOOD]))
+    with pytest.raises(InputError, match="--num_classes is needed for train_set"):
+        load(Config(), Items([GOOD]), Items([GOOD]))
+    with pytest.raises(InputError, match="test_set is empty"):
+        load(Config(num_classes=2), Items([GOOD]), Items([]))
+    given = load(Config(num_classes=2), Items([GOOD]), Items([GOOD]))
+    assert isinstance(given, Data)

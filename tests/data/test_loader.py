@@ -1,0 +1,157 @@
+"""NumpyLoader and ShardSampler: every example exactly once, whatever the shards."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data.distributed import DistributedSampler
+
+from distmlp.data.datasets import ArrayDataset, ItemDataset
+from distmlp.data.loader import Batch, NumpyLoader, ShardSampler
+
+
+def numbered(size: int) -> ArrayDataset:
+    """A set whose example i has the features [i] and the label i."""
+    return ArrayDataset(np.arange(size, dtype=np.float32)[:, None], np.arange(size), "numbers")
+
+
+def loader(size: int, batch_size: int, shards: int, epoch: int = 0, step: int = 0, **more: Any) -> NumpyLoader:
+    made = NumpyLoader(numbered(size), batch_size, shards, seed=5, **more)
+    made.set_position(epoch, step)
+    return made
+
+
+def members(batch: Batch) -> list[int]:
+    """The examples of a batch that count."""
+    return batch.labels[batch.weights == 1].tolist()  # type: ignore[no-any-return]
+
+
+sizes = st.integers(1, 60)
+shard_counts = st.integers(1, 8)
+
+
+@settings(deadline=None, max_examples=200)
+@given(size=sizes, batch_size=st.integers(1, 70), shards=shard_counts, epoch=st.integers(0, 3), shuffle=st.booleans())
+def test_every_example_appears_exactly_once(
+    size: int, batch_size: int, shards: int, epoch: int, shuffle: bool
+) -> None:
+    batches = list(loader(size, batch_size, shards, epoch, shuffle=shuffle))
+    assert len(batches) == -(-size // batch_size)
+    assert sorted(i for batch in batches for i in members(batch)) == list(range(size))
+    for batch in batches:
+        rows = -(-batch_size // shards)
+        assert batch.images.shape == (shards, rows, 1)  # one static shape
+        assert batch.labels.shape == batch.weights.shape == (shards, rows)
+        assert batch.weight_sum == batch.weights.sum() == len(members(batch))
+        np.testing.assert_array_equal(batch.images[..., 0], batch.labels)  # each row is an example of the set
+
+
+@settings(deadline=None, max_examples=100)
+@given(size=sizes, batch_size=st.integers(1, 70), shards=shard_counts, shuffle=st.booleans())
+def test_a_global_batch_holds_the_same_examples_for_every_shard_count(
+    size: int, batch_size: int, shards: int, shuffle: bool
+) -> None:
+    whole = [members(batch) for batch in loader(size, batch_size, 1, 2, shuffle=shuffle)]
+    dealt = [sorted(members(batch)) for batch in loader(size, batch_size, shards, 2, shuffle=shuffle)]
+    assert [sorted(batch) for batch in whole] == dealt
+    order = [i for batch in whole for i in batch]
+    assert whole == [order[k : k + batch_size] for k in range(0, size, batch_size)]
+    if not shuffle:
+        assert order == list(range(size))
+
+
+@settings(deadline=None, max_examples=100)
+@given(size=sizes, shards=shard_counts, seed=st.integers(0, 9), epoch=st.integers(0, 3), shuffle=st.booleans())
+def test_a_shard_is_the_stock_distributed_samplers_without_its_repeats(
+    size: int, shards: int, seed: int, epoch: int, shuffle: bool
+) -> None:
+    dataset = numbered(size)
+    for shard in range(shards):
+        stock = DistributedSampler(dataset, shards, shard, shuffle=shuffle, seed=seed)
+        stock.set_epoch(epoch)
+        own = ShardSampler(dataset, shards, shard, shuffle=shuffle, seed=seed)
+        own.set_epoch(epoch)
+        # Positions shard, shard + shards, ...: the stock's from `size` on wrap around to the front.
+        real = len(range(shard, size, shards))
+        assert list(own) == list(stock)[:real]
+        assert len(own) == real
+
+
+@settings(deadline=None, max_examples=60)
+@given(size=sizes, batch_size=st.integers(1, 20), shards=shard_counts, data=st.data())
+def test_a_position_gives_the_rest_of_the_epoch(size: int, batch_size: int, shards: int, data: st.DataObject) -> None:
+    whole = list(loader(size, batch_size, shards, 1, shuffle=True))
+    step = data.draw(st.integers(0, len(whole)))
+    rest = list(loader(size, batch_size, shards, 1, step, shuffle=True))
+    assert len(rest) == len(whole) - step
+    for a, b in zip(rest, whole[step:], strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+@settings(deadline=None, max_examples=60)
+@given(size=sizes, batch_size=st.integers(1, 30), shards=shard_counts, extra=st.integers(0, 3))
+def test_local_shards_are_a_part_of_the_whole_and_those_beyond_are_empty(
+    size: int, batch_size: int, shards: int, extra: int
+) -> None:
+    mine = list(range(shards // 2, shards + extra))
+    whole = list(loader(size, batch_size, shards))
+    part = list(loader(size, batch_size, shards, local_shards=mine))
+    for a, b in zip(part, whole, strict=True):
+        real = shards - shards // 2
+        np.testing.assert_array_equal(a.labels[:real], b.labels[shards // 2 :])
+        np.testing.assert_array_equal(a.weights[:real], b.weights[shards // 2 :])
+        assert not a.weights[real:].any()
+        assert a.weight_sum == b.weight_sum
+
+
+def test_epochs_differ_when_shuffled_and_repeat_by_seed() -> None:
+    orders = [[i for b in loader(50, 7, 3, epoch, shuffle=True) for i in members(b)] for epoch in (0, 1, 1)]
+    assert orders[0] != orders[1] == orders[2]
+
+
+def test_torchs_global_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    list(loader(20, 6, 2, shuffle=True))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_shards_slice_one_permutation() -> None:
+    made = loader(1000, 10, 4, shuffle=True)
+    bases = {id(sampler.indices().base) for sampler in made.samplers if sampler}
+    assert len(bases) == 1
+
+
+def test_whole_batches_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls = loader(64, 16, 4), []
+    fetch = ArrayDataset.__getitem__
+    monkeypatch.setattr(ArrayDataset, "__getitem__", lambda self, i: calls.append(i.shape) or fetch(self, i))
+    list(made)
+    assert calls == [(4, 4)] * 4
+
+
+class Squares(torch.utils.data.Dataset[tuple[np.ndarray, int]]):
+    """Importable by spawned workers."""
+
+    def __len__(self) -> int:
+        return 23
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return np.full((2, 2), index, np.uint8), index % 5
+
+
+def test_spawned_workers_give_the_same_batches() -> None:
+    dataset = ItemDataset(Squares(), "squares", 5)
+    plain = NumpyLoader(dataset, 8, 3, shuffle=True)
+    spawned = NumpyLoader(dataset, 8, 3, shuffle=True, num_workers=1)
+    for epoch in range(2):
+        plain.set_position(epoch)
+        spawned.set_position(epoch)
+        for a, b in zip(plain, spawned, strict=True):
+            for x, y in zip(a, b, strict=True):
+                np.testing.assert_array_equal(x, y)
+                assert x.dtype == y.dtype

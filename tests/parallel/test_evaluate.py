@@ -1,0 +1,64 @@
+"""Evaluation: sums on the host in index order; parity over devices is in test_parity.py."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tutorial
+from conftest import make_arrays
+
+from distmlp import Config, model
+from distmlp.data.datasets import ArrayDataset, ItemDataset
+from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel.mesh import make_layout
+from distmlp.parallel.step import State
+
+CONFIG = Config(eval_batch_size=7)
+
+
+def state(scaling: Any = ()) -> State:
+    params = jax.tree.map(lambda a: 5 * np.asarray(a), model.init_network_params([12, 8, 4], jax.random.key(1)))
+    return make_layout(CONFIG).replicate(State(params, (), np.int32(0), scaling))  # type: ignore[no-any-return]
+
+
+def test_loss_and_accuracy_are_the_tutorials() -> None:
+    arrays = make_arrays()
+    dataset = ArrayDataset(arrays["x_train"], arrays["y_train"], "x")
+    result = Evaluator(CONFIG, make_layout(CONFIG))(state(), dataset)
+    images, targets = arrays["x_train"].astype(np.float32), tutorial.one_hot(arrays["y_train"], 4)
+    assert result.loss == pytest.approx(float(tutorial.loss(state().params, images, targets)), rel=1e-6)
+    assert result.accuracy == result.correct / 96
+    assert result.accuracy == pytest.approx(tutorial.accuracy(state().params, images, arrays["y_train"]))
+
+
+def test_the_states_scaling_is_applied() -> None:
+    arrays = make_arrays()
+    scaling = (np.full(12, 100, np.float32), np.full(12, 0.02, np.float32))
+    scaled = ((arrays["x_train"] - scaling[0]) * scaling[1]).astype(np.float32)
+    evaluate = Evaluator(CONFIG, make_layout(CONFIG))
+    found = evaluate(state(scaling), ArrayDataset(arrays["x_train"], arrays["y_train"], "x"))
+    expected = evaluate(state(), ArrayDataset(scaled, arrays["y_train"], "x"))
+    assert found.correct == expected.correct
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_item_by_item_sets_give_the_same() -> None:
+    arrays = make_arrays()
+    items: Any = list(zip(arrays["x_test"], arrays["y_test"], strict=True))
+    evaluate = Evaluator(CONFIG, make_layout(CONFIG))
+    whole = evaluate(state(), ArrayDataset(arrays["x_test"], arrays["y_test"], "x"))
+    assert evaluate(state(), ItemDataset(items, "x", 4)) == whole
+
+
+def test_poll_is_called_before_each_step_and_may_stop_it() -> None:
+    arrays, calls = make_arrays(), []
+
+    def poll() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Evaluator(CONFIG, make_layout(CONFIG))(state(), ArrayDataset(arrays["x_train"], arrays["y_train"], "x"), poll)
+    assert len(calls) == 2  # 96 examples are two steps of 56

@@ -1,0 +1,141 @@
+"""Checkpoints: what is saved comes back, on any devices, exactly; which are kept; what is refused."""
+
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from distmlp import Config, InputError, model, optim
+from distmlp.parallel.digest import DivergedError, StateDigest
+from distmlp.parallel.mesh import Layout, make_layout
+from distmlp.parallel.step import State
+from distmlp.run.checkpoint import Checkpoints
+from distmlp.run.workdir import WriteError
+
+
+def make_state(layout: Layout, seed: int = 0, sizes: tuple[int, ...] = (12, 8, 4)) -> State:
+    optimizer = optim.make(Config(momentum=0.9), 5)
+    params = model.init_network_params(sizes, jax.random.key(seed))
+    velocity = jax.tree.map(lambda a: a + seed, optimizer.init(params))
+    scaling = (np.zeros(12, np.float32), np.full(12, 0.1, np.float32))
+    state = State(params, velocity, np.int32(seed), scaling)
+    return layout.replicate(jax.tree.map(np.asarray, state))  # type: ignore[no-any-return]
+
+
+def open_checkpoints(layout: Layout, path: Path, keep: int = 2, best: int | None = None) -> Checkpoints:
+    path.mkdir(exist_ok=True)
+    return Checkpoints(path, StateDigest(layout), keep, lambda steps: best if best in steps else None)
+
+
+def accept(meta: dict[str, Any]) -> None:
+    """Of this run."""
+
+
+@pytest.mark.parametrize(("parallelism", "devices"), [("single", 1), ("shard_map", 3), ("pmap", 5), ("shard_map", 8)])
+def test_saved_on_8_devices_and_restored_on_others(parallelism: str, devices: int, tmp_path: Path) -> None:
+    eight = make_layout(Config())
+    saved = open_checkpoints(eight, tmp_path / "run")
+    state = make_state(eight, seed=3)
+    saved.save(3, state, {"totals": {"loss": 0.1}})
+    saved.close()
+    layout = make_layout(Config(parallelism=parallelism, num_devices=devices))
+    other = open_checkpoints(layout, tmp_path / "run")
+    restored = other.newest_intact(make_state(layout), accept)
+    other.close()
+    assert restored is not None
+    found, meta, moved = restored
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, found, state)
+    for leaf in jax.tree.leaves(found):
+        assert set(leaf.sharding.device_set) == set(layout.devices)
+    assert (meta["step"], meta["totals"], moved) == (3, {"loss": 0.1}, [])
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    layout = make_layout(Config(num_devices=2))
+    checkpoints = open_checkpoints(layout, tmp_path / "run", keep=2, best=2)
+    for step in range(1, 7):
+        checkpoints.save(step, make_state(layout, step), {})
+    checkpoints.wait()
+    assert checkpoints.steps() == [6, 5, 2]
+    checkpoints.close()
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir() if p.is_dir()) == ["2", "5", "6"]
+
+
+def test_only_the_copy_is_waited_for_and_then_the_state_may_be_donated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_layout(Config(num_devices=2))
+    checkpoints, state = open_checkpoints(layout, tmp_path / "run"), make_state(layout, 4)
+    expected, gate, save = jax.tree.map(np.array, state), threading.Event(), checkpoints._save
+
+    def gated(*args: Any) -> None:
+        assert gate.wait(60)
+        save(*args)
+
+    monkeypatch.setattr(checkpoints, "_save", gated)
+    checkpoints.save(4, state, {})  # digests and files are behind the gate
+    jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda a: a * 0, s), donate_argnums=0)(state))
+    assert checkpoints.steps() == []
+    gate.set()
+    restored = checkpoints.newest_intact(make_state(layout), accept)
+    checkpoints.close()
+    assert restored is not None
+    jax.tree.map(np.testing.assert_array_equal, restored[0], expected)
+
+
+def test_nothing_to_restore(tmp_path: Path) -> None:
+    layout = make_layout(Config(num_devices=1))
+    checkpoints = open_checkpoints(layout, tmp_path / "run")
+    assert checkpoints.newest_intact(make_state(layout), accept) is None
+    checkpoints.close()
+
+
+def test_a_save_that_orbax_declines_is_an_error(tmp_path: Path) -> None:
+    layout = make_layout(Config(num_devices=1))
+    checkpoints = open_checkpoints(layout, tmp_path / "run")
+    checkpoints.save(5, make_state(layout), {})
+    checkpoints.wait()
+    checkpoints.save(4, make_state(layout), {})
+    with pytest.raises(WriteError, match="Orbax declined to save step 4"):
+        checkpoints.wait()
+    checkpoints.close()
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path: Path) -> None:
+    layout = make_layout(Config(num_devices=1))
+    checkpoints, state = open_checkpoints(layout, tmp_path / "run"), make_state(layout)
+    checkpoints.save(1, state._replace(params=jax.tree.map(lambda a: a * np.nan, state.params)), {})
+    with pytest.raises(DivergedError):
+        checkpoints.wait()
+    assert checkpoints.steps() == []
+    checkpoints.close()
+
+
+def test_what_check_meta_refuses_stays_where_it_is(tmp_path: Path) -> None:
+    layout = make_layout(Config(num_devices=1))
+    checkpoints = open_checkpoints(layout, tmp_path / "run")
+    checkpoints.save(1, make_state(layout), {"mine": False})
+
+    def refuse(meta: dict[str, Any]) -> None:
+        raise InputError(f"not this run: {meta['mine']}")
+
+    with pytest.raises(InputError, match="not this run: False"):
+        checkpoints.newest_intact(make_state(layout), refuse)
+    assert checkpoints.steps() == [1]
+    checkpoints.close()
+
+
+def test_a_checkpoint_of_other_shapes_is_never_taken_for_good(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    layout = make_layout(Config(num_devices=1))
+    checkpoints = open_checkpoints(layout, tmp_path / "run")
+    checkpoints.save(1, make_state(layout), {})
+    with pytest.raises(InputError, match="holds no intact checkpoint"):
+        checkpoints.newest_intact(make_state(layout, sizes=(12, 9, 4)), accept)
+    assert checkpoints.steps() == [1]
+    checkpoints.close()

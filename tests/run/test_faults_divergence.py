@@ -1,0 +1,128 @@
+"""NaN, infinity and devices that disagree stop a run before its parameters are lost; a stall ends the process."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import RunTrain, process_env, small_config
+from drills import runs
+
+from distmlp import train
+from distmlp.parallel import feed
+from distmlp.parallel.digest import DivergedError, ReplicaError
+from distmlp.parallel.step import State
+
+Tamper = Callable[[State], State]
+
+
+def tampered(monkeypatch: pytest.MonkeyPatch, after: int, tamper: Tamper) -> None:
+    """Makes runs with data on the host, a step per dispatch, change their state after a step."""
+    advance = feed.HostFeed.advance
+
+    def changed(self: feed.HostFeed, state: State, step: int, limit: int) -> Any:
+        state, losses, counts = advance(self, state, step, step + 1)
+        with jax.transfer_guard("allow"):
+            return (tamper(state) if step + 1 == after else state), losses, counts
+
+    monkeypatch.setattr(feed.HostFeed, "advance", changed)
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_a_loss_that_is_not_finite(placement: str, run_train: RunTrain, npz: str) -> None:
+    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--workdir=run", "--checkpoint_every_steps=1",
+             f"--data_placement={placement}", "--learning_rate=1e30", "--num_epochs=5"]  # fmt: skip
+    done = run_train(*flags)
+    assert done.returncode == 3, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    found = re.fullmatch(
+        r"distmlp: error: the loss or a gradient is not finite at step (\d+)(?:: .*)?; the newest checkpoint is of "
+        r"step (\d+)\n", done.stderr,
+    )  # fmt: skip
+    assert found is not None, done.stderr
+    step, saved = map(int, found.groups())
+    assert saved == step - 1 == runs.committed(Path("run"))[-1]
+    again = run_train(*flags)  # the checkpoint is good: it goes on from there, and meets the same end
+    assert f"resuming after step {saved} of" in again.stdout
+    assert (again.returncode, again.stderr) == (3, done.stderr)
+
+
+@pytest.mark.parametrize(("value", "step", "saved"), [(np.nan, 7, 6), (-np.inf, 7, 6), (-np.inf, 10, 9)])
+def test_a_weight_that_is_not_finite_is_never_saved(
+    value: float, step: int, saved: int, npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where no loss tells: a weight of minus infinity only silences its unit."""
+
+    def one_weight(state: State) -> State:
+        (weights, biases), *rest = state.params
+        return state._replace(params=[(weights.at[0, 0].set(value), biases), *rest])
+
+    config = small_config(npz, data_placement="host", num_devices=2, checkpoint_every_steps=3)
+    with monkeypatch.context() as patch:
+        tampered(patch, step, one_weight)
+        with pytest.raises(DivergedError, match=rf"not finite (at|after) step .* newest checkpoint is of step {saved}"):
+            train(config)
+    assert runs.committed(Path("run"))[-1] == saved
+    assert train(config).history[-1]["step"] == 10
+
+
+def test_devices_that_disagree(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bit, of one weight, on one device."""
+
+    def one_copy(state: State) -> State:
+        (weights, biases), *rest = state.params
+        arrays = [shard.data for shard in weights.addressable_shards]
+        copy = np.array(arrays[2])
+        copy.view(np.uint32)[0, 0] ^= np.uint32(1)
+        arrays[2] = jax.device_put(copy, arrays[2].device)
+        weights = jax.make_array_from_single_device_arrays(weights.shape, weights.sharding, arrays)
+        return state._replace(params=[(weights, biases), *rest])
+
+    config = small_config(npz, data_placement="host", num_devices=4, checkpoint_every_steps=4, check_replicas_every=2)
+    with monkeypatch.context() as patch:
+        tampered(patch, 5, one_copy)
+        with pytest.raises(ReplicaError, match=r"after step 6 .*device 0 and device 2 differ.* of step 4"):
+            train(config)
+    assert runs.committed(Path("run"))[-1] == 4
+    assert train(config).history[-1]["step"] == 10
+
+
+STALLS = """
+import time
+import numpy as np
+from distmlp import Config, train
+
+class Rows:
+    reads = 0
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, i):
+        self.reads += 1
+        if self.reads > 64 + 64 * 3:  # the fingerprint's and some epochs'
+            time.sleep(600)
+        return np.full(4, i, np.float32), i % 2
+
+config = Config(num_classes=2, hidden_sizes=(4,), batch_size=8, num_epochs=99, eval_every_epochs=0, stall_seconds=15,
+                workdir="run", compilation_cache_dir="", num_devices=1)
+train(config, Rows(), Rows())
+"""
+
+
+def test_a_stalled_run_ends_with_all_stacks(tmp_path: Path) -> None:
+    script = tmp_path / "stalls.py"
+    script.write_text(STALLS)
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=process_env(), capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Timeout (0:00:15)!" in done.stderr
+    assert "in __getitem__" in done.stderr
+    assert done.stderr.count("most recent call first") > 1  # all threads

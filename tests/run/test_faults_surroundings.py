@@ -1,0 +1,151 @@
+"""A full or read-only disk, data that change, a second trainer, a clock set back: one clear line, nothing lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RunTrain, make_arrays, process_env, small_config
+from drills import runs
+
+from distmlp import InputError, train
+from distmlp.config import resolve_paths
+from distmlp.parallel.digest import params_sha256
+from distmlp.run.workdir import Workdir
+
+FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3", "--compilation_cache_dir="]
+
+
+def in_mount(script: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
+    """Runs a shell script in a mount namespace of its own; $TRAIN trains in the file system mounted at $DISK."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs mount namespaces for users: unshare -rm")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = " ".join([sys.executable, "-m", "launch.train", *FLAGS, f"--workdir={disk / 'run'}"])
+    return subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        env=process_env() | {"DISK": str(disk), "TRAIN": command},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parameters(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """SHA-256 of the parameters of a run that has all it needs."""
+    return runs.finish(tmp_path_factory.mktemp("roomy") / "run", FLAGS)
+
+
+@pytest.mark.parametrize(("size", "intact"), [("8k", []), ("300k", [12])])
+def test_full_disk(size: str, intact: list[int], parameters: str, tmp_path: Path) -> None:
+    """8k: no room for the metrics; 300k: for one checkpoint, the second fails in the background."""
+    done = in_mount(
+        f"mount -t tmpfs -o size={size} tmpfs $DISK && $TRAIN --keep_checkpoints=1 >/dev/null; echo code $?;"
+        "ls $DISK/run/checkpoints; mount -o remount,size=64m $DISK && $TRAIN", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr  # with more room it goes on, to the same end
+    assert "code 1\n" in done.stdout
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("distmlp: error: ")
+    assert "No space left on device)" in done.stderr
+    if intact:
+        assert f"intact checkpoints: {intact}\n" in done.stderr
+    assert ("\n12\n" in done.stdout) == bool(intact)
+    assert ("resuming after step 12" in done.stdout) == bool(intact)
+    assert f"parameters {parameters}" in done.stdout
+
+
+def test_read_only_disk(tmp_path: Path) -> None:
+    done = in_mount(
+        "mount -t tmpfs tmpfs $DISK && $TRAIN --max_steps=12 >/dev/null && mount -o remount,ro $DISK && $TRAIN;"
+        "echo code $?; ls $DISK/run/checkpoints", tmp_path,
+    )  # fmt: skip
+    assert done.stdout.endswith("code 2\n12\n")
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot be written to (Read-only file system)" in done.stderr
+
+
+def test_changed_data_are_refused(npz: str) -> None:
+    train(small_config(npz, max_steps=3))
+    arrays = make_arrays()
+    arrays["x_train"][17, 5] ^= 1
+    np.savez(npz, **arrays)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"small.npz are not those that the run in --workdir=.*run began with"):
+        train(small_config(npz, max_steps=6))
+    np.savez(npz, **make_arrays())  # type: ignore[arg-type]
+    train(small_config(npz, max_steps=6))
+
+
+@pytest.mark.parametrize("name", ["y_train", "x_test", "x_train"])
+def test_changed_mapped_data_are_refused(name: str, tmp_path: Path) -> None:
+    """Of mapped features 64 spaced rows are looked at; of labels all."""
+    folder = tmp_path / "mapped"
+    folder.mkdir()
+    for key, array in make_arrays().items():
+        np.save(folder / f"{key}.npy", array)
+    train(small_config(str(folder), max_steps=3))
+    changed = make_arrays()[name]
+    changed[-1] ^= 1
+    np.save(folder / f"{name}.npy", changed)
+    with pytest.raises(InputError, match="are not those that the run"):
+        train(small_config(str(folder), max_steps=6))
+
+
+def test_data_that_are_gone(run_train: RunTrain, npz: str) -> None:
+    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--workdir=run"]
+    train(small_config(npz, max_steps=3))
+    os.rename(npz, npz + ".moved")
+    done = run_train(*flags)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [done.stderr.rstrip("\n")]
+    assert "does not exist" in done.stderr
+    assert runs.committed(Path("run")) == [3]
+
+
+def test_the_second_trainer_on_a_workdir_is_refused(npz: str) -> None:
+    config = resolve_paths(small_config(npz, max_steps=3))
+    first = Workdir(config)
+    with pytest.raises(InputError, match="is in use by another process"):
+        train(config)
+    first.close()
+    train(config)
+
+
+def test_clock_set_back(run_train: RunTrain, npz: str, tmp_path: Path) -> None:
+    """A resumed run whose clock is a year behind that of its checkpoints."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import time\nnow, ns, year = time.time, time.time_ns, 31536000\n"
+        "time.time, time.time_ns = lambda: now() - year, lambda: ns() - year * 10**9\n"
+    )
+    path = os.pathsep.join([str(tmp_path), process_env()["PYTHONPATH"]])
+    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--momentum=0.9", "--checkpoint_every_steps=1"]
+    assert run_train(*flags, "--workdir=straight", "--max_steps=10").returncode == 0
+    assert run_train(*flags, "--workdir=run", "--max_steps=5").returncode == 0
+    done = run_train(*flags, "--workdir=run", "--max_steps=10", env={"PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resuming after step 5 of 10" in done.stdout
+    assert runs.committed(Path("run"))[-2:] == [9, 10]
+    assert runs.sha256(Path("run")) == runs.sha256(Path("straight"))
+
+
+def test_a_save_that_fails_in_the_background(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from distmlp.run.checkpoint import CheckpointError, Checkpoints
+
+    expected = params_sha256(train(small_config(npz, workdir="straight", max_steps=9)).params)
+    save: Any = Checkpoints._save
+
+    def sabotaged(self: Checkpoints, step: int, *args: Any) -> None:
+        save(self, step, *args)
+        if step == 6:
+            for unfinished in self.path.glob("*tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+    config = small_config(npz, max_steps=9, checkpoint_every_steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save", sabotaged)
+        with pytest.raises(CheckpointError, match=r"a checkpoint was not saved.*intact checkpoints: \[3\]"):
+            train(config)
+    assert params_sha256(train(config).params) == expected

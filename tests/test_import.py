@@ -1,0 +1,18 @@
+"""Importing distmlp starts nothing. (That imports point downwards is import-linter's to see: pyproject.toml.)"""
+
+import subprocess
+import sys
+
+from conftest import REPOSITORY
+
+
+def test_importing_the_package_starts_no_backend_and_is_light() -> None:
+    code = (
+        "import sys, distmlp\n"
+        "assert 'jax' not in sys.modules and 'torch' not in sys.modules\n"
+        "import distmlp.loop\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+        "assert callable(distmlp.train)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=REPOSITORY, check=True, timeout=120)
