@@ -108,6 +108,8 @@ def compare(workers: list[Worker], repetitions: int, patience: float = 0.0) -> d
         if worker.missing:
             print(f"skipped {worker.name}: {worker.missing} (pip install 'distmlp[bench]')", file=sys.stderr)
     present = [worker for worker in workers if not worker.missing]
+    if not present:
+        raise SystemExit("nothing to measure: no contestant's packages are installed")
     results: dict[str, list[Numbers]] = {worker.name: [] for worker in present}
     for repetition in range(repetitions):
         first = repetition % len(present)
