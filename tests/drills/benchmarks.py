@@ -19,7 +19,7 @@ from . import runs
 
 def scripts() -> list[Path]:
     """The benchmarks that are commands; the other files hold contestants."""
-    return sorted(path for path in (runs.REPOSITORY / "benchmarks").glob("*.py") if "def main(" in path.read_text())
+    return sorted(path for path in (runs.REPOSITORY / "benchmarks").glob("*.py") if "= harness.arguments(" in path.read_text())
 
 
 def numbers(value: Any) -> list[float]:

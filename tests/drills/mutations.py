@@ -1,6 +1,6 @@
 """Breaks the product on purpose, one place at a time, and sees whether a test notices: python -m tests.drills.mutations
 
-Each of MUTANTS (mutants.py) replaces one passage of one file in a copy of the project; the test files beside it must
+Each mutant of mutants.toml replaces one passage of one file in a copy of the project; the tests named beside it must
 then fail. A mutant that lives is a gap in the tests, unless `lives` says why nobody could notice. Without --sample all
 are tried, which takes about half an hour on two cores.
 """
@@ -8,18 +8,47 @@ are tried, which takes about half an hour on two cores.
 import argparse
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from . import runs
-from .mutants import MUTANTS, Mutant
 
 TIMEOUT = 600.0  # seconds, after which the tests count as failed: the mutant hangs
+
+
+class Mutant(NamedTuple):
+    """One passage of one file, replaced."""
+
+    file: str
+    breaks: str  # what the product then does wrong
+    before: str  # occurs exactly once in the file
+    after: str
+    tests: str  # arguments of pytest
+    lives: str = ""  # why no test can notice, if that is so
+
+    def applied_to(self, text: str) -> str:
+        """The file's text with the mutation.
+
+        Raises:
+          ValueError: the passage is not there exactly once: the code has moved on, and the mutant must follow.
+        """
+        if text.count(self.before) != 1:
+            raise ValueError(f"{self.file}: {self.before!r} occurs {text.count(self.before)} times, not once")
+        return text.replace(self.before, self.after)
+
+
+def mutants() -> list[Mutant]:
+    """All that mutants.toml lists."""
+    listed = tomllib.loads(Path(__file__).with_name("mutants.toml").read_text())
+    return [Mutant(**mutant) for mutant in listed["mutant"]]
 
 
 def copy_of_the_project(folder: Path) -> Path:
@@ -38,7 +67,7 @@ def copy_of_the_project(folder: Path) -> Path:
 
 def tests_pass(project: Path, mutant: Mutant) -> bool:
     """Whether the mutant's tests pass in this copy."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests.split()]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)]
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryDirectory() as home:
         try:
@@ -72,7 +101,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help="try those whose file has this in its name")
     parser.add_argument("--jobs", type=int, default=2, help="tried at the same time")
     args = parser.parse_args(argv)
-    chosen = [mutant for mutant in MUTANTS if args.only in mutant.file]
+    chosen = [mutant for mutant in mutants() if args.only in mutant.file]
     if args.sample:
         chosen = random.Random(args.seed).sample(chosen, min(args.sample, len(chosen)))
     gaps, explained = [], 0

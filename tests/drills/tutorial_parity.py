@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     for epoch, (accuracy, _) in enumerate(expected):
         print(f"{epoch + 1:5}  {accuracy:8.4f}  " + "  ".join(f"{found[name][epoch]:12.4f}" for name in RUNS))
     wrong = check(found, [accuracy for accuracy, _ in expected], digests["1 device"], expected[-1][1])
-    print("\n".join(wrong) or f"one device is the tutorial to the bit after epoch {args.epochs}, the others within bounds")
+    print("\n".join(wrong) or f"one device is the tutorial to the bit after epoch {args.epochs}, others within bounds")
     return 1 if wrong else 0
 
 
