@@ -10,6 +10,7 @@ from typing import Any
 
 SCHEDULES = ("constant", "warmup_cosine")
 NAMED_DATASETS = ("digits", "mnist", "fashion_mnist", "synthetic")
+FROM_PYTHON = "python:"  # begins --dataset in the run.flags of a run whose data were given from Python
 
 
 class InputError(Exception):
@@ -72,7 +73,7 @@ class Config:
     num_epochs: int = _field(8, "passes over the training set", minimum=1, on_resume="length")
     max_steps: int = _field(0, "train for exactly so many steps instead of num_epochs; 0: off", minimum=0,
                             on_resume="length")
-    seed: int = _field(0, "of the initial parameters and of the order of the examples", minimum=0,
+    seed: int = _field(0, "of the initial parameters, the order of the examples, and synthetic data", minimum=0,
                        maximum=2**31 - 1)
 
     optimizer: str = _field("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
@@ -233,7 +234,7 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def resolve_paths(config: Config) -> Config:
     """Paths made absolute once, so that neither Orbax nor run.flags depends on the current folder."""
     changes: dict[str, Any] = {"data_dir": str(Path(config.data_dir).expanduser().absolute())}
-    if config.dataset not in NAMED_DATASETS:
+    if config.dataset not in NAMED_DATASETS and not config.dataset.startswith(FROM_PYTHON):
         changes["dataset"] = str(Path(config.dataset).expanduser().absolute())
     if config.compilation_cache_dir:
         changes["compilation_cache_dir"] = str(Path(config.compilation_cache_dir).expanduser().absolute())

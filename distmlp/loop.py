@@ -4,13 +4,14 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 
 from distmlp import model, optim
 from distmlp.cluster import group
-from distmlp.config import Config, InputError, resolve_paths
+from distmlp.config import FROM_PYTHON, Config, InputError, resolve_paths
 from distmlp.data import datasets
 from distmlp.data.loader import NumpyLoader
 from distmlp.data.scaling import input_scaling, scaling_shapes
@@ -54,6 +55,8 @@ def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result
     started = time.monotonic()
     config.validate()
     config = resolve_paths(config)
+    if train_set is not None:
+        config = replace(config, dataset=FROM_PYTHON + type(train_set).__name__)
     prepare_backend(config)
     group.start(config)
     flags = {f"--{name}": value for name, value in config.settings().items() if name != "process_id"}

@@ -6,15 +6,19 @@ otherwise; labels are int32 [N].
 
 import dataclasses
 import hashlib
-from collections.abc import Sized
+from collections.abc import Iterator, Sequence, Sized
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch.utils.data
 
-from distmlp.config import NAMED_DATASETS, Config, InputError
+from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config, InputError
 from distmlp.data import sources
 from distmlp.data.sources import one_line
+
+_READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
+_BLOCK = 8192  # rows read at a time
 
 
 class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
@@ -29,7 +33,8 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         self.mapped = isinstance(images, np.memmap)
         if images.ndim and len(images) == 0:
             raise InputError(f"{name} is empty: give at least one example")
-        images, labels = images.reshape(len(images), -1) if images.ndim else images, np.asarray(labels)
+        shape, labels = images.shape[1:], np.asarray(labels)
+        images = images.reshape(len(images), -1) if images.ndim else images
         if images.ndim != 2 or images.shape[1] == 0 or images.dtype.kind not in "uifb":
             raise InputError(f"{name}: features must be numbers of shape [examples, ...], "
                              f"not {images.dtype} {list(images.shape)}")
@@ -44,6 +49,7 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             if not 0 <= label <= np.iinfo(np.int32).max:
                 raise InputError(f"{name}: labels must count from 0, but there is {label}")
         self.labels = np.ascontiguousarray(labels, dtype=np.int32)
+        self.shape = shape
         self.images = images if self.mapped else _features(images)
         if not self.mapped:
             self._check_finite(self.images, slice(None))
@@ -68,13 +74,30 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
                 raise InputError(f"{self.name}: example {example} has a value that is NaN or infinite "
                                  "(or beyond float32): remove or mend it")
 
+    @property
+    def covered(self) -> bool:
+        """Whether the fingerprint covers each value."""
+        return not self.mapped or self.images.nbytes <= _READ_WHOLE
+
     def fingerprint(self) -> str:
-        """Digest of shape, dtype, labels and features; of a memory-mapped set, 64 spaced rows stand for all."""
-        rows = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64) if self.mapped else slice(None)
+        """Digest of shape, dtype and labels, and of the features: of a memory-mapped set of more than 1 GiB, of 4096
+        spaced rows only. See `modified` for what tells of its others.
+
+        Raises:
+          InputError: a value that was read is NaN or infinite: before training, not after.
+        """
         digest = hashlib.blake2b(f"{self.images.shape} {self.images.dtype}".encode(), digest_size=16)
         digest.update(self.labels.data)
-        digest.update(np.ascontiguousarray(self.images[rows]).data)
+        for images in blocks(self) if self.covered else [self[np.linspace(0, len(self) - 1, 4096).astype(int)][0]]:
+            digest.update(np.ascontiguousarray(images).data)
         return digest.hexdigest()
+
+    def modified(self) -> int | None:
+        """When the features' file was last written, in ns; None where the fingerprint covers them all.
+
+        No part of the fingerprint: a copy on another host has another time, and is the same set.
+        """
+        return None if self.covered else Path(self.images.filename).stat().st_mtime_ns  # type: ignore[attr-defined]
 
 
 class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
@@ -88,9 +111,9 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         self.dataset, self.name, self.num_classes, self.mapped = dataset, name, num_classes, True
         if len(self) == 0:
             raise InputError(f"{name} is empty: give at least one example")
-        self.num_features = 0  # not known yet
+        self.num_features, self.dtype, self.shape = 0, np.dtype(np.float32), ()  # not known yet
         first = self._item(0)[0]
-        self.num_features, self.dtype = first.size, first.dtype
+        self.num_features, self.dtype, self.shape = first.size, first.dtype, first.shape
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
@@ -98,7 +121,11 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     def _item(self, index: int) -> tuple[np.ndarray, int]:
         where = f"{self.name}: example {index}"
         try:
-            image, label = (np.asarray(part) for part in self.dataset[index])
+            item = self.dataset[index]
+        except Exception as error:  # whatever the user's own code raises
+            raise InputError(f"{where} cannot be read ({type(error).__name__}: {one_line(error)})") from error
+        try:
+            image, label = (np.asarray(part) for part in item)
         except (TypeError, ValueError) as error:
             raise InputError(f"{where} must be a pair of an image and a label ({one_line(error)})") from None
         if image.dtype.kind not in "uifb" or image.size != (self.num_features or image.size):
@@ -109,7 +136,9 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         if not 0 <= label.item() < self.num_classes:
             raise InputError(f"{where}: label {label.item()} is out of range for {self.num_classes} classes; "
                              f"mend the labels or give another --num_classes")
-        image = _features(image.ravel())
+        image = _features(image)
+        if self.num_features and not np.can_cast(image.dtype, self.dtype):
+            raise InputError(f"{where} has values of type {image.dtype}, but example 0 of {self.dtype}: give all alike")
         if not np.isfinite(image).all():
             raise InputError(f"{where} has a value that is NaN or infinite (or beyond float32): remove or mend it")
         return image, label.item()
@@ -117,17 +146,36 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
         index = np.asarray(index)
         items = [self._item(int(i)) for i in index.flat]
-        images = np.stack([image for image, _ in items]).reshape(*index.shape, -1)
+        images = np.stack([image.ravel() for image, _ in items], dtype=self.dtype).reshape(*index.shape, -1)
         return images, np.array([label for _, label in items], np.int32).reshape(index.shape)
 
     def fingerprint(self) -> str:
-        """Digest of the length and of up to 64 spaced items."""
-        rows = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64)
-        images, labels = self[rows]
-        digest = hashlib.blake2b(f"{len(self)} {images.dtype}".encode(), digest_size=16)
-        digest.update(images.data)
-        digest.update(labels.data)
+        """Digest of the length, of the first item's shape and dtype, and of `.targets` or `.labels` if there are any.
+
+        Not of values: a data set with random augmentation has others at each reading.
+        """
+        digest = hashlib.blake2b(f"{len(self)} {self.shape} {self.dtype}".encode(), digest_size=16)
+        digest.update(repr(_listed_labels(self.dataset, len(self))).encode())
         return digest.hexdigest()
+
+    def modified(self) -> None:
+        """See ArrayDataset: files that a Dataset reads are its own affair."""
+
+
+def _listed_labels(dataset: Any, size: int) -> list[Any] | None:
+    """All labels of a Dataset, where it lists them as torchvision's do, so that no item need be read for them."""
+    for name in ("targets", "labels"):
+        listed = getattr(dataset, name, None)
+        if isinstance(listed, (Sequence, np.ndarray, torch.Tensor)) and len(listed) == size:
+            return np.asarray(listed).tolist()  # type: ignore[no-any-return]
+    return None
+
+
+def blocks(dataset: "AnyDataset") -> Iterator[np.ndarray]:
+    """The features, some thousand rows at a time: a memory-mapped set need not fit in memory."""
+    for start in range(0, len(dataset), _BLOCK):
+        stop = min(start + _BLOCK, len(dataset))
+        yield dataset[slice(start, stop) if isinstance(dataset, ArrayDataset) else range(start, stop)][0]
 
 
 def _features(images: np.ndarray) -> np.ndarray:
@@ -147,9 +195,27 @@ class Data:
     test: AnyDataset
     num_features: int
     num_classes: int
+    name: str = ""
 
     def fingerprint(self) -> str:
         return f"{self.train.fingerprint()} {self.test.fingerprint()}"
+
+    def modified(self) -> list[int | None]:
+        """See ArrayDataset.modified."""
+        return [self.train.modified(), self.test.modified()]
+
+    def info(self) -> dict[str, Any]:
+        """What a checkpoint says of the data, as JSON values, so that the model can be used without them."""
+        first = self.train
+        largest = None if not isinstance(first, ArrayDataset) or first.mapped else float(first.images.max())
+        return {
+            "name": self.name,
+            "classes": None,
+            "columns": None,
+            "shape": list(first.shape),  # of one example
+            "dtype": str(first.dtype),
+            "largest": largest,  # training value
+        }
 
 
 def load(config: Config, train_set: Any = None, test_set: Any = None) -> Data:
@@ -168,7 +234,8 @@ def load(config: Config, train_set: Any = None, test_set: Any = None) -> Data:
     if train.num_features != test.num_features:
         raise InputError(f"{train.name} has {train.num_features} features but {test.name} has {test.num_features}: "
                          "they must agree")
-    return Data(train, test, train.num_features, _num_classes(config, train, test))
+    name = Path(config.dataset).stem.removeprefix(FROM_PYTHON)
+    return Data(train, test, train.num_features, _num_classes(config, train, test), name)
 
 
 def _num_classes(config: Config, train: AnyDataset, test: AnyDataset) -> int:

@@ -1,7 +1,15 @@
 """NumpyLoader: torch's DataLoader and DistributedSampler, yielding one static shape of NumPy batches per shard."""
 
+import atexit
+import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import pickle
+import signal
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -11,8 +19,10 @@ from torch.utils.data.distributed import DistributedSampler
 
 from distmlp.config import InputError
 from distmlp.data.datasets import AnyDataset, ItemDataset
+from distmlp.data.sources import one_line
 
 _CHUNK = 256  # steps whose indices are computed at once
+Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
 
 
 class Batch(NamedTuple):
@@ -67,24 +77,20 @@ class ShardSampler(DistributedSampler[Any]):
         return order[np.minimum(row, len(order) - 1)], weights
 
 
-class _StepSampler(torch.utils.data.Sampler[tuple[np.ndarray, np.ndarray]]):
+class _StepSampler(torch.utils.data.Sampler[Step]):
     """For each step from the current position to the epoch's end: indices and weights [local shards, rows]."""
 
     def __init__(self, loader: "NumpyLoader") -> None:
         self.loader = loader
 
-    def __len__(self) -> int:
-        return self.loader.steps_per_epoch - self.loader.step
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def __iter__(self) -> Iterator[Step]:
         end = self.loader.steps_per_epoch
         for start in range(self.loader.step, end, _CHUNK):
-            indices, weights = self.loader.indices(start, min(start + _CHUNK, end))
-            yield from zip(indices, weights, strict=True)
+            yield from zip(*self.loader.indices(start, min(start + _CHUNK, end)), strict=True)
 
 
 class _Rows(torch.utils.data.Dataset[Any]):
-    """The data set as the DataLoader sees it: an item is a step's share of a global batch, or what is wrong with it."""
+    """The data set as the DataLoader sees it: an item is what StepReader yields, or what is wrong with it."""
 
     def __init__(self, dataset: AnyDataset) -> None:
         self.dataset = dataset
@@ -92,21 +98,89 @@ class _Rows(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(
-        self, step: tuple[np.ndarray, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | InputError:
+    def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray] | InputError:
         indices, weights = step
+        real = weights > 0
         try:
-            return *self.dataset[indices], weights
-        except InputError as error:
-            return error  # raised by NumpyLoader: torch would bury its line in the worker's stack
+            if real.all():
+                return *self.dataset[indices], weights
+            images = np.zeros((*indices.shape, self.dataset.num_features), self.dataset.dtype)
+            labels = np.zeros(indices.shape, np.int32)
+            if real.any():
+                images[real], labels[real] = self.dataset[indices[real]]
+            return images, labels, weights
+        except InputError as error:  # raised by StepReader: torch would bury its line in the worker's stack
+            if error.__cause__ and torch.utils.data.get_worker_info():  # pickling would lose the cause
+                error.add_note("".join(traceback.format_exception(error.__cause__)))
+            return error
 
 
 def _identity(batch: Any) -> Any:
     return batch
 
 
-class NumpyLoader(torch.utils.data.DataLoader[Any]):
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Processes that are started meanwhile never see SIGINT and SIGTERM: those reach the whole process group, and only
+    the trainer, which saves, is to act on them."""
+    resource_tracker.ensure_running()  # its own start would unblock them
+    others = multiprocessing.active_children()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for process in multiprocessing.active_children():
+        if process not in others:
+            atexit.register(process.kill)  # multiprocessing's SIGTERM would not end it, and its wait never
+
+
+class StepReader(torch.utils.data.DataLoader[Any]):
+    """torch's DataLoader over steps, each given by example indices (int64) and weights (float32) of one shape.
+
+    Yields (images [..., features], labels, weights). For rows of weight 0 nothing is read: they are zeros.
+
+    Args:
+      dataset: indexed by an integer array, it returns so many (images, labels) at once.
+      steps: can be iterated over again and again.
+      num_workers: spawned processes that read ahead; only used where items are read one by one.
+      seed: of the random numbers in these processes.
+    """
+
+    def __init__(self, dataset: AnyDataset, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
+        num_workers = num_workers if isinstance(dataset, ItemDataset) else 0
+        super().__init__(
+            _Rows(dataset),
+            batch_size=None,
+            sampler=steps,
+            collate_fn=_identity,
+            num_workers=num_workers,
+            # JAX is multithreaded: a forked worker can deadlock.
+            multiprocessing_context="spawn" if num_workers else None,
+            persistent_workers=bool(num_workers),
+            generator=torch.Generator().manual_seed(seed),  # else every epoch would draw from torch's global one
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        with _blocked_signals() if self.num_workers else contextlib.nullcontext(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # torch's lines beside the one below
+            try:
+                steps = super().__iter__()
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise InputError(f"{self._name} cannot be sent to the processes of --num_workers={self.num_workers} "
+                                 f"({one_line(error)}): give it functions that can be imported instead of lambdas "
+                                 "and open files, or give --num_workers=0") from error
+        for rows in steps:
+            if isinstance(rows, InputError):
+                raise rows
+            yield rows
+
+    @property
+    def _name(self) -> str:
+        return cast(_Rows, self.dataset).dataset.name
+
+
+class NumpyLoader(StepReader):
     """Yields the `Batch`es of an epoch from the current position on; the same (seed, epoch, step) is the same batch.
 
     Global batch k is the positions [k*batch_size, min((k+1)*batch_size, size)) of the epoch's permutation, dealt to
@@ -119,7 +193,7 @@ class NumpyLoader(torch.utils.data.DataLoader[Any]):
       local_shards: the shards to yield, in this order; those from num_shards on are empty. All, if None.
       shuffle: whether each epoch has an order of its own; otherwise all have the data set's.
       seed: of the order.
-      num_workers: spawned processes that read ahead; only useful where items are read one by one.
+      num_workers: see StepReader.
     """
 
     def __init__(
@@ -140,18 +214,7 @@ class NumpyLoader(torch.utils.data.DataLoader[Any]):
             ShardSampler(dataset, num_shards, shard, shuffle, seed) if shard < num_shards else None
             for shard in shards
         ]
-        num_workers = num_workers if isinstance(dataset, ItemDataset) else 0
-        super().__init__(
-            _Rows(dataset),
-            batch_size=None,
-            sampler=_StepSampler(self),
-            collate_fn=_identity,
-            num_workers=num_workers,
-            # JAX is multithreaded: a forked worker can deadlock.
-            multiprocessing_context="spawn" if num_workers else None,
-            persistent_workers=bool(num_workers),
-            generator=torch.Generator().manual_seed(seed),  # else every epoch would draw from torch's global one
-        )
+        super().__init__(dataset, _StepSampler(self), num_workers, seed)
 
     def set_position(self, epoch: int, step: int = 0) -> None:
         """The next iteration starts before this step of this epoch, both counted from 0."""
@@ -184,8 +247,5 @@ class NumpyLoader(torch.utils.data.DataLoader[Any]):
         return min((step + 1) * self.global_batch_size, size) - step * self.global_batch_size
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for step, rows in enumerate(super().__iter__(), start=self.step):
-            if isinstance(rows, InputError):
-                raise rows
-            images, labels, weights = rows
+        for step, (images, labels, weights) in enumerate(super().__iter__(), start=self.step):
             yield Batch(images, labels, weights, np.float32(self.weight_sum(step)))

@@ -1,14 +1,10 @@
 """Input scaling: statistics of the training set, computed once and carried in every checkpoint."""
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 
 from distmlp.config import Config
-from distmlp.data.datasets import AnyDataset, ArrayDataset, Data
-
-_BLOCK = 8192  # rows read at a time: a memory-mapped set need not fit in memory
+from distmlp.data.datasets import Data, blocks
 
 
 def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
@@ -21,11 +17,11 @@ def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
     if config.input_scaling == "none":
         return ()
     if config.input_scaling == "unit":
-        largest = max(max(float(block.max()), -float(block.min())) for block in _blocks(data.train))
+        largest = max(max(float(block.max()), -float(block.min())) for block in blocks(data.train))
         return np.zeros(width, np.float32), np.full(width, 1 / (largest or 1), np.float32)
     count = len(data.train)
-    mean = sum((block.sum(axis=0, dtype=np.float64) for block in _blocks(data.train)), np.zeros(width)) / count
-    squares = sum((((block - mean) ** 2).sum(axis=0) for block in _blocks(data.train)), np.zeros(width))
+    mean = sum((block.sum(axis=0, dtype=np.float64) for block in blocks(data.train)), np.zeros(width)) / count
+    squares = sum((((block - mean) ** 2).sum(axis=0) for block in blocks(data.train)), np.zeros(width))
     deviation = np.sqrt(squares / count)
     scale = np.divide(1, deviation, out=np.zeros(width), where=deviation > 0)
     return mean.astype(np.float32), scale.astype(np.float32)
@@ -34,9 +30,3 @@ def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
 def scaling_shapes(config: Config, data: Data) -> tuple[jax.ShapeDtypeStruct, ...]:
     """The shapes and dtypes of what `input_scaling` returns."""
     return () if config.input_scaling == "none" else (jax.ShapeDtypeStruct((data.num_features,), np.float32),) * 2
-
-
-def _blocks(dataset: AnyDataset) -> Iterator[np.ndarray]:
-    for start in range(0, len(dataset), _BLOCK):
-        stop = min(start + _BLOCK, len(dataset))
-        yield dataset[slice(start, stop) if isinstance(dataset, ArrayDataset) else range(start, stop)][0]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distmlp.config import NAMED_DATASETS, Config, InputError
+from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config, InputError
 
 
 class Arrays(NamedTuple):
@@ -40,7 +40,7 @@ def _digits(config: Config) -> Arrays:
 
     images, labels = load_digits(return_X_y=True)
     x_train, x_test, y_train, y_test = train_test_split(
-        images.astype(np.uint8), labels, test_size=0.2, stratify=labels, random_state=0
+        images.reshape(-1, 8, 8).astype(np.uint8), labels, test_size=0.2, stratify=labels, random_state=0
     )
     return Arrays(x_train, y_train, x_test, y_test)
 
@@ -92,6 +92,9 @@ _LOADERS: dict[str, Callable[[Config], Arrays]] = {
 def _files(dataset: str) -> Arrays:
     """The four arrays of an .npz file (read into memory) or of a folder of .npy files (memory-mapped)."""
     source = Path(dataset)
+    if dataset.startswith(FROM_PYTHON):
+        raise InputError(f"--dataset={dataset}: the data of this run were given from Python: "
+                         "give them to train(config, train_set, test_set) again")
     if not source.exists():
         raise InputError(f"--dataset={dataset} does not exist: give one of {', '.join(NAMED_DATASETS)}, "
                          "an .npz file or a folder of .npy files")

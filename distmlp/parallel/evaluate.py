@@ -1,5 +1,6 @@
 """Exact evaluation: every example counted once, with the same result on any number of devices."""
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from distmlp import model
 from distmlp.config import Config
 from distmlp.data.datasets import AnyDataset
+from distmlp.data.loader import Step, StepReader
 from distmlp.parallel.mesh import AXIS, Layout
 from distmlp.parallel.step import State, scale_inputs
 
@@ -36,7 +38,8 @@ class Evaluator:
     """
 
     def __init__(self, config: Config, layout: Layout) -> None:
-        self.rows, self.layout = config.eval_batch_size, layout
+        self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
+        self._readers: dict[AnyDataset, StepReader] = {}  # each keeps its workers
 
         def body(state: State, images: jax.Array, labels: jax.Array) -> jax.Array:
             log_probs = model.batched_predict(state.params, scale_inputs(images, state.scaling), config.compute_dtype)
@@ -57,9 +60,11 @@ class Evaluator:
 
     def __call__(self, state: State, dataset: AnyDataset, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Calls `poll` before each step; it may raise to stop the evaluation."""
+        if dataset not in self._readers:
+            self._readers[dataset] = StepReader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
         pending: deque[jax.Array] = deque()
         results = []
-        for images, labels in self._batches(dataset):
+        for images, labels, _ in self._readers[dataset]:
             poll()
             pending.append(self._losses(state, *self.layout.put((images, labels), (0, 0))))
             if len(pending) > _AHEAD:
@@ -68,9 +73,16 @@ class Evaluator:
         losses, correct = np.concatenate(results, axis=1)[:, : len(dataset)].astype(np.float64)
         return Evaluation(float(losses.sum() / len(dataset)), int(correct.sum()), len(dataset))
 
-    def _batches(self, dataset: AnyDataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """This process's rows of each step, in index order over the devices; the last step is filled up."""
-        device_rows = [np.arange(self.rows) + self.rows * position for position in self.layout.local_positions]
-        local_rows = np.concatenate(device_rows)
-        for start in range(0, len(dataset), self.rows * len(self.layout.devices)):
-            yield dataset[np.minimum(start + local_rows, len(dataset) - 1)]
+
+@dataclasses.dataclass
+class _Steps:
+    """This process's rows of each step, in index order over the devices; those behind the end have weight 0."""
+
+    layout: Layout
+    rows: int  # per device
+    size: int  # of the data set
+
+    def __iter__(self) -> Iterator[Step]:
+        local = np.concatenate([np.arange(self.rows) + self.rows * at for at in self.layout.local_positions])
+        for start in range(0, self.size, self.rows * len(self.layout.devices)):
+            yield start + local, (start + local < self.size).astype(np.float32)

@@ -32,7 +32,7 @@ def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement
                  f"{'es' if jax.process_count() > 1 else ''}",
         "devices": f"{len(layout.devices)} x {layout.devices[0].platform} ({', '.join(sorted(kinds))})",
         "parallelism": f"{layout.parallelism}, {config.reduction} reduction",
-        "data": f"{config.dataset}: {len(data.train):,} training and {len(data.test):,} test examples, "
+        "data": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test examples, "
                 f"training set on the {placement}",
         "layers": f"{'-'.join(map(str, sizes))}, {parameters:,} parameters, {config.compute_dtype}, "
                   f"{config.matmul_precision} matmul precision",

@@ -54,6 +54,9 @@ class Recovery:
         if meta["data"] != self.data_fingerprint:
             raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in "
                              f"--workdir={self.workdir.path} began with: bring them back, or give another --workdir")
+        if meta.get("data_modified", self.data.modified()) != self.data.modified() and group.is_first():
+            print(f"distmlp: the files of --dataset={self.config.dataset} were written again since the run began; the "
+                  "rows that are compared are the same: if others are not, give another --workdir", file=sys.stderr)
         if self.config.reduction == "invariant" and meta["num_shards"] != self.layout.num_shards:
             raise InputError(f"--num_shards was {meta['num_shards']}, is {self.layout.num_shards}: "
                              f"give --num_shards={meta['num_shards']}")
@@ -67,6 +70,8 @@ class Recovery:
             "settings": self.config.settings(),
             "num_shards": self.layout.num_shards,
             "data": self.data_fingerprint,
+            "data_modified": self.data.modified(),
+            "data_info": self.data.info(),
             "totals": dataclasses.asdict(totals),
             "versions": banner.versions(),
         }

@@ -12,7 +12,7 @@ import numpy as np
 
 from distmlp import flags
 from distmlp.cluster import group
-from distmlp.config import Config, InputError, differences
+from distmlp.config import FROM_PYTHON, Config, InputError, differences
 
 
 class WriteError(OSError):
@@ -127,7 +127,7 @@ def replace_file(target: Path, text: str) -> None:
 
 
 def _new_path(config: Config) -> Path:
-    name = Path(config.dataset).stem or "run"
+    name = Path(config.dataset.removeprefix(FROM_PYTHON)).stem or "run"
     base = Path("runs").absolute() / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     path, n = base, 1
     while path.exists():  # two starts in one second, or a clock set back

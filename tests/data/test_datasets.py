@@ -1,14 +1,16 @@
 """Data sets: what names and files give, and what is refused when they are read."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_arrays
+from conftest import make_arrays, small_config
 
-from distmlp import Config, InputError
+from distmlp import Config, InputError, train
+from distmlp.data import datasets
 from distmlp.data.datasets import ArrayDataset, Data, ItemDataset, load
 
 
@@ -75,6 +77,54 @@ def test_a_fingerprint_shows_a_change_of_any_value() -> None:
     arrays["y_train"][70] ^= 1
     seen.add(fingerprint())
     assert len(seen) == 3
+
+
+def test_a_mapped_set_of_moderate_size_is_covered_whole_and_copies_are_the_same_set(tmp_path: Path) -> None:
+    arrays = make_arrays(train=5000)
+    data = load(Config(dataset=save(tmp_path, arrays, "npy")))
+    (tmp_path / "copy").mkdir()
+    copy = load(Config(dataset=save(tmp_path / "copy", arrays, "npy")))
+    assert data.fingerprint() == copy.fingerprint()
+    assert data.modified() == copy.modified() == [None, None]
+    arrays["x_train"][4001, 7] ^= 1
+    assert load(Config(dataset=save(tmp_path / "copy", arrays, "npy"))).fingerprint() != data.fingerprint()
+
+
+def test_a_large_mapped_set_that_was_written_again_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where rows are only sampled, the time of the file tells of the others; a copy is no reason to refuse."""
+    monkeypatch.setattr(datasets, "_READ_WHOLE", 0)
+    arrays = make_arrays(train=9000)
+    config = small_config(save(tmp_path, arrays, "npy"), batch_size=3000, num_epochs=1)
+    train(config)
+    sampled = np.linspace(0, 8999, 4096).astype(int)
+    arrays["x_train"][np.setdiff1d(np.arange(9000), sampled)[7]] ^= 1
+    save(tmp_path, arrays, "npy")
+    train(dataclasses.replace(config, num_epochs=2))
+    assert "were written again since the run began" in capsys.readouterr().err
+    train(dataclasses.replace(config, num_epochs=3))
+    assert "written again" not in capsys.readouterr().err
+    arrays["x_train"][sampled[7]] ^= 1
+    save(tmp_path, arrays, "npy")
+    with pytest.raises(InputError, match="are not those that the run"):
+        train(dataclasses.replace(config, num_epochs=4))
+
+
+def test_a_nan_in_a_mapped_test_set_is_found_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match="x_test, y_test: example 7 has a value that is NaN"):
+        train(small_config(save(tmp_path, broken(x_test=put(np.nan)), "npy")))
+    assert "epoch" not in capsys.readouterr().out
+
+
+def test_what_a_checkpoint_says_of_the_data(tmp_path: Path) -> None:
+    assert load(Config()).info() == {
+        "name": "digits", "classes": None, "columns": None, "shape": [8, 8], "dtype": "uint8", "largest": 16.0,
+    }
+    mapped = load(Config(dataset=save(tmp_path, broken(x_train=put(0.5)), "npy"))).info()
+    assert (mapped["name"], mapped["dtype"], mapped["largest"]) == ("set", "float32", None)
 
 
 def broken(**changes: Any) -> dict[str, np.ndarray]:

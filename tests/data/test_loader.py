@@ -111,6 +111,8 @@ def test_local_shards_are_a_part_of_the_whole_and_those_beyond_are_empty(
 def test_epochs_differ_when_shuffled_and_repeat_by_seed() -> None:
     orders = [[i for b in loader(50, 7, 3, epoch, shuffle=True) for i in members(b)] for epoch in (0, 1, 1)]
     assert orders[0] != orders[1] == orders[2]
+    seeds = [members(next(iter(NumpyLoader(numbered(50), 50, shuffle=True, seed=seed)))) for seed in (0, 5)]
+    assert seeds[0] != seeds[1]
 
 
 def test_torchs_global_random_numbers_are_left_alone() -> None:
