@@ -7,6 +7,7 @@ would, beside a copy of it and its digests; until it is on disk; and to restore 
 import shutil
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ def saving(work: Work) -> Contestant:
     import jax.numpy as jnp
 
     from distmlp import Config, optim
-    from distmlp.parallel import mesh, step
+    from distmlp.parallel import backend, mesh, step
     from distmlp.parallel.digest import StateDigest
     from distmlp.run import checkpoint
 
     config = Config(optimizer="sgd", momentum=0.9, workdir="unused")
-    mesh.prepare_backend(config)
+    prepared = ExitStack()
+    prepared.enter_context(backend.prepared(config))
     layout = mesh.make_layout(config)
     sizes = [784, work["width"], work["width"], 10]
     state = step.initial_state(layout, sizes, 0, optim.make(config, 10), ())

@@ -1,6 +1,7 @@
 """Contestant: training steps of any configuration, one dispatch each, on one batch that lies on the devices."""
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from ours import config_of
 from distmlp import model, optim
 from distmlp.data import datasets
 from distmlp.data.loader import Batch, NumpyLoader
-from distmlp.parallel import mesh, step
+from distmlp.parallel import backend, mesh, step
 
 
 def collectives(compiled: Any) -> dict[str, float]:
@@ -25,7 +26,8 @@ def collectives(compiled: Any) -> dict[str, float]:
 def steps(work: Work) -> Contestant:
     """Seconds per step. work: flags; flops per step if a rate is wanted; at_least: seconds of a repetition."""
     config = config_of(work)
-    mesh.prepare_backend(config)
+    prepared = ExitStack()
+    prepared.enter_context(backend.prepared(config))
     data = datasets.load(config)
     layout = mesh.make_layout(config)
     optimizer = optim.make(config, 10**6)

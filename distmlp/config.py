@@ -4,213 +4,227 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 import re
 from pathlib import Path
 from typing import Any
 
-SCHEDULES = ("constant", "warmup_cosine")
 NAMED_DATASETS = ("digits", "mnist", "fashion_mnist", "synthetic")
 FROM_PYTHON = "python:"  # begins --dataset in the run.flags of a run whose data were given from Python
+
+# What a setting belongs to decides who must share it; this is the only place that says so.
+SCOPES = {
+    "experiment": "decides the result: the same in all processes and whenever the run is resumed",
+    "length": "the same in all processes; a resumed run may go on for longer, unless its schedule depends on it",
+    "conduct": "how the run is carried out: the same in all processes, but free to change when it is resumed",
+    "host": "of one host: processes may differ in it",
+    "start": "of one start: not in run.flags, which repeats the run anywhere; processes may differ in it",
+}
 
 
 class InputError(Exception):
     """Something the user gave is wrong: one line that names the flag or the file, and the remedy. Exit code 2."""
 
 
-def _field(
+def _setting(
     default: Any,
     help: str,
+    scope: str = "experiment",
     *,
+    topic: str = "",
+    rare: bool = False,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
-    on_resume: str = "fixed",
 ) -> Any:
-    """A field with its flag's help, its range, and whether a resumed run may change it: fixed, free, or length."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "above": above, "choices": choices,
-                "on_resume": on_resume}
-    return dataclasses.field(default=default, metadata=metadata)
+    """A field with its flag's help and range, and its scope (see SCOPES).
+
+    `topic` begins a topic of the help, to which the fields below it belong; a `rare` flag is in --helpfull only. The
+    first of `choices` is the default.
+    """
+    metadata = dict(locals())
+    return dataclasses.field(default=metadata.pop("default"), metadata=metadata)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Every setting of a run. Defaults are the JAX tutorial's wherever it has a value, except for the data set."""
 
-    dataset: str = _field(
-        "digits", "digits, mnist, fashion_mnist, synthetic, an .npz file, or a folder of .npy files (memory-mapped)"
+    dataset: str = _setting(
+        "digits", "digits, mnist, fashion_mnist, synthetic, an .npz file, or a folder of .npy files (memory-mapped)",
+        topic="Data",
     )
-    data_dir: str = _field("data", "where torchvision's data sets are, or are downloaded to", on_resume="free")
-    num_classes: int = _field(0, "number of classes; 0: one more than the largest label", minimum=0)
-    input_scaling: str = _field(
+    shuffle: bool = _setting(False, "draw a new order of the training set for each epoch")
+    input_scaling: str = _setting(
         "none",
         "none: values as they are (the tutorial's 0..255); unit: divided by the largest training value; "
         "standard: per feature, with the training set's mean and standard deviation",
         choices=("none", "unit", "standard"),
     )
-    shuffle: bool = _field(False, "draw a new order of the training set for each epoch")
-    synthetic_examples: int = _field(60000, "training examples of --dataset=synthetic", minimum=1)
-    synthetic_features: int = _field(784, "features of --dataset=synthetic", minimum=1)
-    synthetic_classes: int = _field(10, "classes of --dataset=synthetic", minimum=2)
+    data_dir: str = _setting("data", "folder of torchvision's data sets, or to download them to", "host")
+    num_classes: int = _setting(0, "number of classes; 0: one more than the largest label", minimum=0)
+    num_workers: int = _setting(0, "spawned loader processes, for data sets that are read item by item", "host",
+                                rare=True, minimum=0)
+    synthetic_examples: int = _setting(60000, "training examples of --dataset=synthetic", rare=True, minimum=1)
+    synthetic_features: int = _setting(784, "features of --dataset=synthetic", rare=True, minimum=1)
+    synthetic_classes: int = _setting(10, "classes of --dataset=synthetic", rare=True, minimum=2)
 
-    hidden_sizes: tuple[int, ...] = _field((512, 512), "widths of the hidden layers, separated by commas")
-    compute_dtype: str = _field(
-        "float32", "type of the matrix products' inputs; all else is float32", choices=("float32", "bfloat16")
+    hidden_sizes: tuple[int, ...] = _setting((512, 512), "widths of the hidden layers, separated by commas",
+                                             topic="Model")
+    seed: int = _setting(0, "of the initial parameters, of the order of the examples (--shuffle), and of the examples "
+                         "themselves with --dataset=synthetic", minimum=0, maximum=2**31 - 1)
+    prng: str = _setting(
+        "threefry",
+        "JAX's random numbers for the initial parameters: threefry as today; threefry_original as before JAX 0.5, "
+        "when the tutorial's page was made; rbg",
+        rare=True, choices=("threefry", "threefry_original", "rbg"),
     )
-    matmul_precision: str = _field(
-        "default",
-        "precision of float32 matrix products on accelerators: default lets JAX choose (TF32 on recent NVIDIA GPUs)",
-        choices=("default", "high", "highest"),
+    compute_dtype: str = _setting("float32", "type of the matrix products' inputs; all else is float32",
+                                  choices=("float32", "bfloat16"))
+    matmul_precision: str = _setting(
+        "default", "of float32 matrix products on accelerators; default: JAX chooses (TF32 on recent NVIDIA GPUs)",
+        rare=True, choices=("default", "high", "highest"),
     )
 
-    batch_size: int = _field(128, "examples per optimizer step, over all devices together", minimum=1)
-    num_shards: int = _field(
-        0,
-        "shards of a global batch; more than the devices accumulates gradients on each. "
-        "0: as many as devices, or 8 with --reduction=invariant",
-        minimum=0,
-    )
-    num_epochs: int = _field(8, "passes over the training set", minimum=1, on_resume="length")
-    max_steps: int = _field(0, "train for exactly so many steps instead of num_epochs; 0: off", minimum=0,
-                            on_resume="length")
-    seed: int = _field(0, "of the initial parameters, the order of the examples, and synthetic data", minimum=0,
-                       maximum=2**31 - 1)
-
-    optimizer: str = _field("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
-    learning_rate: float = _field(0.01, "step size, or its peak under a schedule", above=0)
-    momentum: float = _field(0.0, "momentum of sgd", minimum=0)
-    weight_decay: float = _field(
+    num_epochs: int = _setting(8, "passes over the training set", "length", topic="Training", minimum=1)
+    max_steps: int = _setting(0, "train for exactly so many steps instead of num_epochs; 0: off", "length", minimum=0)
+    batch_size: int = _setting(128, "examples per optimizer step, over all devices together", minimum=1)
+    optimizer: str = _setting("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
+    learning_rate: float = _setting(0.01, "step size, or its peak under a schedule", above=0)
+    schedule: str = _setting("constant", "learning-rate schedule", choices=("constant", "warmup_cosine"))
+    warmup_steps: int = _setting(0, "steps of linear warm-up, part of the schedule's length", minimum=0)
+    schedule_steps: int = _setting(0, "length of the schedule in steps, after which the rate is 0; 0: the length of "
+                                   "the run", rare=True, minimum=0)
+    momentum: float = _setting(0.0, "momentum of sgd", minimum=0)
+    weight_decay: float = _setting(
         0.0, "adds this times the parameters to the gradient (sgd, adam) or to the update (adamw)", minimum=0
     )
-    schedule: str = _field("constant", "learning-rate schedule", choices=SCHEDULES)
-    schedule_steps: int = _field(0, "length of the schedule in steps; 0: the length of the run", minimum=0)
-    warmup_steps: int = _field(0, "steps of linear warm-up, part of the schedule's length", minimum=0)
-    clip_norm: float = _field(0.0, "clip the gradient to this global norm; 0: off", minimum=0)
+    clip_norm: float = _setting(0.0, "clip the gradient to this global norm; 0: off", rare=True, minimum=0)
 
-    parallelism: str = _field(
-        "auto", "auto is single on one device and shard_map on more",
-        choices=("auto", "single", "pmap", "shard_map"), on_resume="free",
-    )
-    reduction: str = _field(
+    num_devices: int = _setting(0, "devices to use; 0: all there are", "conduct", topic="Devices", minimum=0)
+    expect_devices: int = _setting(0, "stop unless the run has exactly so many devices; 0: off", "conduct", minimum=0)
+    reduction: str = _setting(
         "fast",
         "how shard gradients are added: fast (psum; on several CPU processes in pairs), or invariant (one fixed order: "
         "the same bits on any devices)",
         choices=("fast", "invariant"),
     )
-    num_devices: int = _field(0, "devices to use; 0: all there are", minimum=0, on_resume="free")
-    expect_devices: int = _field(0, "stop unless the run has exactly so many devices; 0: off", minimum=0,
-                                 on_resume="free")
-
-    workdir: str = _field("", "folder of the run; empty: runs/<dataset>-<UTC time>, new each time", on_resume="free")
-    checkpoint_every_steps: int = _field(0, "save every so many steps", minimum=0, on_resume="free")
-    checkpoint_every_seconds: float = _field(
-        0.0,
-        "save when so many seconds have passed since the last save. "
-        "With neither steps nor seconds: after each evaluation. The end of the run is always saved",
-        minimum=0, on_resume="free",
+    num_shards: int = _setting(
+        0,
+        "shards of a global batch; more than the devices accumulates gradients on each. "
+        "0: as many as devices, or 8 with --reduction=invariant",
+        minimum=0,
     )
-    keep_checkpoints: int = _field(2, "keep the newest so many checkpoints, and the best by test accuracy", minimum=1,
-                                   on_resume="free")
-    eval_every_epochs: int = _field(1, "evaluate every so many epochs; 0: only at the end", minimum=0,
-                                    on_resume="free")
-    eval_every_steps: int = _field(0, "also evaluate every so many steps; 0: off", minimum=0, on_resume="free")
-    eval_train: bool = _field(False, "evaluate on the training set too", on_resume="free")
-    eval_batch_size: int = _field(500, "examples per device and evaluation step", minimum=1)
-    num_workers: int = _field(0, "spawned loader processes, for data sets that are read item by item", minimum=0,
-                              on_resume="free")
-    data_placement: str = _field(
+    parallelism: str = _setting("auto", "auto is single on one device and shard_map on more", "conduct", rare=True,
+                                choices=("auto", "single", "pmap", "shard_map"))
+    data_placement: str = _setting(
         "auto",
         "host: batches are sent as they are needed; device: each device holds the data set and gathers them itself; "
         "auto: device where the set is in memory and fits",
-        choices=("auto", "host", "device"), on_resume="free",
+        "conduct", rare=True, choices=("auto", "host", "device"),
     )
-    steps_per_dispatch: int = _field(
-        0, "at most so many steps per dispatch; 0: about a quarter of a second of them",
-        minimum=0, on_resume="free",
-    )
-    compilation_cache_dir: str = _field(
-        "~/.cache/distmlp", "where compiled programs are kept for the next start; empty: nowhere", on_resume="free"
-    )
-    profile_steps: str = _field("", "A:B writes a profile of steps A to B to WORKDIR/profile", on_resume="free")
-    check_replicas_every: int = _field(
+    steps_per_dispatch: int = _setting(0, "at most so many steps per dispatch; 0: about a quarter of a second of them",
+                                       "conduct", rare=True, minimum=0)
+    eval_batch_size: int = _setting(500, "examples per device and evaluation step", rare=True, minimum=1)
+    check_replicas_every: int = _setting(
         1000, "compare the devices' copies of the state every so many steps (and at each save); 0: only at saves",
-        minimum=0, on_resume="free",
+        "conduct", rare=True, minimum=0,
     )
-    stall_seconds: float = _field(600.0, "end the process, with all stacks, if no step finishes for so long; 0: off",
-                                  minimum=0, on_resume="free")
 
-    coordinator_address: str = _field(
-        "", "HOST:PORT of process 0, where no launcher (torchrun, Slurm, Open MPI, ...) says it", on_resume="free"
+    workdir: str = _setting("", "folder of the run; empty: runs/<dataset>-<UTC time>, new each time", "start",
+                            topic="The run's folder")
+    eval_every_epochs: int = _setting(1, "evaluate every so many epochs; 0: only at the end", "conduct", minimum=0)
+    eval_every_steps: int = _setting(0, "also evaluate every so many steps; 0: off", "conduct", minimum=0)
+    eval_train: bool = _setting(False, "evaluate on the training set too", "conduct")
+    checkpoint_every_steps: int = _setting(0, "save every so many steps; 0: off", "conduct", minimum=0)
+    checkpoint_every_seconds: float = _setting(
+        0.0,
+        "save when so many seconds have passed since the last save; 0: off. "
+        "With neither steps nor seconds: after each evaluation. The end of the run is always saved",
+        "conduct", minimum=0,
     )
-    num_processes: int = _field(0, "number of processes, with --coordinator_address", minimum=0, on_resume="free")
-    process_id: int = _field(-1, "number of this process from 0, with --coordinator_address", minimum=-1,
-                             on_resume="free")
-    startup_seconds: float = _field(120.0, "how long processes wait for one another when they start", above=0,
-                                    on_resume="free")
-    heartbeat_seconds: int = _field(10, "a process that is silent for so long is given up by the others; it costs a "
-                                    "few bytes a second, but below the time that a host may freeze or swap for, it "
-                                    "ends runs that would have gone on", minimum=3, on_resume="free")
+    keep_checkpoints: int = _setting(2, "keep the newest so many checkpoints, and the best by test accuracy",
+                                     "conduct", minimum=1)
+    stall_seconds: float = _setting(600.0, "end the process, with all stacks, if no step finishes for so long; 0: off",
+                                    "host", rare=True, minimum=0)
+    profile_steps: str = _setting("", "FIRST:LAST, counted from 1: writes a profile of these steps to "
+                                  "WORKDIR/profile", "conduct", rare=True)
+    compilation_cache_dir: str = _setting(
+        "~/.cache/distmlp", "where compiled programs are kept for the next start, 1 GiB at most; empty: nowhere",
+        "host", rare=True,
+    )
 
-    def __post_init__(self) -> None:
-        if isinstance(self.hidden_sizes, list):
-            object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
+    coordinator_address: str = _setting(
+        "", "HOST:PORT of process 0, where no launcher (torchrun, Slurm, Open MPI, ...) says it", "start",
+        topic="Several processes",
+    )
+    num_processes: int = _setting(0, "number of processes, with --coordinator_address", "start", minimum=0)
+    process_id: int = _setting(-1, "number of this process from 0, with --coordinator_address", "start", minimum=-1)
+    startup_seconds: float = _setting(120.0, "how long processes wait for one another when they start", "host",
+                                      rare=True, above=0)
+    heartbeat_seconds: int = _setting(10, "a process that is silent for so long is given up by the others; it costs a "
+                                      "few bytes a second, but below the time that a host may freeze or swap for, it "
+                                      "ends runs that would have gone on", "host", rare=True, minimum=3)
 
     def validate(self) -> None:
         """Raises InputError for a value that cannot be right whatever the data and the devices are."""
         for field in dataclasses.fields(self):
             self._validate_field(field, getattr(self, field.name))
-        if not all(type(size) is int and size >= 1 for size in self.hidden_sizes):
+        sizes: Any = self.hidden_sizes
+        if not isinstance(sizes, (tuple, list)) or not all(type(size) is int and size >= 1 for size in sizes):
             raise InputError(f"--hidden_sizes={_text(self.hidden_sizes)}: give whole numbers from 1 up, as in 512,512")
-        if self.momentum >= 1:
-            raise InputError(f"--momentum={self.momentum} must be below 1")
-        if self.momentum and self.optimizer != "sgd":
-            raise InputError(f"--momentum goes with --optimizer=sgd, not with {self.optimizer}")
-        if self.warmup_steps and self.schedule == "constant":
-            raise InputError("--warmup_steps goes with --schedule=warmup_cosine")
-        if self.schedule_steps and self.schedule == "constant":
-            raise InputError("--schedule_steps goes with --schedule=warmup_cosine")
-        if self.schedule_steps and self.warmup_steps >= self.schedule_steps:
-            raise InputError("--warmup_steps must be below --schedule_steps")
-        if not re.fullmatch(r"(\d+:\d+)?", self.profile_steps):
-            raise InputError(f"--profile_steps={self.profile_steps}: give FIRST:LAST, as in 100:120")
-        given = [bool(self.coordinator_address), self.num_processes > 0, self.process_id >= 0]
-        if any(given) and not all(given):
-            raise InputError("--coordinator_address, --num_processes and --process_id go together: give all three")
-        if self.coordinator_address and not re.fullmatch(r".+:\d+", self.coordinator_address):
-            raise InputError(f"--coordinator_address={self.coordinator_address}: give HOST:PORT")
-        if self.process_id >= max(self.num_processes, 0) and all(given):
-            raise InputError(f"--process_id={self.process_id} must be below --num_processes={self.num_processes}")
-        if self.parallelism == "single" and self.num_devices > 1:
-            raise InputError(f"--parallelism=single uses one device: give --num_devices=1, not {self.num_devices}, "
-                             "or --parallelism=shard_map")
+        first, _, last = self.profile_steps.partition(":")
+        profiled = first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
+        place = (bool(self.coordinator_address), self.num_processes > 0, self.process_id >= 0)
+        constant = self.schedule == "constant"
+        for wrong, text in (
+            (self.momentum >= 1, f"--momentum={self.momentum} must be below 1"),
+            (self.momentum and self.optimizer != "sgd",
+             f"--momentum goes with --optimizer=sgd, not with {self.optimizer}"),
+            (self.warmup_steps and constant, "--warmup_steps goes with --schedule=warmup_cosine"),
+            (self.schedule_steps and constant, "--schedule_steps goes with --schedule=warmup_cosine"),
+            (self.schedule_steps and self.warmup_steps >= self.schedule_steps,
+             "--warmup_steps must be below --schedule_steps"),
+            (self.profile_steps and not profiled,
+             f"--profile_steps={self.profile_steps}: give FIRST:LAST, counted from 1, as in 100:120"),
+            (any(place) and not all(place),
+             "--coordinator_address, --num_processes and --process_id go together: give all three"),
+            (self.coordinator_address and not re.fullmatch(r".+:\d+", self.coordinator_address),
+             f"--coordinator_address={self.coordinator_address}: give HOST:PORT"),
+            (all(place) and self.process_id >= self.num_processes,
+             f"--process_id={self.process_id} must be below --num_processes={self.num_processes}"),
+            (self.parallelism == "single" and self.num_devices > 1,
+             f"--parallelism=single uses one device: give --num_devices=1, not {self.num_devices}, "
+             "or --parallelism=shard_map"),
+        ):
+            if wrong:
+                raise InputError(text)
 
     def _validate_field(self, field: dataclasses.Field[Any], value: Any) -> None:
         flag, meta = f"--{field.name}={_text(value)}", field.metadata
-        if field.type is float and isinstance(value, int) and not isinstance(value, bool):
-            object.__setattr__(self, field.name, float(value))
-        elif isinstance(field.type, type) and type(value) is not field.type:
+        kinds = (int, float) if field.type is float else (field.type,)
+        if isinstance(field.type, type) and type(value) not in kinds:
             raise InputError(f"{flag}: give {'an' if field.type is int else 'a'} {field.type.__name__}")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} must be a finite number")
         if meta["choices"] and value not in meta["choices"]:
             raise InputError(f"{flag}: choose one of {', '.join(meta['choices'])}")
-        if meta["minimum"] is not None and value < meta["minimum"]:
-            raise InputError(f"{flag} must be at least {meta['minimum']}")
-        if meta["maximum"] is not None and value > meta["maximum"]:
-            raise InputError(f"{flag} must be at most {meta['maximum']}")
-        if meta["above"] is not None and value <= meta["above"]:
-            raise InputError(f"{flag} must be above {meta['above']}")
+        for bound, fits, words in (("minimum", operator.ge, "at least"), ("maximum", operator.le, "at most"),
+                                   ("above", operator.gt, "above")):
+            if meta[bound] is not None and not fits(value, meta[bound]):
+                raise InputError(f"{flag} must be {words} {meta[bound]}")
 
-    def settings(self) -> dict[str, Any]:
-        """All settings as JSON values."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+    def settings(self, *scopes: str) -> dict[str, Any]:
+        """The settings of these scopes, or all, as JSON values."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                  if not scopes or field.metadata["scope"] in scopes}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def experiment(self) -> dict[str, Any]:
         """The settings that decide the result, as JSON values: what a resumed run must share."""
-        values = self.settings()
         length_decides = self.schedule != "constant" and not self.schedule_steps
-        kept = ("fixed", "length") if length_decides else ("fixed",)
-        return {f.name: values[f.name] for f in dataclasses.fields(self) if f.metadata["on_resume"] in kept}
+        return self.settings("experiment", *(["length"] if length_decides else []))
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.max_steps or self.num_epochs * steps_per_epoch
@@ -233,13 +247,11 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 def resolve_paths(config: Config) -> Config:
     """Paths made absolute once, so that neither Orbax nor run.flags depends on the current folder."""
-    changes: dict[str, Any] = {"data_dir": str(Path(config.data_dir).expanduser().absolute())}
+    names = ["data_dir", "compilation_cache_dir", "workdir"]
     if config.dataset not in NAMED_DATASETS and not config.dataset.startswith(FROM_PYTHON):
-        changes["dataset"] = str(Path(config.dataset).expanduser().absolute())
-    if config.compilation_cache_dir:
-        changes["compilation_cache_dir"] = str(Path(config.compilation_cache_dir).expanduser().absolute())
-    if config.workdir:
-        changes["workdir"] = str(Path(config.workdir).expanduser().absolute())
+        names.append("dataset")
+    given = {name: getattr(config, name) for name in names if getattr(config, name)}
+    changes: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
 
 

@@ -2,80 +2,115 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import Any
 
 from absl import flags
 
 from distmlp.config import Config, InputError
 
-_HELP_FLAGS = {"-h", "-help", "--help", "--helpfull", "--helpshort"}
-# Of one start, not of the run: leaving them out lets run.flags repeat the run anywhere.
-_NOT_IN_RUN_FLAGS = ("workdir", "coordinator_address", "num_processes", "process_id")
+_WIDTH = 80  # columns of the help
+_HELP_FLAGS = {"-h", "-help", "--help", "--helpshort"}
+_USAGE = """\
+Trains the MLP: python -m launch.train CONFIG.flags [--NAME=VALUE ...]
+
+Flags given after a config win over it. Of several values the first is the
+default, else the value shown; --[no]NAME is off. {more}
+
+Exit codes: 0 done, or help; 2 bad input; 3 diverged; 130 and 143 interrupted by
+SIGINT and SIGTERM; else a fault.
+"""
 
 
 class HelpRequested(Exception):
-    """The command line asks for help; the message is the help text."""
+    """The command line asks for help, or for the version; the message is the text."""
 
 
 def parse(argv: Sequence[str]) -> Config:
     """Config from a command line (argv[0] is the program), --flagfile included.
 
     Raises:
-      InputError: unknown flag, stray argument, value of the wrong type, flagfile that cannot be read.
-      HelpRequested: --help.
+      InputError: no flags, an unknown one, a stray argument, a value of the wrong type, a flagfile that cannot be read.
+      HelpRequested: --help, --helpfull or --version.
     """
+    given = list(argv)
+    if len(given) == 1:
+        raise InputError("nothing to train: start with `python -m launch.train configs/digits.flags`, "
+                         "or `python -m launch.train --help`")
+    if "--version" in given:
+        raise HelpRequested(f"distmlp {metadata.version('distmlp')}")
+    if "--helpfull" in given or _HELP_FLAGS & set(given):
+        raise HelpRequested(_help(full="--helpfull" in given))
     values = _flag_values()
-    if _HELP_FLAGS & set(argv[1:]):
-        raise HelpRequested(values.get_help())
     try:
-        rest = values(list(argv))
+        rest = values(given)[1:]
     except flags.UnrecognizedFlagError as error:
         _, similar, names = str(error).partition("Did you mean: ")
         hint = f", did you mean --{names.rstrip(' ?').replace(', ', ' or --')}" if similar else ""
-        raise InputError(f"--{error.flagname} is no flag{hint}: --help lists them all") from None
+        raise InputError(f"--{error.flagname} is no flag{hint}: --helpfull lists them all") from None
     except flags.IllegalFlagValueError as error:
         raise InputError(_illegal_value(error)) from None
     except (flags.CantOpenFlagFileError, UnicodeDecodeError) as error:
-        given = ", ".join(argument.partition("=")[2] for argument in argv if argument.startswith("--flagfile="))
+        files = ", ".join(argument.partition("=")[2] for argument in given if argument.startswith("--flagfile="))
         reason = "not a text file" if isinstance(error, UnicodeDecodeError) else error.__context__
-        raise InputError(f"--flagfile={given} cannot be read ({reason}): give an existing file of flags") from None
+        raise InputError(f"--flagfile={files} cannot be read ({reason}): give an existing file of flags") from None
     except (flags.Error, ValueError) as error:  # ValueError: a value given to --noFLAG
         raise InputError(_one_line(error)) from None
-    if len(rest) > 1:
-        raise InputError(f"unexpected argument {rest[1]!r}: flags are given as --name=value")
+    if rest and rest[0].endswith(".flags"):
+        given[given.index(rest[0])] = f"--flagfile={rest[0]}"
+        return parse(given)
+    if rest:
+        raise InputError(f"unexpected argument {rest[0]!r}: give flags as --name=value, a config as NAME.flags")
     return Config(**{field.name: _value(field, values[field.name].value) for field in dataclasses.fields(Config)})
 
 
 def run_flags(config: Config) -> str:
     """The text of a flagfile that repeats the run, without its workdir."""
-    names = [field.name for field in dataclasses.fields(Config) if field.name not in _NOT_IN_RUN_FLAGS]
     lines = ["# Repeats this run: python -m launch.train --flagfile=run.flags"]
-    for name in names:
-        value: Any = getattr(config, name)
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        lines.append(f"--{name}={text.lower() if isinstance(value, bool) else text}")
+    for field in dataclasses.fields(Config):
+        if field.metadata["scope"] != "start":
+            lines.append(f"--{field.name}={_text(getattr(config, field.name))}")
     return "\n".join(lines) + "\n"
+
+
+def _text(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return text.lower() if isinstance(value, bool) else text
+
+
+def _help(full: bool) -> str:
+    """The flags by topic, in lines of _WIDTH columns; without the rare ones unless `full`."""
+    lines = [_USAGE.format(more="These are all flags." if full else "--helpfull has more.").rstrip()]
+    for field in dataclasses.fields(Config):
+        meta = field.metadata
+        if meta["topic"]:
+            lines += ["", f"{meta['topic']}:"]
+        if meta["rare"] and not full:
+            continue
+        shown = "|".join(meta["choices"]) if meta["choices"] else _text(field.default)
+        flag = f"  --[no]{field.name}" if field.type is bool else f"  --{field.name}={shown}"
+        text = textwrap.wrap(meta["help"], _WIDTH, initial_indent=" " * 30, subsequent_indent=" " * 30)
+        if len(flag) < 30:
+            text[0] = flag + text[0][len(flag) :]
+            flag = ""
+        lines += [flag, *text] if flag else text
+    return "\n".join(lines)
 
 
 def _flag_values() -> flags.FlagValues:
     values = flags.FlagValues()
     for field in dataclasses.fields(Config):
-        help_text, choices = field.metadata["help"], field.metadata["choices"]
-        default: Any = field.default
-        where: dict[str, Any] = {"flag_values": values, "module_name": "distmlp"}
-        if choices:
-            flags.DEFINE_enum(field.name, default, list(choices), help_text, **where)
-        elif field.type is bool:
-            flags.DEFINE_boolean(field.name, default, help_text, **where)
-        elif field.type is int:
-            flags.DEFINE_integer(field.name, default, help_text, **where)
-        elif field.type is float:
-            flags.DEFINE_float(field.name, default, help_text, **where)
-        elif field.type is str:
-            flags.DEFINE_string(field.name, default, help_text, **where)
+        default: Any = _text(field.default) if isinstance(field.default, tuple) else field.default
+        where: dict[str, Any] = {"help": field.metadata["help"], "flag_values": values}
+        if choices := field.metadata["choices"]:
+            flags.DEFINE_enum(field.name, default, choices, **where)
         else:
-            flags.DEFINE_string(field.name, ",".join(map(str, default)), help_text, **where)
+            define: dict[Any, Callable[..., Any]] = {
+                bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float
+            }  # fmt: skip
+            define.get(field.type, flags.DEFINE_string)(field.name, default, **where)
     return values
 
 

@@ -15,10 +15,10 @@ from distmlp.config import FROM_PYTHON, Config, InputError, resolve_paths
 from distmlp.data import datasets
 from distmlp.data.loader import NumpyLoader
 from distmlp.data.scaling import input_scaling, scaling_shapes
-from distmlp.parallel import feed
+from distmlp.parallel import backend, feed
 from distmlp.parallel.digest import DivergedError, StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.parallel.mesh import Layout, make_layout, prepare_backend
+from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.placement import choose_placement
 from distmlp.parallel.step import State, abstract_state, initial_state, make_train_step
 from distmlp.run import banner, metrics
@@ -54,19 +54,23 @@ def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result
     """
     started = time.monotonic()
     config.validate()
-    config = resolve_paths(config)
     if train_set is not None:
         config = replace(config, dataset=FROM_PYTHON + type(train_set).__name__)
-    prepare_backend(config)
+    with backend.prepared(config):
+        return _train(config, train_set, test_set, started)
+
+
+def _train(config: Config, train_set: Any, test_set: Any, started: float) -> Result:
     group.start(config)
-    flags = {f"--{name}": value for name, value in config.settings().items() if name != "process_id"}
-    group.agree(flags | banner.versions())
+    shared = config.settings("experiment", "length", "conduct")
+    group.agree({f"--{name}": value for name, value in shared.items()} | banner.versions())
+    config = resolve_paths(config)
     data = datasets.load(config, train_set, test_set)
     if config.batch_size > len(data.train):
         raise InputError(f"--batch_size={config.batch_size} is more than the {len(data.train)} training examples: "
                          f"give at most {len(data.train)}")
     layout = make_layout(config)
-    with closing(Workdir(config)) as workdir, jax.default_matmul_precision(config.matmul_precision):
+    with closing(Workdir(config)) as workdir:
         workdir.check_same_run(config)
         with Trainer(config, data, layout, workdir, started) as trainer:
             return trainer.run()
@@ -152,7 +156,7 @@ class Trainer:
             raise type(error)(f"{error}; {self.recovery.last_checkpoint()}") from None
 
     def _compile(self) -> None:
-        with jax.default_matmul_precision(self.config.matmul_precision):  # the setting is a thread's own
+        with backend.pinned(self.config):  # a thread's own
             self.feed.compile(self.abstract)
 
     def _initial_state(self) -> State:

@@ -17,7 +17,7 @@ Params = list[tuple[jax.Array, jax.Array]]
 def random_layer_params(m: int, n: int, key: jax.Array, scale: float = 1e-2) -> tuple[jax.Array, jax.Array]:
     """Weights [n, m] and biases [n], float32, normal with standard deviation `scale`."""
     w_key, b_key = random.split(key)
-    return scale * random.normal(w_key, (n, m)), scale * random.normal(b_key, (n,))
+    return scale * random.normal(w_key, (n, m), jnp.float32), scale * random.normal(b_key, (n,), jnp.float32)
 
 
 def init_network_params(sizes: Sequence[int], key: jax.Array) -> Params:
@@ -54,7 +54,7 @@ def batched_predict(params: Params, images: jax.Array, compute_dtype: str = "flo
 
 def one_hot(labels: jax.Array, num_classes: int) -> jax.Array:
     """Float32 [N, classes] of integer labels [N]."""
-    return jnp.array(labels[:, None] == jnp.arange(num_classes), jnp.float32)
+    return jnp.array(labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None], jnp.float32)
 
 
 def loss(

@@ -1,5 +1,8 @@
 """The tutorial's plain SGD by default; momentum, Adam, schedules, weight decay and clipping through optax."""
 
+from typing import Any
+
+import jax
 import optax
 
 from distmlp.config import Config, InputError
@@ -17,7 +20,13 @@ def make(config: Config, total_steps: int) -> optax.GradientTransformation:
         if config.weight_decay:
             parts.append(optax.add_decayed_weights(config.weight_decay))
         parts.append(optax.adam(rate) if config.optimizer == "adam" else optax.sgd(rate, config.momentum or None))
-    return optax.chain(*parts)
+    chain = optax.chain(*parts)
+
+    def update(*arguments: Any, **options: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by its int32 counts
+            return chain.update(*arguments, **options)
+
+    return optax.GradientTransformation(chain.init, update)
 
 
 def _learning_rate(config: Config, steps: int) -> optax.ScalarOrSchedule:

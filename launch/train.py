@@ -8,6 +8,7 @@ from distmlp.run import signals
 signals.install_exit_at_once()  # before the slow imports
 
 import os  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
 
@@ -19,8 +20,9 @@ def main(argv: list[str]) -> int:
     try:
         config = flags.parse(argv)
         config.validate()
-    except flags.HelpRequested as help_text:
-        print(f"{__doc__}\nFlags:\n{help_text}")
+    except flags.HelpRequested as text:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
+        print(text)
         return 0
     except InputError as error:
         return _fail(error, 2)

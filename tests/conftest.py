@@ -33,6 +33,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def _eight_devices() -> None:
     import jax
 
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
     count = jax.device_count()
     assert count == DEVICES, f"the tests need {DEVICES} emulated CPU devices, not {count}: was JAX started too early?"
 

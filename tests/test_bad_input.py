@@ -50,7 +50,7 @@ def assert_one_line(code: int, error: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "names", "remedy"),
     [
-        (["--nonsense=1"], "--nonsense", "--help lists them all"),
+        (["--nonsense=1"], "--nonsense", "--helpfull lists them all"),
         (["--batch_siz=8"], "--batch_siz", "did you mean --batch_size"),
         (["stray"], "'stray'", "--name=value"),
         (["--flagfile=absent.flags"], "--flagfile=absent.flags", "give an existing file"),

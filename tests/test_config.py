@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from distmlp import Config, InputError
-from distmlp.config import differences, digest_json, resolve_paths
+from distmlp.config import SCOPES, differences, digest_json, resolve_paths
+from distmlp.flags import parse, run_flags
 
 
 def test_defaults_are_the_tutorials() -> None:
@@ -18,10 +19,18 @@ def test_defaults_are_the_tutorials() -> None:
     assert (config.input_scaling, config.shuffle, config.seed, config.compute_dtype) == ("none", False, 0, "float32")
 
 
-def test_every_field_says_what_it_is_and_whether_a_resumed_run_may_change_it() -> None:
+def test_every_field_says_what_it_is_and_has_one_scope() -> None:
     for field in dataclasses.fields(Config):
         assert len(field.metadata["help"]) > 5
-        assert field.metadata["on_resume"] in ("fixed", "free", "length")
+        assert field.metadata["scope"] in SCOPES
+        assert field.metadata["choices"] is None or field.metadata["choices"][0] == field.default
+
+
+def test_scopes() -> None:
+    config, host = Config(), Config().settings("host")
+    assert {"data_dir", "compilation_cache_dir"} <= host.keys()
+    assert config.settings("start").keys() == {"workdir", "coordinator_address", "num_processes", "process_id"}
+    assert sum(len(config.settings(scope)) for scope in SCOPES) == len(config.settings())
 
 
 @pytest.mark.parametrize(
@@ -45,6 +54,13 @@ def test_every_field_says_what_it_is_and_whether_a_resumed_run_may_change_it() -
         ({"warmup_steps": 5}, "--warmup_steps goes with --schedule=warmup_cosine"),
         ({"schedule_steps": 5}, "--schedule_steps goes with --schedule=warmup_cosine"),
         ({"schedule": "warmup_cosine", "warmup_steps": 5, "schedule_steps": 5}, "must be below --schedule_steps"),
+        ({"profile_steps": "0:10"}, "--profile_steps=0:10: give FIRST:LAST, counted from 1"),
+        ({"profile_steps": "7:5"}, "--profile_steps=7:5: give FIRST:LAST"),
+        ({"profile_steps": "7"}, "--profile_steps=7: give FIRST:LAST"),
+        ({"profile_steps": "7:"}, "--profile_steps=7:: give FIRST:LAST"),
+        ({"coordinator_address": "a:1"}, "go together: give all three"),
+        ({"coordinator_address": "a", "num_processes": 2, "process_id": 1}, "--coordinator_address=a: give HOST:PORT"),
+        ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, "--process_id=2 must be below"),
         ({"parallelism": "single", "num_devices": 2}, "--parallelism=single uses one device"),
         ({"seed": 2**63}, "--seed=9223372036854775808 must be at most"),
     ],
@@ -57,10 +73,11 @@ def test_values_that_cannot_be_right(change: dict[str, object], words: str) -> N
 
 
 def test_from_python_a_list_of_sizes_and_a_whole_learning_rate_are_fine() -> None:
-    config = Config(hidden_sizes=[8, 4], learning_rate=1)  # type: ignore[arg-type]
+    config, usual = Config(hidden_sizes=[8, 4], learning_rate=1), Config(hidden_sizes=(8, 4), learning_rate=1.0)  # type: ignore[arg-type]
     config.validate()
-    assert config.hidden_sizes == (8, 4)
-    assert isinstance(config.learning_rate, float)
+    assert config.hidden_sizes == [8, 4]  # frozen: nothing is assigned to
+    assert config.experiment() == usual.experiment()
+    assert parse(["train", *run_flags(config).splitlines()[1:]]) == usual
     assert Config(hidden_sizes=()).validate() is None  # softmax regression
 
 
@@ -88,7 +105,8 @@ def test_what_a_resumed_run_may_change(change: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"seed": 1}, {"batch_size": 64}, {"learning_rate": 0.1}, {"hidden_sizes": (3,)}, {"dataset": "mnist"},
-     {"reduction": "invariant"}, {"shuffle": True}, {"input_scaling": "unit"}, {"compute_dtype": "bfloat16"}],
+     {"reduction": "invariant"}, {"shuffle": True}, {"prng": "rbg"},
+     {"input_scaling": "unit"}, {"compute_dtype": "bfloat16"}],
     ids=str,
 )  # fmt: skip
 def test_what_a_resumed_run_must_share(change: dict[str, object]) -> None:

@@ -1,6 +1,8 @@
 """The command line: flags generated from Config, flagfiles, run.flags."""
 
 import dataclasses
+import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,13 @@ from distmlp import Config, InputError, flags
 from distmlp.flags import HelpRequested, parse, run_flags
 
 
-def test_no_flags_give_the_defaults() -> None:
-    assert parse(["train"]) == Config()
+def test_what_is_not_given_has_its_default() -> None:
+    assert parse(["train", "--dataset=mnist"]) == Config(dataset="mnist")
+
+
+def test_without_any_flag_two_commands_to_start_with() -> None:
+    with pytest.raises(InputError, match=r"configs/digits\.flags.*--help"):
+        parse(["train"])
 
 
 def test_values_of_every_type() -> None:
@@ -29,12 +36,33 @@ def test_later_flags_win_over_a_flagfile_and_comments_are_skipped(tmp_path: Path
     assert (config.batch_size, config.seed) == (9, 3)
 
 
+@pytest.mark.parametrize("arguments", [["a.flags", "--batch_size=9"], ["--seed", "1", "a.flags", "--batch_size=9"],
+                                       ["--batch_size=1", "a.flags", "b.flags"]], ids=str)  # fmt: skip
+def test_a_config_needs_no_flagfile_before_it(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.flags").write_text("--batch_size=7\n--seed=3\n")
+    (tmp_path / "b.flags").write_text("--batch_size=9\n")
+    assert parse(["train", *arguments]) == Config(batch_size=9, seed=3)
+
+
 @pytest.mark.parametrize("flag", ["--help", "--helpfull", "--helpshort", "-h", "-help"])
-def test_help_lists_every_flag(flag: str) -> None:
+def test_help_by_topic_in_80_columns(flag: str) -> None:
     with pytest.raises(HelpRequested) as caught:
         parse(["train", "--batch_size=0", flag])
+    text = str(caught.value)
+    assert max(map(len, text.splitlines())) <= 80
+    listed = [name for field in dataclasses.fields(Config) for name in re.findall(rf"]?\b({field.name})\b", text)]
     for field in dataclasses.fields(Config):
-        assert f"{field.name}:" in str(caught.value)
+        shown = f"  --[no]{field.name} " if field.type is bool else f"  --{field.name}="
+        assert (shown in text) == (flag == "--helpfull" or not field.metadata["rare"])
+        assert not field.metadata["topic"] or f"\n{field.metadata['topic']}:\n" in text
+    assert listed.index("dataset") < listed.index("seed") < listed.index("workdir")
+    assert "--optimizer=sgd|adam|adamw" in text
+    assert "--batch_size=128 " in text
+
+
+def test_version() -> None:
+    with pytest.raises(HelpRequested, match=re.escape(metadata.version("distmlp"))):
+        parse(["train", "--version"])
 
 
 def test_run_flags_repeat_the_run_without_its_workdir(tmp_path: Path) -> None:
@@ -60,6 +88,7 @@ def test_tutorial_flags_leave_the_experiment_at_its_defaults() -> None:
         ("--nonsense=1", "--nonsense"),
         ("--batch_siz=1", "--batch_size"),
         ("stray", "unexpected argument 'stray'"),
+        ("absent.flags", "--flagfile=absent.flags cannot be read"),
         ("--batch_size=x", "--batch_size=x: give a whole number"),
         ("--learning_rate=fast", "--learning_rate=fast: give a number"),
         ("--shuffle=maybe", "--shuffle=maybe: give true or false"),

@@ -1,7 +1,11 @@
 """launch.train as a user runs it, and train() as a notebook does: finish, resume, finished already, help."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from conftest import RunTrain, make_arrays, small_config, snapshot
+from conftest import RunTrain, make_arrays, process_env, small_config, snapshot
 
 from distmlp import Config, InputError, loop, train
 from distmlp.parallel.digest import params_sha256
@@ -70,6 +74,15 @@ def test_help(run_train: RunTrain) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "--hidden_sizes" in done.stdout
     assert "Exit codes" in done.stdout
+
+
+def test_help_to_a_reader_that_has_gone_ends_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "launch.train", "--help"], stdout=writer, stderr=subprocess.PIPE,
+                          env=process_env(), check=False)  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 def test_a_run_that_was_extended_logs_what_an_uninterrupted_one_does(

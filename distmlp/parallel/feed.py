@@ -74,7 +74,7 @@ def _loop(one_step: Callable[[State, jax.Array], tuple[State, jax.Array]], state
         state, loss = one_step(state, i)
         return state, losses.at[i - bounds[0]].set(loss)
 
-    return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size)))
+    return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size, jnp.float32)))
 
 
 class HostFeed:

@@ -2,67 +2,19 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
-import platform
-import re
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import xla_bridge
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from distmlp.config import Config, InputError
+from distmlp.parallel.backend import INVARIANT_CPU_THREADS
 
 AXIS = "data"
 INVARIANT_SHARDS = 8
-# Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
-# 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
-INVARIANT_CPU_THREADS = 16
-# Library calls that give the same bits in every run and for every process on CUDA GPUs.
-_GPU_DETERMINISM = "--xla_gpu_deterministic_ops=true"
-
-
-def prepare_backend(config: Config) -> None:
-    """Sets what XLA reads from the environment when it starts, and the compilation cache.
-
-    Once the backend has started, as it may have in a notebook, the environment is left alone.
-    """
-    if not xla_bridge.backends_are_initialized():
-        _set_environment(config)
-    if config.compilation_cache_dir and not jax.config.values["jax_compilation_cache_dir"]:
-        folder = Path(config.compilation_cache_dir).expanduser() / _cache_key()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        # jax's default of 1 s would skip this MLP.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _cache_key() -> str:
-    """What CPU programs depend on besides what jax looks at: the processor's features and XLA's thread count."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else [platform.machine()]
-    features = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-    digest = hashlib.sha256("".join(features[:2]).encode()).hexdigest()[:12]
-    return f"{digest}-{os.environ.get('PJRT_NPROC') or os.environ.get('NPROC') or os.cpu_count()}"
-
-
-def _set_environment(config: Config) -> None:
-    if config.reduction == "invariant":
-        os.environ.setdefault("PJRT_NPROC", str(INVARIANT_CPU_THREADS))
-        if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_GPU_DETERMINISM}".strip()
-    elif (devices := _emulated_devices()) > 1:
-        os.environ.setdefault("PJRT_NPROC", str(max(INVARIANT_CPU_THREADS, 2 * devices)))
-
-
-def _emulated_devices() -> int:
-    if (configured := jax.config.values["jax_num_cpu_devices"]) > 0:
-        return int(configured)
-    found = re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    return int(found[-1]) if found else 1
 
 
 @dataclasses.dataclass(frozen=True)

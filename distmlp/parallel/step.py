@@ -43,7 +43,8 @@ def abstract_state(
 
 
 def _initial(sizes: Sequence[int], seed: int, optimizer: optax.GradientTransformation, scaling: Sequence[Any]) -> State:
-    params = model.init_network_params(sizes, jax.random.key(seed))
+    key = jax.random.key(seed - jax.config.values["jax_random_seed_offset"])  # which jax would add
+    params = model.init_network_params(sizes, key)
     return State(params, optimizer.init(params), jnp.int32(0), tuple(scaling))
 
 
@@ -53,7 +54,10 @@ TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]
 def scale_inputs(images: jax.Array, scaling: tuple[jax.Array, ...]) -> jax.Array:
     """uint8 or float32 features [..., features] as the network's float32 inputs."""
     images = images.astype(jnp.float32)
-    return (images - scaling[0]) * scaling[1] if scaling else images
+    if not scaling:
+        return images
+    shift, scale = (jnp.expand_dims(each, range(images.ndim - 1)) for each in scaling)
+    return (images - shift) * scale
 
 
 def gradients(

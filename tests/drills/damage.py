@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +25,9 @@ import numpy as np
 
 from distmlp import model, optim
 from distmlp.config import Config, InputError
+from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
-from distmlp.parallel.mesh import make_layout, prepare_backend
+from distmlp.parallel.mesh import make_layout
 from distmlp.parallel.step import State
 from distmlp.run.checkpoint import Checkpoints
 
@@ -79,7 +81,8 @@ class Restores:
 
     def __init__(self, folder: Path) -> None:
         config = Config(hidden_sizes=(32, 16), momentum=0.9)
-        prepare_backend(config)
+        self.prepared = ExitStack()
+        self.prepared.enter_context(backend.prepared(config))
         layout = make_layout(config)
         self.digest, self.workdir, self.original = StateDigest(layout), folder / "workdir", folder / "original"
         self.original.mkdir()

@@ -1,0 +1,142 @@
+"""Numbers are the experiment's, not the environment's: JAX's settings, --prng, --seed, --matmul_precision."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import tutorial
+from conftest import make_arrays, small_config
+
+from distmlp import Config, InputError, optim, train
+from distmlp.parallel import backend
+from distmlp.parallel.digest import params_sha256
+from distmlp.parallel.mesh import make_layout
+from distmlp.parallel.step import initial_state
+
+SIZES = [12, 8, 4]
+# Everything that reaches for a number: a schedule, Adam's counts, scaling, an order of its own for each epoch.
+EVERYTHING = {"optimizer": "adamw", "schedule": "warmup_cosine", "warmup_steps": 2, "input_scaling": "standard",
+              "shuffle": True, "clip_norm": 1.0, "max_steps": 7, "num_devices": 1}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    """A Config, and the SHA-256 of its parameters with JAX's own settings."""
+    folder = tmp_path_factory.mktemp("usual")
+    np.savez(folder / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    config = small_config(str(folder / "small.npz"), **EVERYTHING)
+    return config, params_sha256(train(dataclasses.replace(config, workdir=str(folder / "run"))).params)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_enable_x64", True), ("jax_default_prng_impl", "rbg"), ("jax_threefry_partitionable", False),
+        ("jax_random_seed_offset", 5), ("jax_numpy_rank_promotion", "allow"), ("jax_numpy_dtype_promotion", "standard"),
+    ],
+)  # fmt: skip
+def test_jax_settings_of_the_user_change_no_number_and_are_left_alone(
+    name: str, value: Any, usual: tuple[Any, str]
+) -> None:
+    config, expected = usual
+    before = jax.config.values[name]
+    jax.config.update(name, value)
+    try:
+        settings = dict(jax.config.values)
+        assert params_sha256(train(config).params) == expected
+        assert dict(jax.config.values) == settings
+    finally:
+        jax.config.update(name, before)
+
+
+def test_nor_do_they_within_a_context_of_the_caller(usual: tuple[Any, str]) -> None:
+    config, expected = usual
+    with jax.enable_x64(True):
+        assert params_sha256(train(config).params) == expected
+        assert jax.numpy.arange(2.0).dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("prng", "impl", "partitionable"),
+    [("threefry", "threefry2x32", True), ("threefry_original", "threefry2x32", False), ("rbg", "rbg", True)],
+)
+def test_prng_draws_the_initial_parameters(prng: str, impl: str, partitionable: bool, npz: str) -> None:
+    config = small_config(npz, prng=prng, max_steps=1, learning_rate=1e-30, num_devices=1)
+    with jax.default_prng_impl(impl), jax.threefry_partitionable(partitionable):
+        expected = tutorial.initial(SIZES)
+    assert params_sha256(train(config).params) == params_sha256(expected)
+
+
+def test_another_prng_is_another_run(npz: str) -> None:
+    train(small_config(npz))
+    with pytest.raises(InputError, match="--prng was threefry, is rbg"):
+        train(small_config(npz, prng="rbg"))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_seed_decides_the_initial_parameters_and_the_order(shuffle: bool, npz: str) -> None:
+    config = small_config(npz, seed=3, shuffle=shuffle, learning_rate=0.01, num_devices=1, data_placement="host")
+    expected, arrays = tutorial.initial(SIZES, seed=3), make_arrays()
+    for epoch in range(2):
+        generator = torch.Generator().manual_seed(3 + epoch)
+        order = torch.randperm(96, generator=generator).numpy() if shuffle else np.arange(96)
+        images, labels = arrays["x_train"][order], arrays["y_train"][order]
+        expected = tutorial.train_epoch(expected, images, labels, config.batch_size, 4)
+    for array, reference in zip(jax.tree.leaves(train(config).params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(array, reference, rtol=0, atol=1e-6)
+    other = initial_state(make_layout(Config(num_devices=1)), SIZES, 4, optim.make(config, 1), ())
+    assert abs(np.asarray(other.params[0][0]) - np.asarray(expected[0][0])).max() > 1e-3
+
+
+@pytest.mark.parametrize("precision", ["default", "high", "highest"])
+def test_matmul_precision_reaches_the_compiled_step(precision: str, npz: str, tmp_path: Path) -> None:
+    jax.config.update("jax_dump_ir_to", str(tmp_path / "ir"))
+    try:
+        train(small_config(npz, matmul_precision=precision, max_steps=1, num_devices=1))
+    finally:
+        jax.config.update("jax_dump_ir_to", "")
+    texts = [path.read_text() for path in (tmp_path / "ir").iterdir()]
+    products = [line for text in texts for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) >= 5  # two layers forwards, and backwards; evaluation
+    assert all(f"precision = [{precision.upper()}, {precision.upper()}]" in line for line in products)
+
+
+def test_the_compilation_cache_is_for_the_run_only(npz: str, tmp_path: Path) -> None:
+    folder, settings = tmp_path / "cache", dict(jax.config.values)
+    train(small_config(npz, compilation_cache_dir=str(folder), max_steps=1))
+    assert dict(jax.config.values) == settings
+    kept = {path.name for path in folder.rglob("*")}
+    assert any(name.endswith("-cache") for name in kept)
+    jax.jit(lambda x: x * 3 + len(kept))(np.arange(5.0))  # the caller's own
+    assert {path.name for path in folder.rglob("*")} == kept
+
+
+def test_the_compilation_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_CACHE_BYTES", 20_000)
+    with backend.prepared(Config(compilation_cache_dir=str(tmp_path))):
+        for size in range(2, 12):
+            jax.jit(lambda x: x * 3 + 1)(np.zeros(size, np.float32))
+    kept = list(tmp_path.rglob("*-cache"))
+    assert kept
+    assert sum(path.stat().st_size for path in kept) <= 20_000
+
+
+def test_a_cache_of_the_callers_is_used_as_it_is(npz: str, tmp_path: Path) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    try:
+        train(small_config(npz, compilation_cache_dir=str(tmp_path / "cache"), max_steps=1))
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "own")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_environment_is_left_alone_once_the_backend_has_started(npz: str) -> None:
+    before = dict(os.environ)
+    train(small_config(npz, reduction="invariant", max_steps=1))
+    assert dict(os.environ) == before
