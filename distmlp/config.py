@@ -52,7 +52,8 @@ class Config:
     """Every setting of a run. Defaults are the JAX tutorial's wherever it has a value, except for the data set."""
 
     dataset: str = _setting(
-        "digits", "digits, mnist, fashion_mnist, synthetic, an .npz file, or a folder of .npy files (memory-mapped)",
+        "digits", "digits, mnist, fashion_mnist, synthetic; an .npz, .csv or .parquet file; a folder of .npy files (memory-mapped) "
+        "or of train.csv and test.csv",
         topic="Data",
     )
     shuffle: bool = _setting(False, "draw a new order of the training set for each epoch")
@@ -62,8 +63,18 @@ class Config:
         "standard: per feature, with the training set's mean and standard deviation",
         choices=("none", "unit", "standard"),
     )
+    test_fraction: float = _setting(
+        0.0, "part of the examples to hold out as the test set, where there is none: drawn by --seed, each class in "
+        "proportion", minimum=0, maximum=0.9,
+    )
+    validation_fraction: float = _setting(
+        0.0, "part of the training examples to hold out, likewise, and to choose the best checkpoint by",
+        minimum=0, maximum=0.9,
+    )
+    label_column: str = _setting("", "a table's column of labels; empty: the one named label, target, class or y")
+    ignore_columns: str = _setting("", "columns of a table to leave out, separated by commas")
     data_dir: str = _setting("data", "folder of torchvision's data sets, or to download them to", "host")
-    num_classes: int = _setting(0, "number of classes; 0: one more than the largest label", minimum=0)
+    num_classes: int = _setting(0, "number of classes; 0: as many as the labels say", minimum=0)
     num_workers: int = _setting(0, "spawned loader processes, for data sets that are read item by item", "host",
                                 rare=True, minimum=0)
     synthetic_examples: int = _setting(60000, "training examples of --dataset=synthetic", rare=True, minimum=1)
@@ -72,8 +83,8 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = _setting((512, 512), "widths of the hidden layers, separated by commas",
                                              topic="Model")
-    seed: int = _setting(0, "of the initial parameters, of the order of the examples (--shuffle), and of the examples "
-                         "themselves with --dataset=synthetic", minimum=0, maximum=2**31 - 1)
+    seed: int = _setting(0, "of the initial parameters, of the order of the examples (--shuffle), of the examples held out, "
+                         "and of --dataset=synthetic itself", minimum=0, maximum=2**31 - 1)
     prng: str = _setting(
         "threefry",
         "JAX's random numbers for the initial parameters: threefry as today; threefry_original as before JAX 0.5, "

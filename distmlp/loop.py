@@ -12,7 +12,7 @@ import jax
 from distmlp import model, optim
 from distmlp.cluster import group
 from distmlp.config import FROM_PYTHON, Config, InputError, resolve_paths
-from distmlp.data import datasets
+from distmlp.data import datasets, given
 from distmlp.data.loader import NumpyLoader
 from distmlp.data.scaling import input_scaling, scaling_shapes
 from distmlp.parallel import backend, feed
@@ -39,12 +39,13 @@ class Result(NamedTuple):
     history: list[metrics.Line]
 
 
-def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result:
+def train(config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None) -> Result:
     """Trains as `config` says, or goes on with the run that config.workdir holds; the same as the command line.
 
     Args:
       config: the run.
-      train_set, test_set: data to use instead of config.dataset: map-style Datasets of (image, label).
+      train_set, test_set, validation_set: data to use instead of config.dataset: pairs of arrays (x, y), also tensors
+        or frames; or map-style Datasets of pairs or dicts.
 
     Raises:
       InputError: something given is wrong; nothing was changed.
@@ -55,17 +56,17 @@ def train(config: Config, train_set: Any = None, test_set: Any = None) -> Result
     started = time.monotonic()
     config.validate()
     if train_set is not None:
-        config = replace(config, dataset=FROM_PYTHON + type(train_set).__name__)
+        config = replace(config, dataset=FROM_PYTHON + given.title(train_set))
     with backend.prepared(config):
-        return _train(config, train_set, test_set, started)
+        return _train(config, started, train_set, test_set, validation_set)
 
 
-def _train(config: Config, train_set: Any, test_set: Any, started: float) -> Result:
+def _train(config: Config, started: float, *given_sets: Any) -> Result:
     group.start(config)
     shared = config.settings("experiment", "length", "conduct")
     group.agree({f"--{name}": value for name, value in shared.items()} | banner.versions())
     config = resolve_paths(config)
-    data = datasets.load(config, train_set, test_set)
+    data = datasets.load(config, *given_sets)
     if config.batch_size > len(data.train):
         raise InputError(f"--batch_size={config.batch_size} is more than the {len(data.train)} training examples: "
                          f"give at most {len(data.train)}")

@@ -18,7 +18,7 @@ import torch.utils.data
 from torch.utils.data.distributed import DistributedSampler
 
 from distmlp.config import InputError
-from distmlp.data.datasets import AnyDataset, ItemDataset
+from distmlp.data.examples import AnyDataset, ItemDataset
 from distmlp.data.sources import one_line
 
 _CHUNK = 256  # steps whose indices are computed at once

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 
 from distmlp.config import Config
-from distmlp.data.datasets import Data, blocks
+from distmlp.data.datasets import Data
+from distmlp.data.examples import blocks
 
 
 def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:

@@ -1,32 +1,40 @@
-"""Where the arrays come from: what --dataset names, read as it is; datasets.py checks it."""
+"""Where data lie: files and folders, read as they are; datasets.py checks them."""
 
 import contextlib
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config, InputError
+from distmlp.data import tables
+
+_PARTS = {"train": ("train", "training"), "test": ("test",), "validation": ("val", "valid", "validation")}
+_FEATURES = ("x", "data", "images", "features", "inputs")
+_LABELS = ("y", "target", "targets", "label", "labels")
 
 
-class Arrays(NamedTuple):
-    """Features [N, ...] and labels [N] of a training and a test set; also the names that files give them."""
+class Part(NamedTuple):
+    """Features [N, ...] and labels [N] of any kind; or a Dataset and None."""
 
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    features: Any
+    labels: Any
+    name: str  # for messages
 
 
-def read(config: Config) -> Arrays:
-    """What --dataset names.
+class Source(NamedTuple):
+    """The parts that a source has, and the names that it gives to classes and features."""
 
-    Raises:
-      InputError: it is not there, or cannot be read.
-    """
-    return _LOADERS[config.dataset](config) if config.dataset in _LOADERS else _files(config.dataset)
+    train: Part
+    test: Part | None = None
+    validation: Part | None = None
+    names: list[str] | None = None
+    columns: list[str] | None = None
+
+    def parts(self) -> dict[str, Part]:
+        parts = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 def one_line(error: Exception) -> str:
@@ -34,84 +42,84 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _digits(config: Config) -> Arrays:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+def read(config: Config) -> Source:
+    """What lies at the path that --dataset gives.
 
-    images, labels = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images.reshape(-1, 8, 8).astype(np.uint8), labels, test_size=0.2, stratify=labels, random_state=0
-    )
-    return Arrays(x_train, y_train, x_test, y_test)
-
-
-def _torchvision(class_name: str) -> Callable[[Config], Arrays]:
-    def read(config: Config) -> Arrays:
-        import torchvision.datasets
-
-        kind = getattr(torchvision.datasets, class_name)
-        folder = Path(config.data_dir) / class_name / "raw"
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints each address that it tries
-                sets = [kind(config.data_dir, train=train, download=True) for train in (True, False)]
-        except Exception as error:  # damage surfaces as any of a dozen types
-            if isinstance(error, OSError) or "download" in str(error) or "corrupted" in str(error):
-                raise InputError(f"--dataset={config.dataset} is not in {folder} and could not be downloaded "
-                                 f"({one_line(error)}): connect, or give --data_dir=FOLDER that holds it") from None
-            raise InputError(f"--dataset={config.dataset}: the files in {folder} are damaged ({one_line(error)}): "
-                             "delete them to download them again") from None
-        return Arrays(*(array.numpy() for each in sets for array in (each.data, each.targets)))
-
-    return read
-
-
-def _synthetic(config: Config) -> Arrays:
-    """Uniform uint8 features whose label is the largest of `classes` random projections: learnable, any size."""
-    rng = np.random.default_rng(config.seed)
-    projections = rng.standard_normal((config.synthetic_features, config.synthetic_classes), dtype=np.float32)
-
-    def draw(examples: int) -> tuple[np.ndarray, np.ndarray]:
-        images = rng.integers(0, 256, (examples, config.synthetic_features), dtype=np.uint8)
-        labels = np.empty(examples, np.int32)
-        for start in range(0, examples, 65536):  # in blocks: a float32 copy of the whole would be four times the set
-            block = images[start : start + 65536].astype(np.float32) - 127.5
-            labels[start : start + 65536] = (block @ projections).argmax(axis=1)
-        return images, labels
-
-    return Arrays(*draw(config.synthetic_examples), *draw(max(1, config.synthetic_examples // 6)))
-
-
-_LOADERS: dict[str, Callable[[Config], Arrays]] = {
-    "digits": _digits,
-    "mnist": _torchvision("MNIST"),
-    "fashion_mnist": _torchvision("FashionMNIST"),
-    "synthetic": _synthetic,
-}
-
-
-def _files(dataset: str) -> Arrays:
-    """The four arrays of an .npz file (read into memory) or of a folder of .npy files (memory-mapped)."""
-    source = Path(dataset)
-    if dataset.startswith(FROM_PYTHON):
-        raise InputError(f"--dataset={dataset}: the data of this run were given from Python: "
+    Raises:
+      InputError: it is not there, or cannot be read.
+    """
+    path = Path(config.dataset)
+    if config.dataset.startswith(FROM_PYTHON):
+        raise InputError(f"--dataset={path}: the data of this run were given from Python: "
                          "give them to train(config, train_set, test_set) again")
-    if not source.exists():
-        raise InputError(f"--dataset={dataset} does not exist: give one of {', '.join(NAMED_DATASETS)}, "
-                         "an .npz file or a folder of .npy files")
+    if not path.exists():
+        raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, an .npz, .csv or "
+                         ".parquet file, or a folder of .npy files")
+    if path.is_dir():
+        found = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in tables.SUFFIXES}
+        if found and not list(path.glob("*.npy")):
+            return _tables(config, {part: found[name] for part, names in _PARTS.items() for name in names
+                                    if name in found} or found)
+        arrays = {file.stem: file for file in sorted(path.glob("*.npy"))}
+        return _arrays(path, arrays, lambda name: _load(arrays[name], mmap_mode="r"))
+    if path.suffix.lower() in tables.SUFFIXES:
+        return _tables(config, {"train": path})
+    with path.open("rb") as file:  # given a path, a damaged file would stay open
+        loaded = _load(path, file)
+        if not isinstance(loaded, Mapping):
+            raise InputError(f"{path} holds a single array: give an .npz file of features and labels")
+        with contextlib.closing(loaded):  # type: ignore[type-var]
+            return _arrays(path, loaded, lambda name: _load(path, loaded, name))
+
+
+def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:
+    """An array or an archive of arrays; damage surfaces as any of a dozen types, from NumPy, zipfile and zlib."""
     try:
-        if source.is_dir():
-            paths = [source / f"{name}.npy" for name in Arrays._fields]
-            return Arrays(*(np.load(source := path, mmap_mode="r") for path in paths))
-        with source.open("rb") as file, np.load(file) as arrays:  # given a path, a damaged file would stay open
-            missing = [name for name in Arrays._fields if name not in arrays]
-            if missing:
-                raise InputError(f"{dataset} lacks {', '.join(missing)}: it must hold {', '.join(Arrays._fields)}")
-            return Arrays(*(arrays[name] for name in Arrays._fields))
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{source} is missing: the folder must hold "
-                         f"{', '.join(f'{name}.npy' for name in Arrays._fields)}") from None
-    except Exception as error:  # damage surfaces as any of a dozen types, from NumPy, zipfile and zlib
-        raise InputError(f"{source} cannot be read as NumPy arrays, it may be damaged or truncated "
+        return file[name] if name else np.load(file or path, **options)
+    except Exception as error:
+        if "allow_pickle" in str(error):
+            raise InputError(f"{path}{name and ': '}{name} holds Python objects, which are not safe to read: "
+                             "save text as text, as in y.astype(str), and all else as numbers") from None
+        raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated "
                          f"({one_line(error)}): bring back an intact copy") from None
+
+
+def _arrays(path: Path, names: Mapping[str, Any], get: Callable[[str], np.ndarray]) -> Source:
+    """The parts among named arrays, by the usual names: x_train and y_train, data and target, val_images, ..."""
+
+    def find(words: tuple[str, ...], affixes: tuple[str, ...]) -> str:
+        wanted = {f"{word}_{affix}" for word in words for affix in affixes} | {
+            f"{affix}_{word}" for word in words for affix in affixes}
+        found = [name for name in names if name.lower().replace("-", "_") in wanted]
+        if not found and "train" in affixes:
+            found = [name for name in names if name.lower() in words]
+        if len(found) > 1:
+            raise InputError(f"{path} holds {' and '.join(found)}, which could both be meant: leave one out")
+        return found[0] if found else ""
+
+    parts: dict[str, Any] = {}
+    for part, affixes in _PARTS.items():
+        features, labels = find(_FEATURES, affixes), find(_LABELS, affixes)
+        if features and labels:
+            parts[part] = Part(get(features), get(labels), f"{path}: {features}, {labels}")
+        elif features or labels or part == "train":
+            lacking = "y" if features else "x"
+            raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {', '.join(names) or 'no arrays'}: "
+                             "it must hold x_train, y_train, x_test, y_test, or for instance data, target")
+    return Source(**parts)
+
+
+def _tables(config: Config, files: dict[str, Path]) -> Source:
+    """The parts that tables hold; they find their columns by those of the training set."""
+    if "train" not in files:
+        raise InputError(f"{config.dataset} holds no train.csv or train.parquet, but {', '.join(files)}: "
+                         "name the parts train, test and val, or give a single file")
+    read = {part: tables.read(path) for part, path in files.items()}
+    names, path = read["train"].column_names, files["train"]
+    label, columns = tables.label_column(config, names, path), tables.feature_columns(config, names, path)
+    parts: dict[str, Any] = {
+        part: Part(tables.features(table, columns, files[part]), tables.labels(table, label, files[part]),
+                   str(files[part]))
+        for part, table in read.items()
+    }
+    return Source(**parts, columns=columns)

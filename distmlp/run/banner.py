@@ -34,9 +34,10 @@ def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement
         "parallelism": f"{layout.parallelism}, {config.reduction} reduction",
         "data": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test examples, "
                 f"training set on the {placement}",
+        "classes": ", ".join(data.classes or []),
         "layers": f"{'-'.join(map(str, sizes))}, {parameters:,} parameters, {config.compute_dtype}, "
                   f"{config.matmul_precision} matmul precision",
         "batch": f"{config.batch_size} = {shards}, {layout.shards_per_device} a device",
         "workdir": workdir,
     }
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<12} {value}" for name, value in rows.items() if value)

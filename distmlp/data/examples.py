@@ -1,0 +1,187 @@
+"""Sets of examples, checked once so that nothing downstream has to.
+
+Features are [N, features], uint8 where the source is (a quarter of the bytes on the way to the device) and float32
+otherwise; labels are int32 [N].
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch.utils.data
+
+from distmlp.config import InputError
+from distmlp.data import given
+from distmlp.data.labels import Classes
+from distmlp.data.sources import one_line
+
+_READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
+_BLOCK = 8192  # rows read at a time
+
+
+class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
+    """A labelled array; indexed by an integer array of any shape, or a slice, it returns that many examples at once.
+
+    Args:
+      images: numbers [N, ...].
+      labels: class numbers [N].
+      name: says in errors which array it was.
+
+    Raises:
+      InputError: shapes, dtypes or values that cannot be trained on.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str) -> None:
+        self.name, self.mapped = name, isinstance(images, np.memmap)
+        self._rows: np.ndarray | None = None  # positions in a mapped array; all, if None
+        if images.ndim and len(images) == 0:
+            raise InputError(f"{name} is empty: give at least one example")
+        shape = images.shape[1:]
+        images = images.reshape(len(images), -1) if images.ndim else images
+        if images.ndim != 2 or images.shape[1] == 0 or images.dtype.kind not in "uifb":
+            raise InputError(f"{name}: features must be numbers of shape [examples, ...], "
+                             f"not {images.dtype} {list(images.shape)}")
+        if len(labels) != len(images):
+            raise InputError(f"{name} has {len(images)} examples but {len(labels)} labels: give as many of both")
+        self.labels = np.ascontiguousarray(labels, dtype=np.int32)
+        self.shape = shape
+        self.images = images if self.mapped else _features(images)
+        if not self.mapped:
+            self._check_finite(self.images, slice(None))
+        self.num_features, self.dtype = images.shape[1], _features(images[:1]).dtype
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
+        images = self.images[index if self._rows is None else self._rows[index]]
+        if self.mapped and images.dtype != np.uint8:
+            images = _features(images)
+            self._check_finite(images, index)
+        return images, self.labels[index]
+
+    def _check_finite(self, images: np.ndarray, index: Any) -> None:
+        # A sum is finite unless a value is not (or unless it overflows): one fast pass, the slow one only if needed.
+        if images.dtype == np.float32 and not np.isfinite(images.sum(dtype=np.float64)):
+            bad = ~np.isfinite(images).all(axis=-1)
+            if bad.any():
+                example = (np.arange(len(self)) if self._rows is None else self._rows)[index][bad].flat[0]
+                raise InputError(f"{self.name}: example {example} has a value that is NaN or infinite "
+                                 "(or beyond float32): remove or mend it")
+
+    def part(self, rows: np.ndarray, name: str) -> "ArrayDataset":
+        """The examples at these positions, int64; of a memory-mapped array nothing is copied."""
+        part = copy.copy(self)
+        part.name, part.labels = name, self.labels[rows]
+        if self.mapped:
+            part._rows = rows if self._rows is None else self._rows[rows]
+        else:
+            part.images = self.images[rows]
+        return part
+
+    @property
+    def covered(self) -> bool:
+        """Whether the fingerprint covers each value."""
+        return not self.mapped or self.images.nbytes <= _READ_WHOLE
+
+    def fingerprint(self) -> str:
+        """Digest of shape, dtype and labels, and of the features: of a memory-mapped set of more than 1 GiB, of 4096
+        spaced rows only. See `modified` for what tells of its others.
+
+        Raises:
+          InputError: a value that was read is NaN or infinite: before training, not after.
+        """
+        digest = hashlib.blake2b(f"{self.images.shape} {self.images.dtype}".encode(), digest_size=16)
+        digest.update(self.labels.data)
+        for images in blocks(self) if self.covered else [self[np.linspace(0, len(self) - 1, 4096).astype(int)][0]]:
+            digest.update(np.ascontiguousarray(images).data)
+        return digest.hexdigest()
+
+    def modified(self) -> int | None:
+        """When the features' file was last written, in ns; None where the fingerprint covers them all.
+
+        No part of the fingerprint: a copy on another host has another time, and is the same set.
+        """
+        return None if self.covered else Path(self.images.filename).stat().st_mtime_ns  # type: ignore[attr-defined]
+
+
+class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
+    """Any map-style Dataset of pairs or dicts, indexed like ArrayDataset; items are read, and checked, one by one.
+
+    Raises:
+      InputError: it is empty; or, as items are read, one that cannot be trained on.
+    """
+
+    def __init__(self, dataset: "torch.utils.data.Dataset[Any]", name: str, classes: Classes) -> None:
+        self.dataset, self.name, self.classes, self.mapped = dataset, name, classes, True
+        if len(self) == 0:
+            raise InputError(f"{name} is empty: give at least one example")
+        self.num_features, self.dtype, self.shape = 0, np.dtype(np.float32), ()  # not known yet
+        first = self._item(0)[0]
+        self.num_features, self.dtype, self.shape = first.size, first.dtype, first.shape
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.dataset))
+
+    def _item(self, index: int) -> tuple[np.ndarray, int]:
+        where = f"{self.name}: example {index}"
+        try:
+            item = self.dataset[index]
+        except Exception as error:  # whatever the user's own code raises
+            raise InputError(f"{where} cannot be read ({type(error).__name__}: {one_line(error)})") from error
+        try:
+            image, label = given.pair(item)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where} must be a pair of an image and a label ({one_line(error)})") from None
+        if image.dtype.kind not in "uifb" or image.size != (self.num_features or image.size):
+            raise InputError(f"{where} must be {self.num_features or 'some'} numbers, "
+                             f"not {image.dtype} {list(image.shape)}")
+        number = self.classes.encode(label.reshape(1, -1) if label.size > 1 else label.reshape(1), where).item()
+        image = _features(image)
+        if self.num_features and not np.can_cast(image.dtype, self.dtype):
+            raise InputError(f"{where} has values of type {image.dtype}, but example 0 of {self.dtype}: give all alike")
+        if not np.isfinite(image).all():
+            raise InputError(f"{where} has a value that is NaN or infinite (or beyond float32): remove or mend it")
+        return image, number
+
+    def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
+        index = np.asarray(index)
+        items = [self._item(int(i)) for i in index.flat]
+        images = np.stack([image.ravel() for image, _ in items], dtype=self.dtype).reshape(*index.shape, -1)
+        return images, np.array([label for _, label in items], np.int32).reshape(index.shape)
+
+    def fingerprint(self) -> str:
+        """Digest of the length, of the first item's shape and dtype, and of `.targets` or `.labels` if there are any.
+
+        Not of values: a data set with random augmentation has others at each reading.
+        """
+        digest = hashlib.blake2b(f"{len(self)} {self.shape} {self.dtype}".encode(), digest_size=16)
+        digest.update(_listed(self.dataset))
+        return digest.hexdigest()
+
+    def modified(self) -> None:
+        """See ArrayDataset: files that a Dataset reads are its own affair."""
+
+
+def _listed(dataset: Any) -> bytes:
+    listed = given.listed_labels(dataset)
+    return b"" if listed is None else repr(listed.tolist()).encode()
+
+
+def blocks(dataset: "AnyDataset") -> Iterator[np.ndarray]:
+    """The features, some thousand rows at a time: a memory-mapped set need not fit in memory."""
+    for start in range(0, len(dataset), _BLOCK):
+        stop = min(start + _BLOCK, len(dataset))
+        yield dataset[slice(start, stop) if isinstance(dataset, ArrayDataset) else range(start, stop)][0]
+
+
+def _features(images: np.ndarray) -> np.ndarray:
+    """uint8 as it is, all else as float32; what float32 cannot hold becomes infinite, for the caller to find."""
+    with np.errstate(over="ignore"):
+        return images if images.dtype == np.uint8 else images.astype(np.float32)
+
+
+AnyDataset = ArrayDataset | ItemDataset

@@ -1,0 +1,85 @@
+"""Data given from Python: arrays, tensors, frames, and what a Dataset says of itself without being read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from distmlp.config import InputError
+
+_IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), ("label", "labels", "target", "y")
+
+
+def arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray, list[str] | None] | None:
+    """Features, labels and column names of a pair (x, y) or a TensorDataset of two; None for other Datasets."""
+    if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:
+        dataset = dataset.tensors
+    if not isinstance(dataset, tuple) or len(dataset) != 2:
+        return None
+    columns = getattr(dataset[0], "columns", None)
+    x, y = (as_array(part) for part in dataset)
+    return x, y, None if columns is None else [str(name) for name in columns]
+
+
+def title(dataset: Any) -> str:
+    """What to call the data."""
+    return "arrays" if arrays(dataset) else type(dataset).__name__
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An array, tensor of any kind, frame, picture or number as a NumPy array."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+    return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+
+
+def check_dataset(dataset: Any, name: str) -> None:
+    """Raises InputError unless it is a map-style Dataset."""
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not (
+        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    ):
+        raise InputError(f"{name} is a {type(dataset).__name__}, whose examples cannot be asked for by number: give a "
+                         "map-style Dataset (with __getitem__ and __len__), list(...) of it, or arrays (x, y)")
+    if hasattr(dataset, "columns") and hasattr(dataset, "to_numpy"):
+        raise InputError(f"{name} is a single frame: give a pair, its columns of features and its column of labels")
+
+
+def pair(item: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The image and the label of a Dataset's item.
+
+    Raises:
+      TypeError, ValueError: it is neither a pair nor a dict with the usual names.
+    """
+    if isinstance(item, dict):
+        found = [next((item[name] for name in names if name in item), None) for names in (_IMAGES, _LABELS)]
+        if found[0] is None or found[1] is None:
+            raise ValueError(f"a dict of {', '.join(map(str, item))}: name them image and label")
+        item = found
+    image, label = item
+    return as_array(image), as_array(label)
+
+
+def class_names(dataset: Any) -> list[str] | None:
+    """The names of the classes by number, where a Dataset says them as torchvision's or Hugging Face's do."""
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset = dataset.dataset
+    names = getattr(dataset, "classes", None)
+    features = getattr(dataset, "features", None)
+    if names is None and isinstance(features, dict):
+        names = next((getattr(features[name], "names", None) for name in _LABELS if name in features), None)
+    return [str(name) for name in names] if isinstance(names, (list, tuple)) and names else None
+
+
+def listed_labels(dataset: Any) -> np.ndarray | None:
+    """All labels of a Dataset, where it lists them as torchvision's do, so that no item need be read for them."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        whole = listed_labels(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices)]
+    for name in ("targets", "labels"):
+        listed = getattr(dataset, name, None)
+        if isinstance(listed, (Sequence, np.ndarray, torch.Tensor)) and len(listed) == len(dataset):
+            return as_array(listed)
+    return None

@@ -1,0 +1,96 @@
+"""The data sets that --dataset knows by name: scikit-learn's, torchvision's, and a synthetic one."""
+
+import contextlib
+import fcntl
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distmlp.config import Config, InputError
+from distmlp.data.sources import Part, Source, one_line
+
+
+def read(config: Config) -> Source:
+    """The set that --dataset names.
+
+    Raises:
+      InputError: it is not there, or cannot be read.
+    """
+    return _LOADERS[config.dataset](config)
+
+
+def _named(config: Config, x_train: Any, y_train: Any, x_test: Any, y_test: Any, **more: Any) -> Source:
+    where = f"set of --dataset={config.dataset}"
+    return Source(Part(x_train, y_train, f"the training {where}"), Part(x_test, y_test, f"the test {where}"), **more)
+
+
+def _digits(config: Config) -> Source:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    x_train, x_test, y_train, y_test = train_test_split(
+        images.reshape(-1, 8, 8).astype(np.uint8), labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    return _named(config, x_train, y_train, x_test, y_test)
+
+
+def _torchvision(class_name: str) -> Callable[[Config], Source]:
+    def read(config: Config) -> Source:
+        import torchvision.datasets
+
+        kind = getattr(torchvision.datasets, class_name)
+        folder = Path(config.data_dir) / class_name / "raw"
+        try:
+            with _one_at_a_time(config.data_dir), contextlib.redirect_stdout(io.StringIO()):  # it prints each address
+                sets = [kind(config.data_dir, train=train, download=True) for train in (True, False)]
+        except Exception as error:  # damage surfaces as any of a dozen types
+            if isinstance(error, OSError) or "download" in str(error) or "corrupted" in str(error):
+                raise InputError(f"--dataset={config.dataset} is not in {folder} and could not be downloaded "
+                                 f"({one_line(error)}): connect, or give --data_dir=FOLDER that holds it") from None
+            raise InputError(f"--dataset={config.dataset}: the files in {folder} are damaged ({one_line(error)}): "
+                             "delete them to download them again") from None
+        arrays = [array.numpy() for each in sets for array in (each.data, each.targets)]
+        return _named(config, *arrays, names=None if class_name == "MNIST" else sets[0].classes)
+
+    return read
+
+
+def _synthetic(config: Config) -> Source:
+    """Uniform uint8 features whose label is the largest of `classes` random projections: learnable, any size."""
+    rng = np.random.default_rng(config.seed)
+    projections = rng.standard_normal((config.synthetic_features, config.synthetic_classes), dtype=np.float32)
+
+    def draw(examples: int) -> tuple[np.ndarray, np.ndarray]:
+        images = rng.integers(0, 256, (examples, config.synthetic_features), dtype=np.uint8)
+        labels = np.empty(examples, np.int32)
+        for start in range(0, examples, 65536):  # in blocks: a float32 copy of the whole would be four times the set
+            block = images[start : start + 65536].astype(np.float32) - 127.5
+            labels[start : start + 65536] = (block @ projections).argmax(axis=1)
+        return images, labels
+
+    return _named(config, *draw(config.synthetic_examples), *draw(max(1, config.synthetic_examples // 6)))
+
+
+_LOADERS: dict[str, Callable[[Config], Source]] = {
+    "digits": _digits,
+    "mnist": _torchvision("MNIST"),
+    "fashion_mnist": _torchvision("FashionMNIST"),
+    "synthetic": _synthetic,
+}
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: str) -> Iterator[None]:
+    """Processes of one host that share a folder do not download into it at the same time."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""Tables: .csv, .tsv and .parquet files with a column of labels, read by pyarrow."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distmlp.config import Config, InputError
+
+SUFFIXES = (".csv", ".tsv", ".parquet")
+_LABEL_NAMES = ("label", "target", "class", "y")
+
+
+def read(path: Path) -> Any:
+    """The file as a pyarrow.Table; of a text file, all columns are strings.
+
+    Raises:
+      InputError: it cannot be read as a table.
+    """
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = parquet.read_table(path)
+        else:
+            with path.open(encoding="utf-8-sig") as file:
+                header = file.readline()
+            layout = csv.ParseOptions(delimiter=max(",;\t|", key=header.count), newlines_in_values=True)
+            names = csv.open_csv(path, parse_options=layout).schema.names
+            # As strings: what a number is must not depend on the file's first rows.
+            types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+            table = csv.read_csv(path, parse_options=layout, convert_options=types)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a table ({' '.join(str(error).split())}): mend the file") from None
+    twice = {name for name in table.column_names if table.column_names.count(name) > 1}
+    if twice:
+        raise InputError(f"{path} has several columns named {sorted(twice)[0]}: give each its own name")
+    return table
+
+
+def label_column(config: Config, names: Sequence[str], path: Path) -> str:
+    """The name of the column of the labels: --label_column, or the one named label, target, class or y.
+
+    Raises:
+      InputError: there is no such column, or more than one.
+    """
+    given = config.label_column
+    found = [name for name in names if name == given or (not given and name.strip().lower() in _LABEL_NAMES)]
+    if len(found) != 1:
+        raise InputError(f"{path} has {len(found) or 'no'} columns "
+                         + (f"named {given}" if given else f"named {', '.join(_LABEL_NAMES)}")
+                         + f": give --label_column, one of {_listed(names)}")
+    return found[0]
+
+
+def feature_columns(config: Config, names: Sequence[str], path: Path) -> list[str]:
+    """The names of all columns but that of the labels and --ignore_columns, in the file's order."""
+    ignored = [name.strip() for name in config.ignore_columns.split(",") if name.strip()]
+    strange = [name for name in ignored if name not in names]
+    if strange:
+        raise InputError(f"--ignore_columns={strange[0]}: {path} has no such column, it has {_listed(names)}")
+    left_out = {label_column(config, names, path), *ignored}
+    columns = [name for name in names if name not in left_out]
+    if not columns:
+        raise InputError(f"{path} has no columns of features beside {_listed(sorted(left_out))}")
+    return columns
+
+
+def features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
+    """The columns as float32 [rows, columns].
+
+    Raises:
+      InputError: a column is missing; a value is missing, or is no number: with its column and row, the first being 1.
+    """
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise InputError(f"{path} lacks the column {missing[0]}: it has {_listed(table.column_names)}")
+    values = np.empty((table.num_rows, len(columns)), np.float32)
+    for i, name in enumerate(columns):
+        values[:, i] = _numbers(table.column(name), name, path)
+    return values
+
+
+def labels(table: Any, column: str, path: Path) -> np.ndarray:
+    """The column as whole numbers where all of its values are, else as numbers or text."""
+    import pyarrow as pa
+
+    values = table.column(column)
+    if values.null_count:
+        raise InputError(f"{path}: row {_first(values.is_null()) + 1} has no label in column {column}: "
+                         "remove the row or fill it in")
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return np.asarray(values.to_numpy())
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return np.asarray(values.cast(kind).to_numpy())
+        except pa.ArrowInvalid:
+            continue
+    return np.array(values.to_pylist())
+
+
+def _numbers(values: Any, name: str, path: Path) -> np.ndarray:
+    """One column as float64; booleans are 0 and 1."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if values.null_count:
+        raise InputError(f"{path}: row {_first(values.is_null()) + 1} of column {name} has no value: remove the row, "
+                         f"fill it in, or give --ignore_columns={name}")
+    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        values = pc.utf8_trim_whitespace(values)
+        for kind in (pa.float64(), pa.bool_()):
+            try:
+                values = values.cast(kind)
+                break
+            except pa.ArrowInvalid:
+                continue
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        row = next((i for i, value in enumerate(values.to_pylist()) if not _is_number(value)), 0)
+        raise InputError(f"{path}: row {row + 1} of column {name} is {values[row].as_py()!r}, not a number: give "
+                         f"--ignore_columns={name}, or replace the column by numbers, one of 0 and 1 for each kind")
+    return np.asarray(values.to_numpy(), np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _first(mask: Any) -> int:
+    return int(np.flatnonzero(mask.to_numpy())[0])
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
