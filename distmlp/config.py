@@ -52,8 +52,9 @@ class Config:
     """Every setting of a run. Defaults are the JAX tutorial's wherever it has a value, except for the data set."""
 
     dataset: str = _setting(
-        "digits", "digits, mnist, fashion_mnist, synthetic; an .npz, .csv or .parquet file; a folder of .npy files (memory-mapped) "
-        "or of train.csv and test.csv",
+        "digits",
+        "digits, mnist, fashion_mnist, synthetic; an .npz, .csv or .parquet file; a folder of .npy files "
+        "(memory-mapped) or of train.csv and test.csv",
         topic="Data",
     )
     shuffle: bool = _setting(False, "draw a new order of the training set for each epoch")
@@ -83,7 +84,7 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = _setting((512, 512), "widths of the hidden layers, separated by commas",
                                              topic="Model")
-    seed: int = _setting(0, "of the initial parameters, of the order of the examples (--shuffle), of the examples held out, "
+    seed: int = _setting(0, "of the initial parameters, of the order of the examples (--shuffle), of those held out, "
                          "and of --dataset=synthetic itself", minimum=0, maximum=2**31 - 1)
     prng: str = _setting(
         "threefry",

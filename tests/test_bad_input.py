@@ -98,15 +98,15 @@ def nan(array: np.ndarray) -> np.ndarray:
     ("arrays", "words"),
     [
         ({name: array for name, array in make_arrays().items() if name != "y_train"}, "y_train"),
-        (with_change("y_train", lambda y: y * 1.5), "labels must be integers"),
-        (with_change("y_train", lambda y: y.astype(int) - 1), "there is -1"),
+        (with_change("y_train", lambda y: y * 1.5), "is no class"),
+        (with_change("y_train", lambda y: y.astype(int) - 1), "does not have the label 3 of example"),
         (with_change("y_test", lambda y: y + 3), "out of range for 4 classes"),
         (with_change("x_train", nan), "example 5 has a value that is NaN"),
         (with_change("y_test", lambda y: y[1:]), "40 examples but 39 labels"),
         (with_change("x_test", lambda x: x[:, 1:]), "12 features"),
         (with_change("x_train", lambda x: x[:0]), "is empty"),
     ],
-    ids=["missing", "fractions", "negative", "range", "nan", "lengths", "widths", "empty"],
+    ids=["missing", "fractions", "not in training", "range", "nan", "lengths", "widths", "empty"],
 )  # fmt: skip
 def test_arrays(arrays: dict[str, np.ndarray], words: str, kind: str, tmp_path: Path, refused: Refused) -> None:
     path = tmp_path / f"set.{kind}"

@@ -91,7 +91,7 @@ def load(
             raise InputError(f"--{flag}={getattr(config, flag)}: {source.train.name} comes with a {name} set, "
                              f"{parts[name].name}: leave the flag out")
         if getattr(config, flag):
-            parts["train"], parts[name] = _divided(parts["train"], config, flag, name)
+            parts["train"], parts[name] = _divided(parts["train"], config, flag, name, known)
     if "test" not in parts:
         raise InputError(f"{source.train.name} comes without a test set: give one, or --test_fraction=0.2 to hold out "
                          "a fifth of the examples")
@@ -138,19 +138,19 @@ def _classes(config: Config, source: Source) -> Classes:
 def _examples(part: Part, classes: Classes) -> AnyDataset:
     if part.labels is None:
         return ItemDataset(part.features, part.name, classes)
-    if not len(part.labels):
-        raise InputError(f"{part.name} is empty: give at least one example")
     return ArrayDataset(part.features, classes.encode(part.labels, part.name), part.name)
 
 
-def _divided(examples: AnyDataset, config: Config, flag: str, name: str) -> tuple[AnyDataset, AnyDataset]:
+def _divided(
+    examples: AnyDataset, config: Config, flag: str, name: str, classes: Classes
+) -> tuple[AnyDataset, AnyDataset]:
     """What stays of the set, and the part that is held out."""
     if isinstance(examples, ArrayDataset):
-        stay, held = hold_out(examples.labels, flag, config, examples.name)
+        stay, held = hold_out(examples.labels, flag, config, examples.name, classes.names)
         return examples.part(stay, examples.name), examples.part(held, f"{examples.name} ({name} part)")
     listed = given.listed_labels(examples.dataset)
-    labels = np.zeros(len(examples), np.int32) if listed is None else examples.classes.encode(listed, examples.name)
-    stay, held = hold_out(labels, flag, config, examples.name)
+    labels = np.zeros(len(examples), np.int32) if listed is None else classes.encode(listed, examples.name)
+    stay, held = hold_out(labels, flag, config, examples.name, classes.names)
     parts = [torch.utils.data.Subset(examples.dataset, rows.tolist()) for rows in (stay, held)]
-    return (ItemDataset(parts[0], examples.name, examples.classes),
-            ItemDataset(parts[1], f"{examples.name} ({name} part)", examples.classes))
+    return (ItemDataset(parts[0], examples.name, classes),
+            ItemDataset(parts[1], f"{examples.name} ({name} part)", classes))

@@ -46,8 +46,9 @@ class Classes(NamedTuple):
         found = order[np.minimum(np.searchsorted(values, labels, sorter=order), len(values) - 1)]
         strange = np.flatnonzero(values[found] != labels)
         if len(strange):
-            raise InputError(f"{name}: example {strange[0]} has the label {_texts(labels[strange[:1]])[0]}, which the "
-                             f"training set does not have: its classes are {_listed(self.names or [])}")
+            (unseen,), where = _texts(labels[strange[:1]]), _of(strange[0], labels)
+            raise InputError(f"{name}: the training set does not have the label {unseen}{where}: its classes are "
+                             f"{listed(self.names or [])}")
         return np.asarray(found, np.int32)
 
 
@@ -95,6 +96,8 @@ def as_values(labels: Any, name: str) -> np.ndarray:
       InputError: they cannot be classes.
     """
     labels = np.asarray(labels)
+    if labels.ndim and not len(labels):
+        raise InputError(f"{name} is empty: give at least one example")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iufb":
@@ -139,20 +142,25 @@ def _whole(labels: np.ndarray, name: str, why: str) -> np.ndarray:
       InputError: one is NaN or has a fraction, or is no number.
     """
     if labels.dtype.kind == "U":
-        raise InputError(f"{name}: label {labels[0]!r} is text, but {why}")
+        raise InputError(f"{name}: label {str(labels[0])!r} is text, but {why}")
     labels = labels.astype(np.float64)
     bad = np.flatnonzero(~(np.isfinite(labels) & (labels == np.floor(labels)) & (np.abs(labels) < 2**53)))
     if len(bad):
         label, example = labels[bad[0]], bad[0]
-        raise InputError(f"{name}: label {label} of example {example} is no class, {why}: "
+        raise InputError(f"{name}: label {label}{_of(example, labels)} is no class, {why}: "
                          + ("remove or mend it" if not np.isfinite(label) else
                             "round or group the values first, as in numpy.digitize(y, bounds)"))
     return labels.astype(np.int64)
+
+
+def _of(example: int, labels: np.ndarray) -> str:
+    return f" of example {example}" if len(labels) > 1 else ""  # a single one has its number in the message already
 
 
 def _texts(values: np.ndarray) -> list[str]:
     return [str(value) for value in values.tolist()]
 
 
-def _listed(names: Sequence[str], most: int = 10) -> str:
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Names for a message: the first of them, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,17 +1,22 @@
 """Parts of a set that are held out: index arrays, seeded, with each class in proportion."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from distmlp.config import Config, InputError
 from distmlp.data.sources import one_line
 
 
-def hold_out(labels: np.ndarray, fraction_flag: str, config: Config, name: str) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    labels: np.ndarray, fraction_flag: str, config: Config, name: str, names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the examples that stay and of those held out, int64, ascending.
 
     Args:
       labels: int32 [N], by whose classes the parts are in proportion; all alike: drawn without regard to them.
       fraction_flag: the name of the flag that says how large the held-out part is.
+      names: of the classes, for messages.
 
     Raises:
       InputError: a class has a single example, or a part would be empty.
@@ -21,8 +26,8 @@ def hold_out(labels: np.ndarray, fraction_flag: str, config: Config, name: str) 
     fraction = getattr(config, fraction_flag)
     single = np.flatnonzero(np.bincount(labels) == 1)
     if len(single):
-        raise InputError(f"--{fraction_flag}={fraction}: the class number {single[0]} of {name} has a single example, "
-                         "and each part needs one: remove it, or give the parts as files")
+        raise InputError(f"--{fraction_flag}={fraction}: class {names[single[0]] if names else single[0]} of {name} "
+                         "has a single example, and each part needs one: remove it, or give the parts as files")
     try:
         stay, held = train_test_split(
             np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=config.seed

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import Config, InputError
+from distmlp.data.labels import listed
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _LABEL_NAMES = ("label", "target", "class", "y")
@@ -51,7 +52,7 @@ def label_column(config: Config, names: Sequence[str], path: Path) -> str:
     if len(found) != 1:
         raise InputError(f"{path} has {len(found) or 'no'} columns "
                          + (f"named {given}" if given else f"named {', '.join(_LABEL_NAMES)}")
-                         + f": give --label_column, one of {_listed(names)}")
+                         + f": give --label_column, one of {listed(names)}")
     return found[0]
 
 
@@ -60,11 +61,11 @@ def feature_columns(config: Config, names: Sequence[str], path: Path) -> list[st
     ignored = [name.strip() for name in config.ignore_columns.split(",") if name.strip()]
     strange = [name for name in ignored if name not in names]
     if strange:
-        raise InputError(f"--ignore_columns={strange[0]}: {path} has no such column, it has {_listed(names)}")
+        raise InputError(f"--ignore_columns={strange[0]}: {path} has no such column, it has {listed(names)}")
     left_out = {label_column(config, names, path), *ignored}
     columns = [name for name in names if name not in left_out]
     if not columns:
-        raise InputError(f"{path} has no columns of features beside {_listed(sorted(left_out))}")
+        raise InputError(f"{path} has no columns of features beside {listed(sorted(left_out))}")
     return columns
 
 
@@ -76,7 +77,7 @@ def features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
     """
     missing = [name for name in columns if name not in table.column_names]
     if missing:
-        raise InputError(f"{path} lacks the column {missing[0]}: it has {_listed(table.column_names)}")
+        raise InputError(f"{path} lacks the column {missing[0]}: it has {listed(table.column_names)}")
     values = np.empty((table.num_rows, len(columns)), np.float32)
     for i, name in enumerate(columns):
         values[:, i] = _numbers(table.column(name), name, path)
@@ -138,7 +139,3 @@ def _is_number(value: Any) -> bool:
 
 def _first(mask: Any) -> int:
     return int(np.flatnonzero(mask.to_numpy())[0])
-
-
-def _listed(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

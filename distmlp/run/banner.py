@@ -11,6 +11,7 @@ import jax
 from distmlp.cluster import group
 from distmlp.config import Config
 from distmlp.data.datasets import Data
+from distmlp.data.labels import listed
 from distmlp.parallel.mesh import Layout
 
 
@@ -34,7 +35,7 @@ def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement
         "parallelism": f"{layout.parallelism}, {config.reduction} reduction",
         "data": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test examples, "
                 f"training set on the {placement}",
-        "classes": ", ".join(data.classes or []),
+        "classes": data.classes and f"{len(data.classes)}: {listed(data.classes)}",
         "layers": f"{'-'.join(map(str, sizes))}, {parameters:,} parameters, {config.compute_dtype}, "
                   f"{config.matmul_precision} matmul precision",
         "batch": f"{config.batch_size} = {shards}, {layout.shards_per_device} a device",

@@ -10,8 +10,9 @@ import torch
 from conftest import make_arrays, small_config
 
 from distmlp import Config, InputError, train
-from distmlp.data import datasets
+from distmlp.data import examples
 from distmlp.data.datasets import ArrayDataset, Data, ItemDataset, load
+from distmlp.data.labels import Classes
 
 
 def test_digits_are_a_fixed_stratified_split() -> None:
@@ -94,7 +95,7 @@ def test_a_large_mapped_set_that_was_written_again_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where rows are only sampled, the time of the file tells of the others; a copy is no reason to refuse."""
-    monkeypatch.setattr(datasets, "_READ_WHOLE", 0)
+    monkeypatch.setattr(examples, "_READ_WHOLE", 0)
     arrays = make_arrays(train=9000)
     config = small_config(save(tmp_path, arrays, "npy"), batch_size=3000, num_epochs=1)
     train(config)
@@ -146,11 +147,13 @@ def put(value: float, dtype: str = "float64") -> Any:
 
 
 BAD = {
-    "labels are fractions": (broken(y_train=lambda y: y + 0.5), "x_train, y_train: labels must be integers"),
-    "labels are bool": (broken(y_test=lambda y: y > 1), "x_test, y_test: labels must be integers"),
-    "labels are one-hot": (broken(y_train=lambda y: np.eye(4, dtype=int)[y]), "labels must be integers of shape [N]"),
-    "negative label": (broken(y_train=put(-1, "int64")), "labels must count from 0, but there is -1"),
-    "huge label": (broken(y_train=put(2**40, "int64")), "labels must count from 0, but there is 1099511627776"),
+    "labels are fractions": (broken(y_train=lambda y: y + 0.5), "x_train, y_train: label 0.5 of example 0 is no class"),
+    "labels are NaN": (broken(y_train=put(np.nan)), "label nan of example 7 is no class"),
+    "labels are soft": (broken(y_train=lambda y: np.eye(4)[y] * 0.9 + 0.025), "labels.argmax(axis=1)"),
+    "several classes an example": (broken(y_train=lambda y: np.eye(4)[y] + np.eye(4)[0]), "labels.argmax(axis=1)"),
+    "text only in the test set": (broken(y_test=lambda y: y.astype(str)), "is text, but the training set's are whole"),
+    "negative test label": (broken(y_test=put(-1, "int64")), "label -1 is out of range"),
+    "huge label": (broken(y_train=put(2**40, "int64")), "label 1099511627776 of 96 examples looks damaged"),
     "far label": (broken(y_train=put(10**6, "int64")), "label 1000000 of 96 examples looks damaged"),
     "test label beyond": (broken(y_test=put(9, "int64")), "label 9 is out of range for 4 classes"),
     "lengths differ": (broken(y_train=lambda y: y[:-1]), "has 96 examples but 95 labels"),
@@ -195,7 +198,7 @@ def test_large_finite_values_pass_although_their_sum_overflows_float32() -> None
 def test_a_missing_array_is_named(kind: str, tmp_path: Path) -> None:
     arrays = make_arrays()
     del arrays["y_test"]
-    with pytest.raises(InputError, match=r"y_test.* must hold x_train"):
+    with pytest.raises(InputError, match=r"lacks y_test, it holds .*x_test.* must hold x_train"):
         load(Config(dataset=save(tmp_path, arrays, kind)))
 
 
@@ -257,7 +260,7 @@ def test_map_style_datasets_of_arrays_tensors_and_numbers() -> None:
     images, labels = data.train[np.array([[0, 1], [2, 3]])]
     assert (images.shape, images.dtype, labels.dtype) == ((2, 2, 4), np.float32, np.int32)
     assert labels.tolist() == [[1, 0], [2, 1]]
-    assert ItemDataset(Items([(np.ones(4, np.uint8), 0)]), "x", 2)[0][0].dtype == np.uint8
+    assert ItemDataset(Items([(np.ones(4, np.uint8), 0)]), "x", Classes(2))[0][0].dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -265,8 +268,10 @@ def test_map_style_datasets_of_arrays_tensors_and_numbers() -> None:
     [
         ((np.ones(4), 3), "label 3 is out of range for 3 classes"),
         ((np.ones(4), -1), "label -1 is out of range"),
-        ((np.ones(4), 1.5), "the label must be an integer"),
-        ((np.ones(4), [0, 1, 0]), "the label must be an integer"),
+        ((np.ones(4), 1.5), "label 1.5 is no class"),
+        ((np.ones(4), [0, 1, 1]), "must be one-hot rows"),
+        ((np.ones(4), "cat"), "label 'cat' is text"),
+        ({"picture": np.ones(4), "label": 0}, "a dict of picture, label: name them image and label"),
         ((np.ones(5), 0), r"must be 4 numbers, not float64 \[5\]"),
         ((np.array(["a"] * 4), 0), "must be 4 numbers"),
         ((np.full(4, np.nan), 0), "NaN or infinite"),
@@ -277,14 +282,16 @@ def test_map_style_datasets_of_arrays_tensors_and_numbers() -> None:
     ids=str,
 )
 def test_items_are_checked_as_they_are_read(item: Any, words: str) -> None:
-    dataset = ItemDataset(Items([GOOD, item]), "train_set", 3)
+    dataset = ItemDataset(Items([GOOD, item]), "train_set", Classes(3))
     with pytest.raises(InputError, match=rf"train_set: example 1.*{words}"):
         dataset[np.array([0, 1])]
 
 
 def test_given_datasets_go_together_and_need_a_class_count() -> None:
-    with pytest.raises(InputError, match="train_set and test_set go together"):
-        load(Config(), Items([GOOD]))
+    with pytest.raises(InputError, match="train_set comes without a test set: give one, or --test_fraction"):
+        load(Config(num_classes=2), Items([GOOD]))
+    with pytest.raises(InputError, match="go with a train_set"):
+        load(Config(), None, Items([GOOD]))
     with pytest.raises(InputError, match="--num_classes is needed for train_set"):
         load(Config(), Items([GOOD]), Items([GOOD]))
     with pytest.raises(InputError, match="test_set is empty"):

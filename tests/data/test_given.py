@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_arrays, process_env, small_config
+from PIL import Image
 
 from distmlp import InputError, train
 from distmlp.data.datasets import ItemDataset, load
+from distmlp.data.labels import Classes
 from distmlp.data.loader import NumpyLoader, StepReader
 from distmlp.parallel.evaluate import Evaluator, _Steps
 from distmlp.parallel.mesh import make_layout
@@ -53,12 +56,12 @@ def test_a_set_with_random_augmentation_can_be_resumed(capsys: pytest.CaptureFix
 
 def test_the_fingerprint_of_a_dataset_covers_what_can_be_had_without_its_values() -> None:
     def fingerprint(**changes: Any) -> str:
-        return ItemDataset(Vectors(**changes), "x", 4).fingerprint()
+        return ItemDataset(Vectors(**changes), "x", Classes(4)).fingerprint()
 
     assert fingerprint(noise=9) == fingerprint(noise=9)
     first, changed = Vectors(listed=True), Vectors(listed=True)
     changed.targets[50] += 1
-    prints = [ItemDataset(each, "x", 4).fingerprint() for each in (first, changed)]
+    prints = [ItemDataset(each, "x", Classes(4)).fingerprint() for each in (first, changed)]
     assert len({*prints, fingerprint(), fingerprint(kind="test")}) == 4
 
 
@@ -74,7 +77,7 @@ def test_the_order_is_that_of_the_seed_and_epoch() -> None:
 @pytest.mark.parametrize("devices", [1, 4, 7])
 def test_nothing_is_read_for_rows_that_only_fill_up(devices: int) -> None:
     given = Vectors("test")
-    dataset = ItemDataset(given, "x", 4)
+    dataset = ItemDataset(given, "x", Classes(4))
     given.read.clear()
     config = small_config("digits", num_devices=devices, eval_batch_size=500)
     layout = make_layout(config)
@@ -88,7 +91,7 @@ def test_nothing_is_read_for_rows_that_only_fill_up(devices: int) -> None:
 
 
 def test_evaluation_uses_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = ItemDataset(Vectors("test"), "x", 4)
+    dataset = ItemDataset(Vectors("test"), "x", Classes(4))
     config = small_config("digits", num_workers=2)
     evaluator, made = Evaluator(config, make_layout(config)), []
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda self: made.append(self.num_workers) or iter([]))
@@ -121,9 +124,9 @@ def test_what_cannot_be_sent_to_workers_is_one_line() -> None:
 def test_items_of_other_types_than_the_first_are_refused() -> None:
     items: Any = [(np.ones(4, np.uint8), 1), (np.full(4, 0.5), 0)]
     with pytest.raises(InputError, match="example 1 has values of type float32, but example 0 of uint8"):
-        ItemDataset(items, "x", 2)[[0, 1]]
+        ItemDataset(items, "x", Classes(2))[[0, 1]]
     items.reverse()
-    assert ItemDataset(items, "x", 2)[[0, 1]][0].dtype == np.float32
+    assert ItemDataset(items, "x", Classes(2))[[0, 1]][0].dtype == np.float32
 
 
 def test_data_given_from_python_have_their_own_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +138,116 @@ def test_data_given_from_python_have_their_own_name(tmp_path: Path, capsys: pyte
     assert "digits" not in text + (run / "run.flags").read_text()
     with pytest.raises(InputError, match=r"--dataset=python:Vectors: .* given from Python"):
         load(small_config("python:Vectors"))
+
+
+X, Y, X_TEST, Y_TEST = make_arrays().values()
+NAMES = ["ant", "bee", "cow", "dog"]
+
+
+class Described(Vectors):
+    """As torchvision's: it says its classes."""
+
+    classes = NAMES
+
+
+class Images(torch.utils.data.Dataset[Any]):
+    """As Hugging Face's: dicts, of pictures, and the names of the classes in `features`."""
+
+    features: Any = {"image": None, "label": SimpleNamespace(names=NAMES)}  # noqa: RUF012
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": Image.fromarray(X_TEST[index].reshape(3, 4)), "label": int(Y_TEST[index])}
+
+
+def given_frames() -> tuple[Any, Any]:
+    import pandas as pd
+
+    return pd.DataFrame(X, columns=[f"c{i}" for i in range(12)]), pd.Series(np.array(NAMES)[Y])
+
+
+def lists(x: np.ndarray, y: np.ndarray, change: Any = lambda x, y: (x, y)) -> list[Any]:
+    """A list of pairs."""
+    return [change(torch.from_numpy(image).float(), float(label)) for image, label in zip(x, y, strict=True)]
+
+
+SETS: dict[str, tuple[Any, list[str] | None]] = {
+    "arrays": ((X, Y), None),
+    "arrays with names": ((X, np.array(NAMES)[Y]), NAMES),
+    "tensors": ((torch.from_numpy(X), torch.from_numpy(Y)), None),
+    "a TensorDataset": (torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), None),
+    "bfloat16 tensors with gradients": ((torch.from_numpy(X).bfloat16().requires_grad_(), torch.from_numpy(Y)), None),
+    "frames": (given_frames, NAMES),
+    "lists": ((X.tolist(), Y.tolist()), None),
+    "a Dataset with classes": (Described(), NAMES),
+    "a Dataset with targets": (Vectors(listed=True), None),
+    "a part of it": (torch.utils.data.Subset(Vectors(listed=True), range(96)), None),
+    "dicts of pictures": (Images(), NAMES),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_what_python_gives_is_trained_on_without_a_number_of_classes(kind: str) -> None:
+    given, names = SETS[kind]
+    given = given() if callable(given) else given
+    data = load(small_config("python:x", test_fraction=0.25), given)
+    assert (data.num_classes, data.classes) == (4, names)
+    assert len(data.train) + len(data.test) == (40 if kind == "dicts of pictures" else 96)
+    assert data.columns == ([f"c{i}" for i in range(12)] if kind == "frames" else None)
+    images, labels = data.train[np.arange(10)]
+    whole = X_TEST if kind == "dicts of pictures" else X
+    answers = Y_TEST if kind == "dicts of pictures" else Y
+    if "Dataset with" in kind or "part" in kind:
+        images = images * 2 + whole[0] % 2 * 0  # Vectors halves
+    at = [np.abs(whole.astype(float) - image).sum(axis=1).argmin() for image in images]
+    np.testing.assert_array_equal(answers[at], labels)
+
+
+def test_arrays_from_python_give_the_parameters_of_the_file(npz: str) -> None:
+    plain = train(small_config(npz, workdir="plain"))
+    given = train(small_config("digits", workdir="given"), (X, Y), (X_TEST, Y_TEST))
+    assert plain.history[-1]["params_sha256"] == given.history[-1]["params_sha256"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: (x.bfloat16(), y),
+        lambda x, y: (x.requires_grad_(), torch.tensor(y)),
+        lambda x, y: {"image": x.numpy(), "label": y},
+        lambda x, y: {"pixel_values": x, "labels": torch.tensor([y])},
+        lambda x, y: (x, np.eye(4)[int(y)]),
+    ],
+    ids=["bfloat16", "gradients", "dicts", "other names", "one-hot"],
+)
+def test_items_as_people_have_them(change: Any) -> None:
+    data = load(small_config("python:x", num_classes=4), lists(X, Y, change), lists(X_TEST, Y_TEST, change))
+    images, labels = data.train[np.arange(96)]
+    np.testing.assert_array_equal(images, X)
+    np.testing.assert_array_equal(labels, Y)
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(lists(X, Y))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (Stream(), "train_set is a Stream, whose examples cannot be asked for by number: give a map-style Dataset"),
+        (X, "--num_classes is needed for train_set"),
+        ((X, Y + 0.5), "train_set: label 0.5 of example"),
+        ((X, Y[:-1]), "train_set has 96 examples but 95 labels"),
+        (lists(X, Y + 0.25), "train_set: example 0: label [0-9.]+25 is no class"),
+    ],
+    ids=["stream", "no labels", "fractions", "lengths", "fractional items"],
+)  # fmt: skip
+def test_what_cannot_be_trained_on_is_one_line(given: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load(small_config("python:x", num_classes=4 * isinstance(given, list), test_fraction=0.25), given)
 
 
 INTERRUPTED = """

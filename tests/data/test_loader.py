@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data.distributed import DistributedSampler
 
 from distmlp.data.datasets import ArrayDataset, ItemDataset
+from distmlp.data.labels import Classes
 from distmlp.data.loader import Batch, NumpyLoader, ShardSampler
 
 
@@ -147,7 +148,7 @@ class Squares(torch.utils.data.Dataset[tuple[np.ndarray, int]]):
 
 
 def test_spawned_workers_give_the_same_batches() -> None:
-    dataset = ItemDataset(Squares(), "squares", 5)
+    dataset = ItemDataset(Squares(), "squares", Classes(5))
     plain = NumpyLoader(dataset, 8, 3, shuffle=True)
     spawned = NumpyLoader(dataset, 8, 3, shuffle=True, num_workers=1)
     for epoch in range(2):

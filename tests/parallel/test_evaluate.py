@@ -10,6 +10,7 @@ from conftest import make_arrays
 
 from distmlp import Config, model
 from distmlp.data.datasets import ArrayDataset, ItemDataset
+from distmlp.data.labels import Classes
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.mesh import make_layout
 from distmlp.parallel.step import State
@@ -48,7 +49,7 @@ def test_item_by_item_sets_give_the_same() -> None:
     items: Any = list(zip(arrays["x_test"], arrays["y_test"], strict=True))
     evaluate = Evaluator(CONFIG, make_layout(CONFIG))
     whole = evaluate(state(), ArrayDataset(arrays["x_test"], arrays["y_test"], "x"))
-    assert evaluate(state(), ItemDataset(items, "x", 4)) == whole
+    assert evaluate(state(), ItemDataset(items, "x", Classes(4))) == whole
 
 
 def test_poll_is_called_before_each_step_and_may_stop_it() -> None:
