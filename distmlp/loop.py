@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 
-from distmlp import model, optim
+from distmlp import model
 from distmlp.cluster import group
-from distmlp.config import FROM_PYTHON, Config, InputError, resolve_paths
+from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
-from distmlp.data.loader import NumpyLoader
-from distmlp.data.scaling import input_scaling, scaling_shapes
-from distmlp.parallel import backend, feed
-from distmlp.parallel.digest import DivergedError, StateDigest, params_sha256
-from distmlp.parallel.evaluate import Evaluator
+from distmlp.data.scaling import input_scaling
+from distmlp.parallel import backend, program
+from distmlp.parallel.digest import DivergedError, params_sha256
 from distmlp.parallel.mesh import Layout, make_layout
-from distmlp.parallel.placement import choose_placement
-from distmlp.parallel.step import State, abstract_state, initial_state, make_train_step
+from distmlp.parallel.step import State, initial_state
 from distmlp.run import banner, metrics
 from distmlp.run.cadence import Cadence
 from distmlp.run.checkpoint import Checkpoints
@@ -67,13 +64,11 @@ def _train(config: Config, started: float, *given_sets: Any) -> Result:
     group.agree({f"--{name}": value for name, value in shared.items()} | banner.versions())
     config = resolve_paths(config)
     data = datasets.load(config, *given_sets)
-    if config.batch_size > len(data.train):
-        raise InputError(f"--batch_size={config.batch_size} is more than the {len(data.train)} training examples: "
-                         f"give at most {len(data.train)}")
     layout = make_layout(config)
+    parts = program.build(config, data, layout)
     with closing(Workdir(config)) as workdir:
         workdir.check_same_run(config)
-        with Trainer(config, data, layout, workdir, started) as trainer:
+        with Trainer(config, data, layout, parts, workdir, started) as trainer:
             return trainer.run()
 
 
@@ -81,34 +76,19 @@ class Trainer:
     """One run in its workdir."""
 
     def __init__(
-        self, config: Config, data: datasets.Data, layout: Layout, workdir: Workdir, started: float
+        self, config: Config, data: datasets.Data, layout: Layout, parts: program.Program, workdir: Workdir,
+        started: float,
     ) -> None:
-        self.config, self.data, self.layout, self.workdir = config, data, layout, workdir
+        self.config, self.data, self.layout, self.parts, self.workdir = config, data, layout, parts, workdir
         self.started = started
-        self.loader = NumpyLoader(
-            data.train, config.batch_size, layout.num_shards, layout.local_shards, config.shuffle, config.seed,
-            config.num_workers,
-        )
-        self.cadence = Cadence(config, self.loader.steps_per_epoch)
+        self.feed, self.evaluator = parts.feed, parts.evaluator
+        self.cadence = Cadence(config, parts.loader.steps_per_epoch)
         self.per_epoch, self.total_steps = self.cadence.per_epoch, self.cadence.total_steps
-        self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
-        self.optimizer = optim.make(config, self.total_steps)
         self.metrics = metrics.Metrics(workdir.metrics, quiet=not group.is_first())
-        self.digest = StateDigest(layout)
-        self.evaluator = Evaluator(config, layout)
-        train_step = make_train_step(config, layout, data.num_classes, self.optimizer)
-        where, why = choose_placement(config, data.train, layout)
-        self.placement = f"{where} ({why})"
-        self.feed: feed.Feed = (
-            feed.DeviceFeed(layout, self.loader, train_step, data.train, config.steps_per_dispatch)
-            if where == "device" and isinstance(data.train, datasets.ArrayDataset)
-            else feed.HostFeed(layout, self.loader, train_step, self.total_steps, config.steps_per_dispatch)
-        )
-        self.checkpoints = Checkpoints(workdir.path, self.digest, config.keep_checkpoints, self.metrics.best_step)
+        self.checkpoints = Checkpoints(workdir.path, parts.digest, config.keep_checkpoints, self.metrics.best_step)
         self.recovery = Recovery(config, data, layout, workdir, self.checkpoints)
         self.several = jax.process_count() > 1
         self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
-        self.abstract = abstract_state(layout, self.sizes, self.optimizer, scaling_shapes(config, data))
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
         self.compiler = ThreadPoolExecutor(1)
         self.compiled = self.compiler.submit(self._compile)
@@ -130,7 +110,7 @@ class Trainer:
         self._exit.__exit__(*exception)
 
     def run(self) -> Result:
-        restored = self.recovery.restore(self.abstract, self.total_steps)
+        restored = self.recovery.restore(self.parts.state, self.total_steps)
         if restored is not None:
             self.state, self.step, self.totals = restored
         else:
@@ -141,14 +121,15 @@ class Trainer:
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
         self.metrics.start(self.step)
+        placement = "{} ({})".format(*self.parts.placement)
         self.metrics.say(
-            banner.text(self.config, self.data, self.layout, self.sizes, self.placement, self.workdir.path)
+            banner.text(self.config, self.data, self.layout, self.parts.sizes, placement, self.workdir.path)
         )
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
         self.compiled.result()
         group.meet()
-        self.digest.check(self.state, self.step)  # compiles it, too
+        self.parts.digest.check(self.state, self.step)  # compiles it, too
         self.watchdog.beat()
         try:
             self._train()
@@ -158,11 +139,11 @@ class Trainer:
 
     def _compile(self) -> None:
         with backend.pinned(self.config):  # a thread's own
-            self.feed.compile(self.abstract)
+            self.feed.compile(self.parts.state)
 
     def _initial_state(self) -> State:
-        scaling = group.computed_by_first(lambda: input_scaling(self.config, self.data), self.abstract.scaling)
-        return initial_state(self.layout, self.sizes, self.config.seed, self.optimizer, scaling)
+        scaling = group.computed_by_first(lambda: input_scaling(self.config, self.data), self.parts.state.scaling)
+        return initial_state(self.layout, self.parts.sizes, self.config.seed, self.parts.optimizer, scaling)
 
     def _train(self) -> None:
         if self.step and self.cadence.line(self.step):
@@ -192,7 +173,7 @@ class Trainer:
                 self.losses.settle_all()
                 self._save()
             elif self.cadence.comparison(self.step):
-                self.digest.check(self.state, self.step)
+                self.parts.digest.check(self.state, self.step)
 
     def _save_due(self) -> bool:
         if self.cadence.save(self.step):

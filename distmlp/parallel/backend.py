@@ -18,8 +18,6 @@ from distmlp.config import Config
 # Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
 # 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
 INVARIANT_CPU_THREADS = 16
-# Library calls that give the same bits in every run and for every process on CUDA GPUs.
-_GPU_DETERMINISM = "--xla_gpu_deterministic_ops=true"
 _CACHE_BYTES = 1 << 30  # the programs used least recently go
 
 
@@ -27,8 +25,8 @@ _CACHE_BYTES = 1 << 30  # the programs used least recently go
 def prepared(config: Config) -> Iterator[None]:
     """JAX as a run needs it, within this context; afterwards its settings are the caller's again.
 
-    What XLA reads only when it starts stays in the environment: PJRT_NPROC and, under --reduction=invariant,
-    XLA_FLAGS. If the backend has started before, as it may have in a notebook, they are left alone.
+    What XLA reads only when it starts stays in the environment: PJRT_NPROC. If the backend has started before, as it
+    may have in a notebook, it is left alone.
     """
     if not xla_bridge.backends_are_initialized():
         _set_environment(config)
@@ -85,8 +83,6 @@ def _cache_key() -> str:
 def _set_environment(config: Config) -> None:
     if config.reduction == "invariant":
         os.environ.setdefault("PJRT_NPROC", str(INVARIANT_CPU_THREADS))
-        if "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_GPU_DETERMINISM}".strip()
     elif (devices := _emulated_devices()) > 1:
         os.environ.setdefault("PJRT_NPROC", str(max(INVARIANT_CPU_THREADS, 2 * devices)))
 

@@ -51,6 +51,10 @@ class StateDigest:
             mapped = jax.shard_map(body, mesh=layout.mesh, in_specs=P(), out_specs=P(AXIS), check_vma=False)
             self._by_device = jax.jit(mapped)
 
+    def lower(self, state: Any) -> jax.stages.Lowered:
+        """The program, ready to be compiled, for states like this one, which may be abstract."""
+        return self._by_device.lower(state)
+
     def check(self, state: Any, step: int) -> dict[str, str]:
         """Each array's digest as hexadecimal text, by its name.
 

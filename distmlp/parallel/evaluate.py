@@ -3,19 +3,18 @@
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from distmlp import model
 from distmlp.config import Config
 from distmlp.data.datasets import AnyDataset
 from distmlp.data.loader import Step, StepReader
 from distmlp.parallel.mesh import AXIS, Layout
-from distmlp.parallel.step import State, scale_inputs
+from distmlp.parallel.step import State, scale_inputs, wrap
 
 _AHEAD = 4  # steps in flight; emulated devices can deadlock when dozens are
 
@@ -41,22 +40,25 @@ class Evaluator:
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._readers: dict[AnyDataset, StepReader] = {}  # each keeps its workers
 
-        def body(state: State, images: jax.Array, labels: jax.Array) -> jax.Array:
+        def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
             log_probs = model.batched_predict(state.params, scale_inputs(images, state.scaling), config.compute_dtype)
             losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
             correct = (jnp.argmax(log_probs, axis=1) == labels).astype(jnp.float32)
             result = jnp.stack([losses, correct])
-            return result if layout.parallelism == "single" else jax.lax.all_gather(result, AXIS, axis=1, tiled=True)
+            if layout.parallelism == "single":
+                return result
+            return jax.lax.all_gather(result, AXIS, axis=1, tiled=True, to="invarying")
 
-        if layout.parallelism == "single":
-            self._losses = jax.jit(body)
-        elif layout.parallelism == "pmap":
-            self._losses = jax.pmap(body, AXIS, in_axes=(None, 0, 0), out_axes=None, devices=layout.devices)
-        else:
-            specs = (P(), P(AXIS), P(AXIS))
-            self._losses = jax.jit(
-                jax.shard_map(body, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=False)
-            )
+        self._losses = wrap(body, layout, (0, 0), donate=False)
+
+    def lower(self, state: State, dataset: AnyDataset) -> jax.stages.Lowered:
+        """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
+        rows = self.rows * len(self.layout.local_positions)
+        images = jax.ShapeDtypeStruct((rows, dataset.num_features), dataset.dtype)
+        labels = jax.ShapeDtypeStruct((rows,), np.int32)
+        return self._losses.lower(  # type: ignore[attr-defined, no-any-return]
+            state, *self.layout.abstract((images, labels), (0, 0))
+        )
 
     def __call__(self, state: State, dataset: AnyDataset, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Calls `poll` before each step; it may raise to stop the evaluation."""

@@ -4,24 +4,21 @@ Both run the same step on the same examples; only the way of the bytes differs.
 """
 
 import itertools
-import math
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from distmlp.data.datasets import ArrayDataset
 from distmlp.data.loader import Batch, NumpyLoader
+from distmlp.parallel.dispatch import Pace, Programs, loop
 from distmlp.parallel.mesh import Layout
-from distmlp.parallel.step import State, TrainStep, wrap
+from distmlp.parallel.step import State, TrainStep
 
 _LARGEST_DISPATCH = 512  # steps
-_FIXED_DISPATCH = 32  # steps, where the processes cannot each go by its own clock
-_DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
+_ACCELERATOR_DISPATCH = 64  # steps: some milliseconds of a GPU's, each of which is a program of this very length
 _LARGEST_CHUNK = 16  # steps per dispatch of HostFeed
 _CHUNK_BYTES = 4 << 20  # of images per dispatch of HostFeed, over all processes
 _PREFETCH = 2  # chunks on their way to the devices while one is worked on
@@ -34,8 +31,11 @@ class Feed(Protocol):
     # devices deadlock after some dozens.
     in_flight: int
 
+    def lower(self, state: State) -> jax.stages.Lowered:
+        """The program of a whole dispatch, for states like this one, which may be abstract, ready to be compiled."""
+
     def compile(self, state: State) -> None:
-        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no data."""
+        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch."""
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`.
@@ -43,38 +43,6 @@ class Feed(Protocol):
         Returns:
           the state; the losses, float32 [n or more], not waited for; and the n steps' numbers of examples.
         """
-
-
-class _Pace:
-    """How many steps a dispatch has: so many as take about a quarter of a second, found out by doubling.
-
-    Several processes must dispatch alike, whatever their clocks say: there, and where it is given, a fixed number.
-    """
-
-    def __init__(self, given: int, largest: int) -> None:
-        self._adapts = given == 0 and jax.process_count() == 1
-        self.largest, self._last = largest, -math.inf
-        self.steps = 1 if self._adapts else min(given or _FIXED_DISPATCH, largest)
-
-    def tick(self) -> None:
-        """To be called once per dispatch. The losses of the one before are read in between: ticks are one apart."""
-        now = time.monotonic()
-        if self._adapts and now - self._last < _DISPATCH_SECONDS:
-            self.steps = min(2 * self.steps, self.largest)
-        elif self._adapts and now - self._last > 4 * _DISPATCH_SECONDS:
-            self.steps = max(1, self.steps // 2)
-        self._last = now
-
-
-def _loop(one_step: Callable[[State, jax.Array], tuple[State, jax.Array]], state: State, bounds: Any, size: int) -> Any:
-    """Steps bounds[0]..bounds[1]-1 and their losses, float32 [size]. Traced bounds: one compilation for any number."""
-
-    def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-        state, losses = carry
-        state, loss = one_step(state, i)
-        return state, losses.at[i - bounds[0]].set(loss)
-
-    return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size, jnp.float32)))
 
 
 class HostFeed:
@@ -86,8 +54,11 @@ class HostFeed:
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int, steps_per_dispatch: int = 0
     ) -> None:
         self._layout, self._loader, self._total_steps = layout, loader, total_steps
-        self._given, self._pace = steps_per_dispatch, _Pace(1, 1)
         self._axes = (1, 1, 1, None, None)
+        self._batch = loader.empty_batch()
+        batch_bytes = self._batch.images.nbytes * loader.num_shards // len(self._batch.images)
+        self._pace = Pace(steps_per_dispatch, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
+        self._size = self._pace.largest
         self._chunks: Iterator[tuple[list[jax.Array], list[int]]] | None = None
         self._chunk: list[jax.Array] = []
         self._counts: list[int] = []  # of the chunk's steps
@@ -97,17 +68,19 @@ class HostFeed:
             def one_step(state: State, i: jax.Array) -> tuple[State, jax.Array]:
                 return train_step(state, Batch(images[i], labels[i], weights[i], sums[i]))
 
-            return _loop(one_step, state, bounds, len(sums))
+            return loop(one_step, state, bounds, self._size)
 
-        self._run = wrap(run, layout, self._axes)
+        self._programs = Programs(run, layout, self._axes, self._size)
+
+    def lower(self, state: State) -> jax.stages.Lowered:
+        return self._programs.lower(state, self._abstract())
 
     def compile(self, state: State) -> None:
-        batch = self._loader.empty_batch()
-        batch_bytes = batch.images.nbytes * self._loader.num_shards // len(batch.images)
-        self._pace = _Pace(self._given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
-        self._size = self._pace.largest
-        arguments = [*self._put([batch]), self._bounds(0, 0)]
-        self._run = self._run.lower(state, *arguments).compile()  # type: ignore[attr-defined]
+        self._programs.compile(state, self._abstract())
+
+    def _abstract(self) -> list[jax.ShapeDtypeStruct]:
+        chunk = [jax.ShapeDtypeStruct((self._size, *np.shape(part)), part.dtype) for part in self._batch]
+        return self._layout.abstract([*chunk, jax.ShapeDtypeStruct((2,), np.int32)], self._axes)
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
         if self._chunks is None:
@@ -116,7 +89,8 @@ class HostFeed:
         if self._used == len(self._counts):
             (self._chunk, self._counts), self._used = next(self._chunks), 0
         start, stop = self._used, min(self._used + limit - step, len(self._counts))
-        state, losses = self._run(state, *self._chunk, self._bounds(start, stop))
+        bounds = self._layout.put([np.array([start, stop], np.int32)], self._axes[-1:])
+        state, losses = self._programs(state, self._chunk + bounds, stop - start)
         self._used = stop
         return state, losses, self._counts[start:stop]
 
@@ -144,9 +118,6 @@ class HostFeed:
         arrays = [np.stack(parts) for parts in zip(*chunk, strict=True)]
         return self._layout.put(arrays, self._axes[:-1])  # type: ignore[no-any-return]
 
-    def _bounds(self, start: int, stop: int) -> jax.Array:
-        return self._layout.put([np.array([start, stop], np.int32)], self._axes[-1:])[0]  # type: ignore[no-any-return]
-
 
 class DeviceFeed:
     """Many steps per dispatch, on data of which each device holds a copy; `steps_per_dispatch` at most, if not 0."""
@@ -156,9 +127,9 @@ class DeviceFeed:
     def __init__(
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: ArrayDataset, steps_per_dispatch: int
     ) -> None:
-        self._layout, self._loader, self._size = layout, loader, steps_per_dispatch or _LARGEST_DISPATCH
-        self._pace = _Pace(steps_per_dispatch, self._size)
-        self._data = layout.put((dataset.images, dataset.labels), (None, None))
+        self._layout, self._loader, self._dataset = layout, loader, dataset
+        self._size = steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
+        self._pace = Pace(steps_per_dispatch, self._size)
         self._axes = (None, None, 1, 1, None, None)
 
         def run(state: State, images: Any, labels: Any, indices: Any, weights: Any, sums: Any, bounds: Any) -> Any:
@@ -166,12 +137,20 @@ class DeviceFeed:
                 index = indices[i]
                 return train_step(state, Batch(images[index], labels[index], weights[i], sums[i]))
 
-            return _loop(one_step, state, bounds, self._size)
+            return loop(one_step, state, bounds, self._size)
 
-        self._run = wrap(run, layout, self._axes)
+        self._programs = Programs(run, layout, self._axes, self._size)
+
+    def lower(self, state: State) -> jax.stages.Lowered:
+        return self._programs.lower(state, self._abstract())
 
     def compile(self, state: State) -> None:
-        self._run = self._run.lower(state, *self._arguments(0, 0)).compile()  # type: ignore[attr-defined]
+        self._data = self._layout.put((self._dataset.images, self._dataset.labels), (None, None))
+        self._programs.compile(state, self._abstract())
+
+    def _abstract(self) -> list[jax.ShapeDtypeStruct]:
+        host = self._host_arguments(0, 0)
+        return self._layout.abstract([self._dataset.images, self._dataset.labels, *host], self._axes)
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
         per_epoch = self._loader.steps_per_epoch
@@ -180,11 +159,12 @@ class DeviceFeed:
             self._loader.set_position(epoch, start)
         self._pace.tick()
         stop = min(start + self._pace.steps, start + limit - step, per_epoch)
-        state, losses = self._run(state, *self._arguments(start, stop))
+        arguments = [*self._data, *self._layout.put(self._host_arguments(start, stop), self._axes[2:])]
+        state, losses = self._programs(state, arguments, stop - start)
         return state, losses, [self._loader.weight_sum(k) for k in range(start, stop)]
 
-    def _arguments(self, start: int, stop: int) -> list[jax.Array]:
-        """The dispatch's arguments, of one static shape: rows behind the last step are not read."""
+    def _host_arguments(self, start: int, stop: int) -> list[np.ndarray]:
+        """The dispatch's own arguments, of one static shape: rows behind the last step are not read."""
         indices, weights = self._loader.indices(start, stop)
         sums = np.array([self._loader.weight_sum(k) for k in range(start, stop)], np.float32)
 
@@ -193,6 +173,4 @@ class DeviceFeed:
             full[: len(array)] = array
             return full
 
-        bounds = np.array([0, stop - start], np.int32)
-        host = (fill(indices.astype(np.int32)), fill(weights), fill(sums), bounds)
-        return [*self._data, *self._layout.put(host, self._axes[2:])]
+        return [fill(indices.astype(np.int32)), fill(weights), fill(sums), np.array([0, stop - start], np.int32)]

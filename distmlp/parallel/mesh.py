@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,11 @@ from distmlp.parallel.backend import INVARIANT_CPU_THREADS
 
 AXIS = "data"
 INVARIANT_SHARDS = 8
+# On GPUs: all products by cuBLAS. It takes bias and ReLU into them, where XLA's own (Triton) are split and leave each a
+# kernel; and XLA's have no configuration to fall back on where none may be tried out.
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# Library calls that give the same bits in every run and for every process: nothing is chosen by timing it.
+_GPU_DETERMINISM = {"xla_gpu_deterministic_ops": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +30,19 @@ class Layout:
     devices: tuple[jax.Device, ...]
     parallelism: str  # single, pmap or shard_map
     num_shards: int
+    deterministic: bool = False  # every run must give the same bits
+
+    @property
+    def accelerated(self) -> bool:
+        return bool(self.devices[0].platform != "cpu")
+
+    @property
+    def compiler_options(self) -> dict[str, Any] | None:
+        """What XLA is told beyond its defaults, unless XLA_FLAGS says otherwise."""
+        if self.devices[0].platform != "gpu":
+            return None
+        options = _GPU_OPTIONS | (_GPU_DETERMINISM if self.deterministic else {})
+        return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -64,13 +83,26 @@ class Layout:
           axes: for each, the axis that counts shards, which is dealt to the devices; None for an array that every
             device gets whole. pmap wants that axis split into [devices, shards per device].
         """
-        placed = []
-        for array, axis in zip(arrays, axes, strict=True):
-            if axis is not None and self.parallelism == "pmap":
-                shape = array.shape
-                array = array.reshape(*shape[:axis], len(self.devices), -1, *shape[axis + 1 :])
-            placed.append(array)
+        placed = [array.reshape(self._split(array.shape, axis)) for array, axis in zip(arrays, axes, strict=True)]
         return self._place(placed, [self._placements[axis] for axis in axes])
+
+    def abstract(self, arrays: Any, axes: Any) -> list[jax.ShapeDtypeStruct]:
+        """Shapes, dtypes and placements of what `put` would return for arrays of such shapes and dtypes."""
+        result = []
+        for array, axis in zip(arrays, axes, strict=True):
+            shape = list(array.shape)
+            if axis is not None:
+                shape[axis] = shape[axis] // len(self.local_positions) * len(self.devices)
+            place = self._placements[axis]
+            result.append(jax.ShapeDtypeStruct(self._split(shape, axis), array.dtype, sharding=place))
+        return result
+
+    def _split(self, shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
+        """The shape of an array whose axis number `axis` is dealt to the devices, as the wrapping wants it."""
+        if axis is None or self.parallelism != "pmap":
+            return tuple(shape)
+        count = len(self.devices)
+        return (*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
 
     @functools.cached_property
     def _placements(self) -> dict[int | None, Any]:
@@ -93,13 +125,17 @@ def partition(axis: int | None) -> P:
     return P() if axis is None else P(*[None] * axis, AXIS)
 
 
-def make_layout(config: Config) -> Layout:
+def make_layout(config: Config, devices: Sequence[jax.Device] = ()) -> Layout:
     """The devices that a run uses, and how; starts the backend.
+
+    Args:
+      config: the run.
+      devices: those to choose from, which may only be described; if empty, the backend's.
 
     Raises:
       InputError: not so many devices, or a mode that they cannot run.
     """
-    available = jax.devices()
+    available = list(devices) or jax.devices()
     kind = available[0].platform
     wanted = config.num_devices or len(available)
     if wanted > len(available):
@@ -124,7 +160,7 @@ def make_layout(config: Config) -> Layout:
                          f"give --num_shards={wanted} or more, or --num_devices={num_shards}")
     if config.reduction == "invariant" and kind == "cpu":
         _check_cpu_threads()
-    return Layout(tuple(available[:wanted]), parallelism, num_shards)
+    return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant")
 
 
 def _check_cpu_threads() -> None:

@@ -5,7 +5,7 @@ tree over the shard numbers ((0+1)+(2+3))+..., an odd one moving up unchanged, w
 sum has the same bits on every device count.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.flatten_util import ravel_pytree
 
 ShardFunction = Callable[[Any], Any]
+_UNROLLED = 16  # shards of a device that accelerators take without a loop, which costs them a kernel for every array
 _LARGE = 1 << 16  # elements of an array that is a message of its own
 
 
@@ -51,15 +52,20 @@ def _pack(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]
     return [small, *(leaf for leaf in leaves if leaf.size >= _LARGE)], restore
 
 
-def invariant(function: ShardFunction, shards: Any, axis: str | None, num_shards: int, num_devices: int) -> Any:
+def invariant(
+    function: Callable[..., Any], shards: Any, axis: str | None, num_shards: int, num_devices: int,
+    shared: Sequence[Any] = (), on_cpu: bool = True,
+) -> Any:
     """The same sum, to the bit, on any number of devices. Shards from num_shards on are empty and left out.
+
+    It is of function(shard, *shared); the function must close over no array.
 
     The exchange is an all-reduce with its middle opened up: each device receives every shard's slice of the flattened
     values (all-to-all), adds the slices along the tree, and hands its sum to all (all-gather).
     """
-    values = jax.lax.map(isolated(function), shards)  # one after the other: a batched vmap gives other bits
-    per_device = jax.tree.leaves(values)[0].shape[0]
-    parts = [jax.tree.map(lambda x, i=i: x[i], values) for i in range(per_device)]
+    isolate = isolated(function, on_cpu)
+    parts = _each(lambda shard: isolate(shard, *shared), shards, unrolled=not on_cpu)
+    per_device = len(parts)
     if num_devices == 1:
         total = _tree_sum(parts[:num_shards])
         return total if axis is None else jax.lax.psum(total, axis)  # over one device: marks it as replicated
@@ -78,19 +84,37 @@ def invariant(function: ShardFunction, shards: Any, axis: str | None, num_shards
     return restore(jax.lax.all_gather(total, axis, tiled=True, to="invarying")[:size])
 
 
-def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as a computation of its own, which XLA does not inline, nor fuse with what is around it.
+def _each(function: ShardFunction, shards: Any, unrolled: bool) -> list[Any]:
+    """`function` of each shard, one after the other: a batched vmap gives other bits."""
+    count = jax.tree.leaves(shards)[0].shape[0]
+
+    def pick(tree: Any, i: int) -> Any:
+        return jax.tree.map(lambda x: x[i], tree)
+
+    if unrolled and count <= _UNROLLED:
+        return [function(pick(shards, i)) for i in range(count)]
+    values = jax.lax.map(function, shards)
+    return [pick(values, i) for i in range(count)]
+
+
+def isolated(function: Callable[..., Any], on_cpu: bool) -> Callable[..., Any]:
+    """`function` as a computation that XLA does not fuse with what is around it.
 
     What is around it depends on the device count: a loop over one shard, for instance, is no loop. Fused differently,
     the same arithmetic has other bits, because a multiplication and an addition in one kernel may be rounded once.
-    (optimization_barrier does not help on CPU, where it is dropped before fusion.)
+    XLA's CPU compiler drops optimization_barrier before it fuses, but not a call that it may not inline; on a GPU
+    every operation in such a call would be a kernel of its own. There two products of one array become one: what the
+    function uses must be among its arguments.
     """
 
     def call(*args: Any) -> Any:
         with set_xla_metadata(inlineable="false"):
             return jax.jit(function)(*args)
 
-    return call
+    def between_barriers(*args: Any) -> Any:
+        return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(args)))
+
+    return call if on_cpu else between_barriers
 
 
 def _tree_sum(parts: list[Any]) -> Any:

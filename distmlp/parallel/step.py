@@ -74,16 +74,22 @@ def gradients(
         # tracks replication, and not where it does not (pmap).
         params = jax.lax.pcast(params, axis, to="varying")
 
-    def shard_gradient(shard: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, model.Params]:
+    def shard_gradient(shard: Any, params: model.Params, scaling: Any, weight_sum: Any) -> Any:
         images, labels, weights = shard
-        inputs, targets = scale_inputs(images, state.scaling), model.one_hot(labels, num_classes)
-        return jax.value_and_grad(model.loss)(params, inputs, targets, weights, batch.weight_sum, config.compute_dtype)
+        inputs, targets = scale_inputs(images, scaling), model.one_hot(labels, num_classes)
+        return jax.value_and_grad(model.loss)(params, inputs, targets, weights, weight_sum, config.compute_dtype)
 
     shards = (batch.images, batch.labels, batch.weights)
+    shared = (params, state.scaling, batch.weight_sum)
     if config.reduction == "invariant":
-        loss, grads = reduce.invariant(shard_gradient, shards, axis, layout.num_shards, len(layout.devices))
+        loss, grads = reduce.invariant(
+            shard_gradient, shards, axis, layout.num_shards, len(layout.devices), shared, not layout.accelerated
+        )
     else:
-        loss, grads = reduce.fast(shard_gradient, shards, axis, len(layout.devices) if layout.adds_in_pairs else 0)
+        loss, grads = reduce.fast(
+            lambda shard: shard_gradient(shard, *shared), shards, axis,
+            len(layout.devices) if layout.adds_in_pairs else 0,
+        )
     return loss, grads
 
 
@@ -101,7 +107,7 @@ def make_train_step(
         return optax.apply_updates(params, updates), opt_state
 
     if config.reduction == "invariant":
-        update = reduce.isolated(update)
+        update = reduce.isolated(update, not layout.accelerated)
 
     def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
         loss, grads = gradients(state, batch, config, layout, num_classes)
@@ -112,20 +118,22 @@ def make_train_step(
     return train_step
 
 
-def wrap(body: Callable[..., Any], layout: Layout, axes: tuple[int | None, ...]) -> Callable[..., Any]:
+def wrap(
+    body: Callable[..., Any], layout: Layout, axes: tuple[int | None, ...], donate: bool = True
+) -> Callable[..., Any]:
     """`body(state, *arrays)`, compiled to run on every device of `layout`.
 
     The state and all results are replicated; `axes` says which axis of each array is dealt to the devices (None: the
-    device gets it whole). The state given is donated.
+    device gets it whole). The state given is donated, if `donate`.
     """
-    if layout.parallelism == "single":
-        return jax.jit(body, donate_argnums=0)
-    if layout.parallelism == "pmap":
+    donated = (0,) if donate else ()
+    if layout.parallelism == "pmap":  # takes no compiler options
         return jax.pmap(  # type: ignore[no-any-return]
-            body, AXIS, in_axes=(None, *axes), out_axes=None, devices=layout.devices, donate_argnums=0
+            body, AXIS, in_axes=(None, *axes), out_axes=None, devices=layout.devices, donate_argnums=donated
         )
-    specs = (P(), *map(partition, axes))
-    # jax cannot know that sums made in pairs are the same on all devices.
-    checked = not layout.adds_in_pairs
-    mapped = jax.shard_map(body, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=checked)
-    return jax.jit(mapped, donate_argnums=0)
+    if layout.parallelism == "shard_map":
+        specs = (P(), *map(partition, axes))
+        # jax cannot know that sums made in pairs are the same on all devices.
+        checked = not layout.adds_in_pairs
+        body = jax.shard_map(body, mesh=layout.mesh, in_specs=specs, out_specs=P(), check_vma=checked)
+    return jax.jit(body, donate_argnums=donated, compiler_options=layout.compiler_options)
