@@ -127,6 +127,7 @@ class Trainer:
         )
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
+        self.metrics.say(metrics.HEADER)
         self.compiled.result()
         group.meet()
         self.parts.digest.check(self.state, self.step)  # compiles it, too
@@ -183,12 +184,13 @@ class Trainer:
 
     def _profile(self) -> None:
         """Starts the profiler before the first and stops it after the last of --profile_steps."""
-        if self.profiling is None and self.step == self.cadence.profile[0]:
+        first, end = self.cadence.profile
+        if self.profiling is None and first <= self.step < end:
             self.losses.settle(0)
             jax.profiler.start_trace(str(self.workdir.path / "profile"))
             self.profiling = self._exit.enter_context(ExitStack())
             self.profiling.callback(jax.profiler.stop_trace)
-        elif self.profiling is not None and self.step == self.cadence.profile[1]:
+        elif self.profiling is not None and self.step == end:
             self.losses.settle(0)
             self.profiling.close()
 

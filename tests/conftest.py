@@ -54,6 +54,14 @@ def mnist_dir() -> str:
     return str(Path(folder).absolute())
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    skipped = sum("DISTMLP_DATA_DIR" in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
+    if skipped:
+        terminalreporter.section("MNIST was not tested", yellow=True)
+        terminalreporter.line(f"{skipped} tests were skipped: set DISTMLP_DATA_DIR to the --data_dir that holds MNIST, "
+                              "or to an empty folder to download it to")
+
+
 RunTrain = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -22,8 +22,8 @@ def choose_placement(config: Config, dataset: AnyDataset, layout: Layout) -> tup
         return config.data_placement, "asked for"
     room, size = _memory(layout) // 4, dataset.images.nbytes
     if size > room:
-        return "host", f"{size / 2**20:,.0f} MiB are more than a quarter of a device's memory"
-    return "device", f"{size / 2**20:,.0f} MiB fit"
+        return "host", f"{size / 1e6:,.1f} MB are more than a quarter of a device's memory"
+    return "device", f"{size / 1e6:,.1f} MB fit"
 
 
 def _memory(layout: Layout) -> int:

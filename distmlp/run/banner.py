@@ -2,9 +2,9 @@
 
 import itertools
 import platform
+import textwrap
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -23,22 +23,28 @@ def versions() -> dict[str, str]:
 
 def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement: str, workdir: Path) -> str:
     """The banner of a run; `placement` says where the training set lies, and why."""
-    kinds = {device.device_kind for device in layout.devices}
+    devices, hosts = layout.devices, group.hosts()
+    kinds = sorted({devices[0].platform, *(device.device_kind for device in devices)})
     parameters = sum((m + 1) * n for m, n in itertools.pairwise(sizes))
-    shards = f"{layout.num_shards} shards of {-(-config.batch_size // layout.num_shards)}"
-    hosts = group.hosts()
-    rows: dict[str, Any] = {
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "hosts": f"{len(hosts)} ({', '.join(hosts)}), {jax.process_count()} process"
-                 f"{'es' if jax.process_count() > 1 else ''}",
-        "devices": f"{len(layout.devices)} x {layout.devices[0].platform} ({', '.join(sorted(kinds))})",
-        "parallelism": f"{layout.parallelism}, {config.reduction} reduction",
+    rows = {
+        "versions": ", ".join(f"{name}\u00a0{version}" for name, version in versions().items()),
+        "hosts": f"{', '.join(hosts)}: {_count(jax.process_count(), 'process', 'processes')}",
+        "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
         "data": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test examples, "
                 f"training set on the {placement}",
         "classes": data.classes and f"{len(data.classes)}: {listed(data.classes)}",
-        "layers": f"{'-'.join(map(str, sizes))}, {parameters:,} parameters, {config.compute_dtype}, "
-                  f"{config.matmul_precision} matmul precision",
-        "batch": f"{config.batch_size} = {shards}, {layout.shards_per_device} a device",
-        "workdir": workdir,
+        "layers": f"{'-'.join(map(str, sizes))}: {parameters:,} parameters, {config.compute_dtype}, "
+                  f"{config.matmul_precision} precision",
+        "batch": f"{_count(config.batch_size, 'example')} in {_count(layout.num_shards, 'shard')} of at most "
+                 f"{-(-config.batch_size // layout.num_shards)}, on {_count(len(devices), 'device')}",
     }
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items() if value)
+    lines = [
+        textwrap.fill(f"{name:<12} {value}", 80, subsequent_indent=" " * 13, break_on_hyphens=False,
+                      break_long_words=False)
+        for name, value in rows.items() if value
+    ]  # fmt: skip
+    return "\n".join([*lines, f"{'workdir':<12} {workdir}"]).replace("\u00a0", " ")
+
+
+def _count(number: int, one: str, more: str = "") -> str:
+    return f"{number:,} {one if number == 1 else more or one + 's'}"

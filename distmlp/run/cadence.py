@@ -1,6 +1,6 @@
 """After which steps what is due: arithmetic on the step number, so that a resumed run does the same things."""
 
-from distmlp.config import Config
+from distmlp.config import Config, InputError
 
 
 class Cadence:
@@ -11,6 +11,8 @@ class Cadence:
         self.total_steps = config.total_steps(steps_per_epoch)
         # --profile_steps=A:B counts steps from 1: from A - 1 completed steps to B.
         self.profile = [int(n) - 1 + i for i, n in enumerate(config.profile_steps.split(":")) if n]
+        if self.profile and self.profile[1] > self.total_steps:
+            raise InputError(f"--profile_steps={config.profile_steps} goes beyond the run's {self.total_steps} steps")
 
     def epoch_end(self, step: int) -> bool:
         return _every(self.per_epoch, step)

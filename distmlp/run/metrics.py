@@ -104,18 +104,20 @@ class Metrics:
                 self._tensorboard.close()
 
 
+_COLUMNS = {  # of a line for people: heading, width, format
+    "epoch": ("epoch", 5, ""), "step": ("step", 9, ""), "train_loss": ("train loss", 12, ".5f"),
+    "test_loss": ("test loss", 11, ".5f"), "train_accuracy": ("train acc", 11, ".2%"),
+    "test_accuracy": ("test acc", 11, ".2%"), "seconds": ("seconds", 9, ".2f"),
+    "examples_per_second": ("examples/s", 12, ",.0f"),
+}  # fmt: skip
+HEADER = "".join(f"{heading:>{width}}" for heading, width, _ in _COLUMNS.values())
+
+
 def describe(line: Line) -> str:
-    """One line for people: losses, accuracies, seconds, examples/s."""
-    parts = [f"epoch {line['epoch']:>3}  step {line['step']:>6}"]
-    for name, label in (("train_loss", "train loss"), ("test_loss", "test loss")):
-        if name in line:
-            parts.append(f"{label} {line[name]:.5f}")
-    for name, label in (("train_accuracy", "train"), ("test_accuracy", "test")):
-        if name in line:
-            parts.append(f"{label} {100 * line[name]:.2f} %")
-    if "seconds" in line:
-        parts.append(f"{line['seconds']:.2f} s  {line['examples_per_second']:,.0f} examples/s")
-    return "  ".join(parts)
+    """One line for people, of 80 columns, below HEADER."""
+    cells = (f"{line[name]:>{width}{form}}" if name in line else " " * width
+             for name, (_, width, form) in _COLUMNS.items())  # fmt: skip
+    return "".join(cells).rstrip()
 
 
 def summary(history: Sequence[Line]) -> str:

@@ -19,7 +19,8 @@ from . import runs
 
 def scripts() -> list[Path]:
     """The benchmarks that are commands; the other files hold contestants."""
-    return sorted(path for path in (runs.REPOSITORY / "benchmarks").glob("*.py") if "= harness.arguments(" in path.read_text())
+    files = (runs.REPOSITORY / "benchmarks").glob("*.py")
+    return sorted(path for path in files if "= harness.arguments(" in path.read_text())
 
 
 def numbers(value: Any) -> list[float]:

@@ -34,7 +34,7 @@ from distmlp.run.checkpoint import Checkpoints
 from . import runs
 
 STEPS = (4, 8, 12)
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], Any]
 
 
 class Case(NamedTuple):
@@ -66,7 +66,7 @@ def cases(checkpoint: Path, positions: int, rng: random.Random) -> Iterator[Case
         if path.is_dir():
             yield Case(f"{name}/: deleted", on_file(name, shutil.rmtree))
             continue
-        ways = [("deleted", Path.unlink)]
+        ways: list[tuple[str, Damage]] = [("deleted", Path.unlink)]
         if size:
             chosen = {0, size - 1, *(rng.randrange(size) for _ in range(positions))}
             ways += [(f"bit flipped in byte {at} of {size}", flip(at, rng.randrange(8))) for at in sorted(chosen)]
