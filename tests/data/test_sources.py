@@ -139,9 +139,9 @@ def test_a_parquet_file_and_a_folder_of_parts(tmp_path: Path) -> None:
         parquet.write_table(pa.table({name: columns[name] for name in order}), tmp_path / "parts" / f"{part}.parquet")
     data = load(Config(dataset=str(tmp_path / "parts")))
     assert data.validation is not None
-    for part in data.parts:
-        np.testing.assert_array_equal(part[np.arange(4)][0], np.array([columns["a"], columns["b"]], np.float32).T)
-        assert part[np.arange(4)][1].tolist() == [0, 1, 0, 1]
+    for found in data.parts:
+        np.testing.assert_array_equal(found[np.arange(4)][0], np.array([columns["a"], columns["b"]], np.float32).T)
+        assert found[np.arange(4)][1].tolist() == [0, 1, 0, 1]
 
 
 def test_numbers_do_not_depend_on_the_first_rows(tmp_path: Path) -> None:
