@@ -54,7 +54,7 @@ class Config:
     dataset: str = _setting(
         "digits",
         "digits, mnist, fashion_mnist, synthetic; an .npz, .csv or .parquet file; a folder of .npy files "
-        "(memory-mapped) or of train.csv and test.csv",
+        "(memory-mapped), of train.csv and test.csv, or of class folders with pictures",
         topic="Data",
     )
     shuffle: bool = _setting(False, "draw a new order of the training set for each epoch")
@@ -74,6 +74,9 @@ class Config:
     )
     label_column: str = _setting("", "a table's column of labels; empty: the one named label, target, class or y")
     ignore_columns: str = _setting("", "columns of a table to leave out, separated by commas")
+    image_size: int = _setting(0, "height and width to which pictures are brought; 0: all are alike already", minimum=0)
+    image_mode: str = _setting("auto", "pictures as gray or in colour; auto: as the first of them",
+                               choices=("auto", "gray", "rgb"))
     data_dir: str = _setting("data", "folder of torchvision's data sets, or to download them to", "host")
     num_classes: int = _setting(0, "number of classes; 0: as many as the labels say", minimum=0)
     num_workers: int = _setting(0, "spawned loader processes, for data sets that are read item by item", "host",

@@ -54,13 +54,15 @@ def read(config: Config) -> Source:
                          "give them to train(config, train_set, test_set) again")
     if not path.exists():
         raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, an .npz, .csv or "
-                         ".parquet file, or a folder of .npy files")
+                         ".parquet file, a folder of .npy files, or one of class folders with pictures")
     if path.is_dir():
         found = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in tables.SUFFIXES}
         if found and not list(path.glob("*.npy")):
             return _tables(config, {part: found[name] for part, names in _PARTS.items() for name in names
                                     if name in found} or found)
         arrays = {file.stem: file for file in sorted(path.glob("*.npy"))}
+        if not arrays and any(inner.is_dir() for inner in path.iterdir()):
+            return _pictures(config, path)
         return _arrays(path, arrays, lambda name: _load(arrays[name], mmap_mode="r"))
     if path.suffix.lower() in tables.SUFFIXES:
         return _tables(config, {"train": path})
@@ -107,6 +109,22 @@ def _arrays(path: Path, names: Mapping[str, Any], get: Callable[[str], np.ndarra
             raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {', '.join(names) or 'no arrays'}: "
                              "it must hold x_train, y_train, x_test, y_test, or for instance data, target")
     return Source(**parts)
+
+
+def _pictures(config: Config, path: Path) -> Source:
+    """The parts train, test and val of a folder, or all of it as one, to be divided."""
+    from distmlp.data.image_folder import ImageFolder
+
+    roots = {part: path / name for part, names in _PARTS.items() for name in names if (path / name).is_dir()}
+    folders: dict[str, ImageFolder] = {}
+    for part, root in ({"train": path} | roots if "train" not in roots else roots).items():
+        folders[part] = ImageFolder(root, config, folders.get("train"))
+    parts: dict[str, Any] = {
+        part: Part(folder.decoded(), np.array(folder.targets), str(roots.get(part, path))) if folder.fits
+        else Part(folder, None, str(roots.get(part, path)))
+        for part, folder in folders.items()
+    }
+    return Source(**parts, names=folders["train"].classes)
 
 
 def _tables(config: Config, files: dict[str, Path]) -> Source:
