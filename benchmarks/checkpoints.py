@@ -33,7 +33,7 @@ def saving(work: Work) -> Contestant:
     state = step.initial_state(layout, sizes, 0, optim.make(config, 10), ())
     digest = StateDigest(layout)
     folder = Path(tempfile.mkdtemp())
-    checkpoints = checkpoint.Checkpoints(folder, digest, 1, lambda steps: None)
+    checkpoints = checkpoint.Checkpoints(folder, digest, 1)
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     meta: Any = {"settings": {}, "num_shards": 1, "data": "", "totals": {}, "versions": {}}
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))

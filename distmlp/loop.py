@@ -20,7 +20,7 @@ from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.step import State, initial_state
 from distmlp.run import banner, metrics
 from distmlp.run.cadence import Cadence
-from distmlp.run.checkpoint import Checkpoints
+from distmlp.run.checkpoint import Checkpoints, quiet
 from distmlp.run.recovery import Recovery
 from distmlp.run.signals import Interrupted, Signals, Watchdog
 from distmlp.run.totals import Losses, Totals
@@ -66,10 +66,11 @@ def _train(config: Config, started: float, *given_sets: Any) -> Result:
     data = datasets.load(config, *given_sets)
     layout = make_layout(config)
     parts = program.build(config, data, layout)
-    with closing(Workdir(config)) as workdir:
-        workdir.check_same_run(config)
-        with Trainer(config, data, layout, parts, workdir, started) as trainer:
-            return trainer.run()
+    with (
+        quiet(), closing(Workdir(config)) as workdir,
+        Trainer(config, data, layout, parts, workdir, started) as trainer,
+    ):  # fmt: skip
+        return trainer.run()
 
 
 class Trainer:
@@ -84,9 +85,9 @@ class Trainer:
         self.feed, self.evaluator = parts.feed, parts.evaluator
         self.cadence = Cadence(config, parts.loader.steps_per_epoch)
         self.per_epoch, self.total_steps = self.cadence.per_epoch, self.cadence.total_steps
-        self.metrics = metrics.Metrics(workdir.metrics, quiet=not group.is_first())
-        self.checkpoints = Checkpoints(workdir.path, parts.digest, config.keep_checkpoints, self.metrics.best_step)
-        self.recovery = Recovery(config, data, layout, workdir, self.checkpoints)
+        self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not group.is_first())
+        self.checkpoints = Checkpoints(workdir.path, parts.digest, config.keep_checkpoints)
+        self.recovery = Recovery(config, data, layout, self.checkpoints)
         self.several = jax.process_count() > 1
         self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
@@ -120,13 +121,16 @@ class Trainer:
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
-        self.metrics.start(self.step)
+        self.metrics.start(self.step, self.cadence.evaluation(self.step))
         placement = "{} ({})".format(*self.parts.placement)
         self.metrics.say(
             banner.text(self.config, self.data, self.layout, self.parts.sizes, placement, self.workdir.path)
         )
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
+        if 0 < self.config.schedule_steps < self.total_steps:
+            metrics.warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
+                         f"ends; this run has {self.total_steps} steps")
         self.metrics.say(metrics.HEADER)
         self.compiled.result()
         group.meet()
@@ -147,12 +151,10 @@ class Trainer:
         return initial_state(self.layout, self.parts.sizes, self.config.seed, self.parts.optimizer, scaling)
 
     def _train(self) -> None:
-        if self.step and self.cadence.line(self.step):
-            if group.decide(self.metrics.logged(self.step)):
-                # It was killed after this line, having gone on from a stop before it.
-                self.totals.reset(self.cadence.epoch_end(self.step))
-            else:
-                self._log()  # the run was stopped between this step and its line
+        if group.decide(self.metrics.logged(self.step)):
+            self.totals.reset(self.cadence.epoch_end(self.step))  # a checkpoint has the sums from before its line
+        elif self.step and self.cadence.line(self.step):
+            self._log()
         self.losses.start_clock()
         while self.step < self.total_steps:
             self._stop_if_signalled()
@@ -166,15 +168,15 @@ class Trainer:
             self.watchdog.beat()
             self.dispatches += 1
             self._show_progress()
-            if self.cadence.line(self.step):
-                self.losses.settle_all()
-                self._log()
-                self.losses.start_clock()
-            if self._save_due():
+            if self._save_due():  # before the evaluation, which may fail
                 self.losses.settle_all()
                 self._save()
             elif self.cadence.comparison(self.step):
                 self.parts.digest.check(self.state, self.step)
+            if self.cadence.line(self.step):
+                self.losses.settle_all()
+                self._log()
+                self.losses.start_clock()
 
     def _save_due(self) -> bool:
         if self.cadence.save(self.step):
@@ -208,6 +210,8 @@ class Trainer:
             line["examples_per_second"] = totals.epoch_examples / totals.epoch_seconds
         self.metrics.log(line)
         self.metrics.say(metrics.describe(line))
+        if group.decide(metrics.best(self.metrics.history) is line) and self.recovery.saved_step < self.step:
+            self._save()
         self.totals.reset(epoch_end)
 
     def _evaluate(self) -> metrics.Line:
@@ -229,7 +233,7 @@ class Trainer:
         now = time.monotonic()
         self.totals.total_seconds += now - self.started
         self.started = now
-        self.recovery.save(self.state, self.step, self.totals)
+        self.recovery.save(self.state, self.step, self.totals, metrics.best(self.metrics.history)["step"])
         self.watchdog.beat()
 
     def _stop_if_signalled(self) -> None:

@@ -195,14 +195,10 @@ def run_copy(finished_run: tuple[Any, Path], tmp_path: Path) -> tuple[str, Path]
         ("--dataset=digits", "--dataset was"),
     ],
 )
-@pytest.mark.parametrize("keep_run_flags", [True, False])
 def test_a_workdir_that_holds_another_run(
-    flag: str, words: str, keep_run_flags: bool, run_copy: tuple[str, Path], refused: Refused
+    flag: str, words: str, run_copy: tuple[str, Path], refused: Refused
 ) -> None:
-    """Also where only the checkpoint can tell: one of another architecture, for instance."""
     dataset, workdir = run_copy
-    if not keep_run_flags:
-        (workdir / "run.flags").unlink()
     before = snapshot(workdir)
     line = refused(dataset, *SMALL, f"--workdir={workdir}", flag)
     assert f"--workdir={workdir} holds another run" in line
@@ -240,14 +236,6 @@ def test_fewer_steps_than_the_run_has_made(run_copy: tuple[str, Path], refused: 
     line = refused(dataset, *SMALL, f"--workdir={workdir}", "--num_epochs=1")
     assert "--num_epochs" in line
     assert "is at step 10" in line
-
-
-def test_a_damaged_run_flags_file(run_copy: tuple[str, Path], refused: Refused) -> None:
-    dataset, workdir = run_copy
-    (workdir / "run.flags").write_text("--nonsense=1\n")
-    line = refused(dataset, *SMALL, f"--workdir={workdir}")
-    assert "nonsense" in line
-    assert "run.flags" in line
 
 
 @pytest.mark.parametrize("path", ["a_file", "a_file/below"])

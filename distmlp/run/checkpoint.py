@@ -1,8 +1,15 @@
 """Checkpoints with Orbax: saved in the background, verified array by array when restored."""
 
+import contextlib
+import errno
+import gc
+import logging
+import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +20,28 @@ import orbax.checkpoint as ocp
 from distmlp.cluster import group
 from distmlp.config import InputError, digest_json
 from distmlp.parallel.digest import DivergedError, StateDigest
-from distmlp.run.manager import TRASH, Manager, brief
-from distmlp.run.workdir import WriteError
+from distmlp.run.workdir import WriteError, new_path, sync
 
 Meta = dict[str, Any]  # JSON values beside the arrays: step, settings, digests, sums for the log
 
-
-class CheckpointError(WriteError):
-    """A checkpoint could not be written; the earlier ones are intact."""
+_TRASH = "trash"  # what is deleted is renamed into this folder first: a crash leaves no half of a checkpoint behind
+_PAUSE_SECONDS = 0.25  # after what could not be read
+_CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)]
 
 
 class DamageError(Exception):
     """A checkpoint does not hold what was saved."""
+
+
+class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
+    """Orbax's, which on each save would ask jax whether a preempted job is to stop at this step.
+
+    jax counts such questions to find a point that all processes still have before them: only the loop may ask
+    (group.stop_point), or a SIGTERM is lost now and then.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -33,25 +50,20 @@ class Checkpoints:
     Args:
       workdir: the run's folder; this process holds its lock.
       digest: computes and checks the state's digests.
-      keep: how many of the newest to keep.
-      best_step: which of some steps is the best one, if any is known to be; kept besides.
+      keep: how many of the newest to keep, besides the best.
     """
 
-    def __init__(
-        self, workdir: Path, digest: StateDigest, keep: int, best_step: Callable[[Sequence[int]], int | None]
-    ) -> None:
+    def __init__(self, workdir: Path, digest: StateDigest, keep: int) -> None:
         self.workdir, self.path, self._digest = workdir, workdir / "checkpoints", digest
+        self._keep, self._best = keep, 0
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
-        self._saving: Future[None] | None = None
+        self._rest_of_save: Callable[[], None] | None = None
+        self._abandoned = False
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, todelete_subdir=_TRASH)
+        self._empty_trash()
         try:
-            if group.is_first():
-                self.path.mkdir(exist_ok=True)
-                for leftover in self.path.glob("*.orbax-checkpoint-tmp*"):  # of a save that a crash cut short
-                    shutil.rmtree(leftover)
-                self._empty_trash()
-            group.decide(True)
-            self._manager = Manager(self.path, keep, best_step)
+            self._manager = _Manager(self.path, options=options, item_names=("state", "meta"))
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
                              "make room or give another --workdir") from None
@@ -60,48 +72,65 @@ class Checkpoints:
         """Steps of which a checkpoint is listed, intact or not, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, step: int, state: Any, meta: Meta) -> None:
+    def save(self, step: int, state: Any, meta: Meta, best: int = 0) -> None:
         """Copies the state and writes the copy in the background, its digests and `meta` beside it.
 
         Training can go on, and donate the state, when this returns. What goes wrong shows in the next `wait` or `save`.
+        Once it is on disk, all others but the newest and that of step `best` are deleted.
 
         Raises:
           DivergedError: a value is not finite, or the devices' copies differ; nothing was saved.
-          CheckpointError: this or the previous save failed.
+          WriteError: this or the previous save failed; the checkpoints listed before are intact.
         """
         self.wait()
+        self._best = best
         if jax.process_count() > 1:  # digests and Orbax exchange by collectives, which must keep their order
             self._save(step, state, meta)
+            self._rest_of_save = self._finish
         else:
-            self._saving = self._saver.submit(self._save, step, self._copy(state), meta)
+            self._rest_of_save = self._saver.submit(self._save, step, self._copy(state), meta).result
 
     def _save(self, step: int, state: Any, meta: Meta) -> None:
         meta = {**meta, "step": step, "digests": self._digest.check(state, step)}
-        meta["digest"] = digest_json(meta)
-        failed: CheckpointError | None = None
-        try:
-            saved = self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-            )
-        except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
-            saved, failed = False, self._failed(error)
-        if not saved:
-            raise failed or CheckpointError(self.path, f"Orbax declined to save step {step}, it holds {self.steps()}")
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({**meta, "digest": digest_json(meta)})
+        )
+        with self._errors():
+            if not self._manager.save(step, args=args):
+                raise RuntimeError(f"Orbax declined to save step {step}, it holds {self.steps()}")
+        if jax.process_count() == 1:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Waits until what was saved is listed, has the disk hold it, and only then deletes others."""
+        with self._errors():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            newest, *others = self.steps()
+            surplus = [step for step in others[self._keep - 1 :] if step != self._best]
+            if surplus and group.is_first():
+                folder = self.path / str(newest)
+                for path in [*folder.rglob("*"), folder, self.path]:
+                    sync(path)
+            for step in surplus:
+                self._manager.delete(step)
+            self._empty_trash()
+
+    def _empty_trash(self) -> None:
+        if group.is_first():
+            shutil.rmtree(self.path / _TRASH, ignore_errors=True)
 
     def wait(self) -> None:
         """Waits for the save in the background, and raises what went wrong in it: see `save`."""
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
-        self._finish(self._manager.wait_until_finished, self._manager.check_for_errors)
-        if group.is_first():
-            self._empty_trash()
+        rest, self._rest_of_save = self._rest_of_save, None
+        if rest is not None:
+            rest()
 
     def newest_intact(self, target: Any, check_meta: Callable[[Meta], None]) -> tuple[Any, Meta, list[str]] | None:
         """Restores the newest checkpoint that is what was saved; None if there is none at all.
 
         Damaged ones, and whatever is newer than the one restored, are moved to WORKDIR/damaged: Orbax would decline
-        to save their steps again.
+        to save their steps again. Damaged is what was twice found to be: an error of the moment is not.
 
         Args:
           target: a state of the right shapes and dtypes, placed where the restored one shall be; it may be abstract.
@@ -130,29 +159,37 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        self.wait()
-        self._finish(self._manager.close)
-        self._saver.shutdown()
-
-    def _finish(self, *actions: Callable[[], Any]) -> None:
-        failed: CheckpointError | None = None
         try:
-            for action in actions:
-                action()
+            self.wait()
+            with self._errors():
+                self._manager.close()
+        finally:
+            self._saver.shutdown()
+            if self._abandoned:
+                gc.collect()  # coroutines of Orbax's failures, while `quiet` lasts
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
-            failed = self._failed(error)
-        if failed is not None:
-            raise failed
+            self._abandoned = True
+            self._manager.reload()  # its list counts the failed one
+            raise WriteError(self.path, f"a checkpoint was not saved: {_brief(error)}",
+                             f"; intact checkpoints: {self.steps()[::-1]}") from None
 
     def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
-        """What `read` returns, if no process finds damage; else None and the reason."""
-        try:
-            value, reason = read(), ""
-        except DamageError as error:
-            value, reason = None, str(error)
-        intact = group.gather(not reason)
-        if intact.all():
-            return value, ""
+        """What `read` returns, if at the first or second try no process finds damage; else None and the reason."""
+        for _ in range(2):
+            try:
+                value, reason = read(), ""
+            except DamageError as error:
+                value, reason = None, str(error)
+            intact = group.gather(not reason)
+            if intact.all():
+                return value, ""
+            self._abandoned = True
+            time.sleep(_PAUSE_SECONDS)
         return None, reason or f"process {intact.argmin()} cannot read it"
 
     def _read_meta(self, step: int) -> Meta:
@@ -161,7 +198,7 @@ class Checkpoints:
             meta: Meta = dict(restored["meta"])
             digest = meta.pop("digest")
         except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
-            raise DamageError(f"its metadata cannot be read ({brief(error)})") from error
+            raise DamageError(f"its metadata cannot be read ({_brief(error)})") from error
         if digest != digest_json(meta) or meta["step"] != step:
             raise DamageError("its metadata is not what was saved")
         return meta
@@ -172,7 +209,7 @@ class Checkpoints:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=args)["state"]
         except Exception as error:  # as above
-            raise DamageError(f"its arrays cannot be read ({brief(error)})") from error
+            raise DamageError(f"its arrays cannot be read ({_brief(error)})") from error
         try:
             digests = self._digest.check(state, step)
         except DivergedError as error:
@@ -183,23 +220,43 @@ class Checkpoints:
         return self._copy(state)  # Orbax's arrays may not be donatable
 
     def _move_away(self, step: int, reason: str) -> str:
-        folder = self.workdir / "damaged"
-        target, n = folder / str(step), 1
-        while target.exists():
-            n += 1
-            target = folder / f"{step}-{n}"
+        target = new_path(self.workdir / "damaged" / str(step))
         group.decide(True)  # all have chosen the name
         if group.is_first():
-            folder.mkdir(exist_ok=True)
+            target.parent.mkdir(exist_ok=True)
             (self.path / str(step)).rename(target)
         group.decide(True)
         self._manager.reload()
         return f"checkpoint {step} is damaged ({reason}): moved to {target}"
 
-    def _empty_trash(self) -> None:
-        shutil.rmtree(self.path / TRASH, ignore_errors=True)
 
-    def _failed(self, error: Exception) -> CheckpointError:
-        reason = f"a checkpoint was not saved: {brief(error)}"
-        self._manager.reload()  # its list counts the failed one, and lacks those that would have been deleted for it
-        return CheckpointError(self.path, reason, f"; intact checkpoints: {sorted(self._manager.all_steps())}")
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences, while it lasts, what Orbax logs, for it raises that, too, and the coroutines that it abandons then."""
+    hook, absl = sys.unraisablehook, logging.getLogger("absl")
+
+    def unraisable(found: Any) -> None:
+        code = getattr(found.object, "cr_code", None)
+        from_orbax = code is not None and "orbax" in code.co_filename
+        if not from_orbax and str(found.exc_value) != "Event loop is closed":
+            hook(found)
+
+    def from_others(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    sys.unraisablehook = unraisable
+    absl.addFilter(from_others)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        absl.removeFilter(from_others)
+
+
+def _brief(error: BaseException) -> str:
+    """An error in a few words; TensorStore's and Orbax's have hundreds of lines."""
+    for cause in _CAUSES:
+        if cause in str(error):
+            return cause
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].split('. See ')[0][:200]}" if lines else type(error).__name__

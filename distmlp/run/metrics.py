@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distmlp.run.workdir import WriteError, replace_file
+from distmlp.cluster import group
+from distmlp.run.workdir import new_path, replace_file, sync, writing
 
 Line = dict[str, Any]
 
@@ -18,15 +18,15 @@ Line = dict[str, Any]
 class Metrics:
     """The lines of a run's metrics.jsonl, in memory and on disk.
 
-    `step` counts completed updates and `epoch` completed epochs. A line is on disk before `log` returns, so a
-    checkpoint saved after it never knows more than the file.
+    `step` counts completed updates and `epoch` completed epochs. A line is on disk before `log` returns: those of
+    earlier steps than a checkpoint's always are, that of its own step may be missing yet.
     """
 
     def __init__(self, path: Path, quiet: bool = False) -> None:
         """Reads the lines that are there. With `quiet`, in all processes but the first, nothing is written."""
         self.path, self.quiet = path, quiet
         self.history: list[Line] = []
-        self._tensorboard: Any = None
+        self._events: Any = None
         self._bar: Any = None
         if path.exists():
             for text in path.read_text().splitlines():
@@ -37,43 +37,48 @@ class Metrics:
 
     @property
     def finished_at(self) -> int | None:
-        """The step at which the run ended, if it has."""
-        return self.history[-1]["step"] if self.history and self.history[-1].get("final") else None
+        """The step at which the run ended, if it has, evaluation included."""
+        last, final = [{}, {}, *self.history][-2:]
+        evaluated = "test_accuracy" in last and last["step"] == final["step"]
+        return final["step"] if final.get("final") and evaluated else None
 
-    def start(self, step: int) -> None:
-        """Drops what lies beyond `step`, where training now goes on, and opens the sinks."""
-        self.history = [line for line in self.history if line["step"] <= step and not line.get("final")]
-        if self.quiet:
-            return
-        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
-        from tensorboardX import SummaryWriter
+    def start(self, step: int, evaluation: bool) -> None:
+        """Drops what training will write again from `step` on, and opens the sinks.
 
-        self._tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
+        That is what lies beyond it, and its own line if an evaluation is due that it lacks. With no checkpoint to go on
+        from, at step 0, lines that are there are set aside.
+        """
+        if step == 0 and self.history and not self.quiet:
+            aside = new_path(self.path.with_name("metrics-old.jsonl"))
+            self.path.rename(aside)
+            warn(f"there are metrics but no checkpoints: the run begins anew, and the old metrics are in {aside}")
+        self.history = [
+            line for line in self.history
+            if not line.get("final") and line["step"] <= step - (evaluation and "test_accuracy" not in line)
+        ]
+        if not self.quiet:
+            from distmlp.run.tensorboard import EventFile  # takes 0.2 s to import
+
+            replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
+            with writing(self.path.parent):
+                self._events = EventFile(self.path.parent / "tensorboard", step + 1)
 
     def log(self, line: Line) -> None:
         """Writes one line; its numbers other than step and epoch also become TensorBoard scalars."""
         self.history.append(line)
         if self.quiet:
             return
-        try:
+        with writing(self.path.parent):
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            for name, value in line.items():
-                if name not in ("step", "epoch") and isinstance(value, (int, float)) and not isinstance(value, bool):
-                    self._tensorboard.add_scalar(name, value, line["step"])
-            self._tensorboard.flush()
-        except OSError as error:
-            raise WriteError(self.path.parent, error.strerror or str(error)) from None
+            sync(self.path)
+            self._events.scalars(line["step"], {
+                name: value for name, value in line.items()
+                if type(value) in (int, float) and name not in ("step", "epoch")
+            })
 
     def logged(self, step: int) -> bool:
         return any(line["step"] == step and not line.get("final") for line in self.history)
-
-    def best_step(self, steps: Sequence[int]) -> int | None:
-        """Of these steps, the one with the highest test accuracy, the latest among equals; None: none was evaluated."""
-        scored = {line["step"]: line["test_accuracy"] for line in self.history if "test_accuracy" in line}
-        return max((step for step in steps if step in scored), key=lambda step: (scored[step], step), default=None)
 
     def say(self, text: str) -> None:
         """A line on the console, above the progress bar if there is one."""
@@ -99,9 +104,21 @@ class Metrics:
 
     def close(self) -> None:
         self.close_bar()
-        if self._tensorboard is not None:
+        if self._events is not None:
             with contextlib.suppress(OSError):  # a full disk, of which `log` has told
-                self._tensorboard.close()
+                self._events.close()
+
+
+def best(history: Sequence[Line]) -> Line:
+    """The line of the highest test accuracy, the first among equals; {"step": 0} before any evaluation."""
+    return max((line for line in history if "test_accuracy" in line), key=lambda line: float(line["test_accuracy"]),
+               default={"step": 0})  # fmt: skip
+
+
+def warn(text: str) -> None:
+    """A line on standard error, from the first process."""
+    if group.is_first():
+        print(f"distmlp: {text}", file=sys.stderr)
 
 
 _COLUMNS = {  # of a line for people: heading, width, format
@@ -122,9 +139,8 @@ def describe(line: Line) -> str:
 
 def summary(history: Sequence[Line]) -> str:
     """What people want to know at the end of a run: final and best test accuracy, and the parameters' SHA-256."""
-    *_, last, final = history
-    best = max((line for line in history if "test_accuracy" in line), key=lambda line: line["test_accuracy"])
+    (*_, last, final), top = history, best(history)
     return (
         f"final test accuracy {100 * last['test_accuracy']:.2f} % ({last['test_correct']} of {last['test_count']}), "
-        f"best {100 * best['test_accuracy']:.2f} % at step {best['step']}\nparameters {final['params_sha256']}"
+        f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}\nparameters {final['params_sha256']}"
     )

@@ -1,30 +1,34 @@
 """How a run goes on after any end: what lies beside the arrays in its checkpoints, and which ones are another run's."""
 
 import dataclasses
-import sys
+import os
+import platform
+import re
 import time
 from contextlib import suppress
+from pathlib import Path
+
+import jax
 
 from distmlp.cluster import group
-from distmlp.config import Config, InputError
+from distmlp.config import Config, InputError, differences
 from distmlp.data import datasets
 from distmlp.parallel.digest import DivergedError
 from distmlp.parallel.mesh import Layout
 from distmlp.parallel.step import State
 from distmlp.run import banner
 from distmlp.run.checkpoint import Checkpoints, Meta
+from distmlp.run.metrics import warn
 from distmlp.run.totals import Totals
-from distmlp.run.workdir import Workdir, WriteError, refuse_differences
+from distmlp.run.workdir import WriteError
 
 
 class Recovery:
     """Saves and restores one run."""
 
-    def __init__(
-        self, config: Config, data: datasets.Data, layout: Layout, workdir: Workdir, checkpoints: Checkpoints
-    ) -> None:
-        self.config, self.layout, self.workdir, self.checkpoints = config, layout, workdir, checkpoints
-        self.data, self.data_fingerprint = data, ""
+    def __init__(self, config: Config, data: datasets.Data, layout: Layout, checkpoints: Checkpoints) -> None:
+        self.config, self.data, self.layout, self.checkpoints = config, data, layout, checkpoints
+        self.data_fingerprint = ""
         self.saved_step, self._saved_at = 0, time.monotonic()
 
     def restore(self, state: State, total_steps: int) -> tuple[State, int, Totals] | None:
@@ -43,29 +47,39 @@ class Recovery:
         restored = self.checkpoints.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
         if restored is None:
             return None
-        state, meta, moved = restored
-        for line in moved if group.is_first() else []:
-            print(f"distmlp: {line}", file=sys.stderr)
+        state, meta, notes = restored
+        if meta.get("data_modified", self.data.modified()) != self.data.modified():
+            notes.append(f"the files of --dataset={self.config.dataset} were written again since the run began; the "
+                         "rows that are compared are the same: if others are not, give another --workdir")
+        changed = differences(meta["versions"], _versions()) if self.config.reduction == "invariant" else []
+        if changed:
+            notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
+        for note in notes:
+            warn(note)
         self.saved_step = meta["step"]
         return state, meta["step"], Totals(**meta["totals"])
 
     def _check_meta(self, meta: Meta, total_steps: int) -> None:
-        refuse_differences(self.workdir.path, meta["settings"], self.config)
+        workdir = f"--workdir={self.checkpoints.workdir}"
+        saved = Config().settings() | meta["settings"]
+        experiment = self.config.experiment()
+        changed = differences({f"--{name}": saved[name] for name in experiment},
+                              {f"--{name}": value for name, value in experiment.items()})  # fmt: skip
+        if changed:
+            raise InputError(f"{workdir} holds another run ({'; '.join(changed)}): "
+                             "give the same flags, or another --workdir")
         if meta["data"] != self.data_fingerprint:
             raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in "
-                             f"--workdir={self.workdir.path} began with: bring them back, or give another --workdir")
-        if meta.get("data_modified", self.data.modified()) != self.data.modified() and group.is_first():
-            print(f"distmlp: the files of --dataset={self.config.dataset} were written again since the run began; the "
-                  "rows that are compared are the same: if others are not, give another --workdir", file=sys.stderr)
+                             f"{workdir} began with: bring them back, or give another --workdir")
         if self.config.reduction == "invariant" and meta["num_shards"] != self.layout.num_shards:
             raise InputError(f"--num_shards was {meta['num_shards']}, is {self.layout.num_shards}: "
                              f"give --num_shards={meta['num_shards']}")
         if meta["step"] > total_steps:
-            raise InputError(f"--workdir={self.workdir.path} is at step {meta['step']}, beyond the "
-                             f"{total_steps} steps asked for: raise --num_epochs or --max_steps")
+            raise InputError(f"{workdir} is at step {meta['step']}, beyond the {total_steps} steps asked for: "
+                             "raise --num_epochs or --max_steps")
 
-    def save(self, state: State, step: int, totals: Totals) -> None:
-        """Begins a checkpoint; raises as Checkpoints.save does."""
+    def save(self, state: State, step: int, totals: Totals, best_step: int) -> None:
+        """Begins a checkpoint, with the sums from before this step's line; raises as Checkpoints.save does."""
         meta: Meta = {
             "settings": self.config.settings(),
             "num_shards": self.layout.num_shards,
@@ -73,9 +87,9 @@ class Recovery:
             "data_modified": self.data.modified(),
             "data_info": self.data.info(),
             "totals": dataclasses.asdict(totals),
-            "versions": banner.versions(),
+            "versions": _versions(),
         }
-        self.checkpoints.save(step, state, meta)
+        self.checkpoints.save(step, state, meta, int(group.gather(best_step)[0]))
         self.saved_step, self._saved_at = step, time.monotonic()
 
     def seconds_passed(self) -> bool:
@@ -88,3 +102,14 @@ class Recovery:
             self.checkpoints.wait()
         steps = self.checkpoints.steps()
         return f"the newest checkpoint is of step {steps[0]}" if steps else "there is no checkpoint yet"
+
+
+def _versions() -> dict[str, str]:
+    """What the bits of an invariant run depend on besides its settings."""
+    device = jax.devices()[0]
+    processor = device.device_kind
+    if device.platform == "cpu":
+        with suppress(OSError):
+            models = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+            processor = models[1] if models else platform.processor()
+    return {**banner.versions(), "processor": processor, "PJRT_NPROC": os.environ.get("PJRT_NPROC", "not set")}

@@ -1,18 +1,20 @@
 """The folder of one run: who may write to it, and what it holds besides metrics and checkpoints."""
 
+import contextlib
 import fcntl
+import itertools
 import os
 import secrets
 import zlib
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distmlp import flags
 from distmlp.cluster import group
-from distmlp.config import FROM_PYTHON, Config, InputError, differences
+from distmlp.config import FROM_PYTHON, Config, InputError
 
 
 class WriteError(OSError):
@@ -31,7 +33,8 @@ class Workdir:
         Raises:
           InputError: it is no folder, cannot be written to, or another run is using it.
         """
-        self.path = Path(config.workdir) if config.workdir else _new_path(config)
+        name = f"{Path(config.dataset.removeprefix(FROM_PYTHON)).stem or 'run'}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+        self.path = Path(config.workdir) if config.workdir else new_path(Path("runs").absolute() / name)
         self._lock = -1
         failure: InputError | None = None
         if group.is_first():
@@ -74,63 +77,48 @@ class Workdir:
             raise InputError(f"--workdir={self.path} is not shared: process {alien[0]} does not see what process 0 "
                              "wrote there; give a folder that all processes see")
 
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    def check_same_run(self, config: Config) -> None:
-        """Raises InputError if the folder holds a run with other settings."""
-        run_flags = self.path / "run.flags"
-        if run_flags.exists():
-            try:
-                saved = flags.parse(["", f"--flagfile={run_flags}"]).settings()
-            except InputError as error:
-                raise InputError(f"{run_flags} is damaged ({error}): bring it back from a copy, "
-                                 "or give another --workdir") from None
-            refuse_differences(self.path, saved, config)
-
     def write_run_flags(self, config: Config) -> None:
         """Writes run.flags, whole or not at all."""
         if not group.is_first():
             return
         text, target = flags.run_flags(config), self.path / "run.flags"
-        if target.exists() and target.read_text() == text:
-            return
-        replace_file(target, text)
+        if not target.exists() or target.read_text() != text:
+            replace_file(target, text)
 
     def close(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
 
 
-def refuse_differences(workdir: Path, saved: dict[str, Any], config: Config) -> None:
-    """Raises InputError naming every setting of `config` in which it is not the run with the settings `saved`."""
-    experiment = {f"--{name}": value for name, value in config.experiment().items()}
-    shared = {f"--{name}": value for name, value in saved.items() if f"--{name}" in experiment}
-    changed = differences(shared, experiment)
-    if changed:
-        raise InputError(f"--workdir={workdir} holds another run ({'; '.join(changed)}): "
-                         "give the same flags, or another --workdir")
-
-
 def replace_file(target: Path, text: str) -> None:
     """Writes a text file so that a crash leaves the old or the new one."""
     temporary = target.with_name(target.name + ".tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    with writing(target):
+        temporary.write_text(text)
+        sync(temporary)
         temporary.replace(target)
+        sync(target.parent)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes an OSError of the disk a WriteError."""
+    try:
+        yield
     except OSError as error:
-        raise WriteError(target, error.strerror or str(error)) from None
+        raise WriteError(path, error.strerror or str(error)) from None
 
 
-def _new_path(config: Config) -> Path:
-    name = Path(config.dataset.removeprefix(FROM_PYTHON)).stem or "run"
-    base = Path("runs").absolute() / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    path, n = base, 1
-    while path.exists():  # two starts in one second, or a clock set back
-        n += 1
-        path = base.with_name(f"{base.name}-{n}")
-    return path
+def sync(path: Path) -> None:
+    """Returns when the disk holds what was written to a file, or a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def new_path(path: Path) -> Path:
+    """This path, or if there is one already the first of NAME-2, NAME-3, ... that there is not."""
+    names = itertools.chain([path.name], (f"{path.stem}-{n}{path.suffix}" for n in itertools.count(2)))
+    return next(new for name in names if not (new := path.with_name(name)).exists())

@@ -29,7 +29,7 @@ from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.mesh import make_layout
 from distmlp.parallel.step import State
-from distmlp.run.checkpoint import Checkpoints
+from distmlp.run.checkpoint import Checkpoints, quiet
 
 from . import runs
 
@@ -89,18 +89,20 @@ class Restores:
         optimizer, rng = optim.make(config, 100), np.random.default_rng(0)
         params = model.init_network_params([64, *config.hidden_sizes, 10], jax.random.key(0))
         shapes = State(params, optimizer.init(params), jnp.int32(0), (jnp.zeros(64), jnp.ones(64)))
-        self.saved: dict[int, str] = {}
+        self.saved: dict[int, tuple[str, dict[str, Any]]] = {}
         checkpoints = self._open(self.original)
         for step in STEPS:
             state = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
             self.target = layout.replicate(state._replace(step=np.int32(step)))
-            checkpoints.save(step, self.target, {"some": "meta"})
-            self.saved[step] = params_sha256(self.target)
+            meta = {"settings": config.settings(), "totals": {"loss": rng.random(), "examples": 64 * step}}
+            checkpoints.save(step, self.target, meta)
+            self.saved[step] = params_sha256(self.target), meta
         checkpoints.close()
 
     def _open(self, workdir: Path) -> Checkpoints:
-        return Checkpoints(workdir, self.digest, len(STEPS), lambda steps: None)
+        return Checkpoints(workdir, self.digest, len(STEPS))
 
+    @quiet()
     def restore(self, case: Case) -> str:
         """Damages a fresh copy of the workdir and restores from it; says what became of it."""
         shutil.rmtree(self.workdir, ignore_errors=True)
@@ -113,7 +115,8 @@ class Restores:
         assert found is not None
         state, meta, told = found
         step = meta["step"]
-        if params_sha256(state) != self.saved[step] or int(state.step) != step:
+        found_meta = {name: meta[name] for name in ("settings", "totals")}
+        if (params_sha256(state), found_meta) != self.saved[step] or int(state.step) != step:
             raise runs.DrillError(f"{case.what}: restored other values than were saved at step {step}")
         if step not in STEPS[-2:] or left != list(STEPS[: STEPS.index(step) + 1]):
             raise runs.DrillError(f"{case.what}: restored step {step}; left in checkpoints/: {left}")

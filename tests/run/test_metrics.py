@@ -1,11 +1,16 @@
 """metrics.jsonl, its TensorBoard twin, and what a resumed run drops."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tensorboardX import RecordWriter
 
-from distmlp.run.metrics import HEADER, Metrics, describe
+from distmlp.run.metrics import HEADER, Metrics, best, describe, summary
+from distmlp.run.workdir import WriteError
 
 
 def line(step: int, **more: object) -> dict[str, object]:
@@ -18,7 +23,7 @@ def written(path: Path) -> list[dict[str, object]]:
 
 def test_a_line_is_on_disk_when_log_returns(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
-    metrics.start(0)
+    metrics.start(0, evaluation=False)
     metrics.log(line(5, train_loss=0.5))
     assert written(metrics.path) == [line(5, train_loss=0.5)] == metrics.history
     assert metrics.logged(5)
@@ -26,17 +31,51 @@ def test_a_line_is_on_disk_when_log_returns(tmp_path: Path) -> None:
     metrics.close()
 
 
-def test_resuming_drops_lines_beyond_the_step_and_the_final_one(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    lines = [line(5), line(10), line(15), line(15, final=True)]
+def write(path: Path, *lines: dict[str, object]) -> Path:
     path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    return path
+
+
+def test_resuming_drops_lines_beyond_the_step_and_the_final_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "metrics.jsonl", line(5), line(10), line(15, test_accuracy=0.5), line(15, final=True))
     assert Metrics(path).finished_at == 15
-    for step, kept in ((15, [5, 10, 15]), (12, [5, 10]), (0, [])):
+    for step, kept in ((15, [5, 10, 15]), (12, [5, 10]), (4, [])):
         metrics = Metrics(path)
-        metrics.start(step)
+        metrics.start(step, evaluation=False)
         metrics.close()
         assert [entry["step"] for entry in written(path)] == kept
         assert metrics.finished_at is None
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
+
+
+def test_resuming_drops_the_line_of_the_step_if_it_lacks_a_due_evaluation(tmp_path: Path) -> None:
+    for entry, evaluation, kept in ((line(10), True, [5]), (line(10), False, [5, 10]),
+                                    (line(10, test_accuracy=0.5), True, [5, 10])):  # fmt: skip
+        metrics = Metrics(write(tmp_path / "metrics.jsonl", line(5), entry))
+        metrics.start(10, evaluation)
+        metrics.close()
+        assert [entry["step"] for entry in written(metrics.path)] == kept
+
+
+def test_a_run_is_finished_only_with_its_evaluation_and_its_final_line(tmp_path: Path) -> None:
+    evaluated = line(15, test_accuracy=0.5)
+    for lines in ([], [evaluated], [line(15), line(15, final=True)], [line(10, test_accuracy=1.0),
+                  line(15, final=True)], [line(15, final=True)]):  # fmt: skip
+        assert Metrics(write(tmp_path / "metrics.jsonl", *lines)).finished_at is None
+    assert Metrics(write(tmp_path / "metrics.jsonl", evaluated, line(15, final=True))).finished_at == 15
+
+
+def test_metrics_without_checkpoints_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (5, 10):
+        metrics = Metrics(write(tmp_path / "metrics.jsonl", line(number)))
+        metrics.start(0, evaluation=False)
+        metrics.close()
+        assert written(metrics.path) == []
+    assert written(tmp_path / "metrics-old.jsonl") == [line(5)]
+    assert written(tmp_path / "metrics-old-2.jsonl") == [line(10)]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert told[1].endswith(str(tmp_path / "metrics-old-2.jsonl"))
 
 
 @pytest.mark.parametrize("torn", ['{"step": 1', "", "\x00\x00", '{"step": 15, "epo'])
@@ -45,41 +84,60 @@ def test_a_line_torn_by_a_crash_is_dropped(torn: str, tmp_path: Path) -> None:
     path.write_text(json.dumps(line(5)) + "\n" + torn)
     metrics = Metrics(path)
     assert metrics.history == [line(5)]
-    metrics.start(5)
+    metrics.start(5, evaluation=False)
     metrics.log(line(10))
     metrics.close()
     assert written(path) == [line(5), line(10)]
 
 
-def test_the_best_line_is_the_latest_among_equals(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl")
-    assert metrics.best_step([5, 10]) is None
-    metrics.history = [line(5, test_accuracy=0.5), line(10, test_accuracy=0.7), line(15, test_accuracy=0.7), line(20)]
-    assert metrics.best_step([5, 10, 15, 20]) == 15
-    assert metrics.best_step([5, 10, 20]) == 10
+def test_the_best_line_is_the_first_among_equals_also_in_the_summary() -> None:
+    assert best([])["step"] == best([line(5)])["step"] == 0
+    history = [line(5, test_accuracy=0.5), line(10, test_accuracy=0.7), line(12), line(15, test_accuracy=0.7),
+               line(20, test_accuracy=0.6, test_correct=3, test_count=5), line(20, final=True, params_sha256="ab")]
+    assert best(history) is history[1]
+    assert "final test accuracy 60.00 % (3 of 5), best 70.00 % at step 10" in summary(history)
 
 
-def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+def events(folder: Path) -> Iterator[Any]:
     from tensorboardX.proto.event_pb2 import Event
 
-    metrics = Metrics(tmp_path / "metrics.jsonl")
-    metrics.start(0)
-    metrics.log(line(5, train_loss=0.25, test_correct=3, final=True, params_sha256="ab"))
-    metrics.close()
-    scalars = {}
-    for path in (tmp_path / "tensorboard").iterdir():
+    for path in sorted(folder.iterdir()):
         content, at = path.read_bytes(), 0
         while at < len(content):  # length, its checksum, the event, its checksum
             size = int.from_bytes(content[at : at + 8], "little")
-            event = Event.FromString(content[at + 12 : at + 12 + size])
+            yield Event.FromString(content[at + 12 : at + 12 + size])
             at += 16 + size
-            scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-    assert scalars == {("train_loss", 5): 0.25, ("test_correct", 5): 3.0}
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+    for step in (0, 5):
+        metrics = Metrics(tmp_path / "metrics.jsonl")
+        metrics.start(step, evaluation=False)
+        metrics.log(line(step + 5, train_loss=0.25, test_correct=step, final=True, params_sha256="ab"))
+        seen = list(events(tmp_path / "tensorboard"))  # on disk when `log` returns
+        metrics.close()
+    scalars = {(v.tag, event.step): v.simple_value for event in seen for v in event.summary.value}
+    assert scalars == {("train_loss", 5): 0.25, ("train_loss", 10): 0.25, ("test_correct", 5): 0.0,
+                       ("test_correct", 10): 5.0}  # fmt: skip
+    assert [event.file_version for event in seen][::3] == ["brain.Event:2"] * 2
+    assert [event.step for event in seen if event.HasField("session_log")] == [1, 6]  # what TensorBoard drops before
+
+
+def test_a_disk_that_is_full_for_tensorboard_is_an_error_not_a_hang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics.start(0, evaluation=False)
+    monkeypatch.setattr(RecordWriter, "flush", lambda self: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    with pytest.raises(WriteError, match="No space left on device"):
+        metrics.log(line(5, train_loss=0.5))
+    metrics.close()
+    assert written(metrics.path) == [line(5, train_loss=0.5)]
 
 
 def test_quiet_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl", quiet=True)
-    metrics.start(0)
+    metrics.start(0, evaluation=False)
     metrics.log(line(5))
     metrics.say("hello")
     metrics.close()

@@ -1,0 +1,220 @@
+"""A run goes on after any end, to the numbers it would have had; what it keeps, and what it refuses to go on with."""
+
+import dataclasses
+import errno
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from conftest import process_env, small_config
+from drills import runs
+
+from distmlp import Config, InputError, train
+from distmlp.parallel.digest import params_sha256
+from distmlp.parallel.evaluate import Evaluation, Evaluator
+from distmlp.run import recovery
+
+Evaluate = Callable[..., Evaluation]
+
+
+def invariant(npz: str, **changes: Any) -> Config:
+    """A run whose bits do not depend on where it was interrupted."""
+    return small_config(npz, **{"reduction": "invariant", "num_devices": 1, "shuffle": True, **changes})  # type: ignore[no-any-return]
+
+
+def steps() -> list[int]:
+    return runs.committed(Path("run"))
+
+
+@pytest.mark.parametrize("failing", [1, 2, 4])
+def test_an_error_in_the_test_set_costs_no_step(failing: int, npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train(invariant(npz, workdir="straight", num_epochs=4))
+    evaluate: Evaluate = Evaluator.__call__
+    calls = iter(range(1, 99))
+
+    def fails(*args: Any) -> Evaluation:
+        if next(calls) == failing:
+            raise InputError("example 7 has a value that is NaN")
+        return evaluate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", fails)
+        with pytest.raises(InputError, match="example 7"):
+            train(invariant(npz, num_epochs=4))
+    assert steps()[-1] == 5 * failing
+    assert train(invariant(npz, num_epochs=4)).history[-1]["params_sha256"] == params_sha256(expected.params)
+    assert runs.lines(Path("run")) == runs.lines(Path("straight"))
+
+
+def cut_back(step: int) -> None:
+    """Makes of a workdir what a kill after this step's line would have left."""
+    for newer in (found for found in steps() if found > step):
+        shutil.rmtree(Path("run/checkpoints") / str(newer))
+    lines = Path("run/metrics.jsonl").read_text().splitlines(keepends=True)
+    Path("run/metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def test_a_run_that_ends_at_a_step_saved_but_not_evaluated(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rare = {"eval_every_epochs": 0, "checkpoint_every_steps": 5}
+    train(invariant(npz, **rare))
+    cut_back(5)
+    assert "test_accuracy" not in runs.lines(Path("run"))[-1]
+    train(invariant(npz, **rare, num_epochs=1))
+    train(invariant(npz, **rare, num_epochs=1, workdir="straight"))
+    assert runs.lines(Path("run")) == runs.lines(Path("straight"))
+    assert "test_accuracy" in runs.lines(Path("run"))[-2]
+    capsys.readouterr()
+    train(invariant(npz, **rare, num_epochs=1))
+    assert capsys.readouterr().out.endswith("holds this run finished, at step 5: nothing to do\n")
+
+
+def test_the_metrics_of_a_run_whose_checkpoints_are_gone_are_kept(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train(invariant(npz))
+    before = Path("run/metrics.jsonl").read_text()
+    shutil.rmtree("run/checkpoints")
+    capsys.readouterr()
+    train(invariant(npz, seed=1))
+    assert Path("run/metrics-old.jsonl").read_text() == before
+    assert capsys.readouterr().err.count(str(Path("run/metrics-old.jsonl").absolute())) == 1
+    assert runs.sha256(Path("run")) != json.loads(before.splitlines()[-1])["params_sha256"]
+
+
+@pytest.mark.parametrize("item", ["meta", "state"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_error_of_the_moment_is_no_damage(
+    item: str, times: int, npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(invariant(npz, max_steps=7))
+    restore, failures = ocp.CheckpointManager.restore, [OSError(errno.EIO, "Input/output error")] * times
+
+    def flaky(self: Any, step: int, args: Any) -> Any:
+        if step == 7 and item in args and failures:
+            raise failures.pop()
+        return restore(self, step, args=args)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", flaky)
+    train(invariant(npz))
+    assert sorted(path.name for path in Path("run").glob("damaged/*")) == (["7"] if times == 2 else [])
+    assert not failures
+
+
+def test_adam_and_its_schedule_go_on_where_they_were(npz: str) -> None:
+    changes = {"optimizer": "adam", "learning_rate": 0.01, "schedule": "warmup_cosine", "warmup_steps": 3,
+               "schedule_steps": 12, "input_scaling": "unit"}  # fmt: skip
+    expected = train(invariant(npz, **changes, workdir="straight"))
+    train(invariant(npz, **changes, max_steps=6))
+    found = train(invariant(npz, **changes))
+    assert params_sha256(found.params) == params_sha256(expected.params)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, correct: dict[int, int]) -> None:
+    """Makes evaluations find so many of 10 right, by the step."""
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, state, *_: Evaluation(1.0, correct[int(state.step)], 10))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, [4, 10]),  # saved where it is evaluated
+        ({"checkpoint_every_steps": 5}, [4, 10]),  # the best is saved when it is found
+        ({"checkpoint_every_seconds": 1e6}, [4, 10]),
+        ({"keep_checkpoints": 3}, [4, 6, 8, 10]),
+    ],
+    ids=str,
+)
+def test_the_best_that_is_printed_is_on_disk(
+    changes: dict[str, Any], kept: list[int], npz: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The first among equals."""
+    scripted(monkeypatch, {2: 3, 4: 7, 6: 5, 8: 7, 10: 6})
+    train(invariant(npz, **{"eval_every_epochs": 0, "eval_every_steps": 2, "keep_checkpoints": 1, **changes}))
+    assert "best 70.00 % at step 4" in capsys.readouterr().out
+    assert steps() == kept
+
+
+def test_a_best_that_was_saved_after_its_evaluation_is_gone_on_from(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rare = {"eval_every_steps": 3, "checkpoint_every_steps": 7, "keep_checkpoints": 9}
+    with monkeypatch.context() as patch:
+        scripted(patch, {3: 5, 5: 1, 6: 7, 9: 2, 10: 2})
+        train(invariant(npz, **rare, workdir="straight"))
+        train(invariant(npz, **rare))
+        assert steps() == [3, 6, 7, 10]
+        cut_back(6)
+        train(invariant(npz, **rare))
+    assert runs.lines(Path("run")) == runs.lines(Path("straight"))
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(1e-6, [*range(1, 11)]), (1e6, [10])])
+def test_saving_by_the_clock(seconds: float, saved: list[int], npz: str) -> None:
+    train(invariant(npz, checkpoint_every_seconds=seconds, eval_every_epochs=0, steps_per_dispatch=1,
+                    keep_checkpoints=99))  # fmt: skip
+    assert steps() == saved
+
+
+@pytest.mark.parametrize("reduction", ["invariant", "fast"])
+def test_going_on_elsewhere_is_told_where_bits_are_promised(
+    reduction: str, npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(invariant(npz, reduction=reduction, max_steps=3))
+    train(invariant(npz, reduction=reduction, max_steps=5))
+    assert capsys.readouterr().err == ""
+    here = recovery._versions()
+    assert {"jax", "processor", "PJRT_NPROC"} <= here.keys()
+    monkeypatch.setattr(recovery, "_versions", lambda: here | {"jax": "0.1", "PJRT_NPROC": "3"})
+    train(invariant(npz, reduction=reduction, max_steps=7))
+    told = capsys.readouterr().err
+    assert told.count("\n") == (reduction == "invariant")
+    if told:
+        assert f"PJRT_NPROC was {here['PJRT_NPROC']}, is 3; jax was {here['jax']}, is 0.1" in told
+
+
+def test_another_run_is_refused_naming_every_difference(npz: str) -> None:
+    config = invariant(npz, max_steps=3)
+    train(config)
+    Path("run/run.flags").unlink()  # it is for people
+    before = {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
+    with pytest.raises(InputError) as caught:
+        train(dataclasses.replace(config, seed=4, batch_size=30, eval_every_steps=7, num_epochs=99))
+    for words in ("--seed was 0, is 4", "--batch_size was 20, is 30", "give the same flags, or another --workdir"):
+        assert words in str(caught.value)
+    assert "eval_every" not in str(caught.value)
+    assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
+
+
+def test_a_schedule_that_ends_before_the_run_is_told(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {"schedule": "warmup_cosine", "schedule_steps": 7}
+    train(invariant(npz, **changes, num_epochs=1))
+    assert capsys.readouterr().err == ""
+    found = train(invariant(npz, **changes))
+    assert "the learning rate is 0 from step 7 on" in capsys.readouterr().err
+    longer = train(invariant(npz, **changes, num_epochs=3))
+    for one, other in zip(found.params, longer.params, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+
+
+def test_the_calling_program_is_left_as_it_was(npz: str) -> None:
+    def surroundings() -> list[Any]:
+        loggers = [logging.getLogger(), *(logging.getLogger(name) for name in ("absl", "jax", "orbax"))]
+        return [sys.unraisablehook, [(log.filters[:], log.handlers[:], log.level) for log in loggers],
+                warnings.filters[:]]  # fmt: skip
+
+    before = surroundings()
+    train(invariant(npz, max_steps=3))
+    with pytest.raises(InputError):
+        train(invariant(npz, max_steps=3, seed=4))
+    assert surroundings() == before
+    code = ("import logging, sys, warnings\nimport jax, orbax.checkpoint, torch, optax, tqdm\n"
+            "before = logging.getLogger('absl').filters[:], logging.getLogger().filters[:], warnings.filters[:]\n"
+            "import distmlp.loop\nassert sys.unraisablehook is sys.__unraisablehook__\n"
+            "assert before == (logging.getLogger('absl').filters, logging.getLogger().filters, warnings.filters)")
+    subprocess.run([sys.executable, "-c", code], check=True, env=process_env(), timeout=120)
