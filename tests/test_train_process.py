@@ -52,8 +52,8 @@ def test_a_run_from_start_to_finish_and_then_started_again(npz: str, tmp_path: P
     for words in ("jax ", "2 x cpu", "shard_map", "96 training and 40 test", "12-8-4: 140 parameters",
                   "20 examples in 2 shards of at most 10, on 2 devices"):  # fmt: skip
         assert words in " ".join(done.stdout.split())
-    assert [line.split()[:2] for line in done.stdout.split(HEADER)[1].splitlines()[1:4]] == [
-        ["1", "5"], ["2", "10"], ["3", "15"]
+    assert [line.split()[:3] for line in done.stdout.split(HEADER)[1].splitlines()[1:4]] == [
+        ["epoch", "1", "5"], ["epoch", "2", "10"], ["epoch", "3", "15"]
     ]  # fmt: skip
     assert all(len(line) <= 80 for line in done.stdout.splitlines() if str(tmp_path) not in line)
     assert f"final test accuracy {100 * epochs[-1]['test_accuracy']:.2f} %" in done.stdout

@@ -28,7 +28,7 @@ def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement
     parameters = sum((m + 1) * n for m, n in itertools.pairwise(sizes))
     rows = {
         "versions": ", ".join(f"{name}\u00a0{version}" for name, version in versions().items()),
-        "hosts": f"{', '.join(hosts)}: {_count(jax.process_count(), 'process', 'processes')}",
+        "hosts": f"{len(hosts)} ({', '.join(hosts)}), {_count(jax.process_count(), 'process', 'processes')}",
         "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
         "data": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test examples, "
                 f"training set on the {placement}",

@@ -121,20 +121,19 @@ def warn(text: str) -> None:
         print(f"distmlp: {text}", file=sys.stderr)
 
 
-_COLUMNS = {  # of a line for people: heading, width, format
-    "epoch": ("epoch", 5, ""), "step": ("step", 9, ""), "train_loss": ("train loss", 12, ".5f"),
-    "test_loss": ("test loss", 11, ".5f"), "train_accuracy": ("train acc", 11, ".2%"),
-    "test_accuracy": ("test acc", 11, ".2%"), "seconds": ("seconds", 9, ".2f"),
-    "examples_per_second": ("examples/s", 12, ",.0f"),
+_COLUMNS = {  # of a line for people, behind its epoch: heading, width, format
+    "step": ("step", 8, ""), "train_loss": ("train loss", 11, ".5f"), "test_loss": ("test loss", 10, ".5f"),
+    "train_accuracy": ("train acc", 11, ".2%"), "test_accuracy": ("test acc", 10, ".2%"),
+    "seconds": ("seconds", 9, ".2f"), "examples_per_second": ("examples/s", 12, ",.0f"),
 }  # fmt: skip
-HEADER = "".join(f"{heading:>{width}}" for heading, width, _ in _COLUMNS.values())
+HEADER = " " * 9 + "".join(f"{heading:>{width}}" for heading, width, _ in _COLUMNS.values())
 
 
 def describe(line: Line) -> str:
     """One line for people, of 80 columns, below HEADER."""
     cells = (f"{line[name]:>{width}{form}}" if name in line else " " * width
              for name, (_, width, form) in _COLUMNS.items())  # fmt: skip
-    return "".join(cells).rstrip()
+    return f"epoch {line['epoch']:>3}{''.join(cells)}".rstrip()
 
 
 def summary(history: Sequence[Line]) -> str:

@@ -155,9 +155,9 @@ def test_no_bar_where_the_output_is_no_terminal(tmp_path: Path, capsys: pytest.C
 def test_a_line_for_people() -> None:
     full = describe(line(10, train_loss=0.12345, test_loss=0.2, train_accuracy=0.98, test_accuracy=0.9712,
                          seconds=1.5, examples_per_second=12345.6))  # fmt: skip
-    assert HEADER.endswith("train acc   test acc  seconds  examples/s")
-    assert full.split() == ["2", "10", "0.12345", "0.20000", "98.00%", "97.12%", "1.50", "12,346"]
+    assert HEADER.endswith("  train acc  test acc  seconds  examples/s")
+    assert full.split() == ["epoch", "2", "10", "0.12345", "0.20000", "98.00%", "97.12%", "1.50", "12,346"]
     assert len(full) == len(HEADER) == 80
     part = describe(line(10, train_loss=0.12345, seconds=1.5, examples_per_second=12345.6))
-    assert part.split() == ["2", "10", "0.12345", "1.50", "12,346"]
+    assert part.split() == ["epoch", "2", "10", "0.12345", "1.50", "12,346"]
     assert part[part.index("1.50"):] == full[full.index("1.50"):]
