@@ -267,6 +267,5 @@ class Trainer:
             "step": self.step, "epoch": self.step // self.per_epoch, "final": True,
             "params_sha256": sha256, "total_seconds": total,
         })
-        self.metrics.say(metrics.summary(self.metrics.history))
-        self.metrics.say(f"workdir {self.workdir.path}")
+        self.metrics.say(metrics.summary(self.metrics.history, self.workdir.path))
         return Result(self.state.params, self.metrics.history)

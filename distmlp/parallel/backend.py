@@ -13,7 +13,7 @@ import jax
 from jax._src import xla_bridge
 from jax.experimental.compilation_cache import compilation_cache
 
-from distmlp.config import Config
+from distmlp.config import Config, InputError
 
 # Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
 # 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
@@ -27,7 +27,13 @@ def prepared(config: Config) -> Iterator[None]:
 
     What XLA reads only when it starts stays in the environment: PJRT_NPROC. If the backend has started before, as it
     may have in a notebook, it is left alone.
+
+    Raises:
+      InputError: JAX_DISABLE_JIT is set.
     """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise InputError("JAX_DISABLE_JIT is set, but steps are compiled ahead of the first one: unset it; "
+                         "jax.debug.print and jax.debug.breakpoint look into a compiled step")
     if not xla_bridge.backends_are_initialized():
         _set_environment(config)
     with _compilation_cache(config), pinned(config):

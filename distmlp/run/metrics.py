@@ -136,10 +136,17 @@ def describe(line: Line) -> str:
     return f"epoch {line['epoch']:>3}{''.join(cells)}".rstrip()
 
 
-def summary(history: Sequence[Line]) -> str:
-    """What people want to know at the end of a run: final and best test accuracy, and the parameters' SHA-256."""
+def summary(history: Sequence[Line], workdir: Path) -> str:
+    """The end of a run: its accuracy, the parameters' SHA-256, the time it took, and what there is to go on with."""
     (*_, last, final), top = history, best(history)
-    return (
+    steps = f"{last['step']}" if top["step"] == last["step"] else f"{last['step']}, and the best one, {top['step']},"
+    training = sum(line.get("seconds", 0) for line in history)
+    return "\n".join((
         f"final test accuracy {100 * last['test_accuracy']:.2f} % ({last['test_correct']} of {last['test_count']}), "
-        f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}\nparameters {final['params_sha256']}"
-    )
+        f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}",
+        f"parameters {final['params_sha256']}",
+        f"time         {final['total_seconds']:.1f} s, of which {training:.1f} s training steps",
+        f"checkpoints  {steps} in {workdir / 'checkpoints'}",
+        f"next         python -m launch.evaluate {workdir}",
+        f"workdir      {workdir}",
+    ))  # fmt: skip

@@ -136,6 +136,11 @@ def test_a_cache_of_the_callers_is_used_as_it_is(npz: str, tmp_path: Path) -> No
     assert not (tmp_path / "cache").exists()
 
 
+def test_without_jit_one_line_says_that_it_cannot(npz: str) -> None:
+    with jax.disable_jit(), pytest.raises(InputError, match="JAX_DISABLE_JIT is set"):
+        train(small_config(npz))
+
+
 def test_the_environment_is_left_alone_once_the_backend_has_started(npz: str) -> None:
     before = dict(os.environ)
     train(small_config(npz, reduction="invariant", max_steps=1))

@@ -93,9 +93,17 @@ def test_a_line_torn_by_a_crash_is_dropped(torn: str, tmp_path: Path) -> None:
 def test_the_best_line_is_the_first_among_equals_also_in_the_summary() -> None:
     assert best([])["step"] == best([line(5)])["step"] == 0
     history = [line(5, test_accuracy=0.5), line(10, test_accuracy=0.7), line(12), line(15, test_accuracy=0.7),
-               line(20, test_accuracy=0.6, test_correct=3, test_count=5), line(20, final=True, params_sha256="ab")]
+               line(20, test_accuracy=0.6, test_correct=3, test_count=5, seconds=1.25),
+               line(20, final=True, params_sha256="ab", total_seconds=4.5)]
     assert best(history) is history[1]
-    assert "final test accuracy 60.00 % (3 of 5), best 70.00 % at step 10" in summary(history)
+    assert summary(history, Path("/runs/a")).splitlines() == [
+        "final test accuracy 60.00 % (3 of 5), best 70.00 % at step 10",
+        "parameters ab",
+        "time         4.5 s, of which 1.2 s training steps",
+        "checkpoints  20, and the best one, 10, in /runs/a/checkpoints",
+        "next         python -m launch.evaluate /runs/a",
+        "workdir      /runs/a",
+    ]
 
 
 def events(folder: Path) -> Iterator[Any]:
