@@ -8,6 +8,7 @@ import pytest
 from conftest import small_config
 
 from distmlp import InputError, train
+from distmlp.cluster import group
 from distmlp.parallel.feed import DeviceFeed, HostFeed
 
 
@@ -55,3 +56,15 @@ def test_a_run_resumed_within_the_profiled_steps_profiles_the_rest(npz: str, eve
 def test_steps_that_the_run_does_not_have_cannot_be_profiled(npz: str) -> None:
     with pytest.raises(InputError, match="--profile_steps=9:11 goes beyond the run's 10 steps"):
         train(small_config(npz, profile_steps="9:11"))
+
+
+def test_processes_must_agree_on_the_experiment_not_on_their_hosts(
+    npz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each was given them: relative paths mean different folders on hosts whose home or working folders differ."""
+    agreed: dict[str, Any] = {}
+    monkeypatch.setattr(group, "agree", lambda facts: agreed.update(facts))
+    train(small_config(Path(npz).name, max_steps=1, data_dir="~/data", compilation_cache_dir="~/cache"))
+    assert agreed["--dataset"] == Path(npz).name
+    assert {"--seed", "--num_epochs", "--data_placement", "jax"} <= agreed.keys()
+    assert not {"--data_dir", "--compilation_cache_dir", "--num_workers", "--workdir", "--process_id"} & agreed.keys()
