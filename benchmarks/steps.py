@@ -36,7 +36,7 @@ def steps(work: Work) -> Contestant:
     state = step.State(params, optimizer.init(params), jnp.int32(0), ())
     state = layout.replicate(jax.tree.map(np.asarray, state))
     loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards)
-    batch = layout.put(next(iter(loader)), (0, 0, 0, None))
+    batch = layout.put(next(iter(loader)).arrays, (0, 0, 0, None))
     wrapped = step.wrap(lambda state, *arrays: train_step(state, Batch(*arrays)), layout, (0, 0, 0, None))
     found = collectives(wrapped.lower(state, *batch).compile())
     count, seconds, ready = 1, 0.0, False

@@ -1,13 +1,17 @@
 """distmlp: the JAX tutorial's MLP on one device or many, with the same answer everywhere.
 
-`from distmlp import Config, train`. Importing this package starts no JAX backend.
+`from distmlp import Config, load, train`. Importing this package starts no JAX backend.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distmlp.config import Config, InputError
 
-__all__ = ["Config", "InputError", "train"]
+if TYPE_CHECKING:
+    from distmlp.loop import train as train
+    from distmlp.results.load import load as load
+
+__all__ = ["Config", "InputError", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from distmlp.loop import train
 
         return train
+    if name == "load":  # imports jax and Orbax
+        from distmlp.results.load import load
+
+        return load
     raise AttributeError(f"module 'distmlp' has no attribute {name!r}")

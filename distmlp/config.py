@@ -161,6 +161,10 @@ class Config:
     )
     keep_checkpoints: int = _setting(2, "keep the newest so many checkpoints, and the best by test accuracy",
                                      "conduct", minimum=1)
+    ledger: bool = _setting(False, "keep WORKDIR/ledger.jsonl, each step's examples and loss, for launch.compare",
+                            "conduct")
+    ledger_digests_every: int = _setting(100, "with --ledger, also digests of the parameters every so many steps",
+                                         "conduct", rare=True, minimum=1)
     stall_seconds: float = _setting(600.0, "end the process, with all stacks, if no step finishes for so long; 0: off",
                                     "host", rare=True, minimum=0)
     profile_steps: str = _setting("", "FIRST:LAST, counted from 1: writes a profile of these steps to "

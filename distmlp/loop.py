@@ -21,6 +21,7 @@ from distmlp.parallel.step import State, initial_state
 from distmlp.run import banner, metrics
 from distmlp.run.cadence import Cadence
 from distmlp.run.checkpoint import Checkpoints, quiet
+from distmlp.run.ledger import Ledger
 from distmlp.run.recovery import Recovery
 from distmlp.run.signals import Interrupted, Signals, Watchdog
 from distmlp.run.totals import Losses, Totals
@@ -86,6 +87,8 @@ class Trainer:
         self.cadence = Cadence(config, parts.loader.steps_per_epoch)
         self.per_epoch, self.total_steps = self.cadence.per_epoch, self.cadence.total_steps
         self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not group.is_first())
+        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.per_epoch)
+        self.feed.fetched = self.ledger.fetched
         self.checkpoints = Checkpoints(workdir.path, parts.digest, config.keep_checkpoints)
         self.recovery = Recovery(config, data, layout, self.checkpoints)
         self.several = jax.process_count() > 1
@@ -116,12 +119,13 @@ class Trainer:
             self.state, self.step, self.totals = restored
         else:
             self.state = self._initial_state()
-        self.losses = Losses(self.totals)
+        self.losses = Losses(self.totals, self.ledger.loss)
         if group.decide(self.metrics.finished_at == self.step == self.total_steps):
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
         self.metrics.start(self.step, self.cadence.evaluation(self.step))
+        self.ledger.start(self.step)
         placement = "{} ({})".format(*self.parts.placement)
         self.metrics.say(
             banner.text(self.config, self.data, self.layout, self.parts.sizes, placement, self.workdir.path)
@@ -168,11 +172,11 @@ class Trainer:
             self.watchdog.beat()
             self.dispatches += 1
             self._show_progress()
+            if self.cadence.comparison(self.step):
+                self.ledger.digests(self.step, self.parts.digest.check(self.state, self.step))
             if self._save_due():  # before the evaluation, which may fail
                 self.losses.settle_all()
                 self._save()
-            elif self.cadence.comparison(self.step):
-                self.parts.digest.check(self.state, self.step)
             if self.cadence.line(self.step):
                 self.losses.settle_all()
                 self._log()
@@ -233,6 +237,7 @@ class Trainer:
         now = time.monotonic()
         self.totals.total_seconds += now - self.started
         self.started = now
+        self.ledger.flush()
         self.recovery.save(self.state, self.step, self.totals, metrics.best(self.metrics.history)["step"])
         self.watchdog.beat()
 

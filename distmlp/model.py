@@ -64,6 +64,15 @@ def predict(params: Params, image: jax.Array, compute_dtype: str = "float32") ->
     return logits - logsumexp(logits)
 
 
+def scale_inputs(images: jax.Array, scaling: tuple[jax.Array, ...]) -> jax.Array:
+    """uint8 or float32 features [..., features] as the network's float32 inputs; `scaling` is () or (shift, scale)."""
+    images = images.astype(jnp.float32)
+    if not scaling:
+        return images
+    shift, scale = (jnp.expand_dims(each, range(images.ndim - 1)) for each in scaling)
+    return (images - shift) * scale
+
+
 def batched_predict(params: Params, images: jax.Array, compute_dtype: str = "float32") -> jax.Array:
     """Log-probabilities [N, classes] of examples [N, features]."""
     return jax.vmap(lambda image: predict(params, image, compute_dtype))(images)

@@ -1,5 +1,6 @@
 """Eight emulated CPU devices, asked for before anything starts a JAX backend; fixtures that several files use."""
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -72,22 +73,28 @@ def process_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run_train(tmp_path: Path, process_home: Path) -> RunTrain:
-    """run_train(*flags, devices=1, env={}, timeout=300): `python -m launch.train` as a process of its own.
+def run_verb(tmp_path: Path, process_home: Path) -> RunTrain:
+    """run_verb(verb, *arguments, devices=1, env={}, timeout=300): `python -m launch.<verb>` as a process of its own.
 
     It starts as a user's would, in the test's folder, with nothing of this process's JAX settings but the platform.
     """
 
     def run(
-        *flags: str, devices: int = 1, env: dict[str, str] | None = None, timeout: float = 300
+        verb: str, *arguments: str, devices: int = 1, env: dict[str, str] | None = None, timeout: float = 300
     ) -> "subprocess.CompletedProcess[str]":
         environment = process_env(devices) | {"HOME": str(process_home)} | (env or {})
-        command = [sys.executable, "-m", "launch.train", *flags]
+        command = [sys.executable, "-m", f"launch.{verb}", *arguments]
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
     return run
+
+
+@pytest.fixture
+def run_train(run_verb: RunTrain) -> RunTrain:
+    """run_train(*flags, ...): `run_verb` of train."""
+    return functools.partial(run_verb, "train")
 
 
 def process_env(devices: int = 1) -> dict[str, str]:
@@ -142,6 +149,19 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     return config, folder / "run"
 
 
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a finished run on scikit-learn's digits, trained on 8 devices: read it, do not change it."""
+    from distmlp import Config, train
+
+    workdir = tmp_path_factory.mktemp("digits") / "run"
+    train(Config(
+        dataset="digits", hidden_sizes=(32,), batch_size=64, num_epochs=3, input_scaling="standard", optimizer="adam",
+        learning_rate=0.01, workdir=str(workdir), compilation_cache_dir="",
+    ))
+    return workdir
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     """Modification time and digest of everything in a folder."""
     return {
@@ -149,6 +169,14 @@ def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
             (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
         for path in sorted(folder.rglob("*"))
     }  # fmt: skip
+
+
+def flip_bit(folder: Path) -> None:
+    """Changes one bit in the middle of a checkpoint's largest file, which holds arrays."""
+    path = max((folder / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
 
 
 @pytest.fixture

@@ -109,12 +109,12 @@ def hosts() -> list[str]:
     return list(dict.fromkeys(bytes(row).decode(errors="replace").strip() for row in names))
 
 
-def gather(value: bool | int) -> np.ndarray:
-    """The value in each process, [processes]; a collective."""
+def gather(value: bool | int | np.ndarray) -> np.ndarray:
+    """The value, or int32 array, in each process, [processes, ...]; a collective."""
     if jax.process_count() == 1:
         return np.array([value])
     with jax.transfer_guard("allow"):
-        return np.asarray(multihost_utils.process_allgather(np.int32(value)))
+        return np.asarray(multihost_utils.process_allgather(np.asarray(value, np.int32)))
 
 
 def meet() -> None:

@@ -32,6 +32,12 @@ class Batch(NamedTuple):
     labels: Any  # int32 [local shards, rows]
     weights: Any  # float32 [local shards, rows]
     weight_sum: Any  # float32 []: of the whole global batch
+    indices: Any = None  # int64 [local shards, rows]: which examples they are; stays on the host
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """What the devices need."""
+        return self[:4]
 
 
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's
@@ -98,17 +104,17 @@ class _Rows(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray] | InputError:
+    def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | InputError:
         indices, weights = step
         real = weights > 0
         try:
             if real.all():
-                return *self.dataset[indices], weights
+                return *self.dataset[indices], weights, indices
             images = np.zeros((*indices.shape, self.dataset.num_features), self.dataset.dtype)
             labels = np.zeros(indices.shape, np.int32)
             if real.any():
                 images[real], labels[real] = self.dataset[indices[real]]
-            return images, labels, weights
+            return images, labels, weights, indices
         except InputError as error:  # raised by StepReader: torch would bury its line in the worker's stack
             if error.__cause__ and torch.utils.data.get_worker_info():  # pickling would lose the cause
                 error.add_note("".join(traceback.format_exception(error.__cause__)))
@@ -138,7 +144,7 @@ def _blocked_signals() -> Iterator[None]:
 class StepReader(torch.utils.data.DataLoader[Any]):
     """torch's DataLoader over steps, each given by example indices (int64) and weights (float32) of one shape.
 
-    Yields (images [..., features], labels, weights). For rows of weight 0 nothing is read: they are zeros.
+    Yields (images [..., features], labels, weights, indices). For rows of weight 0 nothing is read: they are zeros.
 
     Args:
       dataset: indexed by an integer array, it returns so many (images, labels) at once.
@@ -247,5 +253,5 @@ class NumpyLoader(StepReader):
         return min((step + 1) * self.global_batch_size, size) - step * self.global_batch_size
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for step, (images, labels, weights) in enumerate(super().__iter__(), start=self.step):
-            yield Batch(images, labels, weights, np.float32(self.weight_sum(step)))
+        for step, (images, labels, weights, indices) in enumerate(super().__iter__(), start=self.step):
+            yield Batch(images, labels, weights, np.float32(self.weight_sum(step)), indices)

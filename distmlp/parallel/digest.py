@@ -28,11 +28,20 @@ class ReplicaError(DivergedError):
 
 def array_digest(array: jax.Array) -> jax.Array:
     """uint32 [] of an array of a 32-bit type."""
-    words = jax.lax.bitcast_convert_type(array, jnp.uint32).ravel()
-    mixed = words + jnp.arange(words.size, dtype=jnp.uint32) * np.uint32(0x9E3779B9)
+    return _words_digest(jax.lax.bitcast_convert_type(array, jnp.uint32).ravel(), jnp)  # type: ignore[no-any-return]
+
+
+def host_digest(array: np.ndarray) -> str:
+    """The same of an array in the host's memory, computed there, as hexadecimal text."""
+    return f"{int(_words_digest(np.ascontiguousarray(array).view(np.uint32).ravel(), np)):08x}"
+
+
+def _words_digest(words: Any, xp: Any) -> Any:
+    """The digest of uint32 [N], by the array module `xp`: jax.numpy or NumPy, whose uint32 arrays both wrap around."""
+    mixed = words + xp.arange(words.size, dtype=np.uint32) * np.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
+    return xp.sum(mixed ^ (mixed >> 16), dtype=np.uint32)
 
 
 class StateDigest:

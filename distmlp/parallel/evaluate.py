@@ -3,7 +3,7 @@
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,17 @@ from distmlp.config import Config
 from distmlp.data.datasets import AnyDataset
 from distmlp.data.loader import Step, StepReader
 from distmlp.parallel.mesh import AXIS, Layout
-from distmlp.parallel.step import State, scale_inputs, wrap
+from distmlp.parallel.step import State, wrap
 
 _AHEAD = 4  # steps in flight; emulated devices can deadlock when dozens are
 
 
-class Evaluation(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
     loss: float  # mean over examples (and classes, as the tutorial's)
     correct: int
     total: int
+    predicted: np.ndarray = dataclasses.field(compare=False)  # int32 [N]: each example's most probable class
 
     @property
     def accuracy(self) -> float:
@@ -41,10 +43,11 @@ class Evaluator:
         self._readers: dict[AnyDataset, StepReader] = {}  # each keeps its workers
 
         def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
-            log_probs = model.batched_predict(state.params, scale_inputs(images, state.scaling), config.compute_dtype)
+            inputs = model.scale_inputs(images, state.scaling)
+            log_probs = model.batched_predict(state.params, inputs, config.compute_dtype)
             losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
-            correct = (jnp.argmax(log_probs, axis=1) == labels).astype(jnp.float32)
-            result = jnp.stack([losses, correct])
+            predicted = jnp.argmax(log_probs, axis=1)
+            result = jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
             if layout.parallelism == "single":
                 return result
             return jax.lax.all_gather(result, AXIS, axis=1, tiled=True, to="invarying")
@@ -66,14 +69,15 @@ class Evaluator:
             self._readers[dataset] = StepReader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
         pending: deque[jax.Array] = deque()
         results = []
-        for images, labels, _ in self._readers[dataset]:
+        for images, labels, *_ in self._readers[dataset]:
             poll()
             pending.append(self._losses(state, *self.layout.put((images, labels), (0, 0))))
             if len(pending) > _AHEAD:
                 results.append(np.asarray(pending.popleft()))
         results += [np.asarray(result) for result in pending]
-        losses, correct = np.concatenate(results, axis=1)[:, : len(dataset)].astype(np.float64)
-        return Evaluation(float(losses.sum() / len(dataset)), int(correct.sum()), len(dataset))
+        losses, correct, predicted = np.concatenate(results, axis=1)[:, : len(dataset)].astype(np.float64)
+        loss = float(losses.sum() / len(dataset))
+        return Evaluation(loss, int(correct.sum()), len(dataset), predicted.astype(np.int32))
 
 
 @dataclasses.dataclass

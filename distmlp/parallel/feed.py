@@ -5,7 +5,7 @@ Both run the same step on the same examples; only the way of the bytes differs.
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -24,12 +24,22 @@ _CHUNK_BYTES = 4 << 20  # of images per dispatch of HostFeed, over all processes
 _PREFETCH = 2  # chunks on their way to the devices while one is worked on
 
 
+# Called with a step's number, counted from 1 over the run, when its examples have been fetched, ahead of their use:
+# this process's indices and weights.
+Fetched = Callable[[int, np.ndarray, np.ndarray], None]
+
+
+def _ignore(step: int, indices: np.ndarray, weights: np.ndarray) -> None:
+    pass
+
+
 class Feed(Protocol):
     """Advances a state by one or more steps."""
 
     # Dispatches whose losses are still to be read. Reading late keeps the devices busy; never reading lets emulated
     # devices deadlock after some dozens.
     in_flight: int
+    fetched: Fetched  # to be set by who wants to know
 
     def lower(self, state: State) -> jax.stages.Lowered:
         """The program of a whole dispatch, for states like this one, which may be abstract, ready to be compiled."""
@@ -54,6 +64,7 @@ class HostFeed:
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int, steps_per_dispatch: int = 0
     ) -> None:
         self._layout, self._loader, self._total_steps = layout, loader, total_steps
+        self.fetched: Fetched = _ignore
         self._axes = (1, 1, 1, None, None)
         self._batch = loader.empty_batch()
         batch_bytes = self._batch.images.nbytes * loader.num_shards // len(self._batch.images)
@@ -79,7 +90,7 @@ class HostFeed:
         self._programs.compile(state, self._abstract())
 
     def _abstract(self) -> list[jax.ShapeDtypeStruct]:
-        chunk = [jax.ShapeDtypeStruct((self._size, *np.shape(part)), part.dtype) for part in self._batch]
+        chunk = [jax.ShapeDtypeStruct((self._size, *np.shape(part)), part.dtype) for part in self._batch.arrays]
         return self._layout.abstract([*chunk, jax.ShapeDtypeStruct((2,), np.int32)], self._axes)
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
@@ -109,13 +120,15 @@ class HostFeed:
             self._loader.set_position(epoch, start)
             batches = itertools.islice(self._loader, self._total_steps - step)
             while chunk := list(itertools.islice(batches, self._pace.steps)):
+                for number, batch in enumerate(chunk, start=step + 1):
+                    self.fetched(number, batch.indices, batch.weights)
                 yield chunk
                 step += len(chunk)
 
     def _put(self, chunk: list[Batch]) -> list[jax.Array]:
         """The chunk's arrays, of one static shape: what lies behind its last step is not read."""
         chunk = chunk + [chunk[-1]] * (self._size - len(chunk))
-        arrays = [np.stack(parts) for parts in zip(*chunk, strict=True)]
+        arrays = [np.stack(parts) for parts in zip(*(batch.arrays for batch in chunk), strict=True)]
         return self._layout.put(arrays, self._axes[:-1])  # type: ignore[no-any-return]
 
 
@@ -128,6 +141,7 @@ class DeviceFeed:
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: ArrayDataset, steps_per_dispatch: int
     ) -> None:
         self._layout, self._loader, self._dataset = layout, loader, dataset
+        self.fetched: Fetched = _ignore
         self._size = steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
         self._pace = Pace(steps_per_dispatch, self._size)
         self._axes = (None, None, 1, 1, None, None)
@@ -149,7 +163,7 @@ class DeviceFeed:
         self._programs.compile(state, self._abstract())
 
     def _abstract(self) -> list[jax.ShapeDtypeStruct]:
-        host = self._host_arguments(0, 0)
+        host = self._host_arguments(0, 0, 0)
         return self._layout.abstract([self._dataset.images, self._dataset.labels, *host], self._axes)
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
@@ -159,13 +173,18 @@ class DeviceFeed:
             self._loader.set_position(epoch, start)
         self._pace.tick()
         stop = min(start + self._pace.steps, start + limit - step, per_epoch)
-        arguments = [*self._data, *self._layout.put(self._host_arguments(start, stop), self._axes[2:])]
+        arguments = [*self._data, *self._layout.put(self._host_arguments(start, stop, step), self._axes[2:])]
         state, losses = self._programs(state, arguments, stop - start)
         return state, losses, [self._loader.weight_sum(k) for k in range(start, stop)]
 
-    def _host_arguments(self, start: int, stop: int) -> list[np.ndarray]:
-        """The dispatch's own arguments, of one static shape: rows behind the last step are not read."""
+    def _host_arguments(self, start: int, stop: int, step: int) -> list[np.ndarray]:
+        """The dispatch's own arguments, of one static shape: rows behind the last step are not read.
+
+        `start` and `stop` count the epoch's steps; `step` of the run's come before.
+        """
         indices, weights = self._loader.indices(start, stop)
+        for number, rows in enumerate(zip(indices, weights, strict=True), start=step + 1):
+            self.fetched(number, *rows)
         sums = np.array([self._loader.weight_sum(k) for k in range(start, stop)], np.float32)
 
         def fill(array: np.ndarray) -> np.ndarray:

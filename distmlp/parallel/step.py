@@ -51,15 +51,6 @@ def _initial(sizes: Sequence[int], seed: int, optimizer: optax.GradientTransform
 TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]
 
 
-def scale_inputs(images: jax.Array, scaling: tuple[jax.Array, ...]) -> jax.Array:
-    """uint8 or float32 features [..., features] as the network's float32 inputs."""
-    images = images.astype(jnp.float32)
-    if not scaling:
-        return images
-    shift, scale = (jnp.expand_dims(each, range(images.ndim - 1)) for each in scaling)
-    return (images - shift) * scale
-
-
 def gradients(
     state: State, batch: Batch, config: Config, layout: Layout, num_classes: int
 ) -> tuple[jax.Array, model.Params]:
@@ -76,7 +67,7 @@ def gradients(
 
     def shard_gradient(shard: Any, params: model.Params, scaling: Any, weight_sum: Any) -> Any:
         images, labels, weights = shard
-        inputs, targets = scale_inputs(images, scaling), model.one_hot(labels, num_classes)
+        inputs, targets = model.scale_inputs(images, scaling), model.one_hot(labels, num_classes)
         return jax.value_and_grad(model.loss)(params, inputs, targets, weights, weight_sum, config.compute_dtype)
 
     shards = (batch.images, batch.labels, batch.weights)

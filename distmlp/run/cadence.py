@@ -8,6 +8,7 @@ class Cadence:
 
     def __init__(self, config: Config, steps_per_epoch: int) -> None:
         self._config, self.per_epoch = config, steps_per_epoch
+        self._ledger_digests = config.ledger_digests_every if config.ledger else 0
         self.total_steps = config.total_steps(steps_per_epoch)
         # --profile_steps=A:B counts steps from 1: from A - 1 completed steps to B.
         self.profile = [int(n) - 1 + i for i, n in enumerate(config.profile_steps.split(":")) if n]
@@ -35,14 +36,15 @@ class Cadence:
         )
 
     def comparison(self, step: int) -> bool:
-        """Whether the devices' copies of the state are to be compared."""
-        return _every(self._config.check_replicas_every, step)
+        """Whether the devices' copies of the state are to be compared, by digests that the ledger keeps."""
+        for_ledger = _every(self._ledger_digests, step) or (self._config.ledger and step == self.total_steps)
+        return for_ledger or _every(self._config.check_replicas_every, step)
 
     def next(self, step: int) -> int:
         """The next step after which something may be due: a dispatch must not go beyond it."""
         config = self._config
         intervals = (self.per_epoch, config.eval_every_steps, config.checkpoint_every_steps,
-                     config.check_replicas_every)
+                     config.check_replicas_every, self._ledger_digests)
         due = [step - step % interval + interval for interval in intervals if interval]
         return min(self.total_steps, *due, *(n for n in self.profile if n > step))
 

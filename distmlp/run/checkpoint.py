@@ -33,6 +33,26 @@ class DamageError(Exception):
     """A checkpoint does not hold what was saved."""
 
 
+def read_meta(manager: ocp.CheckpointManager, step: int) -> Meta:
+    """What lies beside the arrays of a checkpoint; raises DamageError unless it is what was saved."""
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        meta: Meta = dict(restored["meta"])
+        digest = meta.pop("digest")
+    except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
+        raise DamageError(f"its metadata cannot be read ({brief(error)})") from error
+    if digest != digest_json(meta) or meta["step"] != step:
+        raise DamageError("its metadata is not what was saved")
+    return meta
+
+
+def check_digests(meta: Meta, digests: dict[str, str]) -> None:
+    """Raises DamageError unless these digests, by array name, are those of the arrays that were saved."""
+    wrong = [name for name, digest in digests.items() if meta["digests"].get(name) != digest]
+    if wrong or digests.keys() != meta["digests"].keys():
+        raise DamageError(f"{', '.join(wrong) or 'its list of arrays'} is not what was saved")
+
+
 class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
     """Orbax's, which on each save would ask jax whether a preempted job is to stop at this step.
 
@@ -145,7 +165,7 @@ class Checkpoints:
         self.wait()
         damaged: list[tuple[int, str]] = []
         for step in self.steps():
-            meta, reason = self._attempt(lambda step=step: self._read_meta(step))  # type: ignore[misc]
+            meta, reason = self._attempt(lambda step=step: read_meta(self._manager, step))  # type: ignore[misc]
             if meta is not None:
                 check_meta(meta)
                 state, reason = self._attempt(lambda step=step, m=meta: self._read_state(step, target, m))  # type: ignore[misc]
@@ -175,7 +195,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
             self._abandoned = True
             self._manager.reload()  # its list counts the failed one
-            raise WriteError(self.path, f"a checkpoint was not saved: {_brief(error)}",
+            raise WriteError(self.path, f"a checkpoint was not saved: {brief(error)}",
                              f"; intact checkpoints: {self.steps()[::-1]}") from None
 
     def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
@@ -192,31 +212,18 @@ class Checkpoints:
             time.sleep(_PAUSE_SECONDS)
         return None, reason or f"process {intact.argmin()} cannot read it"
 
-    def _read_meta(self, step: int) -> Meta:
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
-            meta: Meta = dict(restored["meta"])
-            digest = meta.pop("digest")
-        except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
-            raise DamageError(f"its metadata cannot be read ({_brief(error)})") from error
-        if digest != digest_json(meta) or meta["step"] != step:
-            raise DamageError("its metadata is not what was saved")
-        return meta
-
     def _read_state(self, step: int, target: Any, meta: Meta) -> Any:
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
             state = self._manager.restore(step, args=args)["state"]
         except Exception as error:  # as above
-            raise DamageError(f"its arrays cannot be read ({_brief(error)})") from error
+            raise DamageError(f"its arrays cannot be read ({brief(error)})") from error
         try:
             digests = self._digest.check(state, step)
         except DivergedError as error:
             raise DamageError(str(error)) from error
-        wrong = [name for name, digest in digests.items() if meta["digests"].get(name) != digest]
-        if wrong or digests.keys() != meta["digests"].keys():
-            raise DamageError(f"{', '.join(wrong) or 'its list of arrays'} is not what was saved")
+        check_digests(meta, digests)
         return self._copy(state)  # Orbax's arrays may not be donatable
 
     def _move_away(self, step: int, reason: str) -> str:
@@ -253,7 +260,7 @@ def quiet() -> Iterator[None]:
         absl.removeFilter(from_others)
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """An error in a few words; TensorStore's and Orbax's have hundreds of lines."""
     for cause in _CAUSES:
         if cause in str(error):

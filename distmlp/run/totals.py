@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections import deque
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -30,8 +31,9 @@ class Totals:
 class Losses:
     """Losses that the devices are still computing; `settle` reads them into the totals, and stops at a NaN."""
 
-    def __init__(self, totals: Totals) -> None:
-        self.totals = totals
+    def __init__(self, totals: Totals, record: Callable[[int, float], None] = lambda step, loss: None) -> None:
+        """`record` is called with each completed step's number and loss, in their order."""
+        self.totals, self._record = totals, record
         self.last: float | None = None
         self._pending: deque[tuple[int, jax.Array, list[int]]] = deque()
         self._clock = time.monotonic()
@@ -54,6 +56,7 @@ class Losses:
                     raise DivergedError(f"the loss or a gradient is not finite at step {step}: try a lower "
                                         "--learning_rate or --clip_norm")
                 self.last = float(loss)
+                self._record(step, self.last)
                 self.totals.loss += self.last * count
                 self.totals.examples += count
                 self.totals.epoch_examples += count

@@ -34,13 +34,15 @@ def end(group: Sequence[groups.Process]) -> list[int]:
 
 def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(data: str, tmp_path: Path) -> None:
     """6 devices for 8 shards: the last process has empty ones."""
-    flags = (data, *FLAGS, "--num_epochs=3", "--checkpoint_every_steps=4", "--eval_train", "--input_scaling=standard")
+    flags = (data, *FLAGS, "--num_epochs=3", "--checkpoint_every_steps=4", "--eval_train", "--input_scaling=standard",
+             "--ledger", "--ledger_digests_every=4")
     sha256 = runs.finish(tmp_path / "one", flags, devices=1)
     group = groups.under_torchrun(tmp_path / "two", flags, processes=2, devices=3)
     assert group.wait(TIMEOUT) == 0, group.output
     assert group.errors == []
     assert runs.sha256(tmp_path / "two") == sha256
     assert runs.lines(tmp_path / "two") == runs.lines(tmp_path / "one")
+    assert (tmp_path / "two" / "ledger.jsonl").read_text() == (tmp_path / "one" / "ledger.jsonl").read_text()
     said = [line.split()[0] for _, line in group.lines if line.startswith(("versions", "epoch", "parameters"))]
     assert said == ["versions", *["epoch"] * 3, "parameters"]  # process 0 alone speaks
     assert "Gloo" not in group.output
@@ -49,7 +51,8 @@ def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(data:
 
 
 def test_sigterm_to_one_stops_both_at_the_same_step_and_one_process_goes_on(data: str, tmp_path: Path) -> None:
-    flags, workdir = (data, *FLAGS, "--checkpoint_every_steps=1000000", "--data_placement=host"), tmp_path / "run"
+    flags = (data, *FLAGS, "--checkpoint_every_steps=1000000", "--data_placement=host", "--ledger")
+    workdir = tmp_path / "run"
     group = groups.by_flags(workdir, [[*flags, "--num_epochs=100000"]] * 2, devices=2)
     group[0].wait_for("epoch   3", TIMEOUT)
     group[1].popen.send_signal(signal.SIGTERM)
@@ -62,6 +65,7 @@ def test_sigterm_to_one_stops_both_at_the_same_step_and_one_process_goes_on(data
         runs.finish(tmp_path / name, [*flags, f"--max_steps={step + 7}"], devices=1)
     assert runs.sha256(workdir) == runs.sha256(tmp_path / "never-stopped")
     assert runs.lines(workdir) == runs.lines(tmp_path / "never-stopped")
+    assert (workdir / "ledger.jsonl").read_text() == (tmp_path / "never-stopped" / "ledger.jsonl").read_text()
 
 
 def test_orbax_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def sharded_gradients(config: Config, data: ArrayDataset) -> list[list[np.ndarra
     step, axes, found = wrap(body, layout, (0, 0, 0, None)), (0, 0, 0, None), []
     for batch in loader:
         state = layout.replicate(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())))
-        state, _ = step(state, *layout.put(batch, axes))
+        state, _ = step(state, *layout.put(batch.arrays, axes))
         found.append([np.asarray(g) for g in jax.tree.leaves(state.params)])
     return found
 
@@ -126,7 +126,7 @@ def test_one_device_is_the_tutorial_to_the_bit() -> None:
     for epoch in range(2):
         loader.set_position(epoch)
         for batch in loader:
-            state, _ = step(state, *layout.put(batch, (0, 0, 0, None)))
+            state, _ = step(state, *layout.put(batch.arrays, (0, 0, 0, None)))
         expected = tutorial.train_epoch(expected, data.images, data.labels, 128, CLASSES)
     assert int(state.step) == 6
     for array, reference in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):

@@ -12,7 +12,7 @@ from distmlp import Config, model, optim
 from distmlp.data.datasets import ArrayDataset
 from distmlp.data.loader import Batch, NumpyLoader
 from distmlp.parallel.mesh import make_layout
-from distmlp.parallel.step import State, make_train_step, scale_inputs, wrap
+from distmlp.parallel.step import State, make_train_step, wrap
 
 SIZES = [12, 8, 4]
 
@@ -26,7 +26,7 @@ def one_step(config: Config, images: np.ndarray, scaling: Any = (), params: Any 
     step = make_train_step(config, layout, 4, optimizer)
     axes = (0, 0, 0, None)
     state, loss = wrap(lambda state, *batch: step(state, Batch(*batch)), layout, axes)(
-        state, *layout.put(next(iter(loader)), axes)
+        state, *layout.put(next(iter(loader)).arrays, axes)
     )
     return jax.tree.map(np.asarray, state), float(loss)
 
@@ -65,8 +65,8 @@ def test_the_loss_is_nan_where_the_gradient_is(where: str, devices: int) -> None
 
 def test_scale_inputs_casts_uint8_and_applies_shift_and_scale() -> None:
     images = np.array([[0, 128, 255]], np.uint8)
-    plain = scale_inputs(images, ())
+    plain = model.scale_inputs(images, ())
     assert plain.dtype == np.float32
     np.testing.assert_array_equal(plain, [[0, 128, 255]])
-    scaled = scale_inputs(images, (np.float32([1, 2, 3]), np.float32([2, 0.5, 0])))
+    scaled = model.scale_inputs(images, (np.float32([1, 2, 3]), np.float32([2, 0.5, 0])))
     np.testing.assert_array_equal(scaled, [[-2, 63, 0]])

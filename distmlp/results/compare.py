@@ -1,0 +1,225 @@
+"""Where two runs part: by their ledgers, step by step, and by the metrics and checkpoints that both have."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distmlp.config import Config, InputError
+from distmlp.run import reader
+from distmlp.run.checkpoint import DamageError
+from distmlp.run.ledger import examples_sum
+from distmlp.run.metrics import Metrics
+
+_METRICS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy",
+            "test_correct", "test_count", "params_sha256")
+_PLACES = ("workdir", "compilation_cache_dir")  # other ones change nothing
+_NAMED = 4  # arrays in a line
+
+
+@dataclasses.dataclass
+class Comparison:
+    """What was found, line by line, and the first step at which the runs part; None: nowhere."""
+
+    lines: list[str] = dataclasses.field(default_factory=list)
+    parted_at: int | None = None
+
+    def say(self, subject: str, text: str, step: int | None = None) -> None:
+        """Adds a line; `step` is where the runs part in this."""
+        self.lines.append(f"{subject:<12} {text}")
+        if step is not None:
+            self.parted_at = step if self.parted_at is None else min(step, self.parted_at)
+
+
+class Ledger:
+    """The lines of a run's ledger.jsonl by their steps; empty where there is none."""
+
+    def __init__(self, run: Path) -> None:
+        path = run / "ledger.jsonl"
+        texts = path.read_text().splitlines() if path.exists() else []
+        try:
+            self.header: dict[str, Any] = json.loads(texts[0]) if texts else {}
+            if texts and not texts[-1].endswith("}"):
+                del texts[-1]  # it is being written
+            self.steps: dict[int, dict[str, Any]] = {line["step"]: line for line in map(json.loads, texts[1:])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error}): bring it back from a copy, or move it away") from None
+
+    def wrong_epoch(self) -> int | None:
+        """The first whole epoch, counted from 1, whose examples are not each of the training set's once."""
+        size, length = self.header["examples"], self.header["steps_per_epoch"]
+        expected = size, examples_sum(np.arange(size))
+        for epoch in range(max(self.steps, default=0) // length):
+            lines = [self.steps.get(step) for step in range(epoch * length + 1, (epoch + 1) * length + 1)]
+            known = [line for line in lines if line]
+            total = sum(int(line["examples"], 16) for line in known) % 2**64
+            if len(known) == length and (sum(line["count"] for line in known), total) != expected:
+                return epoch + 1
+        return None
+
+    def gaps(self) -> int:
+        """How many steps it lacks, up to its last one: they ran without --ledger."""
+        return max(self.steps, default=0) - len(self.steps)
+
+
+def compare(a: Path, b: Path) -> Comparison:
+    """Compares two runs, which may still be training, as far as both go.
+
+    Raises:
+      InputError: one is no run, or they have no step in common to compare.
+    """
+    found, runs = Comparison(), (a, b)
+    steps = [reader.steps(run) for run in runs]
+    for name, run, have in zip("AB", runs, steps, strict=True):
+        found.say(name, f"{run}: checkpoints of step {', '.join(map(str, sorted(have)))}")
+    _settings(found, runs, steps)
+    ledgers = [Ledger(run) for run in runs]
+    for name, ledger in zip("AB", ledgers, strict=True):
+        _epochs(found, name, ledger)
+    compared = {
+        *_ledgers(found, *(ledger.steps for ledger in ledgers)),
+        *_metrics(found, [Metrics(run / "metrics.jsonl", quiet=True).history for run in runs]),
+        *_checkpoints(found, runs, sorted(set(steps[0]) & set(steps[1]))),
+    }
+    if not compared:
+        raise InputError(f"{a} and {b} have no step in common, neither in metrics nor in checkpoints: "
+                         "train with --ledger, or evaluate at the same steps")
+    if found.parted_at is None:
+        found.say("verdict", f"the runs are the same as far as they go: up to step {max(compared)}")
+    else:
+        before = max((step for step in compared if step < found.parted_at), default=0)
+        maybe = "" if before == found.parted_at - 1 else f", or earlier: nothing was compared after step {before}"
+        found.say("verdict", f"the runs part at step {found.parted_at}{maybe}")
+    return found
+
+
+def _settings(found: Comparison, runs: tuple[Path, Path], steps: list[list[int]]) -> None:
+    """Settings and data, as the newest checkpoints know them: they explain, and decide nothing."""
+    try:
+        metas = [reader.read_unverified(run, have[0]).meta for run, have in zip(runs, steps, strict=True)]
+    except DamageError:
+        return
+    first, second = (meta["settings"] for meta in metas)
+    decides = {field.name: field.metadata["scope"] in ("experiment", "length") for field in dataclasses.fields(Config)}
+    for subject, wanted in (("settings", True), ("how it ran", False)):
+        changed = [f"--{name}={first[name]} / {second[name]}" for name in sorted(first.keys() & second.keys())
+                   if first[name] != second[name] and decides.get(name) is wanted and name not in _PLACES]
+        if changed or wanted:
+            found.say(subject, f"A / B: {', '.join(changed)}" if changed else "the same")
+    same = metas[0]["data"] == metas[1]["data"]
+    found.say("data", "the same" if same else "other data: their fingerprints differ")
+
+
+def _epochs(found: Comparison, name: str, ledger: Ledger) -> None:
+    if not ledger.steps:
+        found.say("ledger", f"{name} has none (--ledger keeps one)")
+        return
+    if gaps := ledger.gaps():
+        found.say("ledger", f"{name} lacks {gaps:,} of its {max(ledger.steps):,} steps: they ran without --ledger")
+    size, length = ledger.header["examples"], ledger.header["steps_per_epoch"]
+    if epoch := ledger.wrong_epoch():
+        found.say("ledger", f"{name}: epoch {epoch} did not have each training example once", epoch * length)
+    else:
+        found.say("ledger", f"{name}: each whole epoch has all {size:,} training examples, each once")
+
+
+def _ledgers(found: Comparison, a: dict[int, Any], b: dict[int, Any]) -> list[int]:
+    common = sorted(a.keys() & b.keys())
+    part = {name: next((step for step in common if a[step][name] != b[step][name]), None)
+            for name in ("examples", "loss")}
+    for subject, step in part.items() if common else ():
+        if step is None:
+            found.say(subject, f"the same in all {len(common):,} steps")
+        elif subject == "loss":
+            found.say(subject, f"parts at step {step}: {_hex(a[step]['loss'])} / {_hex(b[step]['loss'])}", step)
+        else:
+            found.say(subject, f"part at step {step}: {a[step]['count']} / {b[step]['count']} of them, not the same",
+                      step)
+    digests = [step for step in common if "digests" in a[step] and "digests" in b[step]]
+    for before, step in itertools.pairwise([0, *digests]):
+        arrays = _different(a[step]["digests"], b[step]["digests"])
+        if arrays:
+            found.say("parameters", f"part between step {before} and step {step}: {_listed(arrays)}", step)
+            return common
+    if digests:
+        found.say("parameters", f"the same at all {len(digests):,} steps of which both have digests")
+    return common
+
+
+def _different(a: dict[str, str], b: dict[str, str]) -> list[str]:
+    return [name for name in a | b if a.get(name) != b.get(name)]
+
+
+def _hex(text: str) -> str:
+    return f"{float.fromhex(text):.9g} ({text})"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _metrics(found: Comparison, histories: list[list[dict[str, Any]]]) -> list[int]:
+    a, b = ({(line["step"], bool(line.get("final"))): line for line in history} for history in histories)
+    common = sorted(a.keys() & b.keys())
+    for at in common:
+        names = [name for name in _METRICS if name in a[at] and name in b[at] and a[at][name] != b[at][name]]
+        if names:
+            values = f"{str(a[at][names[0]])[:20]} / {str(b[at][names[0]])[:20]}"
+            found.say("metrics", f"part at step {at[0]}: {names[0]} is {values}", at[0])
+            break
+    else:
+        found.say("metrics", f"the same at all {len({step for step, _ in common}):,} steps that both logged")
+    return [step for step, _ in common]
+
+
+def _checkpoints(found: Comparison, runs: tuple[Path, Path], common: list[int]) -> list[int]:
+    compared, parted = [], False
+    for step in common:
+        pair = [_read(found, name, run, step) for name, run in zip("AB", runs, strict=True)]
+        if pair[0] is None or pair[1] is None:
+            continue
+        compared.append(step)
+        a, b = (stored.arrays for stored in pair if stored is not None)
+        names = [name for name in a | b if name not in a or name not in b or not _same(a[name], b[name])]
+        if not names:
+            found.say("checkpoint", f"{step}: all {len(a)} arrays are the same")
+        elif parted:
+            found.say("checkpoint", f"{step}: {len(names)} arrays differ", step)
+        else:
+            found.say("checkpoint", f"{step}: {len(names)} arrays differ; {_element(names[0], a, b)}", step)
+        parted = parted or bool(names)
+    return compared
+
+
+def _read(found: Comparison, name: str, run: Path, step: int) -> reader.Stored | None:
+    """A checkpoint with what is wrong with it told; None if it cannot be read, or was deleted by its run meanwhile."""
+    stored = None
+    try:
+        stored = reader.read_unverified(run, step)
+        stored.verify()
+    except DamageError as error:
+        if (run / "checkpoints" / str(step)).is_dir():
+            found.say("checkpoint", f"{step} of {name} is damaged: {error}", step)
+    return stored
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def _element(name: str, a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> str:
+    """In which elements two arrays of a name differ, by their bits."""
+    if name not in a or name not in b:
+        return f"only {'A' if name in a else 'B'} has {name}"
+    x, y = a[name], b[name]
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return f"{name} is {x.dtype} {list(x.shape)} / {y.dtype} {list(y.shape)}"
+    words = [np.ascontiguousarray(array).reshape(-1).view(np.uint32) for array in (x, y)]
+    places = np.flatnonzero(words[0] != words[1])
+    index = [int(i) for i in np.unravel_index(places[0], x.shape)]
+    return (f"{name} in {len(places):,} of {x.size:,} elements, first at {index}: "
+            f"{x.reshape(-1)[places[0]]:.9g} / {y.reshape(-1)[places[0]]:.9g}")

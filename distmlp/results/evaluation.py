@@ -1,0 +1,106 @@
+"""Exact numbers on a data set: those that training logs, and by class."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn import metrics
+
+from distmlp.config import Config
+from distmlp.data import datasets
+from distmlp.parallel import backend
+from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel.mesh import Layout
+from distmlp.parallel.step import State
+
+_BLOCK = 1024  # items read at a time
+_WIDTH = 80  # columns of a terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A model's results on a data set."""
+
+    checkpoint_step: int
+    loss: float  # mean over examples and classes, as training logs it
+    accuracy: float
+    correct: int
+    count: int
+    classes: tuple[Any, ...]
+    confusion: np.ndarray  # int64 [classes, classes]: rows are true, columns predicted classes
+    per_class: dict[str, np.ndarray]  # precision, recall, f1, support: [classes]
+    predicted: np.ndarray  # int32 [N]: the number of each example's most probable class
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the predictions, as JSON values."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["predicted"]
+        return fields | {
+            "classes": list(self.classes),
+            "confusion": self.confusion.tolist(),
+            "per_class": {name: values.tolist() for name, values in self.per_class.items()},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"checkpoint of step {self.checkpoint_step}: {self.correct:,} of {self.count:,} correct, "
+                 f"accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.5f}", "", *self._classes(), ""]
+        return "\n".join([*lines, *self._confusion()])
+
+    def _classes(self) -> list[str]:
+        width = max(5, *(len(str(name)) for name in self.classes))
+        lines = [f"{'class':<{width}}  precision  recall     f1  support"]
+        for name, *values in zip(self.classes, *self.per_class.values(), strict=True):
+            precision, recall, f1, support = values
+            lines.append(f"{name!s:<{width}}  {precision:9.4f}  {recall:6.4f} {f1:6.4f}  {support:7,}")
+        return lines
+
+    def _confusion(self) -> list[str]:
+        names = [str(name) for name in self.classes]
+        cell = max(len(str(self.confusion.max())), 2) + 1
+        columns = [name[: cell - 1] for name in names]
+        if len(set(columns)) < len(columns):  # too long, or too alike, for their columns
+            columns = [str(number) for number in range(len(names))]
+            names = [f"{number} {name}" for number, name in enumerate(names)]
+        label = max(map(len, names))
+        if label + cell * len(names) > _WIDTH:
+            return self._confusions()
+        rows = [f"{name:<{label}}" + "".join(f"{n:>{cell}}" for n in row)
+                for name, row in zip(names, self.confusion, strict=True)]
+        return ["confusion matrix (a row is a true class, a column what was predicted):",
+                " " * label + "".join(f"{name:>{cell}}" for name in columns), *rows]
+
+    def _confusions(self) -> list[str]:
+        """The most frequent mistakes, where the matrix is too wide for a terminal."""
+        wrong = self.confusion * ~np.eye(len(self.classes), dtype=bool)
+        pairs = zip(*np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:20], wrong.shape), strict=True)
+        return ["the most frequent mistakes (--json has the whole confusion matrix):",
+                *(f"{wrong[pair]:>7,}  {self.classes[pair[0]]} taken for {self.classes[pair[1]]}"
+                  for pair in pairs if wrong[pair])]
+
+
+def evaluate(
+    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.AnyDataset
+) -> Evaluation:
+    """Evaluates parameters after `step` steps by the program that training evaluates with.
+
+    On the same kind of processor, the numbers are the same to the last digit.
+    """
+    with backend.prepared(config):
+        layout = Layout((jax.devices()[0],), "single", 1)
+        result = Evaluator(config, layout)(layout.replicate(State(params, (), jnp.int32(step), scaling)), dataset)
+    labels, numbers = _labels(dataset), range(len(classes))
+    values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
+    return Evaluation(
+        step, result.loss, result.accuracy, result.correct, result.total, classes,
+        metrics.confusion_matrix(labels, result.predicted, labels=numbers),
+        dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted,
+    )
+
+
+def _labels(dataset: datasets.AnyDataset) -> np.ndarray:
+    if isinstance(dataset, datasets.ArrayDataset):
+        return dataset.labels
+    blocks = [range(start, min(start + _BLOCK, len(dataset))) for start in range(0, len(dataset), _BLOCK)]
+    return np.concatenate([dataset[block][1] for block in blocks])

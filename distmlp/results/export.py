@@ -1,0 +1,145 @@
+"""A model as a file that other programs load. All take raw inputs: the run's input scaling is inside.
+
+safetensors  for `torch.nn.Sequential` of Linear and ReLU: 0.weight, 0.bias, 2.weight, ...; gives logits
+npz          for NumPy: w0, b0, w1, b1, ..., weights [out, in], and classes, metadata; gives logits
+onnx         for onnxruntime and others: x [N, features] -> probabilities [N, classes], class [N], a number from 0
+stablehlo    for `jax.export.deserialize`: x [N, features] -> probabilities [N, classes]; metadata in FILE.json
+
+metadata: the classes, the run's settings, the step and the version, as JSON texts. All numbers are float32. onnx and
+stablehlo scale the inputs as training does; in the other two the first layer does it: its weights and biases are
+computed in float64 and rounded once.
+"""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distmlp import model as network
+from distmlp.config import InputError
+from distmlp.parallel import backend
+from distmlp.results.extras import need
+from distmlp.results.load import Model
+
+_OPSET, _IR_VERSION = 17, 8  # of ONNX: what runtimes since 2022 read
+
+
+def export(model: Model, form: str, output: Path) -> None:
+    """Writes the model to a file, whole or not at all.
+
+    Raises:
+      InputError: an unknown format, a package that it needs is missing, or the file cannot be written.
+    """
+    if form not in FORMATS:
+        raise InputError(f"--format={form}: choose one of {', '.join(FORMATS)}")
+    content = FORMATS[form](model)
+    _write(output, content)
+    if form == "stablehlo":
+        _write(output.with_name(output.name + ".json"), json.dumps(metadata(model)).encode())
+
+
+def metadata(model: Model) -> dict[str, str]:
+    """What travels with the arrays: JSON texts by name."""
+    return {
+        "classes": json.dumps(model.classes), "settings": json.dumps(model.config.settings()),
+        "step": json.dumps(model.step), "distmlp": json.dumps(version("distmlp")),
+    }
+
+
+def folded(model: Model) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The parameters, with the input scaling in the first layer's: weights [out, in] and biases [out], float32."""
+    params = list(model.params)
+    if model.scaling:
+        (weights, biases), (shift, scale) = params[0], (part.astype(np.float64) for part in model.scaling)
+        scaled = weights * scale
+        params[0] = scaled.astype(np.float32), (biases - scaled @ shift).astype(np.float32)
+    return params
+
+
+def _safetensors(model: Model) -> bytes:
+    numpy = need("safetensors.numpy", "export", "--format=safetensors")
+    arrays: dict[str, np.ndarray] = {}
+    for layer, (weights, biases) in enumerate(folded(model)):
+        arrays |= {f"{2 * layer}.weight": weights, f"{2 * layer}.bias": biases}
+    return numpy.save(arrays, metadata(model))  # type: ignore[no-any-return]
+
+
+def _npz(model: Model) -> bytes:
+    arrays: dict[str, Any] = {"classes": np.array(model.classes), "metadata": np.array(json.dumps(metadata(model)))}
+    for layer, (weights, biases) in enumerate(folded(model)):
+        arrays |= {f"w{layer}": weights, f"b{layer}": biases}
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _onnx(model: Model) -> bytes:
+    onnx = need("onnx", "export", "--format=onnx")
+    helper, kind = onnx.helper, onnx.TensorProto
+    arrays: dict[str, np.ndarray] = {}
+    nodes, name = [], "x"
+    if model.scaling:
+        arrays |= dict(zip(("shift", "scale"), model.scaling, strict=True))
+        nodes += [helper.make_node("Sub", [name, "shift"], ["shifted"]),
+                  helper.make_node("Mul", ["shifted", "scale"], ["inputs"])]
+        name = "inputs"
+    last = len(model.params) - 1
+    for layer, (weights, biases) in enumerate(model.params):
+        arrays |= {f"w{layer}": weights, f"b{layer}": biases}
+        product = "logits" if layer == last else f"product{layer}"
+        nodes.append(helper.make_node("Gemm", [name, f"w{layer}", f"b{layer}"], [product], transB=1))
+        if layer < last:
+            name = f"layer{layer}"
+            nodes.append(helper.make_node("Relu", [product], [name]))
+    nodes += [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+              helper.make_node("ArgMax", ["logits"], ["class"], axis=1, keepdims=0)]
+    graph = helper.make_graph(
+        nodes, "distmlp", [helper.make_tensor_value_info("x", kind.FLOAT, ["N", model.num_features])],
+        [helper.make_tensor_value_info("probabilities", kind.FLOAT, ["N", len(model.classes)]),
+         helper.make_tensor_value_info("class", kind.INT64, ["N"])],
+        [onnx.numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in arrays.items()],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION,
+                              producer_name="distmlp", producer_version=version("distmlp"))
+    helper.set_model_props(proto, metadata(model))
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString()  # type: ignore[no-any-return]
+
+
+def _stablehlo(model: Model) -> bytes:
+    need("flatbuffers", "export", "--format=stablehlo")
+    from jax import export as jax_export
+
+    def probabilities(x: jax.Array) -> jax.Array:
+        return jnp.exp(network.batched_predict(
+            model.params, network.scale_inputs(x, model.scaling), model.config.compute_dtype  # type: ignore[arg-type]
+        ))
+
+    shape = jax.ShapeDtypeStruct(jax_export.symbolic_shape(f"N, {model.num_features}"), np.float32)
+    with backend.prepared(model.config):
+        exported = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda", "rocm", "tpu"))(shape)
+    return bytes(exported.serialize())
+
+
+FORMATS: dict[str, Callable[[Model], bytes]] = {
+    "safetensors": _safetensors, "npz": _npz, "onnx": _onnx, "stablehlo": _stablehlo,
+}
+
+
+def _write(output: Path, content: bytes) -> None:
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(output)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"--output={output} cannot be written ({error.strerror}): give another file") from None

@@ -1,0 +1,149 @@
+"""load(RUN): a run's model in the host's memory, for predictions and evaluations on one device."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distmlp import model
+from distmlp.config import Config, InputError
+from distmlp.parallel import backend
+from distmlp.run import reader
+
+if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
+    from distmlp.data.datasets import AnyDataset
+    from distmlp.results.evaluation import Evaluation
+
+_ROWS = 512  # at most so many rows at a time
+
+
+class Predictions(NamedTuple):
+    """What a model says of N rows."""
+
+    classes: np.ndarray  # [N]: the most probable class, by name where the classes have names, else by number
+    probabilities: np.ndarray  # float32 [N, classes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained network, as one checkpoint of a run has it."""
+
+    run: Path  # the run's folder
+    step: int  # updates that the checkpoint has seen
+    params: list[tuple[np.ndarray, np.ndarray]]  # a layer's weights float32 [out, in] and biases float32 [out]
+    scaling: tuple[np.ndarray, ...]  # () or (shift, scale), float32 [features]: inputs are (x - shift) * scale
+    config: Config  # of the run
+    meta: dict[str, Any]  # what lies beside the checkpoint's arrays
+
+    @property
+    def num_features(self) -> int:
+        return int(self.params[0][0].shape[1])
+
+    @functools.cached_property
+    def classes(self) -> tuple[Any, ...]:
+        """The classes' names, or the numbers that the data set gives them, in the order of the network's outputs."""
+        return tuple(self.data_info.get("classes") or range(len(self.params[-1][1])))
+
+    @property
+    def data_info(self) -> dict[str, Any]:
+        """What is known of the training data: classes, columns, shape, dtype, largest, name; {} for older runs."""
+        return dict(self.meta.get("data_info") or {})
+
+    def predict(self, x: Any) -> Predictions:
+        """Classes and probabilities of the rows of `x`, numbers of shape [N, ...], scaled as the run scaled its data.
+
+        Raises:
+          InputError: another width, or values that are no finite numbers.
+        """
+        x = self.check(x)
+        with backend.prepared(self.config):
+            parts = [np.asarray(self._probabilities(block))[:rows] for block, rows in _blocks(x)]
+        probabilities = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+        return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
+
+    def evaluate(self, x: Any, y: Any) -> "Evaluation":
+        """Exact loss, accuracy and confusion matrix on rows `x` [N, ...] with labels `y` [N], values of `classes`.
+
+        Raises:
+          InputError: as `predict`; or a label that is none of the classes.
+        """
+        from distmlp.data.datasets import ArrayDataset
+
+        numbers: dict[Hashable, int] = {name: number for number, name in enumerate(self.classes)}
+        labels = np.asarray(y).ravel().tolist()
+        unknown = [label for label in labels if label not in numbers]
+        if unknown:
+            raise InputError(f"label {unknown[0]!r} is none of the classes {_listed(self.classes)}")
+        return self.evaluate_set(ArrayDataset(self.check(x), np.array([numbers[label] for label in labels]), "x, y"))
+
+    def evaluate_set(self, dataset: "AnyDataset") -> "Evaluation":
+        """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it."""
+        from distmlp.results import evaluation
+
+        return evaluation.evaluate(self.config, self.params, self.scaling, self.step, self.classes, dataset)
+
+    def check(self, x: Any) -> np.ndarray:
+        """`x` as uint8 or float32 [N, features]; see `predict` for what it raises."""
+        x = np.asarray(x)
+        if x.ndim < 2 or x.dtype.kind not in "uifb":
+            raise InputError(f"rows to predict must be numbers of shape [N, ...], not {x.dtype} {list(x.shape)}")
+        x = x.reshape(len(x), math.prod(x.shape[1:]))
+        if x.shape[1] != self.num_features:
+            raise InputError(f"rows have {x.shape[1]} values, but the run was trained on {self.num_features}")
+        if x.dtype != np.uint8:
+            with np.errstate(over="ignore"):
+                x = x.astype(np.float32)
+        bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+        if len(bad):
+            raise InputError(f"row {bad[0]} has a value that is NaN or infinite (or beyond float32): remove or mend it")
+        return np.asarray(x)
+
+    @functools.cached_property
+    def _probabilities(self) -> Any:
+        """[N, features] -> [N, classes], compiled."""
+
+        @jax.jit
+        def probabilities(params: Any, scaling: Any, x: jax.Array) -> jax.Array:
+            inputs = model.scale_inputs(x, scaling)
+            return jnp.exp(model.batched_predict(params, inputs, self.config.compute_dtype))
+
+        return functools.partial(probabilities, self.params, self.scaling)
+
+
+def load(run: "str | Path", checkpoint: str | int = "") -> Model:
+    """The model of a run, which may still be training: its folder is only read, on one device whatever it ran on.
+
+    Args:
+      run: the run's folder, its --workdir.
+      checkpoint: "best" (by the accuracy that metrics.jsonl knows), "newest", or a step; empty: best if the run knows
+        one, else newest.
+
+    Raises:
+      InputError: there is no such run or checkpoint, or the checkpoint is damaged.
+    """
+    path = Path(run).expanduser()
+    stored = reader.read(path, str(checkpoint))
+    known = {field.name for field in dataclasses.fields(Config)}
+    config = Config(**{name: value for name, value in stored.meta["settings"].items() if name in known})
+    layers = sum(name.startswith(".params") for name in stored.arrays) // 2
+    params = [(stored.arrays[f".params[{i}][0]"], stored.arrays[f".params[{i}][1]"]) for i in range(layers)]
+    scaling = tuple(stored.arrays[name] for name in (".scaling[0]", ".scaling[1]") if name in stored.arrays)
+    return Model(path, stored.step, params, scaling, config, stored.meta)
+
+
+def _blocks(x: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """Blocks of few different shapes, each of which is compiled once; and how many of their rows count."""
+    for start in range(0, len(x), _ROWS):
+        block = x[start : start + _ROWS]
+        rows = 1 << (len(block) - 1).bit_length()
+        yield np.concatenate([block, np.zeros((rows - len(block), x.shape[1]), x.dtype)]), len(block)
+
+
+def _listed(classes: tuple[Any, ...]) -> str:
+    return ", ".join(map(str, classes[:10])) + (f", ... ({len(classes)} in all)" if len(classes) > 10 else "")

@@ -1,0 +1,122 @@
+"""Pictures as the network knows them: the training set's size, channels, polarity and range of values.
+
+What is done, in this order: the camera's rotation is undone; transparent parts become white, or black where the rest
+of the picture is bright; colours become grey where the training set is grey (ITU-R 601), and grey becomes colour where
+it is not; a picture with its background at the other end of the scale than the training set's is inverted (grey ones
+only, the background is the median of the outermost pixels); another size is padded with the background to the right
+proportions and resized, with antialiasing; values 0..255 are stretched to the training set's largest one. A picture
+that already is as the training set's pictures are goes through unchanged.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from distmlp.config import InputError
+
+SUFFIXES = frozenset(suffix for suffix in Image.registered_extensions())
+_DARK = {"digits", "mnist", "fashion_mnist"}  # known data sets, whose older runs do not say it themselves
+_LARGEST = {"digits": 16.0}
+
+
+class PictureShape(NamedTuple):
+    """What the training set's pictures are like."""
+
+    height: int
+    width: int
+    channels: int  # 1 or 3
+    channels_first: bool
+    largest: float  # the value of full brightness
+    integer: bool
+    background: float | None  # 0 (black) .. 1 (white); None: not known, or not the same everywhere
+
+
+def picture_shape(num_features: int, data_info: dict[str, Any], dataset: str) -> PictureShape:
+    """From what the run knows of its data; where it does not, pictures are taken to be square.
+
+    Raises:
+      InputError: rows of so many values are no pictures.
+    """
+    shape = [size for size in data_info.get("shape") or [] if size != 1]
+    if len(shape) not in (2, 3) or math.prod(shape) != num_features:
+        grey, colour = math.isqrt(num_features), math.isqrt(num_features // 3)
+        if grey**2 == num_features:
+            shape = [grey, grey]
+        elif 3 * colour**2 == num_features:
+            shape = [colour, colour, 3]
+        else:
+            raise InputError(f"the run was trained on rows of {num_features} values, which are no pictures: "
+                             "give rows in a .npy, .npz or .csv file")
+    first = len(shape) == 3 and shape[0] == 3 and shape[2] != 3
+    height, width = shape[1:] if first else shape[:2]
+    channels = 1 if len(shape) == 2 else shape[0 if first else 2]
+    if channels not in {1, 3}:
+        raise InputError(f"the run was trained on pictures with {channels} channels: give rows in a .npy file")
+    background = data_info.get("background", 0.0 if dataset in _DARK else None)
+    largest = float(data_info.get("largest") or _LARGEST.get(dataset, 255.0))
+    integer = data_info.get("dtype", "uint8") == "uint8"
+    return PictureShape(height, width, channels, first, largest, integer, background)
+
+
+def read_picture(path: Path, shape: PictureShape) -> np.ndarray:
+    """A picture file as a row of the training set, uint8 or float32 [features]; see the module for what is done.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = _flatten(ImageOps.exif_transpose(file))
+    except Exception as error:  # damage surfaces as any of a dozen types
+        reason = getattr(error, "strerror", None) or str(error).split(":")[0] or type(error).__name__
+        raise InputError(f"{path} cannot be read as a picture ({reason})") from None
+    picture = picture.convert("L" if shape.channels == 1 else "RGB")
+    background = _background(picture)
+    if shape.channels == 1 and shape.background is not None and _differ(background[0] / 255, shape.background):
+        picture, background = ImageOps.invert(picture), tuple(255 - value for value in background)
+    if picture.size != (shape.width, shape.height):
+        picture = _resized(picture, shape, background)
+    values = np.asarray(picture, np.float32) * np.float32(shape.largest / 255)
+    if shape.integer:
+        values = np.rint(values).astype(np.uint8)
+    if shape.channels_first:
+        values = values.transpose(2, 0, 1)
+    return np.ascontiguousarray(values).ravel()
+
+
+def _flatten(picture: Image.Image) -> Image.Image:
+    """8 bits a channel, without transparency."""
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits, or 32
+        values = np.asarray(picture, np.float64)
+        full = 65535 if picture.mode.startswith("I") and values.max(initial=0) > 255 else 255
+        return Image.fromarray(np.clip(values * (255 / full) + 0.5, 0, 255).astype(np.uint8))
+    if "A" not in picture.mode and "transparency" not in picture.info:
+        return picture.convert("RGB") if picture.mode in ("P", "CMYK", "YCbCr", "HSV", "LAB") else picture
+    picture = picture.convert("RGBA")
+    grey, alpha = np.asarray(picture.convert("RGB").convert("L"), np.float64), np.asarray(picture)[..., 3]
+    bright = alpha.any() and np.average(grey, weights=alpha) > 127.5
+    paper = Image.new("RGBA", picture.size, "black" if bright and not alpha.all() else "white")
+    return Image.alpha_composite(paper, picture).convert("RGB")
+
+
+def _background(picture: Image.Image) -> tuple[int, ...]:
+    """Median of the outermost pixels, by channel."""
+    values = np.atleast_3d(np.asarray(picture))
+    edge = np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
+    return tuple(int(value) for value in np.median(edge, axis=0))
+
+
+def _differ(background: float, wanted: float) -> bool:
+    """Whether one is dark and the other bright; a training set whose background is neither asks for nothing."""
+    return abs(wanted - 0.5) > 0.25 and (background > 0.5) != (wanted > 0.5)
+
+
+def _resized(picture: Image.Image, shape: PictureShape, background: tuple[int, ...]) -> Image.Image:
+    scale = max(picture.width / shape.width, picture.height / shape.height)
+    padded = (max(picture.width, round(shape.width * scale)), max(picture.height, round(shape.height * scale)))
+    canvas = Image.new(picture.mode, padded, background[0] if len(background) == 1 else background)
+    canvas.paste(picture, ((padded[0] - picture.width) // 2, (padded[1] - picture.height) // 2))
+    return canvas.resize((shape.width, shape.height), Image.Resampling.BOX if scale > 1 else Image.Resampling.BICUBIC)

@@ -1,0 +1,36 @@
+"""The data sets of a run: read again as its settings say, and known to be the same."""
+
+import dataclasses
+
+from distmlp.config import FROM_PYTHON, InputError
+from distmlp.data import datasets
+from distmlp.results.load import Model
+
+SPLITS = ("train", "test", "validation")
+
+
+def split(model: Model, name: str = "test", dataset: str = "") -> datasets.AnyDataset:
+    """The training, test or validation set of the run, or of another `dataset`, named as for --dataset.
+
+    Raises:
+      InputError: it cannot be had, does not fit the model, or is not what the run was trained on.
+    """
+    if name not in SPLITS:
+        raise InputError(f"--split={name}: choose one of {', '.join(SPLITS)}")
+    config = model.config
+    if dataset:
+        config = dataclasses.replace(config, dataset=dataset, num_classes=len(model.classes))
+    elif config.dataset.startswith(FROM_PYTHON):
+        raise InputError(f"{model.run} was trained on data given from Python: name some with --dataset, "
+                         "or call load(RUN).evaluate(x, y)")
+    data = datasets.load(config)
+    if not dataset and data.fingerprint() != model.meta["data"]:
+        raise InputError(f"the data of --dataset={config.dataset} are not those that {model.run} was trained on: "
+                         "bring them back, or name the data to use with --dataset")
+    if data.num_features != model.num_features:
+        raise InputError(f"--dataset={dataset} has {data.num_features} features, but {model.run} was trained on "
+                         f"{model.num_features}")
+    chosen: datasets.AnyDataset | None = getattr(data, name, None)
+    if chosen is None:
+        raise InputError(f"--split=validation: {model.run} has no validation set; choose train or test")
+    return chosen

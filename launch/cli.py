@@ -1,0 +1,34 @@
+"""distmlp VERB ...: the same as python -m launch.VERB ..."""
+
+import runpy
+import sys
+from importlib import metadata
+
+VERBS = {
+    "train": "train a network, or go on with a run",
+    "evaluate": "exact loss and accuracy of a run, and precision and recall of each class",
+    "predict": "classes of pictures and of rows in files",
+    "export": "a run's network for PyTorch, NumPy, ONNX or StableHLO",
+    "report": "one page that shows one run or several",
+    "compare": "the first step at which two runs part",
+}
+_USAGE = "usage: distmlp VERB [arguments], distmlp VERB --help, or distmlp --version"
+
+
+def main() -> None:
+    """Runs the verb that the command line names, as `python -m` does."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb in VERBS:
+        del sys.argv[0]
+        runpy.run_module(f"launch.{verb}", run_name="__main__", alter_sys=True)
+    elif verb == "--version":
+        print(f"distmlp {metadata.version('distmlp')}")
+    elif verb in ("", "-h", "-help", "--help", "help"):
+        print("\n".join([_USAGE, "", *(f"  {name:<10} {text}" for name, text in VERBS.items())]))
+    else:
+        print(f"distmlp: error: {verb!r} is no verb: choose one of {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

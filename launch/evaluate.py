@@ -1,0 +1,33 @@
+"""Evaluates a run: exact loss and accuracy, and precision, recall and F1 of each class.
+
+    python -m launch.evaluate RUN
+
+The numbers are those that training logged at the checkpoint's step, to the last digit (on the same kind of processor).
+"""
+
+import json
+from pathlib import Path
+
+from launch import verb
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code; raises InputError."""
+    arguments = verb.parser("evaluate", __doc__)
+    arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
+    verb.add_checkpoint(arguments)
+    arguments.add_argument("--dataset", default="", help="other data than the run's, named as for training")
+    arguments.add_argument("--split", default="test", help="train, test (the default) or validation")
+    arguments.add_argument("--json", action="store_true", help="print one JSON object")
+    given = arguments.parse_args(argv)
+
+    from distmlp.results import load, splits
+
+    model = load.load(Path(given.run), given.checkpoint)
+    result = model.evaluate_set(splits.split(model, given.split, given.dataset))
+    print(json.dumps(result.as_json()) if given.json else result)
+    return 0
+
+
+if __name__ == "__main__":
+    verb.run(main)

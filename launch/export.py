@@ -1,0 +1,38 @@
+"""Exports a run's model for other programs, its input scaling inside.
+
+    python -m launch.export RUN --format=safetensors|npz|onnx|stablehlo --output=FILE
+
+safetensors  weights and biases of a torch.nn.Sequential of Linear and ReLU:
+                 net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+                 net.load_state_dict(safetensors.torch.load_file(FILE))
+npz          w0, b0, w1, b1, ... and classes for NumPy:
+                 model = numpy.load(FILE)
+                 for layer in range(layers): x = x @ model[f"w{layer}"].T + model[f"b{layer}"], relu between them
+onnx         the whole model: x [N, features] to probabilities [N, classes] and class [N]
+stablehlo    the same for jax.export.deserialize(FILE's bytes).call(x); what it is, is in FILE.json
+"""
+
+from pathlib import Path
+
+from launch import verb
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code; raises InputError."""
+    arguments = verb.parser("export", __doc__)
+    arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
+    arguments.add_argument("--format", required=True, help="safetensors, npz, onnx or stablehlo")
+    arguments.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    verb.add_checkpoint(arguments)
+    given = arguments.parse_args(argv)
+
+    from distmlp.results import export, load
+
+    model = load.load(Path(given.run), given.checkpoint)
+    export.export(model, given.format, Path(given.output))
+    print(f"{given.output}: the checkpoint of step {model.step} as {given.format}")
+    return 0
+
+
+if __name__ == "__main__":
+    verb.run(main)

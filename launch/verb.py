@@ -1,0 +1,45 @@
+"""What the verbs on a run's folder share: how they read a command line, and how they end."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from distmlp import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}: {self.prog} --help says how")
+
+
+def parser(name: str, doc: str) -> argparse.ArgumentParser:
+    """A parser of a verb's command line, whose `doc` becomes the help; wrong usage is an InputError."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return _Parser(f"python -m launch.{name}", description=doc, formatter_class=raw, allow_abbrev=False)
+
+
+def add_checkpoint(arguments: argparse.ArgumentParser) -> None:
+    arguments.add_argument("--checkpoint", default="", metavar="best|newest|STEP",
+                           help="which checkpoint; default: best if the run knows one, else newest")
+
+
+def run(main: Callable[[list[str]], int]) -> NoReturn:
+    """Ends the process as the verb `main` says: its exit code, or 2 and one line for bad input."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except InputError as error:
+        code = fail(error)
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def fail(error: Any) -> int:
+    print(f"distmlp: error: {error}", file=sys.stderr)
+    return 2

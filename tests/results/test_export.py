@@ -1,0 +1,120 @@
+"""Exports, each loaded by the library that it is for."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import RunTrain
+
+from distmlp import Config, InputError, load
+from distmlp.data import datasets
+from distmlp.results.export import FORMATS, export
+from distmlp.results.load import Model, Predictions
+
+
+@pytest.fixture(scope="module")
+def model(digits_run: Path) -> Model:
+    return load(digits_run)
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    """The test set, float32 [360, 64]."""
+    test = datasets.load(Config()).test
+    return test[np.arange(len(test))][0].astype(np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def check(predictions: Predictions, probabilities: Any) -> None:
+    np.testing.assert_allclose(probabilities, predictions.probabilities, atol=1e-6)
+    np.testing.assert_array_equal(np.argmax(probabilities, axis=1), predictions.classes)
+
+
+def check_metadata(model: Model, metadata: Any) -> None:
+    assert json.loads(metadata["classes"]) == list(model.classes) == list(range(10))
+    assert json.loads(metadata["settings"]) == model.meta["settings"]
+    assert json.loads(metadata["step"]) == 69
+
+
+def test_torch_loads_safetensors_in_two_lines(model: Model, x: np.ndarray, tmp_path: Path) -> None:
+    import safetensors
+    import safetensors.torch
+    import torch
+
+    export(model, "safetensors", tmp_path / "model.safetensors")
+    net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+    net.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    with torch.no_grad():
+        check(model.predict(x), torch.softmax(net(torch.from_numpy(x)), 1).numpy())
+    with safetensors.safe_open(tmp_path / "model.safetensors", "np") as file:
+        check_metadata(model, file.metadata())
+
+
+def test_numpy_predicts_from_npz(model: Model, x: np.ndarray, tmp_path: Path) -> None:
+    export(model, "npz", tmp_path / "model.npz")
+    with np.load(tmp_path / "model.npz") as arrays:  # without pickles
+        hidden = np.maximum(x @ arrays["w0"].T + arrays["b0"], 0)
+        check(model.predict(x), softmax(hidden @ arrays["w1"].T + arrays["b1"]))
+        assert arrays["w0"].shape == (32, 64)
+        np.testing.assert_array_equal(arrays["classes"], np.arange(10))
+        check_metadata(model, json.loads(arrays["metadata"].item()))
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_onnxruntime_runs_onnx(model: Model, x: np.ndarray, tmp_path: Path, scaled: bool) -> None:
+    import dataclasses
+
+    import onnxruntime
+
+    if not scaled:
+        model, x = dataclasses.replace(model, scaling=()), x / 16
+    export(model, "onnx", tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for rows in (x, x[:1]):
+        probabilities, classes = session.run(["probabilities", "class"], {"x": rows})
+        check(model.predict(rows), probabilities)
+        np.testing.assert_array_equal(classes, model.predict(rows).classes)
+    check_metadata(model, session.get_modelmeta().custom_metadata_map)
+
+
+def test_jax_calls_stablehlo_for_any_number_of_rows(model: Model, x: np.ndarray, tmp_path: Path) -> None:
+    from jax import export as jax_export
+
+    export(model, "stablehlo", tmp_path / "model.bin")
+    exported = jax_export.deserialize(bytearray((tmp_path / "model.bin").read_bytes()))
+    assert "tpu" in exported.platforms
+    for rows in (x, x[:1]):
+        check(model.predict(rows), exported.call(rows))
+    check_metadata(model, json.loads((tmp_path / "model.bin.json").read_text()))
+
+
+def test_what_cannot_be_exported(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="--format=pickle: choose one of safetensors, npz, onnx, stablehlo"):
+        export(model, "pickle", tmp_path / "model")
+    for form in FORMATS:
+        with pytest.raises(InputError, match=r"absent/m cannot be written \(No such file or directory\)"):
+            export(model, form, tmp_path / "absent" / "m")
+    (tmp_path / "full").mkdir()
+    with pytest.raises(InputError, match=r"full cannot be written \(Is a directory\)"):
+        export(model, "npz", tmp_path / "full")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+    for form, module in (("safetensors", "safetensors.numpy"), ("onnx", "onnx"), ("stablehlo", "flatbuffers")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(InputError, match=rf"--format={form} needs \w+.*: pip install 'distmlp\[export\]'"):
+            export(model, form, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_verb_writes_the_file(run_verb: RunTrain, digits_run: Path, tmp_path: Path) -> None:
+    done = run_verb("export", str(digits_run), "--format=npz", "--output=model.npz")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the checkpoint of step 69 as npz" in done.stdout
+    with np.load(tmp_path / "model.npz") as arrays:
+        assert "b1" in arrays

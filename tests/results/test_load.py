@@ -1,0 +1,154 @@
+"""load(RUN): the model of a checkpoint, verified, on one device, beside a training run."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import flip_bit, snapshot
+
+from distmlp import Config, InputError, load, model
+from distmlp.data import datasets
+from distmlp.parallel.digest import StateDigest, host_digest
+from distmlp.parallel.mesh import make_layout
+from distmlp.results import splits
+from distmlp.run import checkpoint, reader
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def copy(digits_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run, to be changed."""
+    return Path(shutil.copytree(digits_run, tmp_path / "copy"))
+
+
+def test_predictions_are_those_of_the_checkpoints_network(digits_run: Path) -> None:
+    loaded = load(digits_run)
+    data = datasets.load(Config())
+    assert isinstance(data.test, datasets.ArrayDataset)
+    x = (data.test.images.astype(np.float32) - loaded.scaling[0]) * loaded.scaling[1]
+    expected = np.exp(model.batched_predict(loaded.params, x))  # type: ignore[arg-type]
+    predictions = loaded.predict(data.test.images.reshape(-1, 8, 8))
+    assert (predictions.probabilities.dtype, predictions.probabilities.shape) == (np.float32, (360, 10))
+    np.testing.assert_allclose(predictions.probabilities, expected, atol=1e-6)
+    np.testing.assert_array_equal(predictions.classes, expected.argmax(axis=1))
+    one = loaded.predict(data.test.images[5:6])  # in another block size
+    np.testing.assert_allclose(one.probabilities[0], expected[5], atol=1e-6)
+    assert loaded.predict(data.test.images[:0]).probabilities.shape == (0, 10)
+
+
+def test_evaluation_gives_the_numbers_of_the_log_to_the_last_digit(digits_run: Path) -> None:
+    for step in (46, 69):
+        loaded = load(digits_run, step)
+        result = loaded.evaluate_set(splits.split(loaded))
+        logged = next(line for line in lines(digits_run) if line["step"] == step)
+        assert result.checkpoint_step == step
+        assert (result.loss, result.accuracy) == (logged["test_loss"], logged["test_accuracy"])
+        assert (result.correct, result.count) == (logged["test_correct"], logged["test_count"])
+        assert (result.confusion.sum(), result.confusion.trace()) == (result.count, result.correct)
+        np.testing.assert_array_equal(result.confusion.sum(axis=1), result.per_class["support"])
+
+
+def test_arrays_are_evaluated_as_the_data_set_is(digits_run: Path) -> None:
+    loaded, test = load(digits_run), datasets.load(Config()).test
+    images, labels = test[np.arange(len(test))]
+    assert loaded.evaluate(images, labels).as_json() == loaded.evaluate_set(test).as_json()
+    with pytest.raises(InputError, match="label 11 is none of the classes 0, 1, 2"):
+        loaded.evaluate(images[:2], [3, 11])
+
+
+def test_best_newest_and_a_step_choose_the_checkpoint(copy: Path) -> None:
+    kept = sorted(int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdecimal())
+    assert kept == [46, 69]
+    text = [line | ({"test_accuracy": 0.5} if line["step"] == 69 else {}) for line in lines(copy)]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in text))
+    assert load(copy).step == load(copy, "best").step == 46
+    assert load(copy, "newest").step == load(copy, 69).step == 69
+    (copy / "metrics.jsonl").unlink()
+    assert load(copy).step == 69
+    with pytest.raises(InputError, match=r"no checkpoint of .* was evaluated; give --checkpoint=newest"):
+        load(copy, "best")
+    with pytest.raises(InputError, match=r"--checkpoint=7: .* has those of step 69, "):
+        load(copy, 7)
+    with pytest.raises(InputError, match="give best, newest or a step's number"):
+        load(copy, "last")
+
+
+def test_loading_needs_no_lock_and_changes_nothing(copy: Path) -> None:
+    for path in [copy, *copy.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = snapshot(copy)
+    loaded = load(copy)
+    loaded.predict(np.zeros((1, 64), np.uint8))
+    assert snapshot(copy) == before
+
+
+@pytest.mark.parametrize("what", ["state", "meta"])
+def test_a_damaged_checkpoint_is_named_and_never_used(copy: Path, what: str) -> None:
+    newest = copy / "checkpoints" / "69"
+    if what == "state":
+        flip_bit(newest)
+    else:
+        path = newest / "meta" / "metadata"
+        path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    before = snapshot(copy)
+    with pytest.raises(InputError, match=r"checkpoint 69 of .* is damaged \(.*\): give --checkpoint=46"):
+        load(copy, "newest")
+    assert snapshot(copy) == before
+    assert load(copy, 46).step == 46
+
+
+def test_a_checkpoint_deleted_while_it_is_read_gives_way_to_the_next(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = checkpoint.read_meta
+
+    def delete_newest(manager: Any, step: int) -> Any:
+        if step == 69:
+            shutil.rmtree(copy / "checkpoints" / "69")
+        return real(manager, step)
+
+    monkeypatch.setattr(reader, "read_meta", delete_newest)
+    assert load(copy, "newest").step == 46
+
+
+def test_no_run_no_checkpoint_wrong_width(digits_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder: give the --workdir of a run"):
+        load(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no run: give the --workdir of one"):
+        load(tmp_path)
+    (tmp_path / "run.flags").touch()
+    with pytest.raises(InputError, match="holds no checkpoint yet"):
+        load(tmp_path)
+    loaded = load(digits_run)
+    with pytest.raises(InputError, match="rows have 63 values, but the run was trained on 64"):
+        loaded.predict(np.zeros((2, 63)))
+    with pytest.raises(InputError, match="row 1 has a value that is NaN"):
+        loaded.predict(np.array([[0.0] * 64, [np.nan] * 64]))
+    with pytest.raises(InputError, match=r"must be numbers of shape \[N, ...\]"):
+        loaded.predict([["a"] * 64])
+
+
+def test_data_that_are_not_the_runs_are_refused(copy: Path, npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(copy)
+    monkeypatch.setattr(datasets.Data, "fingerprint", lambda data: "changed")
+    with pytest.raises(InputError, match="the data of --dataset=digits are not those"):
+        splits.split(loaded)
+    with pytest.raises(InputError, match=r"has 12 features, but .* was trained on 64"):
+        splits.split(loaded, dataset=npz)
+    with pytest.raises(InputError, match="--split=dev: choose one of train, test, validation"):
+        splits.split(loaded, "dev")
+
+
+def test_the_hosts_digest_is_the_devices() -> None:
+    rng = np.random.default_rng(0)
+    state = {"a": rng.standard_normal((7, 5), np.float32), "b": np.int32(-3), "c": rng.standard_normal(4096, "f4")}
+    layout = make_layout(Config(num_devices=1))
+    digests = StateDigest(layout).check(jax.tree.map(jax.numpy.asarray, state), 0)
+    assert list(digests.values()) == [host_digest(array) for array in state.values()]

@@ -1,0 +1,136 @@
+"""Pictures and rows from files, as the network knows them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distmlp import Config, InputError, load
+from distmlp.data import datasets
+from distmlp.results import rows
+from distmlp.results.pictures import PictureShape, picture_shape, read_picture
+
+MNIST = PictureShape(28, 28, 1, False, 255.0, True, 0.0)
+COLOUR = PictureShape(8, 8, 3, False, 255.0, True, None)
+
+
+@pytest.fixture
+def digit() -> np.ndarray:
+    """A bright 7 on black, [28, 28]."""
+    picture = np.zeros((28, 28), np.uint8)
+    picture[4:7, 6:21] = 254
+    for row in range(7, 25):
+        picture[row, 20 - (row - 4) // 2 : 23 - (row - 4) // 2] = 200 + row
+    return picture
+
+
+def save(picture: Image.Image, path: Path) -> Path:
+    picture.save(path)
+    return path
+
+
+def close(actual: np.ndarray, picture: np.ndarray, tolerance: float) -> bool:
+    """Whether a row is a picture, up to a mean difference."""
+    return bool(np.abs(actual.astype(float).ravel() - picture.ravel()).mean() <= tolerance)
+
+
+def test_a_picture_like_the_training_sets_goes_through_unchanged(digit: np.ndarray, tmp_path: Path) -> None:
+    row = read_picture(save(Image.fromarray(digit), tmp_path / "a.png"), MNIST)
+    assert row.dtype == np.uint8
+    np.testing.assert_array_equal(row, digit.ravel())
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    path = save(Image.fromarray(colours), tmp_path / "b.png")
+    np.testing.assert_array_equal(read_picture(path, COLOUR), colours.ravel())
+    first = COLOUR._replace(channels_first=True)
+    np.testing.assert_array_equal(read_picture(path, first), colours.transpose(2, 0, 1).ravel())
+
+
+def test_photographed_conditions(digit: np.ndarray, tmp_path: Path) -> None:
+    inverted = Image.fromarray(255 - digit)
+    np.testing.assert_array_equal(read_picture(save(inverted, tmp_path / "i.png"), MNIST), digit.ravel())
+    colour = save(inverted.convert("RGB"), tmp_path / "c.png")
+    np.testing.assert_array_equal(read_picture(colour, MNIST), digit.ravel())
+    palette = save(Image.fromarray(digit).quantize(256), tmp_path / "p.png")
+    assert close(read_picture(palette, MNIST), digit, 1)
+    large = save(inverted.resize((280, 280), Image.Resampling.NEAREST), tmp_path / "l.png")
+    np.testing.assert_array_equal(read_picture(large, MNIST), digit.ravel())
+    wide = Image.new("L", (56, 28), 255)
+    wide.paste(inverted, (14, 0))
+    half = np.asarray(Image.fromarray(digit).resize((14, 14), Image.Resampling.BOX))
+    assert close(read_picture(save(wide, tmp_path / "w.png"), MNIST).reshape(28, 28)[7:21, 7:21], half, 1)
+    deep = save(Image.fromarray(digit.astype(np.uint16) * 257), tmp_path / "d.png")
+    np.testing.assert_array_equal(read_picture(deep, MNIST), digit.ravel())
+    jpeg = save(inverted.convert("RGB"), tmp_path / "j.jpg")
+    assert close(read_picture(jpeg, MNIST), digit, 6)
+    turned = Image.fromarray(digit).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    turned.save(tmp_path / "t.png", exif=exif)
+    np.testing.assert_array_equal(read_picture(tmp_path / "t.png", MNIST), digit.ravel())
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+def test_transparent_paper(digit: np.ndarray, tmp_path: Path, ink: int) -> None:
+    shape = (28, 28, 3)
+    pixels = np.concatenate([np.full(shape, ink, np.uint8), digit[..., None]], axis=2)
+    path = save(Image.fromarray(pixels, "RGBA"), tmp_path / "alpha.png")
+    assert close(read_picture(path, MNIST), digit, 0.5)
+
+
+def test_values_become_those_of_the_training_set(digit: np.ndarray, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 17, (8, 8), np.uint8)
+    pixels[0], pixels[-1] = 0, 0
+    path = save(Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8)), tmp_path / "small.png")
+    shape = picture_shape(64, {}, "digits")
+    assert shape == PictureShape(8, 8, 1, False, 16.0, True, 0.0)
+    np.testing.assert_array_equal(read_picture(path, shape), pixels.ravel())
+    fractions = read_picture(save(Image.fromarray(digit), tmp_path / "b.png"), MNIST._replace(largest=1, integer=False))
+    np.testing.assert_allclose(fractions, digit.ravel() / 255, atol=1e-7)
+    assert fractions.dtype == np.float32
+
+
+def test_what_pictures_are_like() -> None:
+    info = {"shape": [3, 10, 20], "dtype": "float32", "largest": 1.0, "background": 0.9}
+    assert picture_shape(600, info, "mine.npz") == PictureShape(10, 20, 3, True, 1.0, False, 0.9)
+    assert picture_shape(3072, {}, "mine.npz") == PictureShape(32, 32, 3, False, 255.0, True, None)
+    with pytest.raises(InputError, match="trained on rows of 13 values, which are no pictures"):
+        picture_shape(13, {"shape": [13]}, "wine.csv")
+
+
+def test_rows_of_npy_npz_and_csv_are_those_of_the_array(digits_run: Path, tmp_path: Path) -> None:
+    model = load(digits_run)
+    x = datasets.load(Config()).test[np.arange(7)][0]
+    np.save(tmp_path / "a.npy", x.reshape(7, 8, 8))
+    np.save(tmp_path / "one.npy", x[0])
+    np.savez(tmp_path / "a.npz", whatever=x)
+    np.savez(tmp_path / "two.npz", y=np.arange(7), x=x)
+    np.savetxt(tmp_path / "a.csv", x, delimiter=",", fmt="%d")
+    header = ",".join(f"pixel{n}" for n in range(64))
+    np.savetxt(tmp_path / "b.csv", x, delimiter=",", fmt="%d", header=header, comments="")
+    for name in ("a.npy", "a.npz", "two.npz", "a.csv", "b.csv"):
+        np.testing.assert_array_equal(rows.read(tmp_path / name, model), x, name)
+    np.testing.assert_array_equal(rows.read(tmp_path / "one.npy", model), x[:1])
+    model.meta["data_info"] = {"columns": ["pixel1", "pixel0", *(f"pixel{n}" for n in range(2, 64))]}
+    np.testing.assert_array_equal(rows.read(tmp_path / "b.csv", model), x[:, [1, 0, *range(2, 64)]])
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("absent.png", None, "absent.png does not exist"),
+    ("torn.png", b"\x89PNG\r\n\x1a\n\0\0", "torn.png cannot be read as a picture"),
+    ("text.png", b"hello", "text.png cannot be read as a picture"),
+    ("empty.csv", b"", "empty.csv: holds no rows"),
+    ("words.csv", b"1,2\n1,x\n", "words.csv: line 2: 'x' is no number"),
+    ("short.csv", b"1,2\n1\n", "short.csv: line 2 has 1 columns, fewer than the first"),
+    ("width.csv", b"1,2\n1,2\n", "width.csv: rows have 2 values, but the run was trained on 64"),
+    ("torn.npy", b"\x93NUMPY", "torn.npy cannot be read as rows of numbers"),
+    ("torn.npz", b"PK\x03\x04", "torn.npz cannot be read as rows of numbers"),
+])  # fmt: skip
+def test_files_that_cannot_be_read(
+    digits_run: Path, tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        rows.read(tmp_path / name, load(digits_run))
+    assert "\n" not in str(caught.value)

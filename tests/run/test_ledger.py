@@ -1,0 +1,100 @@
+"""--ledger: what each step was made of, the same on any devices and after any end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import small_config
+
+from distmlp import train
+from distmlp.run.ledger import Ledger, examples_sum
+
+
+def read(workdir: str | Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(workdir) / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_the_sum_of_examples_does_not_depend_on_their_order_but_on_each_of_them() -> None:
+    indices = np.arange(1000)
+    whole = examples_sum(indices)
+    assert examples_sum(np.random.default_rng(0).permutation(indices)) == whole
+    assert (examples_sum(indices[:400]) + examples_sum(indices[400:])) % 2**64 == whole
+    doubled = indices.copy()
+    doubled[5], doubled[6] = 4, 7  # the plain sum stays
+    assert doubled.sum() == indices.sum()
+    assert examples_sum(doubled) != whole
+    assert examples_sum(indices[:0]) == 0
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_the_ledger_is_of_the_examples_whatever_the_devices(npz: str, placement: str) -> None:
+    ledgers = []
+    for devices in (1, 3, 8):
+        config = small_config(npz, workdir=f"run{devices}", shuffle=True, ledger=True, num_devices=devices,
+                              data_placement=placement)
+        train(config)
+        header, *lines = read(config.workdir)
+        assert header == {"examples": 96, "steps_per_epoch": 5}
+        assert [line["step"] for line in lines] == list(range(1, 11))
+        assert [line["count"] for line in lines] == [20, 20, 20, 20, 16] * 2
+        for epoch in (lines[:5], lines[5:]):
+            total = sum(int(line["examples"], 16) for line in epoch) % 2**64
+            assert total == examples_sum(np.arange(96))
+        ledgers.append([(line["count"], line["examples"]) for line in lines])
+    assert ledgers[0] == ledgers[1] == ledgers[2]
+    assert ledgers[0][:5] != ledgers[0][5:]  # shuffled
+
+
+def test_losses_are_exact_and_digests_are_those_of_the_checkpoints(npz: str) -> None:
+    config = small_config(npz, ledger=True, ledger_digests_every=4, num_devices=1)
+    history = train(config).history
+    _, *lines = read(config.workdir)
+    mean = sum(float.fromhex(line["loss"]) * line["count"] for line in lines[:5]) / 96
+    assert mean == history[0]["train_loss"]
+    assert [line["step"] for line in lines if "digests" in line] == [4, 8, 10]
+    meta = json.loads(Path(config.workdir, "checkpoints", "10", "meta", "metadata").read_text())
+    assert lines[-1]["digests"] == meta["digests"]
+
+
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_a_resumed_run_has_the_ledger_of_an_uninterrupted_one(npz: str, placement: str) -> None:
+    common = {"shuffle": True, "ledger": True, "ledger_digests_every": 2, "num_devices": 1, "num_epochs": 3,
+              "data_placement": placement}
+    whole = small_config(npz, workdir="whole", **common)
+    train(whole)
+    train(small_config(npz, workdir="parts", max_steps=7, **common))
+    path = Path("parts/ledger.jsonl")
+    *kept, last = path.read_text().splitlines()
+    assert len(kept) == 7
+    assert "digests" in last
+    beyond = json.dumps({"step": 8, "count": 1, "examples": "0", "loss": "0x0p+0"})
+    path.write_text("\n".join([*kept, last, beyond, '{"step": 9, "cou']))  # as a crash leaves it
+    train(small_config(npz, workdir="parts", **common))
+    lines = read("parts")
+    assert lines[7].pop("digests")  # of the end that step 7 was
+    assert lines == read("whole")
+
+
+def test_a_resumed_run_without_the_flag_leaves_no_stale_lines(npz: str) -> None:
+    train(small_config(npz, max_steps=4, ledger=True))
+    path = Path("run/ledger.jsonl")
+    path.write_text(path.read_text() + json.dumps({"step": 5, "count": 1, "examples": "0", "loss": "0x0p+0"}) + "\n")
+    train(small_config(npz))
+    assert [line["step"] for line in read("run")[1:]] == [1, 2, 3, 4]
+
+
+def test_no_ledger_unless_asked_for(npz: str) -> None:
+    train(small_config(npz))
+    assert not Path("run/ledger.jsonl").exists()
+
+
+def test_a_ledger_that_cannot_be_written_is_a_write_error(tmp_path: Path) -> None:
+    from distmlp.run.workdir import WriteError
+
+    ledger = Ledger(tmp_path / "absent", True, 4, 1)
+    ledger.fetched(1, np.arange(4), np.ones(4))
+    ledger.loss(1, 0.5)
+    with pytest.raises(WriteError, match=r"ledger\.jsonl could not be written"):
+        ledger.flush()
