@@ -63,7 +63,7 @@ def test_processes_must_agree_on_the_experiment_not_on_their_hosts(
 ) -> None:
     """As each was given them: relative paths mean different folders on hosts whose home or working folders differ."""
     agreed: dict[str, Any] = {}
-    monkeypatch.setattr(group, "agree", lambda facts: agreed.update(facts))
+    monkeypatch.setattr(group, "agree", agreed.update)
     train(small_config(Path(npz).name, max_steps=1, data_dir="~/data", compilation_cache_dir="~/cache"))
     assert agreed["--dataset"] == Path(npz).name
     assert {"--seed", "--num_epochs", "--data_placement", "jax"} <= agreed.keys()
