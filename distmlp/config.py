@@ -151,6 +151,8 @@ class Config:
                             topic="The run's folder")
     eval_every_epochs: int = _setting(1, "evaluate every so many epochs; 0: only at the end", "conduct", minimum=0)
     eval_every_steps: int = _setting(0, "also evaluate every so many steps; 0: off", "conduct", minimum=0)
+    patience: int = _setting(0, "stop after so many evaluations without a better validation accuracy; 0: off",
+                             "conduct", minimum=0)
     eval_train: bool = _setting(False, "evaluate on the training set too", "conduct")
     checkpoint_every_steps: int = _setting(0, "save every so many steps; 0: off", "conduct", minimum=0)
     checkpoint_every_seconds: float = _setting(

@@ -11,7 +11,7 @@ import jax
 
 from distmlp import model
 from distmlp.cluster import group
-from distmlp.config import FROM_PYTHON, Config, resolve_paths
+from distmlp.config import FROM_PYTHON, Config, InputError, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.data.scaling import input_scaling
 from distmlp.parallel import backend, program
@@ -65,6 +65,9 @@ def _train(config: Config, started: float, *given_sets: Any) -> Result:
     group.agree({f"--{name}": value for name, value in shared.items()} | banner.versions())
     config = resolve_paths(config)
     data = datasets.load(config, *given_sets)
+    if config.patience and data.validation is None:
+        raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, or "
+                         "x_val and y_val beside the training set")
     layout = make_layout(config)
     parts = program.build(config, data, layout)
     with (
@@ -120,7 +123,7 @@ class Trainer:
         else:
             self.state = self._initial_state()
         self.losses = Losses(self.totals, self.ledger.loss)
-        if group.decide(self.metrics.finished_at == self.step == self.total_steps):
+        if group.decide(self.metrics.finished_at == self.step and self._at_end()):
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
@@ -135,7 +138,7 @@ class Trainer:
         if 0 < self.config.schedule_steps < self.total_steps:
             metrics.warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
                          f"ends; this run has {self.total_steps} steps")
-        self.metrics.say(metrics.HEADER)
+        self.metrics.say(metrics.header(self.data.validation is not None))
         self.compiled.result()
         group.meet()
         self.parts.digest.check(self.state, self.step)  # compiles it, too
@@ -160,7 +163,7 @@ class Trainer:
         elif self.step and self.cadence.line(self.step):
             self._log()
         self.losses.start_clock()
-        while self.step < self.total_steps:
+        while not self._at_end():
             self._stop_if_signalled()
             if self.cadence.profile:
                 self._profile()
@@ -181,6 +184,11 @@ class Trainer:
                 self.losses.settle_all()
                 self._log()
                 self.losses.start_clock()
+
+    def _at_end(self) -> bool:
+        """Whether the last step is done, or --patience is at its end: by metrics.jsonl, so that every start agrees."""
+        patient = not self.config.patience or metrics.stale(self.metrics.history) < self.config.patience
+        return self.step == self.total_steps or not patient
 
     def _save_due(self) -> bool:
         if self.cadence.save(self.step):
@@ -214,7 +222,8 @@ class Trainer:
             line["examples_per_second"] = totals.epoch_examples / totals.epoch_seconds
         self.metrics.log(line)
         self.metrics.say(metrics.describe(line))
-        if group.decide(metrics.best(self.metrics.history) is line) and self.recovery.saved_step < self.step:
+        keep = metrics.best(self.metrics.history) is line or self._at_end()
+        if group.decide(keep) and self.recovery.saved_step < self.step:
             self._save()
         self.totals.reset(epoch_end)
 
@@ -222,11 +231,14 @@ class Trainer:
         line: metrics.Line = {}
         if self.config.eval_train:
             line["train_accuracy"] = self.evaluator(self.state, self.data.train, self._poll).accuracy
-        test = self.evaluator(self.state, self.data.test, self._poll)
-        return line | {
-            "test_loss": test.loss, "test_accuracy": test.accuracy,
-            "test_correct": test.correct, "test_count": test.total,
-        }
+        if self.data.validation is not None:
+            return line | self._measure("validation", self.state, self.data.validation)
+        return line | self._measure("test", self.state, self.data.test)
+
+    def _measure(self, name: str, state: State, dataset: datasets.AnyDataset) -> metrics.Line:
+        found = self.evaluator(state, dataset, self._poll)
+        return {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
+                f"{name}_count": found.total}
 
     def _poll(self) -> None:
         self.watchdog.beat()
@@ -266,11 +278,20 @@ class Trainer:
 
     def _finish(self) -> Result:
         self.checkpoints.wait()
+        tested: metrics.Line = {}
+        if self.data.validation is not None:  # only now that nothing is left to choose
+            best_step = int(group.gather(metrics.best(self.metrics.history)["step"])[0])
+            best = self.state if best_step == self.step else self.checkpoints.intact(best_step, self.parts.state)
+            if best is None:
+                metrics.warn(f"checkpoint {best_step}, the best, cannot be read: its test accuracy is left out")
+            else:
+                tested = self._measure("best_test", best, self.data.test)
+            tested |= self._measure("test", self.state, self.data.test)
         sha256 = params_sha256(self.state.params)
         total = self.totals.total_seconds + time.monotonic() - self.started
         self.metrics.log({
             "step": self.step, "epoch": self.step // self.per_epoch, "final": True,
-            "params_sha256": sha256, "total_seconds": total,
+            "params_sha256": sha256, "total_seconds": total, **tested,
         })
         self.metrics.say(metrics.summary(self.metrics.history, self.workdir.path))
         return Result(self.state.params, self.metrics.history)

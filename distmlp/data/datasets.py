@@ -66,14 +66,15 @@ def load(
     train_set: Any = None,
     test_set: Any = None,
     validation_set: Any = None,
-    classes: list[str] | None = None,
+    info: dict[str, Any] | None = None,
 ) -> Data:
     """The data of a run: what --dataset names, or sets given from Python.
 
     Args:
       config: the run.
       train_set, test_set, validation_set: pairs of arrays (x, y), or map-style Datasets of pairs or dicts.
-      classes: the names of the classes by number, where a model has learned them from other data.
+      info: what a model's checkpoint says of the data that it has learned from: these have the same classes, and the
+        same columns by name. Nothing is held out for it: a source without a test set is one.
 
     Raises:
       InputError: there are no such data, or they cannot be trained on.
@@ -81,11 +82,14 @@ def load(
     if train_set is not None:
         source = _given(train_set, test_set, validation_set)
     elif test_set is None and validation_set is None:
-        source = (named if config.dataset in NAMED_DATASETS else sources).read(config)
+        source = named.read(config) if config.dataset in NAMED_DATASETS else sources.read(config, info)
     else:
         raise InputError("test_set and validation_set go with a train_set: give it, too")
-    known = _classes(config, source) if classes is None else Classes.named(classes)
+    known = Classes.named(info["classes"]) if info and info.get("classes") else _classes(config, source)
     parts = {name: _examples(part, known) for name, part in source.parts().items()}
+    if info is not None:
+        config = dataclasses.replace(config, test_fraction=0.0, validation_fraction=0.0)
+        parts.setdefault("test", parts["train"])
     for name, flag in (("test", "test_fraction"), ("validation", "validation_fraction")):
         if getattr(config, flag) and name in parts:
             raise InputError(f"--{flag}={getattr(config, flag)}: {source.train.name} comes with a {name} set, "

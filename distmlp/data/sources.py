@@ -42,8 +42,8 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read(config: Config) -> Source:
-    """What lies at the path that --dataset gives.
+def read(config: Config, info: dict[str, Any] | None = None) -> Source:
+    """What lies at the path that --dataset gives; see datasets.load for `info`.
 
     Raises:
       InputError: it is not there, or cannot be read.
@@ -59,13 +59,13 @@ def read(config: Config) -> Source:
         found = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in tables.SUFFIXES}
         if found and not list(path.glob("*.npy")):
             return _tables(config, {part: found[name] for part, names in _PARTS.items() for name in names
-                                    if name in found} or found)
+                                    if name in found} or found, info)
         arrays = {file.stem: file for file in sorted(path.glob("*.npy"))}
         if not arrays and any(inner.is_dir() for inner in path.iterdir()):
             return _pictures(config, path)
         return _arrays(path, arrays, lambda name: _load(arrays[name], mmap_mode="r"))
     if path.suffix.lower() in tables.SUFFIXES:
-        return _tables(config, {"train": path})
+        return _tables(config, {"train": path}, info)
     with path.open("rb") as file:  # given a path, a damaged file would stay open
         loaded = _load(path, file)
         if not isinstance(loaded, Mapping):
@@ -127,14 +127,15 @@ def _pictures(config: Config, path: Path) -> Source:
     return Source(**parts, names=folders["train"].classes)
 
 
-def _tables(config: Config, files: dict[str, Path]) -> Source:
-    """The parts that tables hold; they find their columns by those of the training set."""
+def _tables(config: Config, files: dict[str, Path], info: dict[str, Any] | None) -> Source:
+    """The parts that tables hold; they find their columns by those of the training set, or of a model."""
     if "train" not in files:
         raise InputError(f"{config.dataset} holds no train.csv or train.parquet, but {', '.join(files)}: "
                          "name the parts train, test and val, or give a single file")
     read = {part: tables.read(path) for part, path in files.items()}
     names, path = read["train"].column_names, files["train"]
-    label, columns = tables.label_column(config, names, path), tables.feature_columns(config, names, path)
+    label = tables.label_column(config, names, path)
+    columns = info["columns"] if info and info.get("columns") else tables.feature_columns(config, names, path)
     parts: dict[str, Any] = {
         part: Part(tables.features(table, columns, files[part]), tables.labels(table, label, files[part]),
                    str(files[part]))

@@ -23,7 +23,7 @@ def split(model: Model, name: str = "test", dataset: str = "") -> datasets.AnyDa
     elif config.dataset.startswith(FROM_PYTHON):
         raise InputError(f"{model.run} was trained on data given from Python: name some with --dataset, "
                          "or call load(RUN).evaluate(x, y)")
-    data = datasets.load(config)
+    data = datasets.load(config, info=model.data_info if dataset else None)
     if not dataset and data.fingerprint() != model.meta["data"]:
         raise InputError(f"the data of --dataset={config.dataset} are not those that {model.run} was trained on: "
                          "bring them back, or name the data to use with --dataset")

@@ -26,11 +26,12 @@ def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement
     devices, hosts = layout.devices, group.hosts()
     kinds = sorted({devices[0].platform, *(device.device_kind for device in devices)})
     parameters = sum((m + 1) * n for m, n in itertools.pairwise(sizes))
+    validation = f", {len(data.validation):,} validation" if data.validation else ""
     rows = {
         "versions": ", ".join(f"{name}\u00a0{version}" for name, version in versions().items()),
         "hosts": f"{len(hosts)} ({', '.join(hosts)}), {_count(jax.process_count(), 'process', 'processes')}",
         "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
-        "data": f"{data.name}: {len(data.train):,} training and {len(data.test):,} test examples, "
+        "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
                 f"training set on the {placement}",
         "classes": data.classes and f"{len(data.classes)}: {listed(data.classes)}",
         "layers": f"{'-'.join(map(str, sizes))}: {parameters:,} parameters, {config.compute_dtype}, "

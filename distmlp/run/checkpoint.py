@@ -178,6 +178,12 @@ class Checkpoints:
                              "bring one back from a copy, or give another --workdir to start anew")
         return None
 
+    def intact(self, step: int, target: Any) -> Any:
+        """The state of this step's checkpoint, or None if there is none or it is damaged; see `newest_intact`."""
+        self.wait()
+        meta, _ = self._attempt(lambda: read_meta(self._manager, step))
+        return meta and self._attempt(lambda: self._read_state(step, target, meta))[0]
+
     def close(self) -> None:
         try:
             self.wait()

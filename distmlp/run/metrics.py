@@ -39,8 +39,7 @@ class Metrics:
     def finished_at(self) -> int | None:
         """The step at which the run ended, if it has, evaluation included."""
         last, final = [{}, {}, *self.history][-2:]
-        evaluated = "test_accuracy" in last and last["step"] == final["step"]
-        return final["step"] if final.get("final") and evaluated else None
+        return final["step"] if final.get("final") and scored([last]) and last["step"] == final["step"] else None
 
     def start(self, step: int, evaluation: bool) -> None:
         """Drops what training will write again from `step` on, and opens the sinks.
@@ -54,7 +53,7 @@ class Metrics:
             warn(f"there are metrics but no checkpoints: the run begins anew, and the old metrics are in {aside}")
         self.history = [
             line for line in self.history
-            if not line.get("final") and line["step"] <= step - (evaluation and "test_accuracy" not in line)
+            if not line.get("final") and line["step"] <= step - (evaluation and not scored([line]))
         ]
         if not self.quiet:
             from distmlp.run.tensorboard import EventFile  # takes 0.2 s to import
@@ -109,10 +108,21 @@ class Metrics:
                 self._events.close()
 
 
+def scored(history: Sequence[Line]) -> list[tuple[float, Line]]:
+    """Each evaluation's line, and the accuracy that counts: the validation set's, where there is one."""
+    found = [(line.get("validation_accuracy", line.get("test_accuracy")), line) for line in history]
+    return [(float(score), line) for score, line in found if score is not None and not line.get("final")]
+
+
 def best(history: Sequence[Line]) -> Line:
-    """The line of the highest test accuracy, the first among equals; {"step": 0} before any evaluation."""
-    return max((line for line in history if "test_accuracy" in line), key=lambda line: float(line["test_accuracy"]),
-               default={"step": 0})  # fmt: skip
+    """The line of the highest accuracy that counts, the first among equals; {"step": 0} before any evaluation."""
+    return max(scored(history), key=lambda item: item[0], default=(0.0, {"step": 0}))[1]
+
+
+def stale(history: Sequence[Line]) -> int:
+    """How many evaluations there were since the best."""
+    lines = [line for _, line in scored(history)]
+    return len(lines) - 1 - lines.index(best(history)) if lines else 0
 
 
 def warn(text: str) -> None:
@@ -129,8 +139,14 @@ _COLUMNS = {  # of a line for people, behind its epoch: heading, width, format
 HEADER = " " * 9 + "".join(f"{heading:>{width}}" for heading, width, _ in _COLUMNS.values())
 
 
+def header(validation: bool) -> str:
+    """The headings of the lines per epoch."""
+    return HEADER.replace("test", " val") if validation else HEADER
+
+
 def describe(line: Line) -> str:
-    """One line for people, of 80 columns, below HEADER."""
+    """One line for people, of 80 columns, below `header`."""
+    line = {name.replace("validation", "test"): value for name, value in line.items()}
     cells = (f"{line[name]:>{width}{form}}" if name in line else " " * width
              for name, (_, width, form) in _COLUMNS.items())  # fmt: skip
     return f"epoch {line['epoch']:>3}{''.join(cells)}".rstrip()
@@ -142,11 +158,27 @@ def summary(history: Sequence[Line], workdir: Path) -> str:
     steps = f"{last['step']}" if top["step"] == last["step"] else f"{last['step']}, and the best one, {top['step']},"
     training = sum(line.get("seconds", 0) for line in history)
     return "\n".join((
-        f"final test accuracy {100 * last['test_accuracy']:.2f} % ({last['test_correct']} of {last['test_count']}), "
-        f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}",
+        *_accuracies(last, final, top),
         f"parameters {final['params_sha256']}",
         f"time         {final['total_seconds']:.1f} s, of which {training:.1f} s training steps",
         f"checkpoints  {steps} in {workdir / 'checkpoints'}",
         f"next         python -m launch.evaluate {workdir}",
         f"workdir      {workdir}",
     ))  # fmt: skip
+
+
+def _accuracies(last: Line, final: Line, top: Line) -> list[str]:
+    """Those of the last and of the best checkpoint, and what the best one was chosen by."""
+    if "validation_accuracy" not in top:
+        return [
+            f"final test accuracy {100 * last['test_accuracy']:.2f} % "
+            f"({last['test_correct']} of {last['test_count']}), "
+            f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}",
+            "(the best was chosen on the test set; --validation_fraction avoids that)",
+        ]
+    found = [f"best validation accuracy {top['validation_accuracy']:.2%} at step {top['step']}; on the test set:"]
+    for which, name, step in (("best", "best_test", top["step"]), ("last", "test", final["step"])):
+        if f"{name}_accuracy" in final:
+            found.append(f"  the {which} checkpoint, step {step}: {final[f'{name}_accuracy']:.2%} "
+                         f"({final[f'{name}_correct']} of {final['test_count']})")
+    return found

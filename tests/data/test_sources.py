@@ -186,3 +186,14 @@ def test_a_folder_of_tables_must_name_its_parts(tmp_path: Path) -> None:
     (tmp_path / "parts" / "one.csv").write_text(TABLE)
     with pytest.raises(InputError, match=r"holds no train.csv or train.parquet, but one"):
         load(Config(dataset=str(tmp_path / "parts")))
+
+
+def test_data_for_a_model_have_its_classes_and_columns_and_are_not_divided(tmp_path: Path) -> None:
+    info = table(tmp_path, TABLE).info()
+    (tmp_path / "new.csv").write_text("label, weight ,more,tall,height\ndog,4,x,1,2\ndog,6,y,0,-3\n")
+    data = load(Config(dataset=str(tmp_path / "new.csv"), test_fraction=0.5), info=info)
+    images, labels = data.test[np.arange(2)]
+    assert (images.tolist(), labels.tolist()) == ([[2, 4, 1], [-3, 6, 0]], [1, 1])
+    (tmp_path / "new.csv").write_text("label,height,tall\ndog,4,1\n")
+    with pytest.raises(InputError, match=r"new.csv lacks the column  weight : it has label, height, tall"):
+        load(Config(dataset=str(tmp_path / "new.csv")), info=info)

@@ -98,6 +98,7 @@ def test_the_best_line_is_the_first_among_equals_also_in_the_summary() -> None:
     assert best(history) is history[1]
     assert summary(history, Path("/runs/a")).splitlines() == [
         "final test accuracy 60.00 % (3 of 5), best 70.00 % at step 10",
+        "(the best was chosen on the test set; --validation_fraction avoids that)",
         "parameters ab",
         "time         4.5 s, of which 1.2 s training steps",
         "checkpoints  20, and the best one, 10, in /runs/a/checkpoints",
