@@ -31,6 +31,7 @@ class Layout:
     parallelism: str  # single, pmap or shard_map
     num_shards: int
     deterministic: bool = False  # every run must give the same bits
+    memory: int = 0  # bytes of a device, where it is only described
 
     @property
     def accelerated(self) -> bool:
@@ -125,12 +126,13 @@ def partition(axis: int | None) -> P:
     return P() if axis is None else P(*[None] * axis, AXIS)
 
 
-def make_layout(config: Config, devices: Sequence[jax.Device] = ()) -> Layout:
+def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int = 0) -> Layout:
     """The devices that a run uses, and how; starts the backend.
 
     Args:
       config: the run.
-      devices: those to choose from, which may only be described; if empty, the backend's.
+      devices: those to choose from, which are only described; if empty, the backend's.
+      memory: bytes of such a device.
 
     Raises:
       InputError: not so many devices, or a mode that they cannot run.
@@ -160,7 +162,7 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = ()) -> Layout:
                          f"give --num_shards={wanted} or more, or --num_devices={num_shards}")
     if config.reduction == "invariant" and kind == "cpu":
         _check_cpu_threads()
-    return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant")
+    return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant", memory)
 
 
 def _check_cpu_threads() -> None:

@@ -20,14 +20,16 @@ def choose_placement(config: Config, dataset: AnyDataset, layout: Layout) -> tup
         return "host", "read as needed"
     if config.data_placement != "auto":
         return config.data_placement, "asked for"
-    room, size = _memory(layout) // 4, dataset.images.nbytes
+    room, size = device_memory(layout) // 4, dataset.images.nbytes
     if size > room:
         return "host", f"{size / 1e6:,.1f} MB are more than a quarter of a device's memory"
     return "device", f"{size / 1e6:,.1f} MB fit"
 
 
-def _memory(layout: Layout) -> int:
+def device_memory(layout: Layout) -> int:
     """Bytes of memory of a device; emulated ones share the host's."""
+    if layout.memory:
+        return layout.memory
     device = layout.devices[layout.local_positions[0]]
     stats = device.memory_stats() or {}
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(layout.local_positions)

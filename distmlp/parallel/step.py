@@ -65,6 +65,7 @@ def gradients(
         # tracks replication, and not where it does not (pmap).
         params = jax.lax.pcast(params, axis, to="varying")
 
+    @jax.named_scope("shard_gradient")
     def shard_gradient(shard: Any, params: model.Params, scaling: Any, weight_sum: Any) -> Any:
         images, labels, weights = shard
         inputs, targets = model.scale_inputs(images, scaling), model.one_hot(labels, num_classes)
@@ -93,6 +94,7 @@ def make_train_step(
     first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
     """
 
+    @jax.named_scope("update")
     def update(grads: model.Params, opt_state: Any, params: model.Params) -> tuple[model.Params, Any]:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state

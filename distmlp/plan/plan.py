@@ -1,0 +1,141 @@
+"""The plan of a run: the very program that `train` would run is compiled, read and timed by the model of cost.py."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from distmlp.config import Config, InputError, resolve_paths
+from distmlp.data import datasets
+from distmlp.parallel import backend, program
+from distmlp.parallel.mesh import Layout, make_layout
+from distmlp.parallel.placement import device_memory
+from distmlp.plan import cards, cost, rates, targets
+from distmlp.plan.advice import warnings
+from distmlp.plan.cards import Card
+from distmlp.plan.hlo import Module
+
+_SHOWN_SHARDS, _SHOWN_EXAMPLES = 8, 4
+
+
+def make(config: Config, target: str = "", figures: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """What the run of `config` will do, as JSON values.
+
+    Args:
+      config: the run.
+      target: hardware that need not be here, such as h100:8 or v5e:2x4; if empty, the devices that are here. A target
+        must be named before jax has started.
+      figures: of `Card`, to be used instead of the table's.
+
+    Raises:
+      InputError: a setting, a target or data that cannot be; or a package is missing.
+    """
+    config.validate()
+    known = [field.name for field in dataclasses.fields(Card) if field.name != "kind"]
+    for name, value in (figures or {}).items():
+        if name not in known or value < 0:
+            raise InputError(f"--figure={name}={value:g}: give {', '.join(known)} as a number from 0 up")
+    config = dataclasses.replace(config, compilation_cache_dir="")  # the time of compiling is to be seen
+    if target:
+        targets.prepare()
+    with backend.prepared(config):
+        return _make(config, target, figures or {})
+
+
+def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str, Any]:
+    card, devices = targets.find(target) if target else (None, ())
+    config = resolve_paths(config)
+    data = datasets.load(config)
+    layout = make_layout(config, devices, card.memory if card else 0)
+    parts = program.build(config, data, layout)
+    lowered = parts.feed.lower(parts.state)
+    started = time.perf_counter()
+    compiled = lowered.compile(layout.compiler_options)
+    seconds = time.perf_counter() - started
+    card = card or cards.find(layout.devices[0].device_kind) or rates.measure(layout.devices[0], device_memory(layout))
+    card = dataclasses.replace(card, **figures)  # type: ignore[arg-type]
+
+    module, sizes, count = Module(compiled.as_text() or ""), parts.sizes, len(layout.devices)
+    rows = -(-config.batch_size // layout.num_shards)
+    examples = rows * layout.shards_per_device
+    state_bytes = _bytes(parts.state)
+    analysis: Any = compiled.memory_analysis()
+    memory = _memory_of(analysis, parts.state, state_bytes, card)
+    step = cost.Step(
+        cost.flops(sizes, examples),
+        cost.memory_bytes(sizes, examples, data.train.dtype.itemsize, state_bytes,
+                          2 if config.compute_dtype == "bfloat16" else 4),
+        module.kernels_per_step(), module.messages() or {"all-reduce": (1, _bytes(parts.state.params) + 4)},
+    )  # fmt: skip
+    rate = card.products(config.compute_dtype, config.matmul_precision)
+    predicted = cost.predict(step, card, rate, count)
+    plan: dict[str, Any] = {
+        "target": target or f"{layout.devices[0].platform}:{count}",
+        "devices": count,
+        "card": card.kind,
+        "mesh": {"parallelism": layout.parallelism, "reduction": config.reduction, "num_shards": layout.num_shards,
+                 "shards_per_device": layout.shards_per_device},
+        "layers": sizes,
+        "batch": {"global": config.batch_size, "per_device": examples, "per_shard": rows},
+        "steps_per_epoch": parts.loader.steps_per_epoch,
+        "total_steps": parts.total_steps,
+        "epochs": parts.total_steps / parts.loader.steps_per_epoch,
+        "data_placement": parts.placement[0],
+        "first_examples": _first_examples(parts.loader, layout),
+        "collectives": {kind: count for kind, (count, _) in module.messages().items()},
+        "kernels_per_step": module.kernels_per_step(),
+        "steps_per_dispatch": module.step_loop and module.trip_count(module.step_loop),
+        "host_transfers": module.host_transfers(),
+        "flops_per_step": cost.flops(sizes, config.batch_size),
+        "communication_bytes_per_step": sum(size for _, size in module.messages().values()),
+        "memory": memory,
+        "checkpoint_bytes": state_bytes,
+        "donated_bytes": analysis.alias_size_in_bytes,
+        "state_is_donated": analysis.alias_size_in_bytes >= state_bytes,
+        "compile_seconds": seconds,
+        "predicted_step_seconds": predicted.step,
+        "predicted": dataclasses.asdict(predicted) | {"bound": predicted.bound},
+        "predicted_scaling": _scaling(step, card, rate, examples),
+        "figures": dataclasses.asdict(card),
+    }  # fmt: skip
+    return plan | {"warnings": warnings(config, layout, plan, predicted)}
+
+
+def _memory_of(analysis: Any, state: Any, state_bytes: int, card: Card) -> dict[str, int]:
+    """Bytes on each device."""
+    parameters = _bytes(state.params)
+    temporary = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {
+        "parameters": parameters,
+        "optimizer": state_bytes - parameters,
+        "data": analysis.argument_size_in_bytes - state_bytes,
+        "temporary": temporary,
+        "total": analysis.argument_size_in_bytes + temporary,
+        "available": card.memory,
+    }
+
+
+def _scaling(step: cost.Step, card: Card, rate: float, examples: int) -> dict[str, float]:
+    """Examples per second by number of devices, each with the batch that it has in this plan.
+
+    A program for one device sends nothing: on more it would add up the gradients in one all-reduce.
+    """
+    return {
+        str(count): count * examples / cost.predict(step, card, rate, count).step for count in cost.DEVICE_COUNTS
+    }
+
+
+def _first_examples(loader: Any, layout: Layout) -> dict[str, list[int]]:
+    """Of the first shards: the first examples of the first step, as indices into the training set."""
+    loader.set_position(0)
+    indices, weights = loader.indices(0, 1)
+    rows = zip(layout.local_shards, indices[0], weights[0], strict=True)
+    return {str(shard): index[weight > 0][:_SHOWN_EXAMPLES].tolist() for shard, index, weight in rows
+            if shard < min(layout.num_shards, _SHOWN_SHARDS)}  # fmt: skip
+
+
+def _bytes(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

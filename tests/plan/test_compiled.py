@@ -1,0 +1,90 @@
+"""What is in the programs that H100s and v5es would run; compiled here, executed nowhere."""
+
+import re
+from typing import Any
+
+import pytest
+from compiled import NEEDS_TARGETS, compiled, kernels, state_bytes
+
+pytestmark = NEEDS_TARGETS
+
+TARGETS = {"h100:1": "single", "h100:8": "shard_map", "v5e:1x1": "single", "v5e:2x4": "shard_map"}
+# Kernels of a step, exactly as they were last lowered: they may become fewer, not more.
+MOST_KERNELS: list[tuple[str, int, dict[str, Any]]] = [
+    ("h100:1", 20, {}),
+    ("h100:1", 25, {"optimizer": "adam"}),
+    ("h100:8", 33, {"batch_size": 1024}),
+    ("h100:8", 39, {"batch_size": 1024, "optimizer": "adam", "reduction": "invariant"}),
+    ("h100:1", 148, {"batch_size": 1024, "optimizer": "adam", "reduction": "invariant"}),
+]
+
+
+@pytest.mark.parametrize("reduction", ["fast", "invariant"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_dispatch_is_one_loop_of_known_length_that_updates_the_state_in_place(target: str, reduction: str) -> None:
+    module, memory, parts = compiled(target, batch_size=1024, reduction=reduction)
+    assert module.step_loop is not None
+    assert module.trip_count(module.step_loop) == 64
+    assert memory.alias_size_in_bytes >= state_bytes(parts)  # arrays are padded on TPUs
+    assert memory.alias_size_in_bytes == state_bytes(parts) or target.startswith("v5e")
+    assert module.host_transfers() == []
+    messages = {kind: count for kind, (count, _) in module.messages().items()}
+    if TARGETS[target] == "single":
+        assert messages == {}
+    elif reduction == "fast":
+        assert messages == {"all-reduce": 1}
+    else:  # the TPU compiler gathers by adding to zeros
+        assert messages == {"all-to-all": 1, "all-gather" if target.startswith("h100") else "all-reduce": 1}
+
+
+@pytest.mark.parametrize("target", ["h100:8", "v5e:2x4"])
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [("feed", {"data_placement": "host"}), ("feed", {"data_placement": "device"}), ("feed", {"parallelism": "pmap"}),
+     ("evaluator", {}), ("digest", {})],
+)
+def test_everything_that_a_run_compiles_compiles(target: str, part: str, settings: dict[str, Any]) -> None:
+    module, _, _ = compiled(target, part, batch_size=1024, **settings)
+    assert module.kernels_per_step() > 5
+    assert module.host_transfers() == []
+
+
+@pytest.mark.parametrize(("precision", "asked"), [("default", "DEFAULT"), ("highest", "HIGHEST")])
+def test_the_matmul_precision_asked_for_is_the_one_compiled(precision: str, asked: str) -> None:
+    module, _, _ = compiled("h100:1", matmul_precision=precision)
+    products = [i for i, _ in module.step if "__cublas" in i.text]
+    assert len(products) == 8
+    for product in products:
+        assert f'"operand_precision":["{asked}","{asked}"]' in product.text, product.text
+    # On a TPU, default products are of bfloat16, and nothing is written about them.
+    module, _, _ = compiled("v5e:1x1", matmul_precision=precision)
+    said = re.findall(r"operand_precision=\{(\w+),\w+\}", module.text)
+    assert set(said) == (set() if precision == "default" else {"highest"})
+
+
+def test_no_instruction_of_the_invariant_mode_may_vary_from_run_to_run() -> None:
+    for target in ("h100:1", "h100:8"):
+        module, _, _ = compiled(target, batch_size=1024, optimizer="adam", reduction="invariant")
+        everything = [i for body in module.computations.values() for i in body]
+        assert not {i.opcode for i in everything} & {"scatter", "select-and-scatter", "rng", "sort", "all-reduce"}
+        calls = {re.search(r'custom_call_target="([^"]*)"', i.text)[1] for i in everything  # type: ignore[index]
+                 if i.opcode == "custom-call"}  # fmt: skip
+        assert calls <= {"__cublas$gemm", "__cublas$lt$matmul"}  # no Triton product, which may add atomically
+
+
+def test_a_shards_gradient_and_the_update_are_the_same_programs_on_any_number_of_devices() -> None:
+    """What bit-identical results on GPUs rest on; the same texts give the same bits on the same cards."""
+    settings = {"batch_size": 1024, "optimizer": "adam", "reduction": "invariant"}
+    programs = {count: compiled(f"h100:{count}", **settings)[0] for count in (1, 2, 4, 8)}
+    one = {scope: kernels(programs[8], scope) for scope in ("shard_gradient", "update")}
+    assert one["shard_gradient"].total() > 10
+    assert one["update"].total() > 5
+    for count, module in programs.items():
+        shards = 8 // count
+        assert kernels(module, "update") == one["update"]
+        assert kernels(module, "shard_gradient") == {k: n * shards for k, n in one["shard_gradient"].items()}
+
+
+@pytest.mark.parametrize(("target", "most", "settings"), MOST_KERNELS)
+def test_kernels_per_step_do_not_grow(target: str, most: int, settings: dict[str, Any]) -> None:
+    assert compiled(target, **settings)[0].kernels_per_step() <= most

@@ -1,0 +1,113 @@
+"""launch.plan: the plan of a run on the devices that are here, its warnings, and what it refuses."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import small_config
+
+from distmlp import Config, InputError, train
+from distmlp.plan import advice, cost, plan, rates, targets, text
+from distmlp.plan.cards import CARDS
+from launch.plan import main
+
+KEYS = {"target", "devices", "collectives", "kernels_per_step", "flops_per_step", "communication_bytes_per_step",
+        "memory", "compile_seconds", "predicted_step_seconds", "predicted_scaling", "warnings"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring takes seconds; the benchmark does it."""
+    monkeypatch.setattr(rates, "measure", lambda device, memory: dataclasses.replace(CARDS["v5e"], memory=memory))
+
+
+def test_the_plan_of_eight_devices_says_what_training_will_do(npz: str) -> None:
+    config = small_config(npz, batch_size=20, num_epochs=2, momentum=0.9)
+    found = plan.make(config)
+    assert set(found) >= KEYS
+    json.dumps(found)
+    assert found["devices"] == 8
+    assert found["collectives"] == {"all-reduce": 1}
+    parameters = 4 * (12 * 8 + 8 + 8 * 4 + 4)
+    assert found["communication_bytes_per_step"] == parameters + 4  # and the loss
+    assert found["memory"]["parameters"] == parameters
+    assert found["memory"]["optimizer"] == parameters + 4  # momentum, and the number of the step
+    assert found["checkpoint_bytes"] == 2 * parameters + 4
+    assert found["state_is_donated"]
+    assert found["batch"] == {"global": 20, "per_device": 3, "per_shard": 3}
+    assert (found["steps_per_epoch"], found["total_steps"]) == (5, 10)
+    assert found["first_examples"]["1"] == [1, 9, 17]
+    assert list(found["predicted_scaling"]) == [str(2**n) for n in range(13)]
+    assert max(map(len, text.text(found).splitlines())) <= 80
+
+
+def test_planning_trains_nothing_and_training_does_what_was_planned(npz: str, tmp_path: Path) -> None:
+    config = small_config(npz, num_devices=1, reduction="invariant", parallelism="single")
+    found = plan.make(config)
+    assert not (tmp_path / "run").exists()
+    assert train(config).history[-1]["step"] == found["total_steps"]
+
+
+def warned(**changes: Any) -> list[str]:
+    config = Config(**{"batch_size": 1024, "learning_rate": 0.08} | changes)
+
+    class Layout:
+        devices = (type("Device", (), {"platform": "gpu"})(),) * 8
+        accelerated, num_shards = True, config.num_shards or 8
+        shards_per_device = -(-num_shards // 8)
+
+    found = {
+        "memory": {"total": changes.get("total", 1), "available": 100}, "data_placement": "device", "devices": 8,
+        "batch": {"per_device": config.batch_size // 8}, "card": "H100", "state_is_donated": True, "host_transfers": [],
+    }  # fmt: skip
+    return advice.warnings(config, Layout(), found, cost.Seconds(1, 0, 0, 0.5))  # type: ignore[arg-type]
+
+
+def test_a_sensible_run_is_not_warned_of() -> None:
+    assert warned() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [({"batch_size": 128, "learning_rate": 0.01}, "16 examples a step are too few"), ({"num_shards": 9}, "empty"),
+     ({"batch_size": 264, "num_shards": 300}, "leaves 36 of 300"), ({"learning_rate": 0.01}, "low for sgd"),
+     ({"optimizer": "adam", "learning_rate": 1.0}, "high for adam")],
+)
+def test_what_makes_no_sense_is_warned_of(changes: dict[str, Any], word: str) -> None:
+    assert any(word in warning for warning in warned(**changes))
+
+
+def test_a_run_that_does_not_fit_or_only_communicates_is_warned_of(npz: str) -> None:
+    found = plan.make(small_config(npz), figures={"memory": 1000, "link": 1, "link_seconds": 1})
+    assert [w.split(":")[0].split(" for ")[0] for w in found["warnings"]][:2] == ["it does not fit", "a step sends"]
+    assert "WARNING" in text.text(found)
+
+
+def test_the_command_prints_one_json_object(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--compilation_cache_dir=", "--json"]
+    assert main(flags) == 0
+    assert set(json.loads(capsys.readouterr().out)) >= KEYS
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--target=rtx:8"], "--target=rtx:8: choose a100|h100"), (["--target=h100:x"], "give a number of GPUs"),
+     (["--target=v5e:8"], "give a shape"), (["--figure=lnk=3"], "give bf16"), (["--figure=link=x"], "NAME=NUMBER"),
+     (["--batch_size=0"], "--batch_size=0 must be at least 1"), (["--nonsense"], "no flag")],
+)
+def test_bad_input_names_the_flag_and_the_remedy(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        main(["--dataset=digits", *flags])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_target_without_its_compiler_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent: Callable[[str], bool] = lambda module: False  # noqa: E731
+    monkeypatch.setattr(targets, "_installed", absent)
+    for target in ("h100:8", "v5e:2x4"):
+        with pytest.raises(InputError, match=r"pip install 'distmlp\[targets\]'"):
+            main(["--dataset=digits", f"--target={target}"])
