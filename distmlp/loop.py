@@ -229,6 +229,8 @@ class Trainer:
 
     def _evaluate(self) -> metrics.Line:
         line: metrics.Line = {}
+        if self.several and not metrics.best(self.metrics.history)["step"]:
+            self.checkpoints.wait()  # one that now finds an error in the test set could not wait with the others
         if self.config.eval_train:
             line["train_accuracy"] = self.evaluator(self.state, self.data.train, self._poll).accuracy
         if self.data.validation is not None:

@@ -165,10 +165,10 @@ class Checkpoints:
         self.wait()
         damaged: list[tuple[int, str]] = []
         for step in self.steps():
-            meta, reason = self._attempt(lambda step=step: read_meta(self._manager, step))  # type: ignore[misc]
+            meta, reason = self._attempt(read_meta, self._manager, step)
             if meta is not None:
                 check_meta(meta)
-                state, reason = self._attempt(lambda step=step, m=meta: self._read_state(step, target, m))  # type: ignore[misc]
+                state, reason = self._attempt(self._read_state, step, target, meta)
                 if state is not None:
                     return state, meta, [self._move_away(*item) for item in damaged]
             damaged.append((step, reason))
@@ -204,13 +204,16 @@ class Checkpoints:
             raise WriteError(self.path, f"a checkpoint was not saved: {brief(error)}",
                              f"; intact checkpoints: {self.steps()[::-1]}") from None
 
-    def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
+    def _attempt(self, read: Callable[..., Any], *args: Any) -> tuple[Any, str]:
         """What `read` returns, if at the first or second try no process finds damage; else None and the reason."""
         for _ in range(2):
+            value, reason = None, ""
             try:
-                value, reason = read(), ""
-            except DamageError as error:
-                value, reason = None, str(error)
+                value = read(*args)
+            except (DamageError, DivergedError) as error:
+                reason = str(error)
+            except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
+                reason = f"it cannot be read ({brief(error)})"
             intact = group.gather(not reason)
             if intact.all():
                 return value, ""
@@ -220,16 +223,8 @@ class Checkpoints:
 
     def _read_state(self, step: int, target: Any, meta: Meta) -> Any:
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            state = self._manager.restore(step, args=args)["state"]
-        except Exception as error:  # as above
-            raise DamageError(f"its arrays cannot be read ({brief(error)})") from error
-        try:
-            digests = self._digest.check(state, step)
-        except DivergedError as error:
-            raise DamageError(str(error)) from error
-        check_digests(meta, digests)
+        state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))["state"]
+        check_digests(meta, self._digest.check(state, step))
         return self._copy(state)  # Orbax's arrays may not be donatable
 
     def _move_away(self, step: int, reason: str) -> str:

@@ -87,11 +87,9 @@ class Metrics:
 
     def bar(self, epoch: int, position: int, size: int, loss: float | None) -> None:
         """Shows the progress of an epoch: `position` of `size` examples. Only on a terminal."""
-        if self.quiet or not sys.stderr.isatty():
-            return
         if self._bar is None:
             self._bar = tqdm(total=size, initial=position, desc=f"epoch {epoch}", unit=" examples", unit_scale=True,
-                             leave=False, mininterval=0.2)
+                             leave=False, mininterval=0.2, disable=self.quiet or None)  # None: where it is no terminal
         if loss is not None:
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         self._bar.update(position - self._bar.n)

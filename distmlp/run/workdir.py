@@ -50,40 +50,31 @@ class Workdir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"--workdir={self.path} is a file, or lies below one: give a folder") from None
+        except BlockingIOError:
+            raise InputError(f"--workdir={self.path} is in use by another process: "
+                             "wait for it, or give another folder") from None
         except OSError as error:
             raise InputError(f"--workdir={self.path} cannot be written to ({error.strerror}): "
                              "give a folder that can") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self._lock)
-            raise InputError(f"--workdir={self.path} is in use by another process: "
-                             "wait for it, or give another folder") from None
         if group.several():
             os.truncate(self._lock, 0)
             os.write(self._lock, secrets.token_bytes(16))
 
     def _check_shared(self) -> None:
         """Every process must see what the first one wrote into the lock file."""
-        try:
-            token = (self.path / "lock").read_bytes()
-        except OSError:
-            token = b""
-        seen = group.gather(zlib.crc32(token) >> 1)
+        lock = self.path / "lock"
+        seen = group.gather(zlib.crc32(lock.read_bytes()) >> 1 if lock.exists() else -1)
         alien = np.flatnonzero(seen != seen[0])
         if len(alien):
             raise InputError(f"--workdir={self.path} is not shared: process {alien[0]} does not see what process 0 "
                              "wrote there; give a folder that all processes see")
 
     def write_run_flags(self, config: Config) -> None:
-        """Writes run.flags, whole or not at all."""
-        if not group.is_first():
-            return
-        text, target = flags.run_flags(config), self.path / "run.flags"
-        if not target.exists() or target.read_text() != text:
-            replace_file(target, text)
+        if group.is_first():
+            replace_file(self.path / "run.flags", flags.run_flags(config))
 
     def close(self) -> None:
         if self._lock >= 0:

@@ -83,7 +83,8 @@ def test_devices_that_disagree(npz: str, monkeypatch: pytest.MonkeyPatch) -> Non
         weights = jax.make_array_from_single_device_arrays(weights.shape, weights.sharding, arrays)
         return state._replace(params=[(weights, biases), *rest])
 
-    config = small_config(npz, data_placement="host", num_devices=4, checkpoint_every_steps=4, check_replicas_every=2)
+    config = small_config(npz, data_placement="host", num_devices=4, checkpoint_every_steps=4, check_replicas_every=2,
+                          eval_every_epochs=0)  # fmt: skip
     with monkeypatch.context() as patch:
         tampered(patch, 5, one_copy)
         with pytest.raises(ReplicaError, match=r"after step 6 .*device 0 and device 2 differ.* of step 4"):
