@@ -184,9 +184,9 @@ class Config:
     process_id: int = _setting(-1, "number of this process from 0, with --coordinator_address", "start", minimum=-1)
     startup_seconds: float = _setting(120.0, "how long processes wait for one another when they start", "host",
                                       rare=True, above=0)
-    heartbeat_seconds: int = _setting(10, "a process that is silent for so long is given up by the others; it costs a "
-                                      "few bytes a second, but below the time that a host may freeze or swap for, it "
-                                      "ends runs that would have gone on", "host", rare=True, minimum=3)
+    heartbeat_seconds: int = _setting(10, "jax gives up a process that is silent for so long, and ends the others; "
+                                      "below the time that a host may freeze or swap for, it ends runs that would "
+                                      "have gone on", "host", rare=True, minimum=3)
 
     def validate(self) -> None:
         """Raises InputError for a value that cannot be right whatever the data and the devices are."""

@@ -1,6 +1,5 @@
 """train(config): the only control flow. Advance, settle the losses, log what is due, save what is due."""
 
-import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -17,6 +16,7 @@ from distmlp.data.scaling import input_scaling
 from distmlp.parallel import backend, program
 from distmlp.parallel.digest import DivergedError, params_sha256
 from distmlp.parallel.mesh import Layout, make_layout
+from distmlp.parallel.placement import choose_placement
 from distmlp.parallel.step import State, initial_state
 from distmlp.run import banner, metrics
 from distmlp.run.cadence import Cadence
@@ -45,17 +45,23 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
       train_set, test_set, validation_set: data to use instead of config.dataset: pairs of arrays (x, y), also tensors
         or frames; or map-style Datasets of pairs or dicts.
 
+    While it runs, SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 ask it to stop; the handlers that were there are put
+    back. Before JAX's backend starts, it may set PJRT_NPROC in the environment, for good (backend.prepared). With
+    several processes it joins jax.distributed, and an uncaught exception ends the program without waiting for others.
+
     Raises:
       InputError: something given is wrong; nothing was changed.
       DivergedError: a value became NaN or infinite, or the devices no longer agree.
       WriteError: a checkpoint or another file could not be written.
-      Interrupted: SIGTERM or SIGINT came, and the state was saved.
+      ProcessEnded: another one of several processes ended.
+      Interrupted: a signal came, and the state was saved; a KeyboardInterrupt.
+      KeyboardInterrupt: SIGINT came twice.
     """
     started = time.monotonic()
     config.validate()
     if train_set is not None:
         config = replace(config, dataset=FROM_PYTHON + given.title(train_set))
-    with backend.prepared(config):
+    with backend.prepared(config), group.together():
         return _train(config, started, train_set, test_set, validation_set)
 
 
@@ -68,13 +74,22 @@ def _train(config: Config, started: float, *given_sets: Any) -> Result:
     if config.patience and data.validation is None:
         raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, or "
                          "x_val and y_val beside the training set")
+    # Before the backend starts, which waits for all: here they learn of one that has no data.
+    group.agree({"the shape of the data": [len(data.train), len(data.test), data.num_features, data.num_classes]})
     layout = make_layout(config)
-    parts = program.build(config, data, layout)
+    parts = program.build(config, data, layout, _agreed_placement(config, data, layout))
     with (
         quiet(), closing(Workdir(config)) as workdir,
         Trainer(config, data, layout, parts, workdir, started) as trainer,
     ):  # fmt: skip
         return trainer.run()
+
+
+def _agreed_placement(config: Config, data: datasets.Data, layout: Layout) -> tuple[str, str]:
+    """Each process looks at its own machine's memory: where one has no room, all send batches."""
+    choices = group.exchange(choose_placement(config, data.train, layout))
+    where, why = next((choice for choice in choices if choice[0] == "host"), choices[0])
+    return where, why
 
 
 class Trainer:
@@ -94,27 +109,27 @@ class Trainer:
         self.feed.fetched = self.ledger.fetched
         self.checkpoints = Checkpoints(workdir.path, parts.digest, config.keep_checkpoints)
         self.recovery = Recovery(config, data, layout, self.checkpoints)
-        self.several = jax.process_count() > 1
-        self.signals, self.watchdog = Signals(self.several), Watchdog(config.stall_seconds)
+        self.several = group.several()
+        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
         self.compiler = ThreadPoolExecutor(1)
         self.compiled = self.compiler.submit(self._compile)
         self.step, self.totals, self.dispatches = 0, Totals(), 0
         self.profiling: ExitStack | None = None
-        self._exit = ExitStack()
+        self._local, self._collective = ExitStack(), ExitStack()  # what to undo alone, and what with the others
 
     def __enter__(self) -> "Trainer":
-        self._exit.callback(self.metrics.close)
-        self._exit.callback(self.checkpoints.close)
-        self._exit.callback(self.compiler.shutdown)
-        self._exit.enter_context(self.signals)
-        self._exit.enter_context(self.watchdog)
+        self._local.enter_context(self.signals)
+        self._local.callback(self.metrics.close)
+        self._local.callback(self.compiler.shutdown)
+        self._collective.callback(self.checkpoints.close)
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if self.several and isinstance(exception[1], Exception):
-            self._exit.pop_all()  # closing checkpoints would wait for processes that may be gone
-        self._exit.__exit__(*exception)
+        with self._local:
+            agreed = exception[0] is None or issubclass(exception[0], Interrupted)
+            if agreed or not self.several:  # else the others may be gone, or busy
+                self._collective.close()
 
     def run(self) -> Result:
         restored = self.recovery.restore(self.parts.state, self.total_steps)
@@ -140,12 +155,12 @@ class Trainer:
                          f"ends; this run has {self.total_steps} steps")
         self.metrics.say(metrics.header(self.data.validation is not None))
         self.compiled.result()
-        group.meet()
+        group.barrier()
         self.parts.digest.check(self.state, self.step)  # compiles it, too
-        self.watchdog.beat()
         try:
-            self._train()
-            return self._finish()
+            with self.watchdog:
+                self._train()
+                return self._finish()
         except DivergedError as error:
             raise type(error)(f"{error}; {self.recovery.last_checkpoint()}") from None
 
@@ -202,7 +217,7 @@ class Trainer:
         if self.profiling is None and first <= self.step < end:
             self.losses.settle(0)
             jax.profiler.start_trace(str(self.workdir.path / "profile"))
-            self.profiling = self._exit.enter_context(ExitStack())
+            self.profiling = self._local.enter_context(ExitStack())
             self.profiling.callback(jax.profiler.stop_trace)
         elif self.profiling is not None and self.step == end:
             self.losses.settle(0)
@@ -257,9 +272,7 @@ class Trainer:
 
     def _stop_if_signalled(self) -> None:
         """Saves and raises if a signal came; the state is always that of a step boundary."""
-        signum = self.signals.received
-        if self.several:
-            signum = signal.SIGTERM if group.stop_point() else None
+        signum = group.stop_point(self.signals.received)
         if signum is None:
             return
         self.losses.settle_all()
@@ -282,7 +295,7 @@ class Trainer:
         self.checkpoints.wait()
         tested: metrics.Line = {}
         if self.data.validation is not None:  # only now that nothing is left to choose
-            best_step = int(group.gather(metrics.best(self.metrics.history)["step"])[0])
+            best_step = group.decide(metrics.best(self.metrics.history)["step"])
             best = self.state if best_step == self.step else self.checkpoints.intact(best_step, self.parts.state)
             if best is None:
                 metrics.warn(f"checkpoint {best_step}, the best, cannot be read: its test accuracy is left out")

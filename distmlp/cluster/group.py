@@ -1,25 +1,46 @@
-"""Several processes: how they agree, stop and end together. launcher.py joins them, peers.py watches them."""
+"""Several processes as one: what they tell one another, where they stop, how they end. launcher.py joins them.
+
+They talk through jax's coordination service, which process 0 hosts; gradients take other ways (see `parallel`). A
+process that dies shows in the others as a failed collective, at once, and one that is silent is given up by jax after
+--heartbeat_seconds.
+"""
 
 import atexit
+import contextlib
 import itertools
 import json
 import os
+import re
+import signal
 import socket
 import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed
+from jax._src.distributed import global_state  # the public jax.distributed has neither its store nor the own number
 from jax.experimental import multihost_utils
 
 from distmlp.cluster import launcher
-from distmlp.cluster.peers import Peers
 from distmlp.config import Config, InputError
 
-_peers: Peers | None = None
-_stop_points, _meetings = itertools.count(1), itertools.count(1)
+T = TypeVar("T")
+_HOUR = 3_600_000  # milliseconds for which a process waits for the others: one may have data to download
+# XLA's preemption_sync_manager.cc waits for this key; whoever sets it makes all processes agree on a step to stop at.
+_STOP_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+# What jax and its libraries say when another process is gone.
+_ENDED = re.compile(r"gloo|coordination ?service|heartbeat|connection (reset|closed) by peer|nccl.*(remote|network)",
+                    re.IGNORECASE | re.DOTALL)  # fmt: skip
+
+_topics, _stop_points = itertools.count(1), itertools.count(1)
+_all_end, _speaks = False, True  # whether all processes are known to end now, and this one says why
+_patience = 120_000  # milliseconds for which a process that fails waits for the others to learn of it
+
+
+class ProcessEnded(Exception):
+    """Another process ended, or was cut off from this one. Exit code 1."""
 
 
 def start(config: Config) -> None:
@@ -28,70 +49,163 @@ def start(config: Config) -> None:
     Raises:
       InputError: half a configuration, a port that is taken, a coordinator that cannot be reached.
     """
-    global _peers  # noqa: PLW0603 - like jax.distributed's own state, there is one for a process
     place = launcher.find_place(config)
     if place is None or jax.distributed.is_initialized():
         return
     launcher.join(place, config)
-    client, name = distributed.global_state.client, "distmlp/peers"
-    assert client is not None
-    _peers = Peers(
-        place,
-        launcher.split_address(place.coordinator)[0],
-        config.heartbeat_seconds,
-        lambda text: client.key_value_set(name, text),
-        lambda: client.blocking_key_value_get(name, int(1000 * config.startup_seconds)),
-    )
     atexit.register(_at_exit)
     if not config.workdir:
         raise InputError("--workdir must be given with several processes: a folder that all of them see")
 
 
 def several() -> bool:
-    """Whether this process has joined others."""
-    return _peers is not None
-
-
-def fail(code: int, text: str, details: str = "") -> None:
-    """With several processes, ends them all: see Peers.fail. With one, does nothing."""
-    if _peers is not None:
-        _peers.fail(code, text, details)
-
-
-def leave(code: int) -> NoReturn:
-    """Ends the process, with several in agreement with the others, but without jax's waiting for them if code is not 0.
-
-    jax would wait for minutes for one that is busy elsewhere.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if not code:
-        sys.exit(0)
-    if _peers is not None:
-        _peers.leave()
-    os._exit(code)  # what libraries would still do or print at the end is of no use then
-
-
-def _at_exit() -> None:
-    """The end of a script that calls `train`: the others learn whether it was by an exception."""
-    if _peers is not None and hasattr(sys, "last_value"):
-        _peers.fail(1, f"{type(sys.last_value).__name__}: {' '.join(str(sys.last_value).split())[:300]}")
-    elif _peers is not None:
-        _peers.leave()
+    """Whether there are other processes; starts no backend, as jax.process_count() would."""
+    return global_state.num_processes > 1
 
 
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
-    return jax.process_index() == 0
+    return global_state.process_id == 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails within it in one of several processes ends all of them soon, each with an error that says why.
+
+    A failure takes part in the next `exchange`, where the others learn of it; those that are in a collective learn by
+    the end of this process. Another process's end becomes ProcessEnded, whatever it is wrapped in.
+    """
+    try:
+        yield
+    except Exception as error:
+        if several() and not _all_end:
+            if (text := ended_elsewhere(error)) is not None:
+                raise ProcessEnded(text) from error
+            _fail(error)
+        raise
+
+
+def _fail(error: Exception) -> None:
+    """Tells the others, and hears whether they fail, too."""
+    topic = next(_topics)
+    try:
+        kind = "InputError" if isinstance(error, InputError) else type(error).__name__
+        _post(topic, {"failed": [kind, str(error), socket.gethostname()]})
+        messages = _read(topic, _patience)
+    except Exception:  # the others are busy elsewhere, or gone
+        return
+    if all(message.get("failed", [])[:2] == [kind, str(error)] for message in messages):
+        _part(speaks=is_first())
+    elif kind == "InputError":
+        _raise_failure(messages)
+    else:
+        _part(speaks=True)
+
+
+def _raise_failure(messages: list[Any]) -> None:
+    """Raises, in every process the same, what the first of those that failed has said."""
+    for process, message in enumerate(messages):
+        if "failed" in message:
+            _part(speaks=is_first())
+            kind, text, host = message["failed"]
+            name = f"process {process} of {len(messages)} on {host}"
+            if kind == "InputError":
+                raise InputError(f"{name}: {text}")
+            raise ProcessEnded(f"{name} ended by an error ({kind}): its own output says why")
+
+
+def _part(speaks: bool) -> None:
+    global _all_end, _speaks
+    _all_end, _speaks = True, speaks
+
+
+def ended_elsewhere(error: BaseException) -> str | None:
+    """A line for an error whose cause is that another process ended; None for one of this process's own."""
+    seen: list[BaseException] = []
+    # An InputError is a verdict of this package's own, whatever it was found by.
+    pending: list[BaseException | None] = [] if isinstance(error, InputError) or not several() else [error]
+    while pending:
+        current = pending.pop()
+        if current is None or current in seen:
+            continue
+        if _ENDED.search(str(current)):
+            said = " ".join(str(current).split())[:200]
+            return (f"another process ended or was cut off ({said}): its own output says why; the launcher's restart "
+                    "resumes from the newest checkpoint")
+        seen.append(current)
+        pending += [current.__cause__, current.__context__]
+    return None
+
+
+def speaks() -> bool:
+    """Whether this process is to print the error it ends with: one that all have in common is printed once."""
+    return _speaks
+
+
+def leave() -> None:
+    """Before os._exit: if all processes end now, takes leave of them, lest jax abort those that are slower."""
+    if several() and _all_end:
+        with contextlib.suppress(Exception):
+            jax.distributed.shutdown()
+
+
+def _at_exit() -> None:
+    """A script that ends by an exception does not wait in jax's shutdown for processes that are busy elsewhere."""
+    if hasattr(sys, "last_value") and not _all_end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def exchange(value: T) -> list[T]:
+    """The value of each process, in their order, once all have come; a collective. Values are JSON's.
+
+    Raises:
+      InputError, ProcessEnded: a process has failed instead of coming here; see `together`.
+    """
+    if not several():
+        return [value]
+    topic = next(_topics)
+    _post(topic, {"value": value})
+    messages = _read(topic, _HOUR)
+    if is_first():  # who has come to this topic has read the last one
+        _client().key_value_delete(f"distmlp/{topic - 1}/")
+    _raise_failure(messages)
+    return [message["value"] for message in messages]
+
+
+def _post(topic: int, message: Any) -> None:
+    _client().key_value_set(f"distmlp/{topic}/{global_state.process_id}", json.dumps(message))
+
+
+def _read(topic: int, milliseconds: int) -> list[Any]:
+    keys = [f"distmlp/{topic}/{process}" for process in range(global_state.num_processes)]
+    return [json.loads(_client().blocking_key_value_get(key, milliseconds)) for key in keys]
+
+
+def _client() -> Any:
+    return global_state.client
+
+
+def barrier() -> None:
+    """Waits for all processes. Gloo gives up one that comes 30 s after the others to their first collective."""
+    exchange(None)
+
+
+def go_in_step() -> None:
+    """From here on all wait for one another within a step: a process that fails need not wait for the others."""
+    global _patience  # noqa: PLW0603 - a process has one life
+    _patience = 2_000
+
+
+def decide(value: T) -> T:
+    """Process 0's value, in every process; a collective."""
+    return exchange(value)[0]
 
 
 def agree(facts: dict[str, Any]) -> None:
     """Raises InputError in every process unless all of them hold the same facts (JSON values); a collective."""
-    if jax.process_count() == 1:
-        return
-    mine = json.dumps(facts, sort_keys=True).encode()
-    padded = np.frombuffer(mine.ljust(int(gather(len(mine)).max())), np.uint8)
-    first, *rest = [json.loads(bytes(row)) for row in np.asarray(multihost_utils.process_allgather(padded), np.uint8)]
+    first, *rest = exchange(facts)
     for process, other in enumerate(rest, start=1):
         odd = [f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {process}"
                for name in sorted(first.keys() | other.keys()) if first.get(name) != other.get(name)]
@@ -101,47 +215,47 @@ def agree(facts: dict[str, Any]) -> None:
 
 def hosts() -> list[str]:
     """The names of the hosts, in the order of their first processes; a collective."""
-    name = socket.gethostname()
-    if jax.process_count() == 1:
-        return [name]
-    padded = np.frombuffer(name.encode()[:64].ljust(64), np.uint8)
-    names = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
-    return list(dict.fromkeys(bytes(row).decode(errors="replace").strip() for row in names))
+    return list(dict.fromkeys(exchange(socket.gethostname())))
 
 
-def gather(value: bool | int | np.ndarray) -> np.ndarray:
-    """The value, or int32 array, in each process, [processes, ...]; a collective."""
-    if jax.process_count() == 1:
-        return np.array([value])
+def gather(values: np.ndarray) -> np.ndarray:
+    """An int32 array of each process, [processes, ...]; a collective of the devices: for what is large."""
+    if not several():
+        return values[None]
     with jax.transfer_guard("allow"):
-        return np.asarray(multihost_utils.process_allgather(np.asarray(value, np.int32)))
-
-
-def meet() -> None:
-    """Waits for all processes: Gloo gives up one that comes 30 s after the others to their first collective."""
-    client = distributed.global_state.client
-    if _peers is not None and client is not None:
-        client.wait_at_barrier(f"distmlp/meeting/{next(_meetings)}", timeout_in_ms=3_600_000)
+        return np.asarray(multihost_utils.process_allgather(values))
 
 
 def computed_by_first(compute: Callable[[], Any], shapes: Any) -> Any:
     """What `compute` returns in process 0, in every process: NumPy arrays of these shapes; a collective."""
-    if jax.process_count() == 1:
+    if not several():
         return compute()
     mine = compute() if is_first() else jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
-    meet()
+    barrier()
     with jax.transfer_guard("allow"):
         return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(mine))
 
 
-def decide(value: bool) -> bool:
-    """Process 0's value, in every process; a collective."""
-    if jax.process_count() == 1:
-        return value
-    with jax.transfer_guard("allow"):
-        return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+def request_stop() -> None:
+    """Asks all processes to stop at one common step; they learn of it in `stop_point`. With one, does nothing."""
+    if not several():
+        return
+    with contextlib.suppress(Exception):  # another one has asked already, or the end of all is near
+        _client().key_value_set(_STOP_NOTICE, datetime.now(UTC).isoformat())
 
 
-def stop_point() -> bool:
-    """Whether SIGTERM came to any process and this is where all of them stop; all must call it as often."""
-    return multihost_utils.reached_preemption_sync_point(next(_stop_points))
+def stop_point(signum: int | None) -> int | None:
+    """The signal to stop for, if any process has got one and this is where all of them stop, else None.
+
+    Args:
+      signum: the signal that this process has got. With several, `request_stop` has been called for it.
+
+    All must call it as often. With one process that is its own signal.
+    """
+    if not several():
+        return signum
+    if not multihost_utils.reached_preemption_sync_point(next(_stop_points)):
+        return None
+    received = [number for number in exchange(signum) if number is not None]
+    _part(speaks=is_first())
+    return received[0] if received else signal.SIGTERM

@@ -146,7 +146,7 @@ def local_gpus(place: Place) -> list[int] | None:
 
 
 def join(place: Place, config: Config) -> None:
-    """Starts jax.distributed. jax ends a process by a signal where this raises or says why.
+    """Starts jax.distributed. jax would end a process by a signal where this raises or says why.
 
     Raises:
       InputError: the port is taken, or the coordinator cannot be reached.
@@ -159,10 +159,7 @@ def join(place: Place, config: Config) -> None:
     timer = threading.Timer(deadline - time.monotonic(), _give_up, (place, config.startup_seconds))
     timer.daemon = True
     timer.start()
-    # jax waits for the others in C++, where a Python handler would not run: let signals end the process meanwhile.
-    # Afterwards SIGTERM is jax's (group.stop_point).
-    handlers = {signum: signal.signal(signum, signal.SIG_DFL) for signum in (signal.SIGINT, signal.SIGTERM)} \
-        if threading.current_thread() is threading.main_thread() else {}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -171,15 +168,15 @@ def join(place: Place, config: Config) -> None:
             local_device_ids=local_gpus(place),
             cluster_detection_method="deactivate",  # else jax would take one GPU per process
             initialization_timeout=int(config.startup_seconds) + 60,
-            heartbeat_timeout_seconds=2 * config.heartbeat_seconds,  # peers.py is to be first, and says more
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
         )
     except RuntimeError as error:
         raise InputError(f"{place} could not join the others at {place.coordinator} "
                          f"({' '.join(str(error).split())[:200]})") from None
     finally:
         timer.cancel()
-        if signal.SIGINT in handlers:
-            signal.signal(signal.SIGINT, handlers[signal.SIGINT])
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # jax has taken it; Signals asks it to stop all (group.request_stop)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -151,6 +151,10 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
                          f"{len(available)} devices")
     if processes > 1 and parallelism in ("single", "pmap"):
         raise InputError(f"--parallelism={parallelism} is for one process: give --parallelism=shard_map")
+    counts = [sum(device.process_index == process for device in available) for process in range(processes)]
+    if len(set(counts)) > 1:
+        raise InputError(f"the processes have {', '.join(map(str, counts))} devices: give each as many, by "
+                         "CUDA_VISIBLE_DEVICES, or the launcher's number of processes on each host")
     if parallelism == "auto":
         parallelism = "single" if wanted == 1 else "shard_map"
     if parallelism == "single" and wanted > 1:

@@ -31,8 +31,12 @@ class Program(NamedTuple):
     digest: StateDigest
 
 
-def build(config: Config, data: datasets.Data, layout: Layout) -> Program:
+def build(
+    config: Config, data: datasets.Data, layout: Layout, placement: tuple[str, str] | None = None
+) -> Program:
     """The parts of the run of `config` on `data`.
+
+    `placement` is what several processes have agreed on; None: by this machine's memory.
 
     Raises:
       InputError: a batch of more examples than there are, or settings that do not go with the data.
@@ -49,7 +53,7 @@ def build(config: Config, data: datasets.Data, layout: Layout) -> Program:
     optimizer = optim.make(config, total_steps)
     state = abstract_state(layout, sizes, optimizer, scaling_shapes(config, data))
     train_step = make_train_step(config, layout, data.num_classes, optimizer)
-    placement = choose_placement(config, data.train, layout)
+    placement = placement or choose_placement(config, data.train, layout)
     feed: Feed
     if placement[0] == "device" and isinstance(data.train, datasets.ArrayDataset):
         feed = DeviceFeed(layout, loader, train_step, data.train, config.steps_per_dispatch)

@@ -126,7 +126,8 @@ class Checkpoints:
         with self._errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            newest, *others = self.steps()
+        newest, *others = group.decide(self.steps())
+        with self._errors():
             surplus = [step for step in others[self._keep - 1 :] if step != self._best]
             if surplus and group.is_first():
                 folder = self.path / str(newest)
@@ -164,7 +165,7 @@ class Checkpoints:
         """
         self.wait()
         damaged: list[tuple[int, str]] = []
-        for step in self.steps():
+        for step in group.decide(self.steps()):  # a network file system may show another host fewer
             meta, reason = self._attempt(read_meta, self._manager, step)
             if meta is not None:
                 check_meta(meta)
@@ -213,13 +214,15 @@ class Checkpoints:
             except (DamageError, DivergedError) as error:
                 reason = str(error)
             except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
+                if group.ended_elsewhere(error):
+                    raise
                 reason = f"it cannot be read ({brief(error)})"
-            intact = group.gather(not reason)
-            if intact.all():
+            reasons = group.exchange(reason)
+            if not any(reasons):
                 return value, ""
             self._abandoned = True
             time.sleep(_PAUSE_SECONDS)
-        return None, reason or f"process {intact.argmin()} cannot read it"
+        return None, reason or f"process {next(i for i, text in enumerate(reasons) if text)} cannot read it"
 
     def _read_state(self, step: int, target: Any, meta: Meta) -> Any:
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
@@ -229,11 +232,10 @@ class Checkpoints:
 
     def _move_away(self, step: int, reason: str) -> str:
         target = new_path(self.workdir / "damaged" / str(step))
-        group.decide(True)  # all have chosen the name
         if group.is_first():
             target.parent.mkdir(exist_ok=True)
             (self.path / str(step)).rename(target)
-        group.decide(True)
+        target = Path(group.decide(str(target)))
         self._manager.reload()
         return f"checkpoint {step} is damaged ({reason}): moved to {target}"
 

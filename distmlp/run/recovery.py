@@ -42,8 +42,8 @@ class Recovery:
           InputError: the data, or the flags, are not those that the run began with; or no checkpoint is intact.
         """
         self.data_fingerprint = self.data.fingerprint()
-        group.meet()
         group.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
+        group.go_in_step()
         restored = self.checkpoints.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
         if restored is None:
             return None
@@ -89,7 +89,7 @@ class Recovery:
             "totals": dataclasses.asdict(totals),
             "versions": _versions(),
         }
-        self.checkpoints.save(step, state, meta, int(group.gather(best_step)[0]))
+        self.checkpoints.save(step, state, meta, group.decide(best_step))
         self.saved_step, self._saved_at = step, time.monotonic()
 
     def seconds_passed(self) -> bool:

@@ -1,15 +1,18 @@
-"""SIGTERM, SIGINT and the stall watchdog."""
+"""Signals that ask a run to stop, and the stall watchdog."""
 
+import contextlib
 import faulthandler
-import math
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP: the connection to the terminal is lost. SIGUSR1 and SIGUSR2: what batch systems send before the time is up.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+ONE_PRESS = 0.1  # seconds within which the same signal is one: `timeout` sends it to a process and to its group
 _STDERR = 2  # the descriptor: in notebooks and under test runners sys.stderr may have none
 
 
@@ -21,35 +24,33 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
-def exit_at_once(signum: int, frame: FrameType | None = None) -> None:
-    """Signal handler for when there is nothing to save."""
-    message = f"distmlp: {signal.Signals(signum).name}: stopped at once; a run goes on from its newest checkpoint\n"
-    os.write(_STDERR, message.encode())
-    os._exit(128 + signum)
-
-
-def install_exit_at_once() -> None:
-    """From now on a signal ends the process quietly; `Signals` takes over while a run trains."""
-    for signum in _SIGNALS:
-        signal.signal(signum, exit_at_once)
+def tell(text: str) -> None:
+    """A line on standard error, from signal handlers and threads; whether anybody reads it or not."""
+    with contextlib.suppress(OSError):
+        os.write(_STDERR, f"distmlp: {text}\n".encode())
 
 
 class Signals:
-    """Within this context the first signal only asks for a stop; the second ends the process at once.
+    """Within this context the first of STOP_SIGNALS only asks for a stop: `received` is its number.
 
-    With several processes SIGTERM is jax's, whose coordination service makes all of them stop at the same point
-    (group.stop_point); SIGINT is passed on to it.
+    The same signal once more does what it did before; in a notebook Ctrl-C raises KeyboardInterrupt. A signal that is
+    ignored, as SIGHUP is under nohup, stays so.
+
+    Args:
+      notify: called at the first signal.
     """
 
-    def __init__(self, several: bool) -> None:
+    def __init__(self, notify: Callable[[], None]) -> None:
         self.received: int | None = None
-        self._several = several
+        self._notify = notify
         self._previous: dict[int, Any] = {}
+        self._seen: dict[int, float] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python delivers no signals
-            mine = (signal.SIGINT,) if self._several else _SIGNALS
-            self._previous = {signum: signal.signal(signum, self._handle) for signum in mine}
+            for signum in STOP_SIGNALS:
+                if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # None: a C library's
+                    self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -57,33 +58,52 @@ class Signals:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            exit_at_once(signum)
-        self.received = signum
-        if self._several:
-            os.kill(os.getpid(), signal.SIGTERM)
-        message = f"\ndistmlp: {signal.Signals(signum).name}: saving at the next step; once more exits at once\n"
-        os.write(_STDERR, message.encode())
+        now = time.monotonic()
+        last = self._seen.setdefault(signum, now)
+        if now - last >= ONE_PRESS:
+            self._as_before(signum, frame)
+        elif self.received is None:
+            self.received = signum
+            tell(f"{signal.Signals(signum).name}: saving at the next step; once more stops at once")
+            self._notify()
+
+    def _as_before(self, signum: int, frame: FrameType | None) -> None:
+        previous = self._previous[signum]
+        if callable(previous):
+            previous(signum, frame)
+        else:
+            signal.signal(signum, previous)
+            signal.raise_signal(signum)
 
 
 class Watchdog:
-    """Ends the process, with the stacks of all threads on stderr, if `beat` is not called for `seconds`.
+    """Within this context, ends the process if `beat` is not called for `seconds`, and says so; 0: never.
 
-    It is a C thread of the standard library's: it works while Python is stuck in a collective.
+    A thread can do it: what may hang, collectives and reading of files, lets other threads run.
     """
 
+    _TICKS = 10
+
     def __init__(self, seconds: float) -> None:
-        self.seconds, self._last = seconds, -math.inf
+        self.seconds, self._beaten, self._over = seconds, False, threading.Event()
 
     def beat(self) -> None:
-        now = time.monotonic()
-        if self.seconds and now - self._last > self.seconds / 100:  # setting it starts a thread
-            faulthandler.dump_traceback_later(self.seconds, exit=True, file=_STDERR)
-            self._last = now
+        self._beaten = True
 
     def __enter__(self) -> "Watchdog":
-        self.beat()
+        if self.seconds:
+            threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
-        faulthandler.cancel_dump_traceback_later()
+        self._over.set()
+
+    def _watch(self) -> None:
+        idle = 0  # ticks, not a difference of clocks: of a process that was stopped and goes on, one has passed
+        while not self._over.wait(self.seconds / self._TICKS):
+            idle, self._beaten = 0 if self._beaten else idle + 1, False
+            if idle >= self._TICKS:
+                tell(f"error: for --stall_seconds={self.seconds:g} no step and no evaluation went on: what each thread "
+                     "is doing follows; a new start goes on from the newest checkpoint")
+                faulthandler.dump_traceback(_STDERR)
+                os._exit(1)

@@ -5,12 +5,9 @@ import fcntl
 import itertools
 import os
 import secrets
-import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-
-import numpy as np
 
 from distmlp import flags
 from distmlp.cluster import group
@@ -36,14 +33,8 @@ class Workdir:
         name = f"{Path(config.dataset.removeprefix(FROM_PYTHON)).stem or 'run'}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         self.path = Path(config.workdir) if config.workdir else new_path(Path("runs").absolute() / name)
         self._lock = -1
-        failure: InputError | None = None
         if group.is_first():
-            try:
-                self._acquire()
-            except InputError as error:
-                failure = error
-        if not group.decide(failure is None):
-            raise failure or InputError(f"--workdir={self.path}: process 0 cannot use it")
+            self._acquire()
         self._check_shared()
 
     def _acquire(self) -> None:
@@ -65,12 +56,13 @@ class Workdir:
 
     def _check_shared(self) -> None:
         """Every process must see what the first one wrote into the lock file."""
+        group.barrier()
         lock = self.path / "lock"
-        seen = group.gather(zlib.crc32(lock.read_bytes()) >> 1 if lock.exists() else -1)
-        alien = np.flatnonzero(seen != seen[0])
-        if len(alien):
-            raise InputError(f"--workdir={self.path} is not shared: process {alien[0]} does not see what process 0 "
-                             "wrote there; give a folder that all processes see")
+        first, *others = group.exchange(lock.read_bytes().hex() if lock.exists() else None)
+        for process, seen in enumerate(others, start=1):
+            if seen != first:
+                raise InputError(f"--workdir={self.path} is not shared: process {process} does not see what process "
+                                 "0 wrote there; give a folder that all processes see")
 
     def write_run_flags(self, config: Config) -> None:
         if group.is_first():

@@ -50,22 +50,26 @@ def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(data:
     assert "devices      6 x cpu" in group.output
 
 
-def test_sigterm_to_one_stops_both_at_the_same_step_and_one_process_goes_on(data: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_stops_both_at_the_same_step_and_one_process_goes_on(
+    signum: signal.Signals, data: str, tmp_path: Path
+) -> None:
     flags = (data, *FLAGS, "--checkpoint_every_steps=1000000", "--data_placement=host", "--ledger")
     workdir = tmp_path / "run"
     group = groups.by_flags(workdir, [[*flags, "--num_epochs=100000"]] * 2, devices=2)
     group[0].wait_for("epoch   3", TIMEOUT)
-    group[1].popen.send_signal(signal.SIGTERM)
-    assert end(group) == [143, 143], [process.output for process in group]
-    step = runs.committed(workdir)[-1]
+    group[1].popen.send_signal(signum)
+    assert end(group) == [128 + signum] * 2, [process.output for process in group]
+    step = max(runs.committed(workdir))
     said = [line for process in group for _, line in process.lines if line.startswith("distmlp: stopped")]
     assert len(said) == 1
     assert said[0].startswith(f"distmlp: stopped after step {step} of 500000; ")
-    for name in ("run", "never-stopped"):
-        runs.finish(tmp_path / name, [*flags, f"--max_steps={step + 7}"], devices=1)
-    assert runs.sha256(workdir) == runs.sha256(tmp_path / "never-stopped")
-    assert runs.lines(workdir) == runs.lines(tmp_path / "never-stopped")
-    assert (workdir / "ledger.jsonl").read_text() == (tmp_path / "never-stopped" / "ledger.jsonl").read_text()
+    if signum == signal.SIGTERM:
+        for name in ("run", "never-stopped"):
+            runs.finish(tmp_path / name, [*flags, f"--max_steps={step + 7}"], devices=1)
+        assert runs.sha256(workdir) == runs.sha256(tmp_path / "never-stopped")
+        assert runs.lines(workdir) == runs.lines(tmp_path / "never-stopped")
+        assert (workdir / "ledger.jsonl").read_text() == (tmp_path / "never-stopped" / "ledger.jsonl").read_text()
 
 
 def test_orbax_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,28 +82,53 @@ def test_orbax_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.
     assert asked == []
 
 
-@pytest.mark.parametrize(("victim", "signum", "news"), [
-    (0, signal.SIGKILL, "died: it was killed, or crashed"),
-    (1, signal.SIGKILL, "died: it was killed, or crashed"),
-    (1, signal.SIGSTOP, "was silent for 3 s (--heartbeat_seconds): stopped, or cut off"),
-])  # fmt: skip
-def test_a_process_that_dies_or_hangs_is_named_and_ends_the_others(
-    victim: int, signum: signal.Signals, news: str, data: str, tmp_path: Path
+@pytest.mark.parametrize(("victim", "signum"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_process_that_dies_or_hangs_ends_the_others(
+    victim: int, signum: signal.Signals, data: str, tmp_path: Path
 ) -> None:
-    flags = (data, *FLAGS, "--num_epochs=100000", "--heartbeat_seconds=3")
+    flags = (data, *FLAGS, "--num_epochs=100000", "--heartbeat_seconds=3", "--checkpoint_every_steps=1000000",
+             "--eval_every_epochs=0")  # fmt: skip
     group = groups.by_flags(tmp_path / "run", [flags] * 2)
     group[0].wait_for("epoch   2", TIMEOUT)
     group[victim].popen.send_signal(signum)
     try:
         started = time.monotonic()
-        assert group[1 - victim].wait(60) not in (0, 143)
+        other = group[1 - victim]
+        code = other.wait(60)
         assert time.monotonic() - started < 30  # a second or 3, on an idle machine
-        (line,) = group[1 - victim].errors
-        assert line.startswith(f"distmlp: error: process {victim} of 2")
-        assert news in line
+        assert "Traceback" not in other.output
+        if other.errors:
+            (line,) = other.errors
+            assert code == 1
+            assert line.startswith("distmlp: error: another process ended or was cut off (")
+            assert "its own output says why; the launcher's restart resumes from the newest checkpoint" in line
+        else:  # jax was first, as it is when its service is gone, or has given up a silent process
+            assert (victim, signum) != (1, signal.SIGKILL), other.output
+            assert code == -signal.SIGABRT
+            assert "another task died" in other.output
     finally:
         group[victim].popen.kill()
         group[victim].popen.wait()
+
+
+def test_a_second_signal_ends_a_process_that_waits_for_another(data: str, tmp_path: Path) -> None:
+    """Its main thread is in a collective that does not end."""
+    flags = (data, *FLAGS, "--num_epochs=100000", "--heartbeat_seconds=300")
+    group = groups.by_flags(tmp_path / "run", [flags] * 2)
+    group[0].wait_for("epoch   2", TIMEOUT)
+    group[1].popen.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(1)
+        group[0].popen.send_signal(signal.SIGINT)
+        time.sleep(1)
+        assert group[0].popen.poll() is None
+        group[0].popen.send_signal(signal.SIGINT)
+        assert group[0].wait(10) == 130
+        assert group[0].lines[-1][1].startswith("distmlp: SIGINT: stopped at once")
+    finally:
+        for process in group:
+            process.popen.kill()
+            process.popen.wait()
 
 
 SHARED = "/proc/self/cwd/"  # one path that each process may see as a folder of its own
@@ -113,14 +142,14 @@ def own_folders(tmp_path: Path) -> list[Path]:
 
 
 def refused(group: Sequence[groups.Process], *parts: str, code: int = 2) -> None:
-    """All processes end with the code and one same line."""
+    """All processes end with the code, and one of them says why, in one line."""
     assert end(group) == [code] * len(group), [process.output for process in group]
+    (line,) = [line for process in group for line in process.errors]
     for process in group:
-        assert len(process.errors) == 1, process.output
-        assert process.errors == group[0].errors
         assert "Traceback" not in process.output
-        for part in parts:
-            assert part in process.errors[0]
+        assert "Check failure" not in process.output  # jax's abort
+    for part in parts:
+        assert part in line
 
 
 def test_different_flags_are_refused(data: str, tmp_path: Path) -> None:
@@ -171,6 +200,11 @@ def test_a_workdir_that_is_not_shared_is_refused(data: str, tmp_path: Path) -> N
 ])  # fmt: skip
 def test_what_several_processes_cannot_do_is_refused(flags: list[str], part: str, data: str, tmp_path: Path) -> None:
     refused(groups.by_flags(tmp_path / "run", [[data, *FLAGS, *flags]] * 2, devices=2), part)
+
+
+def test_uneven_numbers_of_devices_are_refused(data: str, tmp_path: Path) -> None:
+    envs = [{"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"} for count in (2, 3)]
+    refused(groups.by_flags(tmp_path / "run", [[data, *FLAGS]] * 2, envs=envs), "the processes have 2, 3 devices")
 
 
 def alone(tmp_path: Path, *flags: str, **env: str) -> groups.Process:

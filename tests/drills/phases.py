@@ -4,9 +4,8 @@ Nothing of the trainer is replaced; some of its methods say when they begin and 
 """
 
 import os
-import sys
 
-from launch import train  # first, as it installs the handlers of early signals
+from launch import command, train
 
 
 class Phase:
@@ -54,8 +53,8 @@ class Phase:
         setattr(owner, method, outer)
 
 
-def main() -> int:
-    phase = Phase(sys.argv.pop(1))
+def main(argv: list[str]) -> None:
+    phase = Phase(argv.pop(1))
     from distmlp import loop
     from distmlp.parallel import evaluate, feed
     from distmlp.run import checkpoint, recovery
@@ -67,8 +66,8 @@ def main() -> int:
     for kind in (feed.HostFeed, feed.DeviceFeed):
         phase.around(kind, "compile", "compile", "train")
     phase.set("setup")
-    return train.main(sys.argv)
+    train.main(argv)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

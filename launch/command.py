@@ -1,0 +1,148 @@
+"""What every command shares: signals, output that may go away, and how it ends. Imported before all that is slow."""
+
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+from distmlp.config import Config, InputError
+from distmlp.flags import HelpRequested
+from distmlp.run.signals import ONE_PRESS, STOP_SIGNALS, Interrupted, tell
+
+_RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"}
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+    """Runs `main` on the command line, and ends the process."""
+    _keep_standard_streams()
+    _watch_signals()
+    try:
+        main(sys.argv)
+    except (Exception, KeyboardInterrupt) as error:
+        _end(error)
+    sys.stdout.flush()
+    sys.exit(0)
+
+
+def _endings() -> Iterator[tuple[type[BaseException], int, str]]:
+    """How a command ends: by which exception, with which exit code, saying what."""
+    yield HelpRequested, 0, "{error}"
+    yield InputError, 2, "distmlp: error: {error}"
+    from distmlp.cluster.group import ProcessEnded  # slow, but in use by now
+    from distmlp.parallel.digest import DivergedError
+    from distmlp.run.workdir import WriteError
+
+    yield DivergedError, 3, "distmlp: error: {error}"
+    yield WriteError, 1, "distmlp: error: {error}"
+    yield ProcessEnded, 1, "distmlp: error: {error}"
+    yield Interrupted, 128, "distmlp: {error}"  # and the number of the signal
+    yield KeyboardInterrupt, 130, "distmlp: SIGINT: stopped at once"
+    yield BaseException, 1, "{traceback}distmlp: error: {type}: {error}"
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+    """The exit code of a command that ends by this exception, and what it says."""
+    code, text = next((code, text) for kind, code, text in _endings() if isinstance(error, kind))
+    details = "".join(traceback.format_exception(error)) if "{traceback}" in text else ""
+    said = text.format(error=error, type=type(error).__name__, traceback=details)
+    return (error.exit_code if isinstance(error, Interrupted) else code), said
+
+
+def _end(error: BaseException) -> NoReturn:
+    code, said = ending(error)
+    if _speaks():
+        print(said, file=sys.stderr if code else sys.stdout)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "distmlp.cluster.group" in sys.modules:
+        from distmlp.cluster import group
+
+        group.leave()
+    os._exit(code)  # jax would wait for processes that are busy elsewhere; what libraries would still do is of no use
+
+
+def _speaks() -> bool:
+    """Whether this process says why it ends: of several that end for the same reason, one does."""
+    from_launcher = _RANKS & os.environ.keys()
+    if "distmlp.cluster.group" not in sys.modules and not from_launcher:
+        return True
+    from distmlp.cluster import group, launcher
+
+    if group.several():
+        return group.speaks()
+    try:  # not joined yet: a launcher gives all processes the same command line
+        place = launcher.find_place(Config()) if from_launcher else None
+    except InputError:
+        return True
+    return place is None or place.process == 0
+
+
+class _Output(io.FileIO):
+    """A descriptor to write to as long as somebody reads it: nothing that goes wrong there may cost a run."""
+
+    def write(self, data: object) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError:
+            return len(memoryview(data))  # type: ignore[arg-type]
+
+
+def _keep_standard_streams() -> None:
+    """Standard output and error survive being closed or broken.
+
+    What C libraries write to standard output, as Gloo greets each of its peers there, is lost: from here on, only
+    Python writes to it.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, before a file of the run does
+    own = os.dup(1)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    for name, descriptor in (("stdout", own), ("stderr", 2)):
+        given = getattr(sys, name)
+        setattr(sys, name, io.TextIOWrapper(
+            io.BufferedWriter(_Output(descriptor, "w", closefd=False)), line_buffering=True,
+            encoding=given.encoding if given else "utf-8", errors="backslashreplace",
+        ))  # fmt: skip
+
+
+def _watch_signals() -> None:
+    """From now on a signal ends the process at once, unless a run is there to save (run/signals.py); then the second.
+
+    A thread sees to it: Python's handlers wait while the main thread is in an import, a compilation or a collective.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    for signum in STOP_SIGNALS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, _nothing_to_save)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_once, args=(reader,), daemon=True).start()
+
+
+def _nothing_to_save(signum: int, frame: FrameType | None) -> None:
+    """Python's handler while no run has put its own there; `_end_at_once` knows it by that."""
+
+
+def _end_at_once(reader: socket.socket) -> None:
+    seen: dict[int, float] = {}
+    while True:
+        signum = reader.recv(1)[0]
+        if signum not in STOP_SIGNALS:
+            continue
+        now = time.monotonic()
+        first = now - seen.setdefault(signum, now) < ONE_PRESS
+        if not first or signal.getsignal(signum) is _nothing_to_save:
+            tell(f"{signal.Signals(signum).name}: stopped at once; a run goes on from its newest checkpoint")
+            os._exit(128 + signum)
