@@ -82,7 +82,7 @@ def test_bfloat16_is_for_the_matrix_products_only(batch: tuple[np.ndarray, np.nd
 
 
 def test_accuracy_counts_the_most_probable_class() -> None:
-    params = [(jnp.eye(3), jnp.zeros(3))]
-    images = jnp.eye(3)
-    assert model.accuracy(params, images, jnp.eye(3)) == 1
-    np.testing.assert_allclose(model.accuracy(params, images, jnp.eye(3)[jnp.array([0, 1, 1])]), 2 / 3, rtol=1e-6)
+    images = jnp.eye(3, dtype=jnp.float32)
+    params = [(images, jnp.zeros(3, jnp.float32))]
+    assert model.accuracy(params, images, images) == 1
+    np.testing.assert_allclose(model.accuracy(params, images, images[jnp.array([0, 1, 1])]), 2 / 3, rtol=1e-6)

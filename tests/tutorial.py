@@ -13,7 +13,10 @@ def initial(sizes: list[int], seed: int = 0) -> list[tuple[jax.Array, jax.Array]
     layers = []
     for fan_in, fan_out, key in zip(sizes[:-1], sizes[1:], jax.random.split(jax.random.key(seed), len(sizes))):  # noqa: B905 - the last key goes unused
         w_key, b_key = jax.random.split(key)
-        layers.append((1e-2 * jax.random.normal(w_key, (fan_out, fan_in)), 1e-2 * jax.random.normal(b_key, (fan_out,))))
+        weights, biases = (jax.random.normal(k, shape, jnp.float32) for k, shape in (
+            (w_key, (fan_out, fan_in)), (b_key, (fan_out,))
+        ))  # fmt: skip
+        layers.append((1e-2 * weights, 1e-2 * biases))
     return layers
 
 

@@ -68,6 +68,7 @@ def test_values_that_are_not_finite(value: float, devices: int) -> None:
 
 
 def test_params_sha256_is_over_the_leaves_in_tree_order() -> None:
-    params = [(jnp.asarray(ARRAY), jnp.zeros(2)), (jnp.ones((2, 3)), jnp.zeros(1))]
+    params = jax.tree.map(jnp.asarray, [(ARRAY, np.zeros(2, np.float32)),
+                                        (np.ones((2, 3), np.float32), np.zeros(1, np.float32))])  # fmt: skip
     leaves = [ARRAY, np.zeros(2, np.float32), np.ones((2, 3), np.float32), np.zeros(1, np.float32)]
     assert params_sha256(params) == hashlib.sha256(b"".join(leaf.tobytes() for leaf in leaves)).hexdigest()
