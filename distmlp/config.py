@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+PATHS = ("dataset", "data_dir", "compilation_cache_dir", "workdir")  # of the local file system
 NAMED_DATASETS = ("digits", "mnist", "fashion_mnist", "synthetic")
 FROM_PYTHON = "python:"  # begins --dataset in the run.flags of a run whose data were given from Python
 
@@ -117,7 +118,9 @@ class Config:
     )
     clip_norm: float = _setting(0.0, "clip the gradient to this global norm; 0: off", rare=True, minimum=0)
 
-    num_devices: int = _setting(0, "devices to use; 0: all there are", "conduct", topic="Devices", minimum=0)
+    platform: str = _setting("auto", "stop unless JAX has this platform; auto takes what JAX finds; cpu leaves "
+                             "accelerators alone", "conduct", topic="Devices", choices=("auto", "cpu", "gpu", "tpu"))
+    num_devices: int = _setting(0, "devices to use; 0: all there are", "conduct", minimum=0)
     expect_devices: int = _setting(0, "stop unless the run has exactly so many devices; 0: off", "conduct", minimum=0)
     reduction: str = _setting(
         "fast",
@@ -192,6 +195,8 @@ class Config:
         """Raises InputError for a value that cannot be right whatever the data and the devices are."""
         for field in dataclasses.fields(self):
             self._validate_field(field, getattr(self, field.name))
+        for name in PATHS:
+            check_local(f"--{name}", getattr(self, name))
         sizes: Any = self.hidden_sizes
         if not isinstance(sizes, (tuple, list)) or not all(type(size) is int and size >= 1 for size in sizes):
             raise InputError(f"--hidden_sizes={_text(self.hidden_sizes)}: give whole numbers from 1 up, as in 512,512")
@@ -266,12 +271,18 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     ]
 
 
+def check_local(name: str, path: str) -> None:
+    """Raises InputError for a URL, as gs://bucket/run: it would become a folder named gs: in the current one."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise InputError(f"{name}={path}: give a path, not a URL; buckets can be mounted as folders (gcsfuse, "
+                         "mount-s3, blobfuse2)")
+
+
 def resolve_paths(config: Config) -> Config:
     """Paths made absolute once, so that neither Orbax nor run.flags depends on the current folder."""
-    names = ["data_dir", "compilation_cache_dir", "workdir"]
-    if config.dataset not in NAMED_DATASETS and not config.dataset.startswith(FROM_PYTHON):
-        names.append("dataset")
-    given = {name: getattr(config, name) for name in names if getattr(config, name)}
+    given = {name: getattr(config, name) for name in PATHS if getattr(config, name)}
+    if config.dataset in NAMED_DATASETS or config.dataset.startswith(FROM_PYTHON):
+        given.pop("dataset", None)
     changes: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
 

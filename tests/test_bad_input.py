@@ -80,6 +80,14 @@ def test_flags(flags: list[str], names: str, remedy: str, refused: Refused) -> N
     assert remedy in line
 
 
+@pytest.mark.parametrize("flag", ["dataset", "data_dir", "workdir", "compilation_cache_dir"])
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run", "https://host/x.npz"])
+def test_urls_as_paths(url: str, flag: str, tmp_path: Path, refused: Refused) -> None:
+    line = refused(f"--{flag}={url}")
+    assert f"--{flag}={url}: give a path, not a URL; buckets can be mounted" in line
+    assert not list(tmp_path.iterdir())
+
+
 def with_change(name: str, change: Callable[[np.ndarray], np.ndarray]) -> dict[str, np.ndarray]:
     arrays = make_arrays()
     arrays[name] = change(arrays[name])

@@ -1,7 +1,10 @@
 """What JAX is told before and while a run trains: nothing in the user's environment may change the numbers."""
 
 import contextlib
+import functools
 import hashlib
+import logging
+import logging.handlers
 import os
 import platform
 import re
@@ -19,6 +22,11 @@ from distmlp.config import Config, InputError
 # 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
 INVARIANT_CPU_THREADS = 16
 _CACHE_BYTES = 1 << 30  # the programs used least recently go
+_NVIDIA_CARDS = Path("/proc/driver/nvidia/gpus")
+_MISSING = {
+    "gpu": "install the NVIDIA driver and `pip install 'distmlp[cuda]'`, or train on the CPU with --platform=cpu",
+    "tpu": "on a TPU host, `pip install 'jax[tpu]'`; or train on the CPU with --platform=cpu",
+}
 
 
 @contextlib.contextmanager
@@ -29,15 +37,98 @@ def prepared(config: Config) -> Iterator[None]:
     may have in a notebook, it is left alone.
 
     Raises:
-      InputError: JAX_DISABLE_JIT is set.
+      InputError: JAX_DISABLE_JIT is set, or JAX_PLATFORMS excludes --platform.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise InputError("JAX_DISABLE_JIT is set, but steps are compiled ahead of the first one: unset it; "
                          "jax.debug.print and jax.debug.breakpoint look into a compiled step")
     if not xla_bridge.backends_are_initialized():
         _set_environment(config)
-    with _compilation_cache(config), pinned(config):
+    with _platform(config), _compilation_cache(config), pinned(config):
         yield
+
+
+@contextlib.contextmanager
+def _platform(config: Config) -> Iterator[None]:
+    """With --platform=cpu, a backend that starts within this context leaves accelerators alone."""
+    before = jax.config.values["jax_platforms"]
+    names = {"gpu": ("gpu", "cuda", "rocm")}.get(config.platform, (config.platform,))
+    if before and config.platform != "auto" and not set(names) & set(before.split(",")):
+        raise InputError(f"JAX_PLATFORMS={before} excludes --platform={config.platform}: unset one of the two")
+    if config.platform != "cpu":
+        yield
+        return
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        yield
+    finally:
+        jax.config.update("jax_platforms", before)
+
+
+def devices() -> list[jax.Device]:
+    """JAX's devices, of all processes; starts the backend.
+
+    Raises:
+      InputError: JAX_PLATFORMS names a platform that is not there.
+    """
+    try:
+        _start()
+    except (AssertionError, RuntimeError) as error:
+        given = jax.config.values["jax_platforms"] or ""
+        if "backend 'cpu'" in str(error) or given in ("", "cpu"):
+            raise  # no platform is missing: another process, perhaps, is gone
+        said = _brief(str(error)) or "it sees no device of the kind"
+        remedy = _MISSING.get({"cuda": "gpu", "rocm": "gpu"}.get(given, given), "choose from cpu, cuda, rocm and tpu")
+        raise InputError(f"JAX_PLATFORMS={given}, but JAX cannot use it ({said}): unset it; or {remedy}") from None
+    return jax.devices()
+
+
+def check_platform(config: Config) -> None:
+    """Starts the backend; raises InputError unless it is that of config.platform."""
+    kind = devices()[0].platform
+    if config.platform in ("auto", kind):
+        return
+    if config.platform == "cpu":
+        raise InputError(f"--platform=cpu, but JAX already runs on {kind} in this process: start again, in a notebook "
+                         "with Restart Kernel, or set JAX_PLATFORMS=cpu before")
+    said = _start() or "it says no reason"
+    raise InputError(f"--platform={config.platform}, but JAX found none ({said}): {_MISSING[config.platform]}")
+
+
+def unused_gpu(config: Config) -> str:
+    """Why JAX is on the CPU though the system shows an NVIDIA card; empty if it is not, or as --platform says."""
+    seen = _NVIDIA_CARDS.is_dir() and any(_NVIDIA_CARDS.iterdir())
+    if config.platform != "auto" or not seen or devices()[0].platform != "cpu":
+        return ""
+    for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
+        if name in os.environ:
+            return f"{name}={os.environ[name]}"
+    return _start() or "JAX was installed without CUDA: pip install 'distmlp[cuda]'"
+
+
+@functools.cache
+def _start() -> str:
+    """Starts the backend unless it has been before; what JAX complained of meanwhile, in short, instead of logging it.
+
+    That is how it tells of a CUDA that it cannot use: it goes on with the CPU.
+    """
+    logger, heard = logging.getLogger(xla_bridge.__name__), logging.handlers.BufferingHandler(1000)
+    before, logger.propagate = logger.propagate, False
+    heard.setLevel(logging.WARNING)
+    logger.addHandler(heard)
+    try:
+        jax.devices()
+    finally:
+        logger.removeHandler(heard)
+        logger.propagate = before
+    said = [str(record.exc_info[1]) if record.exc_info else record.getMessage() for record in heard.buffer]
+    return _brief(said[-1]) if said else ""
+
+
+def _brief(text: str) -> str:
+    """What JAX says of a platform, in a line of at most 200 characters."""
+    text = re.sub(r"^Unable to initialize backend '\w+': |\(set JAX_PLATFORMS=.*|\(you may need to .*", "", text)
+    return " ".join(text.split())[:200].rstrip(". ")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from distmlp.config import Config, InputError
-from distmlp.parallel.backend import INVARIANT_CPU_THREADS
+from distmlp.parallel import backend
 
 AXIS = "data"
 INVARIANT_SHARDS = 8
@@ -137,7 +137,7 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
     Raises:
       InputError: not so many devices, or a mode that they cannot run.
     """
-    available = list(devices) or jax.devices()
+    available = list(devices) or backend.devices()
     kind = available[0].platform
     wanted = config.num_devices or len(available)
     if wanted > len(available):
@@ -171,13 +171,13 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
 
 def _check_cpu_threads() -> None:
     threads = os.environ.get("PJRT_NPROC")
-    if threads != str(INVARIANT_CPU_THREADS):
+    if threads != str(backend.INVARIANT_CPU_THREADS):
         state = f"is {threads}" if threads else "was not set when JAX's backend started"
-        raise InputError(f"--reduction=invariant needs PJRT_NPROC={INVARIANT_CPU_THREADS} in the environment, "
+        raise InputError(f"--reduction=invariant needs PJRT_NPROC={backend.INVARIANT_CPU_THREADS} in the environment, "
                          f"which {state}: start again with it (in a notebook, set it before the first JAX call)")
-    if jax.local_device_count() > INVARIANT_CPU_THREADS:
-        raise InputError(f"--reduction=invariant on CPU takes at most {INVARIANT_CPU_THREADS} emulated devices a "
-                         f"process, not {jax.local_device_count()}: lower xla_force_host_platform_device_count")
+    if jax.local_device_count() > backend.INVARIANT_CPU_THREADS:
+        raise InputError(f"--reduction=invariant on CPU takes at most {backend.INVARIANT_CPU_THREADS} emulated devices "
+                         f"a process, not {jax.local_device_count()}: lower xla_force_host_platform_device_count")
 
 
 def _are(count: int, kind: str) -> str:

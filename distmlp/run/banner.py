@@ -12,6 +12,7 @@ from distmlp.cluster import group
 from distmlp.config import Config
 from distmlp.data.datasets import Data
 from distmlp.data.labels import listed
+from distmlp.parallel import backend
 from distmlp.parallel.mesh import Layout
 
 
@@ -31,6 +32,7 @@ def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement
         "versions": ", ".join(f"{name}\u00a0{version}" for name, version in versions().items()),
         "hosts": f"{len(hosts)} ({', '.join(hosts)}), {_count(jax.process_count(), 'process', 'processes')}",
         "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
+        "NVIDIA GPU": (reason := backend.unused_gpu(config)) and f"not used: {reason}",
         "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
                 f"training set on the {placement}",
         "classes": data.classes and f"{len(data.classes)}: {listed(data.classes)}",

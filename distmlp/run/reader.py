@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from distmlp.config import InputError
+from distmlp.parallel import backend
 from distmlp.parallel.digest import host_digest
 from distmlp.run.checkpoint import DamageError, Meta, brief, check_digests, quiet, read_meta
 from distmlp.run.metrics import Metrics, best
@@ -105,6 +106,7 @@ def read_unverified(run: Path, step: int) -> Stored:
 
 
 def _read(folder: Path, step: int) -> Stored:
+    backend.devices()  # before Orbax starts JAX and fails as JAX does
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
     options = ocp.CheckpointManagerOptions(read_only=True)
     try:
