@@ -115,7 +115,7 @@ class Trainer:
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
         self.compiler = ThreadPoolExecutor(1)
         self.compiled = self.compiler.submit(self._compile)
-        self.step, self.totals, self.dispatches = 0, Totals(), 0
+        self.step, self.totals, self.dispatches, self.noted = 0, Totals(), 0, False
         self.profiling: ExitStack | None = None
         self._local, self._collective = ExitStack(), ExitStack()  # what to undo alone, and what with the others
 
@@ -127,6 +127,9 @@ class Trainer:
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        if self.noted:
+            error = exception[1]
+            self.workdir.note(end=self.step, reason=f"{type(error).__name__}: {error}" if error else "")
         with self._local:
             agreed = exception[0] is None or issubclass(exception[0], Interrupted)
             if agreed or not self.several:  # else the others may be gone, or busy
@@ -143,12 +146,15 @@ class Trainer:
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
-        self.metrics.start(self.step, self.cadence.evaluation(self.step))
+        self.metrics.start(self.step, self.cadence.evaluation(self.step), self.config.settings())
         self.ledger.start(self.step)
         placement = "{} ({})".format(*self.parts.placement)
         self.metrics.say(
             banner.text(self.config, self.data, self.layout, self.parts.sizes, placement, self.workdir.path)
         )
+        self.workdir.note(start=self.step, hosts=group.hosts(), processes=jax.process_count(),
+                          devices=f"{len(self.layout.devices)} x {self.layout.devices[0].device_kind}")
+        self.noted = True
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
         if 0 < self.config.schedule_steps < self.total_steps:

@@ -10,7 +10,7 @@ from distmlp.config import Config, InputError
 
 def make(config: Config, total_steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `total_steps` steps."""
-    rate = _learning_rate(config, config.schedule_steps or total_steps)
+    rate = learning_rate(config, config.schedule_steps or total_steps)
     parts = []
     if config.clip_norm:
         parts.append(optax.clip_by_global_norm(config.clip_norm))
@@ -29,7 +29,8 @@ def make(config: Config, total_steps: int) -> optax.GradientTransformation:
     return optax.GradientTransformation(chain.init, update)
 
 
-def _learning_rate(config: Config, steps: int) -> optax.ScalarOrSchedule:
+def learning_rate(config: Config, steps: int) -> optax.ScalarOrSchedule:
+    """The learning rate, or the function that gives it for a step, under a schedule of `steps` steps."""
     if config.schedule == "constant":
         return config.learning_rate
     if config.warmup_steps >= steps:

@@ -1,12 +1,12 @@
 """What the verbs on a run's folder share: how they read a command line, and how they end."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from distmlp import InputError
+from launch import command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,20 +26,5 @@ def add_checkpoint(arguments: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
-    """Ends the process as the verb `main` says: its exit code, or 2 and one line for bad input."""
-    try:
-        code = main(sys.argv[1:])
-        sys.stdout.flush()
-    except InputError as error:
-        code = fail(error)
-    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 1
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
-
-
-def fail(error: Any) -> int:
-    print(f"distmlp: error: {error}", file=sys.stderr)
-    return 2
+    """Ends the process as the verb `main` says: with its exit code, or 2 and one line for bad input."""
+    command.run(lambda argv: sys.exit(main(argv[1:])))

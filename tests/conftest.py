@@ -162,6 +162,29 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
+WINES = ("Barolo <b>", "Grignolino & Co", "Barbera d'Asti")
+
+
+@pytest.fixture(scope="session")
+def wine_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a finished run on scikit-learn's wines, a CSV with text labels beside it: read it only."""
+    from sklearn.datasets import load_wine
+
+    from distmlp import Config, train
+
+    folder, wine = tmp_path_factory.mktemp("wines"), load_wine()
+    rows = [",".join([*(name.split("/")[0] for name in wine.feature_names), "label"])]
+    order = np.random.default_rng(0).permutation(len(wine.target))
+    rows += [",".join([*map(str, wine.data[i].tolist()), WINES[wine.target[i]]]) for i in order]
+    (folder / "wine.csv").write_text("\n".join(rows) + "\n")
+    train(Config(
+        dataset=str(folder / "wine.csv"), test_fraction=0.2, hidden_sizes=(16,), batch_size=32, num_epochs=10,
+        shuffle=True, input_scaling="standard", optimizer="adam", learning_rate=0.01, ledger=True, num_devices=1,
+        workdir=str(folder / "<i>wines"), compilation_cache_dir="",
+    ))
+    return folder / "<i>wines"
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     """Modification time and digest of everything in a folder."""
     return {

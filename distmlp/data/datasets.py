@@ -58,7 +58,18 @@ class Data:
             "shape": list(first.shape),  # of one example
             "dtype": str(first.dtype),
             "largest": largest,  # training value
+            "background": _background(first, largest),  # of pictures: 0 dark .. 1 bright
         }
+
+
+def _background(dataset: AnyDataset, largest: float | None) -> float | None:
+    """The median of the outermost values of some pictures, over the largest value; None where these are none."""
+    shape = [size for size in dataset.shape if size != 1]
+    if not isinstance(dataset, ArrayDataset) or not largest or len(shape) != 2 or min(shape) < 3:
+        return None
+    pictures = dataset[slice(0, 1000)][0].reshape(-1, *shape)
+    edges = (pictures[:, 0], pictures[:, -1], pictures[:, :, 0], pictures[:, :, -1])
+    return float(np.median(np.concatenate(edges, axis=1)) / largest)
 
 
 def load(

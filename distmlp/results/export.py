@@ -10,10 +10,8 @@ stablehlo scale the inputs as training does; in the other two the first layer do
 computed in float64 and rounded once.
 """
 
-import contextlib
 import io
 import json
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +25,7 @@ from distmlp import model as network
 from distmlp.config import InputError
 from distmlp.parallel import backend
 from distmlp.results.extras import need
+from distmlp.results.files import write
 from distmlp.results.load import Model
 
 _OPSET, _IR_VERSION = 17, 8  # of ONNX: what runtimes since 2022 read
@@ -41,9 +40,9 @@ def export(model: Model, form: str, output: Path) -> None:
     if form not in FORMATS:
         raise InputError(f"--format={form}: choose one of {', '.join(FORMATS)}")
     content = FORMATS[form](model)
-    _write(output, content)
+    write(output, content)
     if form == "stablehlo":
-        _write(output.with_name(output.name + ".json"), json.dumps(metadata(model)).encode())
+        write(output.with_name(output.name + ".json"), json.dumps(metadata(model)).encode())
 
 
 def metadata(model: Model) -> dict[str, str]:
@@ -132,14 +131,3 @@ def _stablehlo(model: Model) -> bytes:
 FORMATS: dict[str, Callable[[Model], bytes]] = {
     "safetensors": _safetensors, "npz": _npz, "onnx": _onnx, "stablehlo": _stablehlo,
 }
-
-
-def _write(output: Path, content: bytes) -> None:
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(output)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise InputError(f"--output={output} cannot be written ({error.strerror}): give another file") from None

@@ -41,7 +41,7 @@ class Metrics:
         last, final = [{}, {}, *self.history][-2:]
         return final["step"] if final.get("final") and scored([last]) and last["step"] == final["step"] else None
 
-    def start(self, step: int, evaluation: bool) -> None:
+    def start(self, step: int, evaluation: bool, settings: dict[str, Any]) -> None:
         """Drops what training will write again from `step` on, and opens the sinks.
 
         That is what lies beyond it, and its own line if an evaluation is due that it lacks. With no checkpoint to go on
@@ -60,7 +60,7 @@ class Metrics:
 
             replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
             with writing(self.path.parent):
-                self._events = EventFile(self.path.parent / "tensorboard", step + 1)
+                self._events = EventFile(self.path.parent / "tensorboard", step + 1, settings)
 
     def log(self, line: Line) -> None:
         """Writes one line; its numbers other than step and epoch also become TensorBoard scalars."""

@@ -8,6 +8,7 @@ from typing import Any
 from tensorboardX import RecordWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams, text
 
 
 class EventFile:
@@ -16,12 +17,21 @@ class EventFile:
     tensorboardX's SummaryWriter writes in a thread, which one error of the disk ends; training then hangs in its queue.
     """
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
-        """Creates the file; TensorBoard will show nothing that is in older ones from `purge_step` on."""
+    def __init__(self, folder: Path, purge_step: int, settings: dict[str, Any]) -> None:
+        """Creates the file; TensorBoard will show nothing that is in older ones from `purge_step` on.
+
+        The run's settings, JSON values, are shown as a text and as hyperparameters.
+        """
         folder.mkdir(exist_ok=True)
         self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        plain = {name: value if isinstance(value, (bool, int, float)) else _text(value)
+                 for name, value in settings.items()}
+        rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in settings.items())
+        metrics = dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), 0.0)
+        for summary in (*hparams(plain, metrics), text("settings", f"| setting | value |\n| --- | --- |\n{rows}")):
+            self._write(step=purge_step - 1, summary=summary)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
@@ -33,3 +43,7 @@ class EventFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

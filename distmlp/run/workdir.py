@@ -3,11 +3,13 @@
 import contextlib
 import fcntl
 import itertools
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from distmlp import flags
 from distmlp.cluster import group
@@ -67,6 +69,12 @@ class Workdir:
     def write_run_flags(self, config: Config) -> None:
         if group.is_first():
             replace_file(self.path / "run.flags", flags.run_flags(config))
+
+    def note(self, **facts: Any) -> None:
+        """Adds a line to sessions.jsonl: when, where and how training started or ended here; never fails a run."""
+        if group.is_first():
+            with contextlib.suppress(OSError), (self.path / "sessions.jsonl").open("a") as file:
+                file.write(json.dumps({"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", **facts}) + "\n")
 
     def close(self) -> None:
         if self._lock >= 0:

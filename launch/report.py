@@ -1,0 +1,29 @@
+"""Writes one page that shows a run, or several side by side, for a browser; it needs no network.
+
+    python -m launch.report RUN... --output=report.html
+"""
+
+from pathlib import Path
+
+from launch import verb
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code; raises InputError."""
+    arguments = verb.parser("report", __doc__)
+    arguments.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, its --workdir")
+    arguments.add_argument("--output", default="report.html", metavar="FILE", help="the page; default: report.html")
+    verb.add_checkpoint(arguments)
+    given = arguments.parse_args(argv)
+
+    from distmlp.results import files
+    from distmlp.results.report import report
+
+    page = report([Path(run) for run in given.runs], given.checkpoint)
+    files.write(Path(given.output), page.encode())
+    print(f"{given.output}: {len(given.runs)} run{'s' if len(given.runs) > 1 else ''}")
+    return 0
+
+
+if __name__ == "__main__":
+    verb.run(main)

@@ -1,0 +1,112 @@
+"""The report: one page without a network, in which names are text."""
+
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from distmlp import InputError, load
+from distmlp.results import splits
+from distmlp.results.report import report
+
+
+class Page(HTMLParser):
+    """The tags, addresses and text of a page; raises for elements that do not close as they were opened."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_run_on_pictures(digits_run: Path) -> None:
+    page = report([digits_run])
+    parsed = Page(page)
+    model = load(digits_run)
+    result = model.evaluate_set(splits.split(model))
+    for heading in ("Loss", "Accuracy", "Throughput", "Learning rate", "Calibration", "Confusion matrix",
+                    "Worst mistakes", "Weights of the first layer", "Starts and ends", "Checkpoints", "Versions"):
+        assert heading in parsed.text
+    assert parsed.tags.count("svg") == 5
+    assert parsed.tags.count("img") == min(24, result.count - result.correct) + 32
+    assert "finished at step 69" in parsed.text
+    assert f"{result.correct} of 360 test examples are right" in parsed.text
+    assert "script" not in parsed.tags
+    assert all(address.startswith(("data:", "#")) for address in parsed.addresses)
+    assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org/)", page)
+    assert "#010203" not in page  # the charts' ink is the page's
+
+
+def test_names_with_html_are_text_and_rows_are_listed(wine_run: Path) -> None:
+    page = report([wine_run])
+    parsed = Page(page)
+    assert "<i>" not in page
+    assert "Barolo <b>" in parsed.text
+    assert page.count("<b>") == page.count("</b>")
+    assert "Weights of the first layer" not in parsed.text
+    assert parsed.tags.count("img") == 0
+    assert str(wine_run) in parsed.text
+
+
+def test_several_runs_show_what_differs(digits_run: Path, wine_run: Path, tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(digits_run, tmp_path / "run"))
+    parsed = Page(report([digits_run, wine_run, twin]))
+    assert str(digits_run) in parsed.text  # the twins' folders have one name
+    different = parsed.text.partition("Settings that differ")[2].partition("/test examples are right")[0]
+    assert "input_scaling" not in different.partition("checkpoint of step")[0]
+    assert "dataset" in different.partition("checkpoint of step")[0]
+    assert parsed.tags.count("svg") == 4 + 3
+    assert "None." in Page(report([digits_run, twin])).text
+
+
+def test_a_run_that_is_not_finished_and_whose_data_are_gone(wine_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(wine_run, tmp_path / "run"))
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    sessions = (run / "sessions.jsonl").read_text().splitlines()
+    stopped = sessions[-1].replace('""', '"Interrupted: SIGTERM"')
+    (run / "sessions.jsonl").write_text(f"{sessions[0]}\n{stopped}\n")
+    data = wine_run.parent / "wine.csv"
+    data.rename(tmp_path / "wine.csv")
+    try:
+        parsed = Page(report([run]))
+    finally:
+        (tmp_path / "wine.csv").rename(data)
+    assert "stopped at step 50: Interrupted: SIGTERM" in parsed.text
+    assert "What needs the test set is not shown: " in parsed.text
+    assert "wine.csv does not exist" in parsed.text
+    (run / "sessions.jsonl").write_text(sessions[0] + "\n")
+    assert "is training, or was killed, after the line of step 50" in Page(report([wine_run, run])).text
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_extra_is_named(digits_run: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"the report needs {package}, .*: pip install 'distmlp\[report\]'"):
+        report([digits_run])
