@@ -1,0 +1,156 @@
+"""What one of several processes makes of errors, and what all must agree on, with a made-up coordination service."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import small_config
+
+from distmlp import InputError, loop
+from distmlp.cluster import group
+from distmlp.cluster.group import ProcessEnded
+from distmlp.run.workdir import WriteError
+
+
+class Store:
+    """The key-value store of a coordination service."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.changed = threading.Condition()
+
+    def key_value_set(self, key: str, value: str) -> None:
+        with self.changed:
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
+        with self.changed:
+            if not self.changed.wait_for(lambda: key in self.values, milliseconds / 1000):
+                raise RuntimeError("DEADLINE_EXCEEDED")
+            return self.values[key]
+
+    def key_value_delete(self, prefix: str) -> None:
+        self.values = {key: value for key, value in self.values.items() if not key.startswith(prefix)}
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    """This is process 0 of 2; the other one is what the test puts into the store."""
+    store = Store()
+    monkeypatch.setattr("distmlp.cluster.group.global_state.client", store)
+    monkeypatch.setattr("distmlp.cluster.group.global_state.num_processes", 2)
+    for name in ("_all_end", "_speaks", "_patience"):
+        monkeypatch.setattr(group, name, getattr(group, name))
+    monkeypatch.setattr(group, "_topics", iter(range(1, 100)))
+    return store
+
+
+def other(store: Store, topic: int, **message: Any) -> None:
+    store.key_value_set(f"distmlp/{topic}/1", json.dumps(message))
+
+
+def test_values_are_exchanged_in_the_order_of_the_processes_and_forgotten(store: Store) -> None:
+    for topic in (1, 2, 3):
+        other(store, topic, value=[topic, None])
+        assert group.exchange("mine") == ["mine", [topic, None]]
+    assert sorted(store.values) == ["distmlp/3/0", "distmlp/3/1"]
+
+
+def test_the_error_of_another_process_is_raised_here_and_said_once(store: Store) -> None:
+    other(store, 1, failed=["InputError", "no such data", "node7"])
+    with pytest.raises(InputError, match=r"^process 1 of 2 on node7: no such data$"), group.together():
+        group.exchange(1)
+    assert group.speaks()  # this is process 0
+    assert list(store.values) == ["distmlp/1/1", "distmlp/1/0"]  # it has not failed itself
+
+
+def test_an_unexpected_error_of_another_process_is_left_to_it_to_print(store: Store) -> None:
+    other(store, 1, failed=["KeyError", "'x'", "node7"])
+    with pytest.raises(ProcessEnded, match=r"process 1 of 2 on node7 ended by an error \(KeyError\)"), group.together():
+        group.barrier()
+
+
+@pytest.mark.parametrize(("theirs", "said", "speaks"), [
+    ({"failed": ["InputError", "too few", "node7"]}, "too few", True),  # in all: one speaks for them
+    ({"value": 3}, "process 0 of 2 on .*: too few", True),
+])  # fmt: skip
+def test_an_error_of_this_process_reaches_the_others(
+    theirs: dict[str, Any], said: str, speaks: bool, store: Store
+) -> None:
+    other(store, 1, **theirs)
+    with pytest.raises(InputError, match=f"^{said}$"), group.together():
+        raise InputError("too few")
+    assert group.speaks() == speaks
+    assert json.loads(store.values["distmlp/1/0"])["failed"][:2] == ["InputError", "too few"]
+
+
+def test_in_process_1_an_error_that_all_have_is_not_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmlp.cluster.group.global_state.process_id", 1)
+    store.key_value_set("distmlp/1/0", json.dumps({"failed": ["InputError", "too few", "node0"]}))
+    with pytest.raises(InputError, match=r"^too few$"), group.together():
+        raise InputError("too few")
+    assert not group.speaks()
+
+
+def test_an_error_while_the_others_are_in_a_collective_does_not_wait_for_them(store: Store) -> None:
+    group.go_in_step()
+    with pytest.raises(ZeroDivisionError), group.together():
+        _ = 1 / 0
+    assert group.speaks()
+
+
+GLOO = "UNKNOWN: Gloo all-reduce failed: [gloo/pair.cc:538] Read error [10.0.0.1]:33003: Connection reset by peer"
+
+
+def raised(error: Exception, cause: Exception | None = None, handling: Exception | None = None) -> Callable[[], None]:
+    def act() -> None:
+        if handling is not None:
+            try:
+                raise handling
+            except Exception:
+                raise error from cause
+        raise error from cause
+
+    return act
+
+
+@pytest.mark.parametrize("act", [
+    raised(ValueError(GLOO)),
+    raised(RuntimeError("x"), cause=RuntimeError(GLOO)),
+    raised(RuntimeError("x"), handling=RuntimeError("UNAVAILABLE: Failed to send RPC to coordination service.")),
+    raised(WriteError(Path("checkpoints"), "a checkpoint was not saved: ValueError: Gloo AllGather failed")),
+    raised(RuntimeError("NCCL operation ncclAllReduce failed: remote process exited or there was a network error")),
+])  # fmt: skip
+def test_the_end_of_another_process_is_taken_for_nothing_else(act: Callable[[], None], store: Store) -> None:
+    line = (r"^another process ended or was cut off \(.*\): its own output says why; the launcher's restart resumes "
+            r"from the newest checkpoint$")  # fmt: skip
+    with pytest.raises(ProcessEnded, match=line) as caught, group.together():
+        act()
+    assert "\n" not in str(caught.value)
+    assert store.values == {}
+
+
+@pytest.mark.parametrize("error", [
+    ValueError("cannot decode img7.png"), WriteError(Path("x"), "No space left on device"),
+    InputError("--dataset=mnist could not be downloaded (Connection reset by peer)"),
+], ids=["user", "disk", "input"])  # fmt: skip
+def test_an_error_of_its_own_is_not_taken_for_the_end_of_another(error: Exception, store: Store) -> None:
+    assert group.ended_elsewhere(error) is None
+
+
+def test_in_one_process_nothing_is_taken_for_the_end_of_another() -> None:
+    assert group.ended_elsewhere(ValueError(GLOO)) is None
+    with pytest.raises(ValueError, match="Gloo"), group.together():
+        raise ValueError(GLOO)
+
+
+def test_one_process_without_room_makes_all_send_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "choose_placement", lambda *args: ("device", "1 MB fit"))
+    other(store, 1, value=["host", "1 MB are more than a quarter of a device's memory"])
+    data: Any = type("Data", (), {"train": None})
+    where, why = loop._agreed_placement(small_config("digits"), data, None)  # type: ignore[arg-type]
+    assert (where, why) == ("host", "1 MB are more than a quarter of a device's memory")
