@@ -130,6 +130,8 @@ class Trainer:
         if self.noted:
             error = exception[1]
             self.workdir.note(end=self.step, reason=f"{type(error).__name__}: {error}" if error else "")
+            if error and not self.metrics.quiet:
+                metrics.append_log(self.workdir.path, f"distmlp: {error}")
         with self._local:
             agreed = exception[0] is None or issubclass(exception[0], Interrupted)
             if agreed or not self.several:  # else the others may be gone, or busy
@@ -159,7 +161,7 @@ class Trainer:
             self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
         if 0 < self.config.schedule_steps < self.total_steps:
             metrics.warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
-                         f"ends; this run has {self.total_steps} steps")
+                         f"ends; this run has {self.total_steps} steps", self.workdir.path)
         self.metrics.say(metrics.header(self.data.validation is not None))
         self.compiled.result()
         group.barrier()
@@ -305,7 +307,8 @@ class Trainer:
             best_step = group.decide(metrics.best(self.metrics.history)["step"])
             best = self.state if best_step == self.step else self.checkpoints.intact(best_step, self.parts.state)
             if best is None:
-                metrics.warn(f"checkpoint {best_step}, the best, cannot be read: its test accuracy is left out")
+                metrics.warn(f"checkpoint {best_step}, the best, cannot be read: its test accuracy is left out",
+                             self.workdir.path)
             else:
                 tested = self._measure("best_test", best, self.data.test)
             tested |= self._measure("test", self.state, self.data.test)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch.utils.data
 from PIL import Image
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from distmlp.config import Config, InputError
 

@@ -1,4 +1,4 @@
-"""Where numbers go: the console and its progress bar, metrics.jsonl, and TensorBoard."""
+"""Where numbers go: the console, its progress bar and log.txt; metrics.jsonl; and TensorBoard."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from tqdm.auto import tqdm  # in a notebook, a bar of its own
 
 from distmlp.cluster import group
 from distmlp.run.workdir import new_path, replace_file, sync, writing
@@ -50,7 +50,8 @@ class Metrics:
         if step == 0 and self.history and not self.quiet:
             aside = new_path(self.path.with_name("metrics-old.jsonl"))
             self.path.rename(aside)
-            warn(f"there are metrics but no checkpoints: the run begins anew, and the old metrics are in {aside}")
+            warn(f"there are metrics but no checkpoints: the run begins anew, and the old metrics are in {aside}",
+                 self.path.parent)
         self.history = [
             line for line in self.history
             if not line.get("final") and line["step"] <= step - (evaluation and not scored([line]))
@@ -84,6 +85,8 @@ class Metrics:
         if not self.quiet:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+            if self._events is not None:  # else nothing is trained, and the folder stays as it is
+                append_log(self.path.parent, text)
 
     def bar(self, epoch: int, position: int, size: int, loss: float | None) -> None:
         """Shows the progress of an epoch: `position` of `size` examples. Only on a terminal."""
@@ -123,10 +126,17 @@ def stale(history: Sequence[Line]) -> int:
     return len(lines) - 1 - lines.index(best(history)) if lines else 0
 
 
-def warn(text: str) -> None:
-    """A line on standard error, from the first process."""
+def warn(text: str, workdir: Path) -> None:
+    """A line on standard error and in the log, from the first process."""
     if group.is_first():
         print(f"distmlp: {text}", file=sys.stderr)
+        append_log(workdir, f"distmlp: {text}")
+
+
+def append_log(workdir: Path, text: str) -> None:
+    """Adds a line of the console to WORKDIR/log.txt; that cannot be written costs no run."""
+    with contextlib.suppress(OSError), (workdir / "log.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
 
 
 _COLUMNS = {  # of a line for people, behind its epoch: heading, width, format

@@ -55,7 +55,7 @@ class Recovery:
         if changed:
             notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
         for note in notes:
-            warn(note)
+            warn(note, self.checkpoints.workdir)
         self.saved_step = meta["step"]
         return state, meta["step"], Totals(**meta["totals"])
 
