@@ -148,7 +148,7 @@ class Trainer:
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
         self.workdir.write_run_flags(self.config)
-        self.metrics.start(self.step, self.cadence.evaluation(self.step), self.config.settings())
+        self.metrics.start(self.step, self.cadence.evaluation(self.step), self.config)
         self.ledger.start(self.step)
         placement = "{} ({})".format(*self.parts.placement)
         self.metrics.say(

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm  # in a notebook, a bar of its own
 
 from distmlp.cluster import group
+from distmlp.config import Config
 from distmlp.run.workdir import new_path, replace_file, sync, writing
 
 Line = dict[str, Any]
@@ -41,7 +42,7 @@ class Metrics:
         last, final = [{}, {}, *self.history][-2:]
         return final["step"] if final.get("final") and scored([last]) and last["step"] == final["step"] else None
 
-    def start(self, step: int, evaluation: bool, settings: dict[str, Any]) -> None:
+    def start(self, step: int, evaluation: bool, config: Config) -> None:
         """Drops what training will write again from `step` on, and opens the sinks.
 
         That is what lies beyond it, and its own line if an evaluation is due that it lacks. With no checkpoint to go on
@@ -61,7 +62,7 @@ class Metrics:
 
             replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.history))
             with writing(self.path.parent):
-                self._events = EventFile(self.path.parent / "tensorboard", step + 1, settings)
+                self._events = EventFile(self.path.parent / "tensorboard", step + 1, config)
 
     def log(self, line: Line) -> None:
         """Writes one line; its numbers other than step and epoch also become TensorBoard scalars."""

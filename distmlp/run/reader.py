@@ -1,7 +1,9 @@
 """A run's checkpoints for those who only read: verified as in training, beside it, without the folder's lock."""
 
+import contextlib
 import gc
 import re
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from distmlp.parallel.digest import host_digest
 from distmlp.run.checkpoint import DamageError, Meta, brief, check_digests, quiet, read_meta
 from distmlp.run.metrics import Metrics, best
 
+_PAUSE_SECONDS = 0.25  # after what could not be read: Orbax's threads are still at it
 _ATTEMPTS = 10  # a training run may delete a checkpoint while it is read
 
 
@@ -96,13 +99,23 @@ def _choose(run: Path, checkpoint: str) -> int:
 
 
 def read_unverified(run: Path, step: int) -> Stored:
-    """The checkpoint of a step, whose arrays may be damaged; raises DamageError where it cannot be read at all."""
+    """The checkpoint of a step, whose arrays may be damaged; raises DamageError where it cannot be read at all.
+
+    That is what fails twice: Orbax looks at all checkpoints, of which the run may delete one meanwhile.
+    """
     with quiet():
-        try:
-            return _read(run / "checkpoints", step)
-        except DamageError:
-            gc.collect()  # what Orbax abandons then
-            raise
+        with contextlib.suppress(DamageError):
+            return _attempt(run / "checkpoints", step)
+        return _attempt(run / "checkpoints", step)
+
+
+def _attempt(folder: Path, step: int) -> Stored:
+    try:
+        return _read(folder, step)
+    except DamageError:
+        time.sleep(_PAUSE_SECONDS)
+        gc.collect()  # what Orbax abandons
+        raise
 
 
 def _read(folder: Path, step: int) -> Stored:

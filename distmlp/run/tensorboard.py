@@ -10,6 +10,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams, text
 
+from distmlp.config import Config
+
 
 class EventFile:
     """A file of events, written at once: it raises OSError.
@@ -17,20 +19,20 @@ class EventFile:
     tensorboardX's SummaryWriter writes in a thread, which one error of the disk ends; training then hangs in its queue.
     """
 
-    def __init__(self, folder: Path, purge_step: int, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, purge_step: int, config: Config) -> None:
         """Creates the file; TensorBoard will show nothing that is in older ones from `purge_step` on.
 
-        The run's settings, JSON values, are shown as a text and as hyperparameters.
+        It shows all of the run's settings as a text, and those that decide its result as hyperparameters.
         """
         folder.mkdir(exist_ok=True)
         self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        plain = {name: value if isinstance(value, (bool, int, float)) else _text(value)
-                 for name, value in settings.items()}
-        rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in settings.items())
+        deciding = {name: value if isinstance(value, (bool, int, float)) else _text(value)
+                    for name, value in config.settings("experiment", "length").items()}
+        rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in config.settings().items())
         metrics = dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), 0.0)
-        for summary in (*hparams(plain, metrics), text("settings", f"| setting | value |\n| --- | --- |\n{rows}")):
+        for summary in (*hparams(deciding, metrics), text("settings", f"| setting | value |\n| --- | --- |\n{rows}")):
             self._write(step=purge_step - 1, summary=summary)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -1,0 +1,74 @@
+"""Wrong input for each verb: one line that says what to do, and nothing written."""
+
+import importlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import flip_bit
+
+from distmlp import InputError
+
+VERBS = {
+    "evaluate": ["RUN"], "predict": ["RUN", "x.npy"], "export": ["RUN", "--format=npz", "--output=out.npz"],
+    "report": ["RUN", "--output=out.html"], "compare": ["RUN", "RUN"],
+}  # fmt: skip
+
+
+def fails(verb: str, run: Path, *more: str) -> str:
+    """The one line with which a verb refuses its arguments."""
+    arguments = [str(run) if argument == "RUN" else argument for argument in VERBS[verb]]
+    with pytest.raises(InputError) as caught:
+        importlib.import_module(f"launch.{verb}").main([*arguments, *more])
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in Path().glob("out*")) == []
+    return str(caught.value)
+
+
+@pytest.fixture
+def copy(digits_run: Path, tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", np.zeros((1, 64), np.uint8))
+    return Path(shutil.copytree(digits_run, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_no_run_no_checkpoint_a_damaged_one(verb: str, copy: Path, tmp_path: Path) -> None:
+    assert "absent is no folder: give the --workdir of a run" in fails(verb, tmp_path / "absent")
+    assert "holds no run" in fails(verb, tmp_path)
+    assert "unrecognized arguments: --bogus" in fails(verb, copy, "--bogus")
+    for folder in (copy / "checkpoints").iterdir():
+        flip_bit(folder)
+    if verb != "compare":  # which is there to find it
+        assert "is damaged (" in fails(verb, copy)
+    shutil.rmtree(copy / "checkpoints")
+    assert "holds no checkpoint yet" in fails(verb, copy)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "compare"])
+def test_a_checkpoint_that_there_is_not(verb: str, copy: Path) -> None:
+    assert "--checkpoint=7: " in fails(verb, copy, "--checkpoint=7")
+    assert "give best, newest or a step's number" in fails(verb, copy, "--checkpoint=last")
+
+
+def test_what_cannot_be_written_or_is_not_known(copy: Path, npz: str) -> None:
+    for verb in ("export", "report"):
+        assert "--output=absent/out cannot be written" in fails(verb, copy, "--output=absent/out")
+    assert "--format=pt: choose one of " in fails("export", copy, "--format=pt")
+    assert "--split=dev: choose one of " in fails("evaluate", copy, "--split=dev")
+    assert "has no validation set" in fails("evaluate", copy, "--split=validation")
+    assert "features" in fails("evaluate", copy, f"--dataset={npz}")
+
+
+def test_files_of_another_width_are_one_line_each(
+    wine_run: Path, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from launch import predict
+
+    Path("torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert predict.main([str(wine_run), "torn.png", "x.npy"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "distmlp: error: the run was trained on rows of 13 values, which are no pictures: "
+        "give rows in a .npy, .npz or .csv file",
+        "distmlp: error: x.npy: rows have 64 values, but the run was trained on 13",
+    ]
