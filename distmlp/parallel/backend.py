@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import logging
 import logging.handlers
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import xla_bridge
+from jax._src import hardware_utils, xla_bridge
 from jax.experimental.compilation_cache import compilation_cache
 
 from distmlp.config import Config, InputError
@@ -178,10 +179,20 @@ def _cache_key() -> str:
 
 
 def _set_environment(config: Config) -> None:
+    if not jax.config.values["jax_platforms"] and _looks_in_vain():
+        jax.config.update("jax_platforms", "cpu")
     if config.reduction == "invariant":
         os.environ.setdefault("PJRT_NPROC", str(INVARIANT_CPU_THREADS))
     elif (devices := _emulated_devices()) > 1:
         os.environ.setdefault("PJRT_NPROC", str(max(INVARIANT_CPU_THREADS, 2 * devices)))
+
+
+def _looks_in_vain() -> bool:
+    """Whether packages for GPUs or TPUs are here without such a device: jax would lose seconds, and complain."""
+    if not (importlib.util.find_spec("libtpu") or importlib.util.find_spec("jax_plugins")):
+        return False
+    found = hardware_utils.has_visible_nvidia_gpu() or hardware_utils.num_available_tpu_chips_and_device_id()[0]
+    return not found and not Path("/dev/kfd").exists()  # AMD's
 
 
 def _emulated_devices() -> int:

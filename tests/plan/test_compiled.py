@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from compiled import NEEDS_TARGETS, compiled, kernels, state_bytes
+from conftest import RunTrain
 
 pytestmark = NEEDS_TARGETS
 
@@ -88,3 +89,8 @@ def test_a_shards_gradient_and_the_update_are_the_same_programs_on_any_number_of
 @pytest.mark.parametrize(("target", "most", "settings"), MOST_KERNELS)
 def test_kernels_per_step_do_not_grow(target: str, most: int, settings: dict[str, Any]) -> None:
     assert compiled(target, **settings)[0].kernels_per_step() <= most
+
+
+def test_training_on_a_cpu_beside_these_packages_is_quiet(run_train: RunTrain, npz: str) -> None:
+    result = run_train(f"--dataset={npz}", "--batch_size=20", "--num_epochs=1", env={"JAX_PLATFORMS": ""})
+    assert (result.returncode, result.stderr) == (0, "")
