@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from distmlp.data.loader import Batch
 from distmlp.parallel.mesh import Layout
-from distmlp.parallel.step import State, wrap
+from distmlp.parallel.step import State, TrainStep, wrap
 
 _FIXED_DISPATCH = 32  # steps, where the processes cannot each go by its own clock
 _DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
@@ -36,15 +37,21 @@ class Pace:
         self._last = now
 
 
-def loop(one_step: Callable[[State, jax.Array], tuple[State, jax.Array]], state: State, bounds: Any, size: int) -> Any:
-    """Steps bounds[0]..bounds[1]-1 and their losses, float32 [size]. Traced bounds: one compilation for any number."""
+def loop(train_step: TrainStep, batch: Callable[[Any], Batch], state: State, bounds: Any, size: int) -> Any:
+    """Steps bounds[0]..bounds[1]-1, step i on batch(i), and their losses, float32 [size].
+
+    Traced bounds: one compilation for any number.
+    """
+    entered = train_step.enter(state)
+    losses = jnp.zeros((size, *jax.eval_shape(train_step, entered, batch(0))[1].shape), jnp.float32)
 
     def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
         state, losses = carry
-        state, loss = one_step(state, i)
-        return state, losses.at[i - bounds[0]].set(loss)
+        state, loss = train_step(state, batch(i))
+        return state, jax.lax.dynamic_update_index_in_dim(losses, loss, i - bounds[0], 0)
 
-    return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size, jnp.float32)))
+    left, losses = jax.lax.fori_loop(bounds[0], bounds[1], body, (entered, losses))
+    return train_step.leave(left, state.params), losses if losses.ndim == 1 else losses.sum(axis=1)
 
 
 class Programs:

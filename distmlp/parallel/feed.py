@@ -76,10 +76,10 @@ class HostFeed:
         self._used = 0  # of the chunk's steps
 
         def run(state: State, images: Any, labels: Any, weights: Any, sums: Any, bounds: Any) -> Any:
-            def one_step(state: State, i: jax.Array) -> tuple[State, jax.Array]:
-                return train_step(state, Batch(images[i], labels[i], weights[i], sums[i]))
+            def batch(i: Any) -> Batch:
+                return Batch(images[i], labels[i], weights[i], sums[i])
 
-            return loop(one_step, state, bounds, self._size)
+            return loop(train_step, batch, state, bounds, self._size)
 
         self._programs = Programs(run, layout, self._axes, self._size)
 
@@ -147,11 +147,15 @@ class DeviceFeed:
         self._axes = (None, None, 1, 1, None, None)
 
         def run(state: State, images: Any, labels: Any, indices: Any, weights: Any, sums: Any, bounds: Any) -> Any:
-            def one_step(state: State, i: jax.Array) -> tuple[State, jax.Array]:
-                index = indices[i]
-                return train_step(state, Batch(images[index], labels[index], weights[i], sums[i]))
+            def batch(i: Any) -> Batch:
+                # Of indices that are known to be good: looking for others costs a GPU a kernel.
+                rows, found = (
+                    array.at[indices[i]].get(mode="promise_in_bounds", wrap_negative_indices=False)
+                    for array in (images, labels)
+                )
+                return Batch(rows, found, weights[i], sums[i])
 
-            return loop(one_step, state, bounds, self._size)
+            return loop(train_step, batch, state, bounds, self._size)
 
         self._programs = Programs(run, layout, self._axes, self._size)
 

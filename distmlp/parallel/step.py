@@ -1,5 +1,6 @@
 """One training step, wrapped three ways: single, pmap and shard_map. The body is the same."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from distmlp import model
 from distmlp.config import Config
 from distmlp.data.loader import Batch
-from distmlp.parallel import reduce
+from distmlp.parallel import packed, reduce
 from distmlp.parallel.mesh import AXIS, Layout, partition
 
 
@@ -48,7 +49,32 @@ def _initial(sizes: Sequence[int], seed: int, optimizer: optax.GradientTransform
     return State(params, optimizer.init(params), jnp.int32(0), tuple(scaling))
 
 
-TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """(state, batch) -> (state, loss): one update, to be wrapped for the devices.
+
+    Between `enter` and `leave`, which cost as much as a step or two, a state may be packed (packed.py); the loss then
+    is that of each example, [rows].
+    """
+
+    function: Callable[[State, Batch], tuple[State, jax.Array]]
+    packs: bool
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, jax.Array]:
+        return self.function(state, batch)
+
+    def enter(self, state: State) -> State:
+        if not self.packs or not packed.suits(state.params):
+            return state
+        params, opt_state = (packed.pack(part, state.params) for part in (state.params, state.opt_state))
+        return state._replace(params=params, opt_state=opt_state)
+
+    def leave(self, state: State, params: model.Params) -> State:
+        """`params` have the shapes of those that had entered."""
+        if not packed.is_packed(state.params):
+            return state
+        new, opt_state = (packed.unpack(part, params) for part in (state.params, state.opt_state))
+        return state._replace(params=new, opt_state=opt_state)
 
 
 def gradients(
@@ -69,6 +95,10 @@ def gradients(
     def shard_gradient(shard: Any, params: model.Params, scaling: Any, weight_sum: Any) -> Any:
         images, labels, weights = shard
         inputs, targets = model.scale_inputs(images, scaling), model.one_hot(labels, num_classes)
+        if packed.is_packed(params):
+            gradient = jax.value_and_grad(packed.losses, has_aux=True)
+            (_, losses), grads = gradient(params, packed.with_one(inputs), targets, weights, weight_sum)
+            return losses, grads
         return jax.value_and_grad(model.loss)(params, inputs, targets, weights, weight_sum, config.compute_dtype)
 
     shards = (batch.images, batch.labels, batch.weights)
@@ -88,27 +118,29 @@ def gradients(
 def make_train_step(
     config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation
 ) -> TrainStep:
-    """(state, batch) -> (state, loss): one update, to be wrapped for the devices.
+    """The step of a run.
 
-    The loss is NaN where it or the gradient of a bias is not finite. That costs nothing, and weights hardly ever go
-    first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
+    Its loss is NaN where it or the gradient of a bias is not finite. That costs nothing, and weights hardly ever go
+    first: checking them all costs a seventh of a step, and is done where a checkpoint is saved. Of a packed network,
+    only each layer's first bias is looked at: what is not finite behind a layer, all biases before it show.
     """
 
     @jax.named_scope("update")
-    def update(grads: model.Params, opt_state: Any, params: model.Params) -> tuple[model.Params, Any]:
+    def update(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
     if config.reduction == "invariant":
         update = reduce.isolated(update, not layout.accelerated)
 
-    def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
+    def one_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
         loss, grads = gradients(state, batch, config, layout, num_classes)
         params, opt_state = update(grads, state.opt_state, state.params)
-        zero_or_nan = sum(jnp.sum(bias * 0) for _, bias in grads)
+        looked_at: list[Any] = [x[0, -1] for x in params] if packed.is_packed(params) else [bias for _, bias in grads]
+        zero_or_nan = sum(jnp.sum(array * 0) for array in looked_at)
         return State(params, opt_state, state.step + 1, state.scaling), loss + zero_or_nan
 
-    return train_step
+    return TrainStep(one_step, layout.devices[0].platform == "gpu" and config.compute_dtype == "float32")
 
 
 def wrap(
