@@ -125,13 +125,16 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Processes that are started meanwhile never see SIGINT and SIGTERM: those reach the whole process group, and only
-    the trainer, which saves, is to act on them."""
+    """Processes that are started meanwhile never see what asks for a stop: such signals reach the whole process group,
+    and only the trainer, which saves, is to act on them (run/signals.py)."""
     resource_tracker.ensure_running()  # its own start would unblock them
     others = multiprocessing.active_children()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:

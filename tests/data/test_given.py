@@ -274,7 +274,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_to_the_process_group_leaves_the_workers_to_the_trainer(
     signum: int, code: int, tmp_path: Path
 ) -> None:

@@ -126,8 +126,8 @@ def batch(folder: Path, env: dict[str, str], sha256: str, lines: list[dict[str, 
 def main() -> int:
     missing = [name for name in ("mpirun", "srun", "munge") if not shutil.which(name)]
     if os.geteuid() or missing:
-        print(f"launchers drill skipped: {'needs root' if os.geteuid() else 'not installed: ' + ', '.join(missing)}")
-        return 0
+        print(f"launchers drill SKIPPED: {'needs root' if os.geteuid() else 'not installed: ' + ', '.join(missing)}")
+        return runs.SKIPPED
     with tempfile.TemporaryDirectory() as name:
         folder, train = Path(name), [sys.executable, "-m", "launch.train", *FLAGS]
         try:

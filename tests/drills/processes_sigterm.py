@@ -1,7 +1,7 @@
-"""SIGTERM to one random process of four at random instants: python -m tests.drills.processes_sigterm --signals=20
+"""A signal to one random process of four at random instants: python -m tests.drills.processes_sigterm --signals=20
 
-All four must save at one common step and exit with 143; one run goes through all the stops, and must end with the
-parameters and metrics of one process that nobody stopped.
+All four must save at one common step and exit with 128 + the signal's number; one run goes through all the
+stops, and must end with the parameters and metrics of one process that nobody stopped.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from . import groups, runs
 
 PROCESSES = 4
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 FLAGS = (*runs.RESTLESS, "--data_placement=host", "--num_epochs=1000000")
 
 
@@ -26,10 +27,11 @@ def one_stop(workdir: Path, rng: random.Random, start_up: float) -> tuple[int, f
     if early := rng.random() < 0.2:  # before the first step, though after they have joined
         group[0].wait_for("workdir ", 300)
     else:
-        group[0].wait_for("epoch ", 300)
+        group[0].wait_for(r"epoch +\d", 300)
         time.sleep(rng.uniform(0, start_up))
     victim = rng.randrange(PROCESSES)
-    group[victim].popen.send_signal(signal.SIGTERM)
+    signum = rng.choice(SIGNALS)
+    group[victim].popen.send_signal(signum)
     started = time.monotonic()
     try:
         codes = [process.wait(120) for process in group]
@@ -40,11 +42,11 @@ def one_stop(workdir: Path, rng: random.Random, start_up: float) -> tuple[int, f
     output = "\n".join(process.output for process in group)
     said = re.findall(r"^distmlp: stopped after step (\d+) of .* goes on from there$", output, re.MULTILINE)
     saved = max(runs.committed(workdir), default=0)
-    if codes != [143] * PROCESSES or len(said) != 1 or int(said[0]) != saved:
+    if codes != [128 + signum] * PROCESSES or len(said) != 1 or int(said[0]) != saved:
         raise runs.DrillError(f"exit codes {codes}, said {said}, checkpoints {runs.committed(workdir)}:\n"
                               f"{output[-6000:]}")  # fmt: skip
-    print(f"SIGTERM to process {victim}{' before the first step' if early else ''}: all stopped after step {saved} "
-          f"within {seconds:.1f} s", flush=True)  # fmt: skip
+    print(f"{signum.name} to process {victim}{' before the first step' if early else ''}: all stopped after step "
+          f"{saved} within {seconds:.1f} s", flush=True)  # fmt: skip
     return saved, seconds
 
 

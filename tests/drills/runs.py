@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+SKIPPED = 77  # exit code of a drill that this machine cannot run, as in automake: it has shown nothing
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIMINGS = ("seconds", "examples_per_second", "total_seconds")
 # A run of the handwritten digits: 1,437 examples, so that each epoch of 12 steps ends with an uneven batch.
