@@ -48,7 +48,8 @@ def test_full_disk(size: str, intact: list[int], parameters: str, tmp_path: Path
     )  # fmt: skip
     assert done.returncode == 0, done.stderr  # with more room it goes on, to the same end
     assert "code 1\n" in done.stdout
-    assert len(done.stderr.splitlines()) == (1 if intact else 2), done.stderr  # the second: metrics, no checkpoints
+    told = [line for line in done.stderr.splitlines() if "there are metrics but no checkpoints" not in line]
+    assert len(told) == 1, done.stderr
     assert done.stderr.startswith("distmlp: error: ")
     assert "No space left on device)" in done.stderr
     if intact:
