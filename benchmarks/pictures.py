@@ -60,11 +60,11 @@ def _workers() -> int:
 
 
 def command(work: Work) -> Contestant:
-    """Contestant: per repetition one command; its seconds, and its processes' memory at most. work: command."""
+    """Contestant: per repetition one command; its seconds, and its processes' memory at most. work: command, folder."""
     yield {}
     while True:
         start, peak = time.monotonic(), 0
-        with subprocess.Popen(work["command"], start_new_session=True, stdout=sys.stderr) as child:
+        with subprocess.Popen(work["command"], cwd=work["folder"], start_new_session=True, stdout=sys.stderr) as child:
             while child.poll() is None:
                 peak = max(peak, _memory(child.pid))
                 time.sleep(0.05)
@@ -90,22 +90,24 @@ def main() -> None:
     args = harness.arguments(__doc__, repetitions=3, examples=20000, torch_folder="")
     if args.torch_folder:
         return train_torch(args.torch_folder)
+    examples = 500 if args.quick else args.examples
     with tempfile.TemporaryDirectory() as name:
-        write(args.data_dir, Path(name) / "pictures", 500 if args.quick else args.examples)
+        write(args.data_dir, Path(name) / "pictures", examples)
         ours = [sys.executable, "-m", "launch.train", f"--dataset={name}/pictures", "--test_fraction=0.1", "--shuffle",
                 "--input_scaling=unit", "--optimizer=adam", "--learning_rate=0.001", f"--num_epochs={EPOCHS}",
                 f"--batch_size={BATCH}"]  # fmt: skip
-        peer = [sys.executable, __file__, f"--torch_folder={name}/pictures"]
+        path = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+        peer = [sys.executable, str(Path(__file__).resolve()), f"--torch_folder={name}/pictures"]
         workers = [
-            Worker("distmlp", "pictures:command", {"command": ours}),
-            Worker("PyTorch", "pictures:command", {"command": peer}, harness.openmp(args)),
+            Worker("distmlp", "pictures:command", {"command": ours, "folder": name}, path),
+            Worker("PyTorch", "pictures:command", {"command": peer, "folder": name}, harness.openmp(args)),
         ]  # fmt: skip
         results = harness.compare(workers, 1 if args.quick else args.repetitions, args.patience)
     rows = [[name, harness.spread([row["seconds"] for row in measured]),
              harness.spread([row["megabytes"] for row in measured]),
              harness.spread(harness.ratios(results, name, "distmlp"))] for name, measured in results.items()]
     table = harness.table(["", "seconds", "MB of memory", "times distmlp's seconds"], rows)
-    harness.report(args, f"{args.examples:,} pictures, {EPOCHS} epochs, {_workers()} workers", [table], results)
+    harness.report(args, f"{examples:,} pictures, {EPOCHS} epochs, {_workers()} workers", [table], results)
 
 
 if __name__ == "__main__":
