@@ -43,8 +43,8 @@ def check_dataset(dataset: Any, name: str) -> None:
     ):
         raise InputError(f"{name} is a {type(dataset).__name__}, whose examples cannot be asked for by number: give a "
                          "map-style Dataset (with __getitem__ and __len__), list(...) of it, or arrays (x, y)")
-    if hasattr(dataset, "columns") and hasattr(dataset, "to_numpy"):
-        raise InputError(f"{name} is a single frame: give a pair, its columns of features and its column of labels")
+    if isinstance(dataset, (np.ndarray, torch.Tensor)) or hasattr(dataset, "to_numpy"):
+        raise InputError(f"{name} is a single {type(dataset).__name__}: give a pair (x, y) of features and labels")
 
 
 def pair(item: Any) -> tuple[np.ndarray, np.ndarray]:

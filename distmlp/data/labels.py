@@ -48,7 +48,7 @@ class Classes(NamedTuple):
         if len(strange):
             (unseen,), where = _texts(labels[strange[:1]]), _of(strange[0], labels)
             raise InputError(f"{name}: the training set does not have the label {unseen}{where}: its classes are "
-                             f"{listed(self.names or [])}")
+                             f"{listed(self.names or [])}; mend the label or remove the example")
         return np.asarray(found, np.int32)
 
 

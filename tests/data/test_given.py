@@ -238,12 +238,13 @@ class Stream(torch.utils.data.IterableDataset[Any]):
     ("given", "words"),
     [
         (Stream(), "train_set is a Stream, whose examples cannot be asked for by number: give a map-style Dataset"),
-        (X, "--num_classes is needed for train_set"),
+        (X, r"train_set is a single ndarray: give a pair \(x, y\)"),
+        (Vectors(), "--num_classes is needed for train_set"),
         ((X, Y + 0.5), "train_set: label 0.5 of example"),
         ((X, Y[:-1]), "train_set has 96 examples but 95 labels"),
         (lists(X, Y + 0.25), "train_set: example 0: label [0-9.]+25 is no class"),
     ],
-    ids=["stream", "no labels", "fractions", "lengths", "fractional items"],
+    ids=["stream", "no labels", "no class count", "fractions", "lengths", "fractional items"],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_one_line(given: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
