@@ -5,12 +5,14 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from distmlp.config import Config, InputError
 
+CONFIGS = Path(__file__).parent / "configs"  # which come with the package
 _WIDTH = 80  # columns of the help
 _HELP_FLAGS = {"-h", "-help", "--help", "--helpshort"}
 _USAGE = """\
@@ -35,7 +37,7 @@ def parse(argv: Sequence[str]) -> Config:
       InputError: no flags, an unknown one, a stray argument, a value of the wrong type, a flagfile that cannot be read.
       HelpRequested: --help, --helpfull or --version.
     """
-    given = list(argv)
+    given = [_with_config(argument) for argument in argv]
     if len(given) == 1:
         raise InputError("nothing to train: start with `python -m launch.train configs/digits.flags`, "
                          "or `python -m launch.train --help`")
@@ -55,15 +57,25 @@ def parse(argv: Sequence[str]) -> Config:
     except (flags.CantOpenFlagFileError, UnicodeDecodeError) as error:
         files = ", ".join(argument.partition("=")[2] for argument in given if argument.startswith("--flagfile="))
         reason = "not a text file" if isinstance(error, UnicodeDecodeError) else error.__context__
-        raise InputError(f"--flagfile={files} cannot be read ({reason}): give an existing file of flags") from None
+        raise InputError(f"--flagfile={files} cannot be read ({reason}): give an existing file of flags, or "
+                         "one of those that `distmlp configs` lists") from None
     except (flags.Error, ValueError) as error:  # ValueError: a value given to --noFLAG
         raise InputError(_one_line(error)) from None
     if rest and rest[0].endswith(".flags"):
-        given[given.index(rest[0])] = f"--flagfile={rest[0]}"
+        given[given.index(rest[0])] = _with_config(f"--flagfile={rest[0]}")
         return parse(given)
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}: give flags as --name=value, a config as NAME.flags")
     return Config(**{field.name: _value(field, values[field.name].value) for field in dataclasses.fields(Config)})
+
+
+def _with_config(argument: str) -> str:
+    """--flagfile=digits.flags, where there is no such file, as that of the config that comes with the package."""
+    flag, _, name = argument.partition("=")
+    packaged = CONFIGS / Path(name).name
+    if flag.lstrip("-") != "flagfile" or not packaged.is_file() or Path(name).exists():
+        return argument
+    return f"{flag}={packaged}" if Path(name).parent.name in ("", "configs") else argument
 
 
 def run_flags(config: Config) -> str:

@@ -11,6 +11,7 @@ VERBS = {
     "predict": "classes of pictures and of rows in files",
     "export": "a run's network for PyTorch, NumPy, ONNX or StableHLO",
     "report": "one page that shows one run or several",
+    "configs": "the configs that come along: lists them, or copies them",
     "compare": "the first step at which two runs part",
 }
 _USAGE = "usage: distmlp VERB [arguments], distmlp VERB --help, or distmlp --version"

@@ -16,7 +16,7 @@ from distmlp.config import Config, InputError
 from distmlp.flags import HelpRequested
 from distmlp.run.signals import ONE_PRESS, STOP_SIGNALS, Interrupted, tell
 
-_RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"}
+_RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:

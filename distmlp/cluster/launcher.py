@@ -15,6 +15,7 @@ from jax._src.clusters import ClusterEnv
 
 from distmlp.config import Config, InputError
 
+_JOB_NAMES = {"COORDINATOR_PORT", "NUM_PROCESSES", "PROCESS_ID"}
 _EXPLICITLY = "give --coordinator_address, --num_processes and --process_id"
 
 
@@ -32,7 +33,7 @@ class Place(NamedTuple):
 
 
 def find_place(config: Config) -> Place | None:
-    """The flags' word, else torchrun's, else what jax detects: Open MPI, Slurm, Kubernetes, TPU; None: one process.
+    """The flags' word, else torchrun's, Kubeflow's, or what jax detects: Open MPI, Slurm, TPU; None: one process.
 
     Raises:
       InputError: the environment speaks of several processes but does not say how to find them.
@@ -50,6 +51,9 @@ def find_place(config: Config) -> Place | None:
     elif "TORCHELASTIC_RUN_ID" in env:
         raise InputError(f"{', '.join(torchrun)} of torchrun's variables is not set: start with torchrun, "
                          f"or {_EXPLICITLY}")
+    elif "COORDINATOR_ADDRESS" in env and _JOB_NAMES & env.keys():  # of Kubeflow's JAXJob, and configs/kubernetes.yaml
+        address = f"{env['COORDINATOR_ADDRESS']}:{_number('COORDINATOR_PORT')}"
+        place = Place(address, _number("NUM_PROCESSES"), _number("PROCESS_ID"), 0, 1)
     elif _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
         local = _number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE")
         place = _open_mpi(*local)

@@ -20,6 +20,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "8192.0;tcp://10.0.0.1,10.1.0.1:34911",
 }  # fmt: skip
+JAXJOB = {"COORDINATOR_ADDRESS": "job-0.job", "COORDINATOR_PORT": "61440", "NUM_PROCESSES": "3", "PROCESS_ID": "2"}
 
 
 @pytest.fixture
@@ -43,6 +44,10 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     (TORCHRUN | SLURM, Place("node1:29501", 8, 5, 1, 4)),  # torchrun in a Slurm job
     ({k: v for k, v in OPEN_MPI.items() if "orte" not in k} | {"JAX_COORDINATOR_ADDRESS": "c:3"},
      Place("c:3", 4, 3, 1, 2)),
+    (JAXJOB, Place("job-0.job:61440", 3, 2, 0, 1)),
+    (JAXJOB | {"KUBERNETES_SERVICE_HOST": "h", "JOB_COMPLETION_INDEX": "2"}, Place("job-0.job:61440", 3, 2, 0, 1)),
+    (JAXJOB | {"NUM_PROCESSES": "1", "PROCESS_ID": "0"}, None),
+    ({"COORDINATOR_ADDRESS": "for something else"}, None),
     ({}, None),
     (TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}, None),
     (SLURM | {"SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, None),
@@ -75,6 +80,9 @@ def test_flags_go_before_every_launcher(environ: dict[str, str]) -> None:
     ({**OPEN_MPI, "OMPI_MCA_orte_hnp_uri": "?"}, "Open MPI is only half configured"),
     ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_COORDINATOR_ADDRESS is set"),
     ({"KUBERNETES_SERVICE_HOST": "h", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+    ({k: v for k, v in JAXJOB.items() if k != "PROCESS_ID"}, "PROCESS_ID is not set"),
+    ({**JAXJOB, "COORDINATOR_PORT": "tcp"}, "COORDINATOR_PORT is 'tcp', not a number"),
+    ({**JAXJOB, "PROCESS_ID": "3"}, "process 3 of 3, which cannot be"),
 ])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Kubernetes environment detected")
 def test_half_a_configuration_is_an_error_in_one_line(env: dict[str, str], part: str, environ: dict[str, str]) -> None:
