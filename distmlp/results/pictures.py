@@ -6,6 +6,8 @@ it is not; a picture with its background at the other end of the scale than the 
 only, the background is the median of the outermost pixels); another size is padded with the background to the right
 proportions and resized, with antialiasing; values 0..255 are stretched to the training set's largest one. A picture
 that already is as the training set's pictures are goes through unchanged.
+
+Where training brought a folder's pictures to --image_size, only that is done, and as it was then.
 """
 
 import math
@@ -15,9 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from distmlp.config import InputError
+from distmlp.config import Config, InputError
 
-SUFFIXES = frozenset(suffix for suffix in Image.registered_extensions())
 _DARK = {"digits", "mnist", "fashion_mnist"}  # known data sets, whose older runs do not say it themselves
 _LARGEST = {"digits": 16.0}
 
@@ -32,9 +33,10 @@ class PictureShape(NamedTuple):
     largest: float  # the value of full brightness
     integer: bool
     background: float | None  # 0 (black) .. 1 (white); None: not known, or not the same everywhere
+    stretched: bool = False  # to this size, by training, whatever their proportions
 
 
-def picture_shape(num_features: int, data_info: dict[str, Any], dataset: str) -> PictureShape:
+def picture_shape(num_features: int, data_info: dict[str, Any], config: Config) -> PictureShape:
     """From what the run knows of its data; where it does not, pictures are taken to be square.
 
     Raises:
@@ -55,10 +57,10 @@ def picture_shape(num_features: int, data_info: dict[str, Any], dataset: str) ->
     channels = 1 if len(shape) == 2 else shape[0 if first else 2]
     if channels not in {1, 3}:
         raise InputError(f"the run was trained on pictures with {channels} channels: give rows in a .npy file")
-    background = data_info.get("background", 0.0 if dataset in _DARK else None)
-    largest = float(data_info.get("largest") or _LARGEST.get(dataset, 255.0))
+    background = data_info.get("background", 0.0 if config.dataset in _DARK else None)
+    largest = float(data_info.get("largest") or _LARGEST.get(config.dataset, 255.0))
     integer = data_info.get("dtype", "uint8") == "uint8"
-    return PictureShape(height, width, channels, first, largest, integer, background)
+    return PictureShape(height, width, channels, first, largest, integer, background, config.image_size > 0)
 
 
 def read_picture(path: Path, shape: PictureShape) -> np.ndarray:
@@ -69,13 +71,19 @@ def read_picture(path: Path, shape: PictureShape) -> np.ndarray:
     """
     try:
         with Image.open(path) as file:
-            picture = _flatten(ImageOps.exif_transpose(file))
+            file.load()
+            picture = _eight_bits(file if shape.stretched else ImageOps.exif_transpose(file))
     except Exception as error:  # damage surfaces as any of a dozen types
         reason = getattr(error, "strerror", None) or str(error).split(":")[0] or type(error).__name__
         raise InputError(f"{path} cannot be read as a picture ({reason})") from None
+    if not shape.stretched:
+        picture = _without_alpha(picture)
     picture = picture.convert("L" if shape.channels == 1 else "RGB")
+    if shape.stretched:
+        picture = picture.resize((shape.width, shape.height), Image.Resampling.BILINEAR)
     background = _background(picture)
-    if shape.channels == 1 and shape.background is not None and _differ(background[0] / 255, shape.background):
+    opposite = shape.channels == 1 and not shape.stretched
+    if opposite and _differ(background[0] / 255, shape.background):
         picture, background = ImageOps.invert(picture), tuple(255 - value for value in background)
     if picture.size != (shape.width, shape.height):
         picture = _resized(picture, shape, background)
@@ -87,19 +95,25 @@ def read_picture(path: Path, shape: PictureShape) -> np.ndarray:
     return np.ascontiguousarray(values).ravel()
 
 
-def _flatten(picture: Image.Image) -> Image.Image:
-    """8 bits a channel, without transparency."""
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits, or 32
-        values = np.asarray(picture, np.float64)
-        full = 65535 if picture.mode.startswith("I") and values.max(initial=0) > 255 else 255
-        return Image.fromarray(np.clip(values * (255 / full) + 0.5, 0, 255).astype(np.uint8))
-    if "A" not in picture.mode and "transparency" not in picture.info:
-        return picture.convert("RGB") if picture.mode in ("P", "CMYK", "YCbCr", "HSV", "LAB") else picture
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """8 bits a channel: of 16 the upper ones."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture)
+    deep = picture.mode.startswith("I") and values.max(initial=0) > 255
+    values = values.astype(np.int64) >> 8 if deep else np.clip(np.rint(values), 0, 255)
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def _without_alpha(picture: Image.Image) -> Image.Image:
+    """Transparent parts become white, or black where the rest is bright."""
+    if "A" not in picture.getbands() and "transparency" not in picture.info:
+        return picture
     picture = picture.convert("RGBA")
     grey, alpha = np.asarray(picture.convert("RGB").convert("L"), np.float64), np.asarray(picture)[..., 3]
     bright = alpha.any() and np.average(grey, weights=alpha) > 127.5
     paper = Image.new("RGBA", picture.size, "black" if bright and not alpha.all() else "white")
-    return Image.alpha_composite(paper, picture).convert("RGB")
+    return Image.alpha_composite(paper, picture)
 
 
 def _background(picture: Image.Image) -> tuple[int, ...]:
@@ -109,9 +123,9 @@ def _background(picture: Image.Image) -> tuple[int, ...]:
     return tuple(int(value) for value in np.median(edge, axis=0))
 
 
-def _differ(background: float, wanted: float) -> bool:
+def _differ(background: float, wanted: float | None) -> bool:
     """Whether one is dark and the other bright; a training set whose background is neither asks for nothing."""
-    return abs(wanted - 0.5) > 0.25 and (background > 0.5) != (wanted > 0.5)
+    return wanted is not None and abs(wanted - 0.5) > 0.25 and (background > 0.5) != (wanted > 0.5)
 
 
 def _resized(picture: Image.Image, shape: PictureShape, background: tuple[int, ...]) -> Image.Image:

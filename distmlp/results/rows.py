@@ -29,7 +29,7 @@ def read(path: Path, model: Model) -> np.ndarray:
     if not is_rows(path):
         from distmlp.results import pictures
 
-        shape = pictures.picture_shape(model.num_features, model.data_info, model.config.dataset)
+        shape = pictures.picture_shape(model.num_features, model.data_info, model.config)
         return model.check(pictures.read_picture(path, shape)[None])
     try:
         return model.check(_read_rows(path, model))

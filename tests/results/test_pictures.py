@@ -82,7 +82,7 @@ def test_values_become_those_of_the_training_set(digit: np.ndarray, tmp_path: Pa
     pixels = np.random.default_rng(0).integers(0, 17, (8, 8), np.uint8)
     pixels[0], pixels[-1] = 0, 0
     path = save(Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8)), tmp_path / "small.png")
-    shape = picture_shape(64, {}, "digits")
+    shape = picture_shape(64, {}, Config())
     assert shape == PictureShape(8, 8, 1, False, 16.0, True, 0.0)
     np.testing.assert_array_equal(read_picture(path, shape), pixels.ravel())
     fractions = read_picture(save(Image.fromarray(digit), tmp_path / "b.png"), MNIST._replace(largest=1, integer=False))
@@ -90,12 +90,32 @@ def test_values_become_those_of_the_training_set(digit: np.ndarray, tmp_path: Pa
     assert fractions.dtype == np.float32
 
 
+@pytest.mark.parametrize("mode", ["L", "RGBA", "I;16", "P"])
+@pytest.mark.parametrize(("image_mode", "shape"), [("gray", [9, 9]), ("rgb", [9, 9, 3])])
+def test_pictures_that_training_stretched_are_as_it_saw_them(
+    tmp_path: Path, mode: str, image_mode: str, shape: list[int]
+) -> None:
+    from distmlp.data.image_folder import ImageFolder
+
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 31), np.uint8)
+    image = Image.fromarray(pixels.astype(np.uint16) * 250) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(255 - pixels))
+    (tmp_path / "all" / "cats").mkdir(parents=True)
+    image.save(tmp_path / "all" / "cats" / "a.png")
+    config = Config(dataset="folder", image_size=9, image_mode=image_mode)
+    expected = ImageFolder(tmp_path / "all", config)[0][0]
+    info = {"shape": shape, "dtype": "uint8", "largest": None, "background": 0.0}
+    row = read_picture(tmp_path / "all" / "cats" / "a.png", picture_shape(int(np.prod(shape)), info, config))
+    np.testing.assert_array_equal(row, expected.ravel())
+
+
 def test_what_pictures_are_like() -> None:
     info = {"shape": [3, 10, 20], "dtype": "float32", "largest": 1.0, "background": 0.9}
-    assert picture_shape(600, info, "mine.npz") == PictureShape(10, 20, 3, True, 1.0, False, 0.9)
-    assert picture_shape(3072, {}, "mine.npz") == PictureShape(32, 32, 3, False, 255.0, True, None)
+    assert picture_shape(600, info, Config(dataset="mine.npz")) == PictureShape(10, 20, 3, True, 1.0, False, 0.9)
+    assert picture_shape(3072, {}, Config(dataset="mine.npz")) == PictureShape(32, 32, 3, False, 255.0, True, None)
     with pytest.raises(InputError, match="trained on rows of 13 values, which are no pictures"):
-        picture_shape(13, {"shape": [13]}, "wine.csv")
+        picture_shape(13, {"shape": [13]}, Config(dataset="wine.csv"))
 
 
 def test_rows_of_npy_npz_and_csv_are_those_of_the_array(digits_run: Path, tmp_path: Path) -> None:
