@@ -62,6 +62,6 @@ def test_pods_are_started_again_and_may_save_before_they_are_killed() -> None:
     assert job["backoffLimit"] >= 10
     assert pods.grace() >= 60
     ignored, failed = job["podFailurePolicy"]["rules"]
-    assert ignored == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
+    assert ignored == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     assert failed["onExitCodes"]["values"] == [3]
     assert failed["onExitCodes"]["containerName"] == pods.pod()["containers"][0]["name"]
