@@ -283,9 +283,15 @@ def test_a_signal_to_the_process_group_leaves_the_workers_to_the_trainer(
     child = subprocess.Popen([sys.executable, "script.py"], env=process_env(), stdout=subprocess.PIPE,
                              stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
     assert child.stdout is not None
-    for line in child.stdout:
-        if line.startswith("epoch "):
-            break
+    epochs = (line for line in child.stdout if line.startswith("epoch "))
+    next(epochs)
+    workers = [int(pid) for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+               if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]  # fmt: skip
+    assert len(workers) == 4  # two for each set
+    for pid in workers:  # a moment before the trainer, which must not miss them
+        os.kill(pid, signum)
+    for _ in range(3):
+        next(epochs)
     os.killpg(child.pid, signum)
     output, _ = child.communicate(timeout=120)
     assert child.returncode == code, output

@@ -64,7 +64,7 @@ def test_size_and_mode(tmp_path: Path) -> None:
 def test_sixteen_bits_a_pixel_become_eight(tmp_path: Path) -> None:
     root = folder(tmp_path / "set")
     for path in root.rglob("*.png"):
-        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 257).save(path)
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 256 + 7).save(path)
     wide = load(Config(dataset=str(root), test_fraction=0.25))
     assert wide.fingerprint() == load(Config(dataset=str(folder(tmp_path / "plain")), test_fraction=0.25)).fingerprint()
 
