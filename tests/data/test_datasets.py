@@ -123,6 +123,7 @@ def test_a_nan_in_a_mapped_test_set_is_found_before_training(
 def test_what_a_checkpoint_says_of_the_data(tmp_path: Path) -> None:
     assert load(Config()).info() == {
         "name": "digits", "classes": None, "columns": None, "shape": [8, 8], "dtype": "uint8", "largest": 16.0,
+        "background": 0.0,
     }
     mapped = load(Config(dataset=save(tmp_path, broken(x_train=put(0.5)), "npy"))).info()
     assert (mapped["name"], mapped["dtype"], mapped["largest"]) == ("set", "float32", None)

@@ -84,7 +84,7 @@ def test_nothing_is_read_for_rows_that_only_fill_up(devices: int) -> None:
     layout = make_layout(config)
     steps = list(StepReader(dataset, _Steps(layout, 500, 40)))
     assert given.read == list(range(40))
-    assert all(images.shape == (500 * devices, 12) for images, _, _ in steps)
+    assert all(images.shape == (500 * devices, 12) for images, *_ in steps)
     given.read.clear()
     batches = list(NumpyLoader(dataset, 64, local_shards=range(devices + 2), num_shards=devices))
     assert sorted(given.read) == list(range(40))
