@@ -11,6 +11,7 @@ import pytest
 from conftest import flip_bit, snapshot
 
 from distmlp import Config, InputError, load, model
+from distmlp.config import digest_json
 from distmlp.data import datasets
 from distmlp.parallel.digest import StateDigest, host_digest
 from distmlp.parallel.mesh import make_layout
@@ -89,14 +90,20 @@ def test_loading_needs_no_lock_and_changes_nothing(copy: Path) -> None:
     assert snapshot(copy) == before
 
 
-@pytest.mark.parametrize("what", ["state", "meta"])
+@pytest.mark.parametrize("what", ["state", "meta", "values"])
 def test_a_damaged_checkpoint_is_named_and_never_used(copy: Path, what: str) -> None:
     newest = copy / "checkpoints" / "69"
     if what == "state":
         flip_bit(newest)
-    else:
+    elif what == "meta":
         path = newest / "meta" / "metadata"
         path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    else:  # arrays that can be read, but are others than were saved
+        path = newest / "meta" / "metadata"
+        meta = json.loads(path.read_text())
+        del meta["digest"]
+        meta["digests"][".params[1][0]"] = "00000000"
+        path.write_text(json.dumps(meta | {"digest": digest_json(meta)}))
     before = snapshot(copy)
     with pytest.raises(InputError, match=r"checkpoint 69 of .* is damaged \(.*\): give --checkpoint=46"):
         load(copy, "newest")
