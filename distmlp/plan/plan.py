@@ -55,13 +55,14 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     started = time.perf_counter()
     compiled = lowered.compile(layout.compiler_options)
     seconds = time.perf_counter() - started
-    card = card or cards.find(layout.devices[0].device_kind) or rates.measure(layout.devices[0], device_memory(layout))
-    card = dataclasses.replace(card, **figures)  # type: ignore[arg-type]
-
     module, sizes, count = Module(compiled.as_text() or ""), parts.sizes, len(layout.devices)
     rows = -(-config.batch_size // layout.num_shards)
     examples = rows * layout.shards_per_device
     state_bytes = _bytes(parts.state)
+    card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
+        layout.devices[0], device_memory(layout), examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
+    )
+    card = dataclasses.replace(card, **figures)  # type: ignore[arg-type]
     analysis: Any = compiled.memory_analysis()
     memory = _memory_of(analysis, parts.state, state_bytes, card)
     step = cost.Step(

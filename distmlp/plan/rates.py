@@ -9,24 +9,30 @@ import jax.numpy as jnp
 
 from distmlp.plan.cards import Card
 
-_PRODUCT = 1024  # rows and columns of the matrices
-_COPIED = 16 << 20  # float32 numbers: larger than caches
 _STARTS = 2000  # dependent kernels in a loop
 
 
-def measure(device: jax.Device, memory: int) -> Card:
-    """The card that stands for `device`, of so many bytes of memory; links are taken to be as fast as its memory."""
+def measure(device: jax.Device, memory: int, rows: int, width: int, touched: int) -> Card:
+    """The card that stands for `device`, of `memory` bytes; links are taken to be as fast as its memory.
+
+    Args:
+      device: one that is here.
+      memory: bytes that it has.
+      rows, width: of the products that matter: [rows, width] by [width, width].
+      touched: bytes that a step works on; fewer stay in a cache, and are faster there.
+    """
 
     def product(dtype: Any) -> float:
-        matrix = jnp.ones((_PRODUCT, _PRODUCT), dtype)
-        return 2 * _PRODUCT**3 / _seconds(lambda x: x @ x, matrix)
+        inputs, weights = jnp.ones((rows, width), dtype), jnp.ones((width, width), dtype)
+        return 2 * rows * width**2 / _seconds(lambda x, w: x @ w, inputs, weights)
 
+    numbers = max(touched // 8, 1024)  # half of them read, half of them written
     with jax.default_device(device):
         f32, bf16 = product(jnp.float32), product(jnp.bfloat16)
         with jax.default_matmul_precision("highest"):
             highest = product(jnp.float32)
-        bandwidth = 2 * 4 * _COPIED / _seconds(lambda x: x + 1, jnp.ones(_COPIED))
-        start = _seconds(_many_kernels, jnp.ones(8)) / (2 * _STARTS)
+        bandwidth = 8 * numbers / _seconds(lambda x: x + 1, jnp.ones(numbers, jnp.float32))
+        start = _seconds(_many_kernels, jnp.ones(8, jnp.float32)) / (2 * _STARTS)
     return Card(device.device_kind, bf16, f32, highest, memory, bandwidth, start, bandwidth, 1e-5, bandwidth, 1e-4, 0)
 
 
@@ -36,13 +42,13 @@ def _many_kernels(x: jax.Array) -> jax.Array:
     return turns
 
 
-def _seconds(function: Callable[[Any], Any], argument: Any) -> float:
+def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
     """Of one call, the fastest of some."""
-    compiled = jax.jit(function).lower(argument).compile()
-    jax.block_until_ready(compiled(argument))
+    compiled = jax.jit(function).lower(*arguments).compile()
+    jax.block_until_ready(compiled(*arguments))
     times = []
-    for _ in range(7):
+    for _ in range(15):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(argument))
+        jax.block_until_ready(compiled(*arguments))
         times.append(time.perf_counter() - start)
     return min(times)
