@@ -39,7 +39,8 @@ def make(config: Config, target: str = "", figures: Mapping[str, float] | None =
         if name not in known or value < 0:
             raise InputError(f"--figure={name}={value:g}: give {', '.join(known)} as a number from 0 up")
     config = dataclasses.replace(config, compilation_cache_dir="")  # the time of compiling is to be seen
-    if target:
+    if target:  # of this machine, only the CPU is asked for
+        config = dataclasses.replace(config, platform="cpu")
         targets.prepare()
     with backend.prepared(config):
         return _make(config, target, figures or {})

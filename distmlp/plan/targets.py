@@ -23,9 +23,8 @@ _EXTRA = "pip install 'distmlp[targets]'"
 
 
 def prepare() -> None:
-    """To be called before jax's backend starts: no device of this machine but its CPU is asked for."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    # Else libtpu asks the cloud's metadata service which machine this is, and complains that there is none.
+    """To be called before libtpu is loaded: else it asks the cloud's metadata service which machine this is, and
+    complains that there is none."""
     for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
                         ("TPU_WORKER_HOSTNAMES", "localhost")):
         os.environ.setdefault(name, value)

@@ -17,8 +17,8 @@ def text(plan: Mapping[str, Any]) -> str:
     rows = {
         "target": f"{plan['target']}: {plan['devices']:,} x {plan['card']}, {mesh['parallelism']}, "
                   f"{mesh['reduction']} reduction",
-        "batch": f"{batch['global']:,} examples = {mesh['num_shards']:,} shards of {batch['per_shard']:,}; "
-                 f"{mesh['shards_per_device']:,} shards, {batch['per_device']:,} examples a device",
+        "batch": f"{batch['global']:,} examples in shards of {batch['per_shard']:,}: {mesh['num_shards']:,} in all, "
+                 f"{mesh['shards_per_device']:,} on a device, which has {batch['per_device']:,} examples",
         "steps": f"{plan['steps_per_epoch']:,} an epoch, {plan['total_steps']:,} in {plan['epochs']:g} epochs",
         "first": "; ".join(f"shard {shard}: {', '.join(map(str, examples))}"
                            for shard, examples in list(plan["first_examples"].items())[:3]),

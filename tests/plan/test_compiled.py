@@ -1,11 +1,14 @@
 """What is in the programs that H100s and v5es would run; compiled here, executed nowhere."""
 
+import json
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from compiled import NEEDS_TARGETS, compiled, kernels, state_bytes
-from conftest import RunTrain
+from conftest import REPOSITORY, RunTrain, process_env
 
 pytestmark = NEEDS_TARGETS
 
@@ -95,3 +98,14 @@ def test_kernels_per_step_do_not_grow(target: str, most: int, settings: dict[str
 def test_training_on_a_cpu_beside_these_packages_is_quiet(run_train: RunTrain, npz: str) -> None:
     result = run_train(f"--dataset={npz}", "--batch_size=20", "--num_epochs=1", env={"JAX_PLATFORMS": ""})
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_config_for_gpus_is_planned_on_a_machine_without_any() -> None:
+    """It asks for --platform=gpu, which JAX_PLATFORMS=cpu would exclude."""
+    command = [sys.executable, "-m", "launch.plan", f"{REPOSITORY}/configs/8gpu.flags", "--dataset=synthetic",
+               "--target=h100:8", "--json"]  # fmt: skip
+    done = subprocess.run(command, env=process_env(), capture_output=True, text=True,
+                          timeout=300, check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["devices"], found["collectives"]) == (8, {"all-reduce": 1})
