@@ -4,6 +4,7 @@ would, beside a copy of it and its digests; until it is on disk; and to restore 
     python benchmarks/checkpoints.py
 """
 
+import os
 import shutil
 import tempfile
 import time
@@ -16,7 +17,10 @@ from harness import Contestant, Work, Worker
 
 
 def saving(work: Work) -> Contestant:
-    """Contestant: saves and restores of a state with momentum. work: width of the two hidden layers."""
+    """Contestant: saves and restores of a state with momentum. work: width of the two hidden layers; sync, or not."""
+    if not work["sync"]:
+        os.fsync = lambda descriptor: None  # TensorStore's own, of the arrays' files, remain
+
     import jax
     import jax.numpy as jnp
 
@@ -68,7 +72,8 @@ def saving(work: Work) -> Contestant:
 def main() -> None:
     args = harness.arguments(__doc__, repetitions=7, largest_width=8192)
     widths = [width for width in (512, 2048, 8192) if width <= args.largest_width]
-    workers = [Worker(f"2 x {width}", "checkpoints:saving", {"width": width}) for width in widths]
+    workers = [Worker(f"2 x {width}{'' if sync else ', without fsync'}", "checkpoints:saving",
+                      {"width": width, "sync": sync}) for width in widths for sync in (True, False)]  # fmt: skip
     results = harness.compare(workers, 2 if args.quick else args.repetitions, args.patience)
     columns = ("seconds", "copy", "digest", "saved", "restored")
     rows = [

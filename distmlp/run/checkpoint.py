@@ -128,13 +128,13 @@ class Checkpoints:
             self._manager.check_for_errors()
         newest, *others = group.decide(self.steps())
         with self._errors():
-            surplus = [step for step in others[self._keep - 1 :] if step != self._best]
-            if surplus and group.is_first():
+            if group.is_first():
                 folder = self.path / str(newest)
                 for path in [*folder.rglob("*"), folder, self.path]:
                     sync(path)
-            for step in surplus:
-                self._manager.delete(step)
+            for step in others[self._keep - 1 :]:
+                if step != self._best:
+                    self._manager.delete(step)
             self._empty_trash()
 
     def _empty_trash(self) -> None:
