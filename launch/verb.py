@@ -3,13 +3,22 @@
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from distmlp import InputError
+from distmlp.config import check_local
 from launch import command
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+        given, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            values = getattr(given, action.dest, None)
+            for value in values if isinstance(values, list) else [values]:
+                check_local(action.option_strings[0] if action.option_strings else str(action.metavar), str(value))
+        return given, rest
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}: {self.prog} --help says how")
 

@@ -125,14 +125,14 @@ def _refuse_leftovers() -> None:
         raise InputError(f"JAX_COORDINATOR_ADDRESS is set, but which process this is is not: {_EXPLICITLY}")
 
 
-def local_gpus(place: Place) -> list[int] | None:
+def local_gpus(place: Place, config: Config) -> list[int] | None:
     """This process's equal part of the host's GPUs; all that it sees where the launcher has dealt them already.
 
     Raises:
       InputError: the GPUs cannot be shared equally.
     """
     env = os.environ
-    if env.get("JAX_PLATFORMS") == "cpu":
+    if "cpu" in (config.platform, env.get("JAX_PLATFORMS")):
         return None
     visible, folder = env.get("CUDA_VISIBLE_DEVICES"), Path("/proc/driver/nvidia/gpus")
     if visible is not None:
@@ -169,7 +169,7 @@ def join(place: Place, config: Config) -> None:
             place.coordinator,
             place.processes,
             place.process,
-            local_device_ids=local_gpus(place),
+            local_device_ids=local_gpus(place, config),
             cluster_detection_method="deactivate",  # else jax would take one GPU per process
             initialization_timeout=int(config.startup_seconds) + 60,
             heartbeat_timeout_seconds=config.heartbeat_seconds,

@@ -111,7 +111,8 @@ def test_processes_on_one_host_divide_its_gpus(
     env: dict[str, str], local_rank: int, local_size: int, gpus: list[int] | None, environ: dict[str, str]
 ) -> None:
     environ |= env
-    assert local_gpus(place(local_rank, local_size)) == gpus
+    assert local_gpus(place(local_rank, local_size), Config()) == gpus
+    assert local_gpus(place(local_rank, local_size), Config(platform="cpu")) is None
 
 
 @pytest.mark.parametrize("env", [
@@ -121,7 +122,8 @@ def test_processes_on_one_host_divide_its_gpus(
 def test_gpus_that_cannot_be_divided_equally_are_refused(env: dict[str, str], environ: dict[str, str]) -> None:
     environ |= env
     with pytest.raises(InputError, match=r"2 processes on .* cannot share its \d GPUs equally"):
-        local_gpus(place(0, 2))
+        local_gpus(place(0, 2), Config())
+    assert local_gpus(place(0, 2), Config(platform="cpu")) is None  # none is needed, so none is refused
 
 
 def test_addresses_may_be_of_ipv6() -> None:

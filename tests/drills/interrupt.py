@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import runs
@@ -25,8 +26,10 @@ _STOPPED = re.compile(r"^distmlp: stopped after step (\d+) of .* goes on from th
 
 
 class Drill:
-    def __init__(self, folder: Path, seed: int, epochs: int, seconds: float) -> None:
-        self.folder, self.rng, self.seconds = folder, random.Random(seed), seconds
+    def __init__(
+        self, folder: Path, seed: int, epochs: int, seconds: float, kinds: Sequence[signal.Signals] = SIGNALS
+    ) -> None:
+        self.folder, self.rng, self.seconds, self.kinds = folder, random.Random(seed), seconds, kinds
         self.flags = [*runs.RESTLESS, f"--num_epochs={epochs}"]
         reference = folder / "reference"
         self.sha256, self.lines = runs.finish(reference, self.flags), runs.lines(reference)
@@ -69,7 +72,7 @@ class Drill:
         return None if child.process.poll() is not None or phase in ("final", "end") else phase
 
     def _stop(self, child: "runs.Child", workdir: Path, phase: str) -> None:
-        signum = self.rng.choice(SIGNALS)
+        signum = self.rng.choice(self.kinds)
         child.process.send_signal(signum)
         started, second = time.monotonic(), False
         if self.rng.random() < 0.2:
@@ -104,10 +107,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=12, help="length of a run")
     parser.add_argument("--seconds", type=float, default=20, help="the longest that a stop may take")
+    parser.add_argument("--only", nargs="+", choices=[kind.name for kind in SIGNALS], help="these kinds of signals")
     args = parser.parse_args(argv)
+    kinds = [kind for kind in SIGNALS if not args.only or kind.name in args.only]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        drill = Drill(Path(folder), args.seed, args.epochs, args.seconds)
+        drill = Drill(Path(folder), args.seed, args.epochs, args.seconds, kinds)
         try:
             while drill.stops.total() < args.signals:
                 drill.one_run(args.signals)
@@ -118,7 +123,8 @@ def main(argv: list[str]) -> int:
             return 1
     waits = "; ".join(f"seconds to the end after the {which}: median {statistics.median(found):.2f}, "
                       f"longest {max(found):.2f}" for which, found in drill.waits.items() if found)  # fmt: skip
-    print(f"interrupt drill: {drill.stops.total()} signals ({dict(drill.stops)}), {drill.finished} runs ended, all "
+    print(f"interrupt drill: {drill.stops.total()} signals of {'/'.join(kind.name for kind in kinds)} "
+          f"({dict(drill.stops)}), {drill.finished} runs ended, all "
           f"with parameters {drill.sha256} and the same metrics; {waits}; {time.monotonic() - started:.0f} s")
     return 0
 

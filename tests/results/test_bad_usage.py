@@ -60,6 +60,18 @@ def test_what_cannot_be_written_or_is_not_known(copy: Path, npz: str) -> None:
     assert "features" in fails("evaluate", copy, f"--dataset={npz}")
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_url_is_no_path(verb: str, copy: Path) -> None:
+    with pytest.raises(InputError, match=r"^RUN(_A)?=gs://bucket/run: give a path, not a URL; buckets can be mounted"):
+        importlib.import_module(f"launch.{verb}").main(["gs://bucket/run", *VERBS[verb][1:]])
+    option = {"export": "--output", "report": "--output", "evaluate": "--dataset"}.get(verb)
+    if option:
+        assert fails(verb, copy, f"{option}=s3://b/x").startswith(f"{option}=s3://b/x: give a path, not a URL")
+    if verb == "predict":
+        assert fails(verb, copy, "https://host/3.png").startswith("FILE=https://host/3.png: give a path, not a URL")
+    assert not list(Path().glob("*:"))
+
+
 def test_files_of_another_width_are_one_line_each(
     wine_run: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
