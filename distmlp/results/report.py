@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from distmlp import optim
@@ -237,5 +238,6 @@ def _learning_rate(run: Run) -> charts.Curve | None:
         return None
     rate = optim.learning_rate(config, config.schedule_steps or config.total_steps(run.steps_per_epoch))
     steps = np.unique(np.linspace(0, last, _POINTS).astype(np.int32))
-    values = [float(rate(step)) if callable(rate) else float(rate) for step in steps]
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies floats by whole numbers
+        values = [float(rate(step)) if callable(rate) else float(rate) for step in steps]
     return charts.Curve(steps.tolist(), values, run.colour)

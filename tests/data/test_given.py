@@ -1,7 +1,6 @@
 """Data given from Python: Datasets as people write them, read here or by spawned workers."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, make_arrays, process_env, small_config
+from conftest import make_arrays, process_env, small_config
 from PIL import Image
 
 from distmlp import InputError, train
@@ -250,13 +249,6 @@ class Stream(torch.utils.data.IterableDataset[Any]):
 def test_what_cannot_be_trained_on_is_one_line(given: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         load(small_config("python:x", num_classes=4 * isinstance(given, list), test_fraction=0.25), given)
-
-
-def test_the_program_of_the_documentation_runs() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "data.md").read_text(), re.DOTALL)
-    names: dict[str, Any] = {"config": small_config("digits"), "x": X, "y": Y, "x_test": X_TEST, "y_test": Y_TEST}
-    exec(block, names)
-    assert names["history"][-1]["final"]
 
 
 INTERRUPTED = """

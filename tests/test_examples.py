@@ -1,0 +1,54 @@
+"""The programs in examples/ run as their first lines say, in short forms."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import REPOSITORY, process_env
+
+from distmlp import load
+from distmlp.results.export import export
+
+EXAMPLES = REPOSITORY / "examples"
+
+
+def run(program: str, *arguments: str, home: Path) -> str:
+    """The last line that it prints."""
+    env = process_env() | {"HOME": str(home)}
+    command = [sys.executable, str(EXAMPLES / program), *arguments]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_every_example_is_tested() -> None:
+    tested = re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text())
+    assert sorted(tested) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_a_dataset_of_ones_own(tmp_path: Path, process_home: Path) -> None:
+    said = run("custom_dataset.py", "--epochs=5", f"--workdir={tmp_path / 'run'}", home=process_home)
+    right, total = map(int, re.findall(r"\d+", said))
+    assert total == 360
+    assert right > 200  # 36 by chance
+    assert load(tmp_path / "run").step == 5 * 23
+
+
+def test_a_sweep_finds_a_rate_that_learns(process_home: Path) -> None:
+    said = run("sweep.py", "--trials=3", "--epochs=2", home=process_home)
+    rate, accuracy = re.fullmatch(r"best learning rate (.*): validation accuracy (.*)%", said).groups()  # type: ignore[union-attr]
+    assert 1e-5 <= float(rate) <= 1e-1
+    assert float(accuracy) > 50
+
+
+def test_an_exported_network_in_pytorch_alone(digits_run: Path, tmp_path: Path, process_home: Path) -> None:
+    model = load(digits_run)
+    export(model, "safetensors", tmp_path / "model.safetensors")
+    said = run("exported_to_pytorch.py", str(tmp_path / "model.safetensors"), home=process_home)
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    assert said.startswith(f"{(model.predict(images).classes == digits).sum()} of 1797 right")
+    imported = re.findall(r"^(?:import|from) (\w+)", (EXAMPLES / "exported_to_pytorch.py").read_text(), re.MULTILINE)
+    assert not {"distmlp", "jax"} & set(imported)
