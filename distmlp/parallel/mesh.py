@@ -174,7 +174,7 @@ def _check_cpu_threads() -> None:
     if threads != str(backend.INVARIANT_CPU_THREADS):
         state = f"is {threads}" if threads else "was not set when JAX's backend started"
         raise InputError(f"--reduction=invariant needs PJRT_NPROC={backend.INVARIANT_CPU_THREADS} in the environment, "
-                         f"which {state}: start again with it (in a notebook, set it before the first JAX call)")
+                         f"which {state}: start again with it (in a notebook, restart the kernel and run this first)")
     if jax.local_device_count() > backend.INVARIANT_CPU_THREADS:
         raise InputError(f"--reduction=invariant on CPU takes at most {backend.INVARIANT_CPU_THREADS} emulated devices "
                          f"a process, not {jax.local_device_count()}: lower xla_force_host_platform_device_count")
