@@ -5,8 +5,11 @@ import importlib
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +52,29 @@ def test_what_is_shown_of_the_wheel_is_well_formed(wheel: Path) -> None:
 
 
 def test_the_quick_start_by_name_with_an_installed_wheel(wheel: Path, tmp_path: Path) -> None:
-    installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
-    zipfile.ZipFile(wheel).extractall(installed)
+    """By the command that pip installs, in an environment that has nothing else of its own and sees no clone."""
+    fresh, elsewhere = tmp_path / "fresh", tmp_path / "elsewhere"
+    venv.create(fresh, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(fresh / "bin" / "python"), "install", "-q", "--no-deps",
+           "--no-index", str(wheel)]  # fmt: skip
+    subprocess.run(pip, check=True, capture_output=True, timeout=300)
+    (packages,) = fresh.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))  # what else it needs is not downloaded again
     elsewhere.mkdir()
-    env = process_env() | {"PYTHONPATH": str(installed), "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "launch.cli", "train", "digits.flags", "--num_epochs=1", "--workdir=run"]
-    done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "64-512-512-10" in done.stdout
-    listed = subprocess.run([*command[:3], "configs", "--copy=mine"], cwd=elsewhere, env=env, capture_output=True,
-                            text=True, check=True, timeout=60)  # fmt: skip
+    env = {name: value for name, value in process_env().items() if name != "PYTHONPATH"} | {"HOME": str(tmp_path)}
+
+    def run(program: str, *arguments: str) -> str:
+        done = subprocess.run([fresh / "bin" / program, *arguments], cwd=elsewhere, env=env, capture_output=True,
+                              text=True, check=False, timeout=300)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    trained = run("distmlp", "train", "digits.flags", "--num_epochs=1", "--workdir=run")
+    assert "64-512-512-10" in trained
+    assert run("python", "-c", "import distmlp; print(distmlp.__file__)").startswith(str(packages))
+    assert run("distmlp", "--version") == f"distmlp {metadata.version('distmlp')}\n"
+    assert len(run("distmlp", "configs", "--copy=mine").splitlines()) == len(list(flags.CONFIGS.iterdir()))
     assert {path.name for path in (elsewhere / "mine").iterdir()} == {path.name for path in flags.CONFIGS.iterdir()}
-    assert len(listed.stdout.splitlines()) == len(list(flags.CONFIGS.iterdir()))
 
 
 @pytest.mark.parametrize("argument", ["digits.flags", "configs/digits.flags"])
