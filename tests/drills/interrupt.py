@@ -110,6 +110,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", nargs="+", choices=[kind.name for kind in SIGNALS], help="these kinds of signals")
     args = parser.parse_args(argv)
     kinds = [kind for kind in SIGNALS if not args.only or kind.name in args.only]
+    runs.heed(kinds)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         drill = Drill(Path(folder), args.seed, args.epochs, args.seconds, kinds)

@@ -56,6 +56,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     rng = random.Random(args.seed)
+    runs.heed(SIGNALS)
     with tempfile.TemporaryDirectory() as name:
         workdir, reference = Path(name) / "run", Path(name) / "reference"
         try:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -76,6 +77,13 @@ def random_devices(rng: random.Random) -> tuple[int, list[str]]:
     devices = rng.randint(1, 8)
     ways = ["shard_map", "pmap", "single"] if devices == 1 else ["shard_map", "pmap"]
     return devices, [f"--parallelism={rng.choice(ways)}", f"--data_placement={rng.choice(['host', 'device'])}"]
+
+
+def heed(signals: Sequence[signal.Signals]) -> None:
+    """Has what starts from here on heed these, though nohup, or a shell that put this in the background, did not."""
+    for signum in signals:
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 class Child:
