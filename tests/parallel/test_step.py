@@ -63,6 +63,17 @@ def test_the_loss_is_nan_where_the_gradient_is(where: str, devices: int) -> None
     assert not np.isfinite(loss)
 
 
+def test_a_gradient_that_overflows_shows_though_the_loss_is_finite() -> None:
+    """All activations are 0, so that the loss is log(4) / 4; the gradient of the first biases is a product of weights."""
+    sizes = [12, 64, 64, 4]
+    params = [(np.zeros((n, m), np.float32), np.zeros(n, np.float32)) for m, n in zip(sizes, sizes[1:], strict=False)]
+    for weights, _ in params[1:]:
+        weights[:] = 1e30
+    params[-1][0][0] = -1e30  # equal weights of all classes would give gradients of 0
+    _, loss = one_step(Config(batch_size=96, num_devices=1), make_arrays()["x_train"], (), params)
+    assert not np.isfinite(loss)
+
+
 def test_scale_inputs_casts_uint8_and_applies_shift_and_scale() -> None:
     images = np.array([[0, 128, 255]], np.uint8)
     plain = model.scale_inputs(images, ())
