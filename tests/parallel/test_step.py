@@ -1,5 +1,6 @@
 """The training step: one update of the tutorial's kind; a loss that tells of values that are not finite."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -64,9 +65,9 @@ def test_the_loss_is_nan_where_the_gradient_is(where: str, devices: int) -> None
 
 
 def test_a_gradient_that_overflows_shows_though_the_loss_is_finite() -> None:
-    """All activations are 0, so that the loss is log(4) / 4; the gradient of the first biases is a product of weights."""
+    """All activations are 0, so that the loss is log(4) / 4; the first biases' gradient is a product of weights."""
     sizes = [12, 64, 64, 4]
-    params = [(np.zeros((n, m), np.float32), np.zeros(n, np.float32)) for m, n in zip(sizes, sizes[1:], strict=False)]
+    params = [(np.zeros((n, m), np.float32), np.zeros(n, np.float32)) for m, n in itertools.pairwise(sizes)]
     for weights, _ in params[1:]:
         weights[:] = 1e30
     params[-1][0][0] = -1e30  # equal weights of all classes would give gradients of 0
