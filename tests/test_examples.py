@@ -36,7 +36,7 @@ def test_a_dataset_of_ones_own(tmp_path: Path, process_home: Path) -> None:
 
 
 def test_a_sweep_finds_a_rate_that_learns(process_home: Path) -> None:
-    said = run("sweep.py", "--trials=3", "--epochs=2", home=process_home)
+    said = run("sweep.py", "--trials=2", "--epochs=2", home=process_home)
     rate, accuracy = re.fullmatch(r"best learning rate (.*): validation accuracy (.*)%", said).groups()  # type: ignore[union-attr]
     assert 1e-5 <= float(rate) <= 1e-1
     assert float(accuracy) > 50
