@@ -22,6 +22,8 @@ from distmlp.run import banner, metrics
 from distmlp.run.cadence import Cadence
 from distmlp.run.checkpoint import Checkpoints, quiet
 from distmlp.run.ledger import Ledger
+from distmlp.run.measures import Measures
+from distmlp.run.profile import Profile
 from distmlp.run.recovery import Recovery
 from distmlp.run.signals import Interrupted, Signals, Watchdog
 from distmlp.run.totals import Losses, Totals
@@ -81,10 +83,7 @@ def _train(config: Config, started: float, *given_sets: Any) -> Result:
     group.agree({"the shape of the data": [len(data.train), len(data.test), data.num_features, data.num_classes]})
     layout = make_layout(config)
     parts = program.build(config, data, layout, _agreed_placement(config, data, layout))
-    with (
-        quiet(), closing(Workdir(config)) as workdir,
-        Trainer(config, data, layout, parts, workdir, started) as trainer,
-    ):  # fmt: skip
+    with quiet(), closing(Workdir(config)) as workdir, Trainer(config, data, parts, workdir, started) as trainer:
         return trainer.run()
 
 
@@ -99,75 +98,49 @@ class Trainer:
     """One run in its workdir."""
 
     def __init__(
-        self, config: Config, data: datasets.Data, layout: Layout, parts: program.Program, workdir: Workdir,
-        started: float,
+        self, config: Config, data: datasets.Data, parts: program.Program, workdir: Workdir, started: float
     ) -> None:
-        self.config, self.data, self.layout, self.parts, self.workdir = config, data, layout, parts, workdir
-        self.started = started
-        self.feed, self.evaluator = parts.feed, parts.evaluator
+        self.config, self.data, self.parts, self.workdir, self.started = config, data, parts, workdir, started
+        self.feed, self.step = parts.feed, 0
         self.cadence = Cadence(config, parts.loader.steps_per_epoch)
-        self.per_epoch, self.total_steps = self.cadence.per_epoch, self.cadence.total_steps
         self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not group.is_first())
-        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.per_epoch)
+        self.measures = Measures(config, data, parts.evaluator, self._poll)
+        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.cadence.per_epoch)
         self.feed.fetched = self.ledger.fetched
         self.checkpoints = Checkpoints(workdir.path, parts.digest, config.keep_checkpoints)
-        self.recovery = Recovery(config, data, layout, self.checkpoints)
-        self.several = group.several()
+        self.recovery = Recovery(config, data, parts.layout.num_shards, self.checkpoints)
         self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
         self.compiler = ThreadPoolExecutor(1)
         self.compiled = self.compiler.submit(self._compile)
-        self.step, self.totals, self.dispatches, self.noted = 0, Totals(), 0, False
-        self.profiling: ExitStack | None = None
-        self._local, self._collective = ExitStack(), ExitStack()  # what to undo alone, and what with the others
+        self.several, self.dispatches, self.begun = group.several(), 0, False
+        self.open = ExitStack()
 
     def __enter__(self) -> "Trainer":
-        self._local.enter_context(self.signals)
-        self._local.callback(self.metrics.close)
-        self._local.callback(self.compiler.shutdown)
-        self._collective.callback(self.checkpoints.close)
+        self.open.enter_context(self.signals)
+        self.open.callback(self.metrics.close)
+        self.open.callback(self.compiler.shutdown)
+        self.profile = self.open.enter_context(Profile(self.cadence.profile, self.workdir.path / "profile"))
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        if self.noted:
-            error = exception[1]
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if self.begun:
             self.workdir.note(end=self.step, reason=f"{type(error).__name__}: {error}" if error else "")
-            if error and not self.metrics.quiet:
+            if error and group.is_first():
                 metrics.append_log(self.workdir.path, f"distmlp: {error}")
-        with self._local:
-            agreed = exception[0] is None or issubclass(exception[0], Interrupted)
+        with self.open:
+            agreed = error is None or isinstance(error, Interrupted)
             if agreed or not self.several:  # else the others may be gone, or busy
-                self._collective.close()
+                self.checkpoints.close()
 
     def run(self) -> Result:
-        restored = self.recovery.restore(self.parts.state, self.total_steps)
-        if restored is not None:
-            self.state, self.step, self.totals = restored
-        else:
-            self.state = self._initial_state()
+        restored = self.recovery.restore(self.parts.state, self.cadence.total_steps)
+        self.state, self.step, self.totals = restored or (self._initial_state(), 0, Totals())
         self.losses = Losses(self.totals, self.ledger.loss)
         if group.decide(self.metrics.finished_at == self.step and self._at_end()):
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
-        self.workdir.write_run_flags(self.config)
-        self.metrics.start(self.step, self.cadence.evaluation(self.step), self.config)
-        self.ledger.start(self.step)
-        placement = "{} ({})".format(*self.parts.placement)
-        self.metrics.say(
-            banner.text(self.config, self.data, self.layout, self.parts.sizes, placement, self.workdir.path)
-        )
-        self.workdir.note(start=self.step, hosts=group.hosts(), processes=jax.process_count(),
-                          devices=f"{len(self.layout.devices)} x {self.layout.devices[0].device_kind}")
-        self.noted = True
-        if self.step:
-            self.metrics.say(f"resuming after step {self.step} of {self.total_steps}")
-        if 0 < self.config.schedule_steps < self.total_steps:
-            metrics.warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
-                         f"ends; this run has {self.total_steps} steps", self.workdir.path)
-        self.metrics.say(metrics.header(self.data.validation is not None))
-        self.compiled.result()
-        group.barrier()
-        self.parts.digest.check(self.state, self.step)  # compiles it, too
+        self._begin()
         try:
             with self.watchdog:
                 self._train()
@@ -175,13 +148,33 @@ class Trainer:
         except DivergedError as error:
             raise type(error)(f"{error}; {self.recovery.last_checkpoint()}") from None
 
+    def _initial_state(self) -> State:
+        scaling = group.computed_by_first(lambda: input_scaling(self.config, self.data), self.parts.state.scaling)
+        return initial_state(self.parts.layout, self.parts.sizes, self.config.seed, self.parts.optimizer, scaling)
+
     def _compile(self) -> None:
         with backend.pinned(self.config):  # a thread's own
             self.feed.compile(self.parts.state)
 
-    def _initial_state(self) -> State:
-        scaling = group.computed_by_first(lambda: input_scaling(self.config, self.data), self.parts.state.scaling)
-        return initial_state(self.layout, self.parts.sizes, self.config.seed, self.parts.optimizer, scaling)
+    def _begin(self) -> None:
+        """Opens the run's files at this step, says what will be trained, and waits until all is compiled."""
+        self.workdir.write_run_flags(self.config)
+        self.metrics.start(self.step, self.cadence.evaluation(self.step), self.config)
+        self.ledger.start(self.step)
+        self.metrics.say(banner.text(self.config, self.data, self.parts, self.workdir.path))
+        devices = self.parts.layout.devices
+        self.workdir.note(start=self.step, hosts=group.hosts(), processes=jax.process_count(),
+                          devices=f"{len(devices)} x {devices[0].device_kind}")
+        self.begun = True
+        if self.step:
+            self.metrics.say(f"resuming after step {self.step} of {self.cadence.total_steps}")
+        if 0 < self.config.schedule_steps < self.cadence.total_steps:
+            metrics.warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
+                         f"ends; this run has {self.cadence.total_steps} steps", self.workdir.path)
+        self.metrics.say(metrics.header(self.data.validation is not None))
+        self.compiled.result()
+        group.barrier()
+        self.parts.digest.check(self.state, self.step)  # compiles it, too
 
     def _train(self) -> None:
         if group.decide(self.metrics.logged(self.step)):
@@ -191,8 +184,7 @@ class Trainer:
         self.losses.start_clock()
         while not self._at_end():
             self._stop_if_signalled()
-            if self.cadence.profile:
-                self._profile()
+            self.profile.at(self.step, self.losses)
             with jax.transfer_guard("disallow"):
                 self.state, losses, counts = self.feed.advance(self.state, self.step, self.cadence.next(self.step))
             self.losses.add(self.step, losses, counts)
@@ -214,72 +206,7 @@ class Trainer:
     def _at_end(self) -> bool:
         """Whether the last step is done, or --patience is at its end: by metrics.jsonl, so that every start agrees."""
         patient = not self.config.patience or metrics.stale(self.metrics.history) < self.config.patience
-        return self.step == self.total_steps or not patient
-
-    def _save_due(self) -> bool:
-        if self.cadence.save(self.step):
-            return True
-        asked = self.config.checkpoint_every_seconds > 0 and not (self.several and self.dispatches % _SECONDS_POINT)
-        return asked and self.recovery.seconds_passed()
-
-    def _profile(self) -> None:
-        """Starts the profiler before the first and stops it after the last of --profile_steps."""
-        first, end = self.cadence.profile
-        if self.profiling is None and first <= self.step < end:
-            self.losses.settle(0)
-            jax.profiler.start_trace(str(self.workdir.path / "profile"))
-            self.profiling = self._local.enter_context(ExitStack())
-            self.profiling.callback(jax.profiler.stop_trace)
-        elif self.profiling is not None and self.step == end:
-            self.losses.settle(0)
-            self.profiling.close()
-
-    def _log(self) -> None:
-        """Evaluates if that is due, and writes the line of this step."""
-        totals, epoch_end = self.totals, self.cadence.epoch_end(self.step)
-        line: metrics.Line = {"step": self.step, "epoch": self.step // self.per_epoch}
-        if totals.examples:
-            line["train_loss"] = totals.loss / totals.examples
-        self.metrics.close_bar()
-        if self.cadence.evaluation(self.step):
-            line |= self._evaluate()
-        if totals.epoch_seconds and (epoch_end or self.step == self.total_steps):
-            line["seconds"] = totals.epoch_seconds
-            line["examples_per_second"] = totals.epoch_examples / totals.epoch_seconds
-        self.metrics.log(line)
-        self.metrics.say(metrics.describe(line))
-        keep = metrics.best(self.metrics.history) is line or self._at_end()
-        if group.decide(keep) and self.recovery.saved_step < self.step:
-            self._save()
-        self.totals.reset(epoch_end)
-
-    def _evaluate(self) -> metrics.Line:
-        line: metrics.Line = {}
-        if self.several and not metrics.best(self.metrics.history)["step"]:
-            self.checkpoints.wait()  # one that now finds an error in the test set could not wait with the others
-        if self.config.eval_train:
-            line["train_accuracy"] = self.evaluator(self.state, self.data.train, self._poll).accuracy
-        if self.data.validation is not None:
-            return line | self._measure("validation", self.state, self.data.validation)
-        return line | self._measure("test", self.state, self.data.test)
-
-    def _measure(self, name: str, state: State, dataset: datasets.AnyDataset) -> metrics.Line:
-        found = self.evaluator(state, dataset, self._poll)
-        return {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
-                f"{name}_count": found.total}
-
-    def _poll(self) -> None:
-        self.watchdog.beat()
-        self.losses.start_clock()  # an evaluation is no training time
-        self._stop_if_signalled()
-
-    def _save(self) -> None:
-        now = time.monotonic()
-        self.totals.total_seconds += now - self.started
-        self.started = now
-        self.ledger.flush()
-        self.recovery.save(self.state, self.step, self.totals, metrics.best(self.metrics.history)["step"])
-        self.watchdog.beat()
+        return self.step == self.cadence.total_steps or not patient
 
     def _stop_if_signalled(self) -> None:
         """Saves and raises if a signal came; the state is always that of a step boundary."""
@@ -293,32 +220,71 @@ class Trainer:
         self.checkpoints.wait()
         raise Interrupted(
             signum,
-            f"stopped after step {self.step} of {self.total_steps}; {self.recovery.last_checkpoint()}; the same "
-            f"command with --workdir={self.workdir.path} goes on from there",
+            f"stopped after step {self.step} of {self.cadence.total_steps}; {self.recovery.last_checkpoint()}; the "
+            f"same command with --workdir={self.workdir.path} goes on from there",
         )
 
     def _show_progress(self) -> None:
-        epoch, step = divmod(self.step - 1, self.per_epoch)
+        epoch, step = divmod(self.step - 1, self.cadence.per_epoch)
         position = min((step + 1) * self.config.batch_size, len(self.data.train))
         self.metrics.bar(epoch + 1, position, len(self.data.train), self.losses.last)
 
+    def _save_due(self) -> bool:
+        if self.cadence.save(self.step):
+            return True
+        asked = self.config.checkpoint_every_seconds > 0 and not (self.several and self.dispatches % _SECONDS_POINT)
+        return asked and self.recovery.seconds_passed()
+
+    def _save(self) -> None:
+        self._add_seconds()
+        self.ledger.flush()
+        self.recovery.save(self.state, self.step, self.totals, metrics.best(self.metrics.history)["step"])
+        self.watchdog.beat()
+
+    def _add_seconds(self) -> None:
+        now = time.monotonic()
+        self.totals.total_seconds += now - self.started
+        self.started = now
+
+    def _log(self) -> None:
+        """Evaluates if that is due, and writes the line of this step."""
+        epoch_end = self.cadence.epoch_end(self.step)
+        line = self._line() | self.totals.line(epoch_end or self.step == self.cadence.total_steps)
+        self.metrics.close_bar()
+        if self.cadence.evaluation(self.step):
+            if self.several and not metrics.best(self.metrics.history)["step"]:
+                self.checkpoints.wait()  # one that now finds an error in the test set could not wait with the others
+            line |= self.measures.evaluated(self.state)
+        self.metrics.log(line)
+        self.metrics.say(metrics.describe(line))
+        keep = metrics.best(self.metrics.history) is line or self._at_end()
+        if group.decide(keep) and self.recovery.saved_step < self.step:
+            self._save()
+        self.totals.reset(epoch_end)
+
+    def _line(self) -> metrics.Line:
+        return {"step": self.step, "epoch": self.step // self.cadence.per_epoch}
+
+    def _poll(self) -> None:
+        self.watchdog.beat()
+        self.losses.start_clock()  # an evaluation is no training time
+        self._stop_if_signalled()
+
     def _finish(self) -> Result:
         self.checkpoints.wait()
-        tested: metrics.Line = {}
-        if self.data.validation is not None:  # only now that nothing is left to choose
-            best_step = group.decide(metrics.best(self.metrics.history)["step"])
-            best = self.state if best_step == self.step else self.checkpoints.intact(best_step, self.parts.state)
-            if best is None:
-                metrics.warn(f"checkpoint {best_step}, the best, cannot be read: its test accuracy is left out",
-                             self.workdir.path)
-            else:
-                tested = self._measure("best_test", best, self.data.test)
-            tested |= self._measure("test", self.state, self.data.test)
+        tested = {} if self.data.validation is None else self.measures.tested(self.state, self._best_state())
         sha256 = params_sha256(self.state.params)
-        total = self.totals.total_seconds + time.monotonic() - self.started
-        self.metrics.log({
-            "step": self.step, "epoch": self.step // self.per_epoch, "final": True,
-            "params_sha256": sha256, "total_seconds": total, **tested,
+        self._add_seconds()
+        self.metrics.log(self._line() | {
+            "final": True, "params_sha256": sha256, "total_seconds": self.totals.total_seconds, **tested,
         })
         self.metrics.say(metrics.summary(self.metrics.history, self.workdir.path))
         return Result(self.state.params, self.metrics.history)
+
+    def _best_state(self) -> State | None:
+        step = group.decide(metrics.best(self.metrics.history)["step"])
+        best: State | None = self.state if step == self.step else self.checkpoints.intact(step, self.parts.state)
+        if best is None:
+            metrics.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out",
+                         self.workdir.path)
+        return best

@@ -20,6 +20,7 @@ from distmlp.parallel.step import State, abstract_state, make_train_step
 class Program(NamedTuple):
     """A run's parts, of which nothing is compiled or placed yet."""
 
+    layout: Layout
     loader: NumpyLoader
     sizes: list[int]  # of the layers, input and output included
     optimizer: optax.GradientTransformation
@@ -60,5 +61,6 @@ def build(
     else:
         feed = HostFeed(layout, loader, train_step, total_steps, config.steps_per_dispatch)
     return Program(
-        loader, sizes, optimizer, total_steps, state, placement, feed, Evaluator(config, layout), StateDigest(layout)
+        layout, loader, sizes, optimizer, total_steps, state, placement, feed, Evaluator(config, layout),
+        StateDigest(layout),
     )

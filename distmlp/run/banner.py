@@ -13,7 +13,7 @@ from distmlp.config import Config
 from distmlp.data.datasets import Data
 from distmlp.data.labels import listed
 from distmlp.parallel import backend
-from distmlp.parallel.mesh import Layout
+from distmlp.parallel.program import Program
 
 
 def versions() -> dict[str, str]:
@@ -22,9 +22,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement: str, workdir: Path) -> str:
-    """The banner of a run; `placement` says where the training set lies, and why."""
-    devices, hosts = layout.devices, group.hosts()
+def text(config: Config, data: Data, parts: Program, workdir: Path) -> str:
+    """The banner of a run."""
+    layout, sizes, hosts = parts.layout, parts.sizes, group.hosts()
+    devices = layout.devices
     kinds = sorted({devices[0].platform, *(device.device_kind for device in devices)})
     parameters = sum((m + 1) * n for m, n in itertools.pairwise(sizes))
     validation = f", {len(data.validation):,} validation" if data.validation else ""
@@ -34,7 +35,7 @@ def text(config: Config, data: Data, layout: Layout, sizes: list[int], placement
         "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
         "NVIDIA GPU": (reason := backend.unused_gpu(config)) and f"not used: {reason}",
         "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
-                f"training set on the {placement}",
+                "training set on the {} ({})".format(*parts.placement),
         "classes": data.classes and f"{len(data.classes)}: {listed(data.classes)}",
         "layers": f"{'-'.join(map(str, sizes))}: {parameters:,} parameters, {config.compute_dtype}, "
                   f"{config.matmul_precision} precision",

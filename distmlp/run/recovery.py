@@ -14,7 +14,6 @@ from distmlp.cluster import group
 from distmlp.config import Config, InputError, differences
 from distmlp.data import datasets
 from distmlp.parallel.digest import DivergedError
-from distmlp.parallel.mesh import Layout
 from distmlp.parallel.step import State
 from distmlp.run import banner
 from distmlp.run.checkpoint import Checkpoints, Meta
@@ -26,8 +25,8 @@ from distmlp.run.workdir import WriteError
 class Recovery:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, data: datasets.Data, layout: Layout, checkpoints: Checkpoints) -> None:
-        self.config, self.data, self.layout, self.checkpoints = config, data, layout, checkpoints
+    def __init__(self, config: Config, data: datasets.Data, num_shards: int, checkpoints: Checkpoints) -> None:
+        self.config, self.data, self.num_shards, self.checkpoints = config, data, num_shards, checkpoints
         self.data_fingerprint = ""
         self.saved_step, self._saved_at = 0, time.monotonic()
 
@@ -71,8 +70,8 @@ class Recovery:
         if meta["data"] != self.data_fingerprint:
             raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in "
                              f"{workdir} began with: bring them back, or give another --workdir")
-        if self.config.reduction == "invariant" and meta["num_shards"] != self.layout.num_shards:
-            raise InputError(f"--num_shards was {meta['num_shards']}, is {self.layout.num_shards}: "
+        if self.config.reduction == "invariant" and meta["num_shards"] != self.num_shards:
+            raise InputError(f"--num_shards was {meta['num_shards']}, is {self.num_shards}: "
                              f"give --num_shards={meta['num_shards']}")
         if meta["step"] > total_steps:
             raise InputError(f"{workdir} is at step {meta['step']}, beyond the {total_steps} steps asked for: "
@@ -82,7 +81,7 @@ class Recovery:
         """Begins a checkpoint, with the sums from before this step's line; raises as Checkpoints.save does."""
         meta: Meta = {
             "settings": self.config.settings(),
-            "num_shards": self.layout.num_shards,
+            "num_shards": self.num_shards,
             "data": self.data_fingerprint,
             "data_modified": self.data.modified(),
             "data_info": self.data.info(),

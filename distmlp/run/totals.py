@@ -21,6 +21,13 @@ class Totals:
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
 
+    def line(self, epoch_end: bool) -> dict[str, float]:
+        """What a line of metrics.jsonl says of them; at the end of an epoch, or of the run, its speed, too."""
+        line = {"train_loss": self.loss / self.examples} if self.examples else {}
+        if self.epoch_seconds and epoch_end:
+            line |= {"seconds": self.epoch_seconds, "examples_per_second": self.epoch_examples / self.epoch_seconds}
+        return line
+
     def reset(self, epoch_end: bool) -> None:
         """Begins new sums, after a line."""
         self.loss, self.examples = 0.0, 0

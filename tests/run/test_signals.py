@@ -92,7 +92,7 @@ def test_an_error_leaves_nothing_behind(npz: str, monkeypatch: pytest.MonkeyPatc
 
     def entered(trainer: Any) -> Any:
         trainer.several = True
-        trainer._collective.callback(lambda: pytest.fail("waits for processes that may be gone"))
+        trainer.checkpoints.close = lambda: pytest.fail("waits for processes that may be gone")
         return enter(trainer)
 
     def broken(*args: Any) -> None:
