@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
+import tutorial
 from conftest import small_config
 
 from distmlp import InputError, train
@@ -68,3 +70,12 @@ def test_processes_must_agree_on_the_experiment_not_on_their_hosts(
     assert agreed["--dataset"] == Path(npz).name
     assert {"--seed", "--num_epochs", "--data_placement", "jax"} <= agreed.keys()
     assert not {"--data_dir", "--compilation_cache_dir", "--num_workers", "--workdir", "--process_id"} & agreed.keys()
+
+
+def test_the_logged_loss_is_the_mean_over_all_examples(npz: str) -> None:
+    """96 examples in batches of 20: the last one has 16. The parameters hardly move: one evaluation tells it."""
+    history = train(small_config(npz, num_epochs=1, learning_rate=1e-12)).history
+    arrays = np.load(npz)
+    images, targets = arrays["x_train"].astype(np.float32), tutorial.one_hot(arrays["y_train"], 4)
+    expected = tutorial.loss(tutorial.initial([12, 8, 4]), images, targets)
+    assert history[0]["train_loss"] == pytest.approx(float(expected), rel=1e-5)
