@@ -125,8 +125,9 @@ def check(words: list[str]) -> None:
     elif words[:2] == ["python", "-m"] and words[2].startswith("tests."):
         assert importlib.util.find_spec(words[2]) is not None, words
     elif program == "python":
-        (path,) = [word for word in rest if "/" in word]
-        assert (REPOSITORY / path).exists(), words
+        paths = [word for word in rest if "/" in word]
+        assert paths, words
+        assert all((REPOSITORY / path).exists() for path in paths), words
     elif program == "torchrun":
         given = torch.distributed.run.parse_args(rest)
         assert (given.module, given.training_script) == (True, "launch.train"), words
