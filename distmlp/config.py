@@ -24,7 +24,9 @@ SCOPES = {
 
 
 class InputError(Exception):
-    """Something the user gave is wrong: one line that names the flag or the file, and the remedy. Exit code 2."""
+    """Something the user gave is wrong: one line that names the flag or the file, and the remedy."""
+
+    exit_code = 2
 
 
 def _setting(
@@ -199,7 +201,7 @@ class Config:
             check_local(f"--{name}", getattr(self, name))
         sizes: Any = self.hidden_sizes
         if not isinstance(sizes, (tuple, list)) or not all(type(size) is int and size >= 1 for size in sizes):
-            raise InputError(f"--hidden_sizes={_text(self.hidden_sizes)}: give whole numbers from 1 up, as in 512,512")
+            raise InputError(f"--hidden_sizes={as_text(sizes)}: give whole numbers from 1 up, as in 512,512")
         first, _, last = self.profile_steps.partition(":")
         profiled = first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
         place = (bool(self.coordinator_address), self.num_processes > 0, self.process_id >= 0)
@@ -228,7 +230,7 @@ class Config:
                 raise InputError(text)
 
     def _validate_field(self, field: dataclasses.Field[Any], value: Any) -> None:
-        flag, meta = f"--{field.name}={_text(value)}", field.metadata
+        flag, meta = f"--{field.name}={as_text(value)}", field.metadata
         kinds = (int, float) if field.type is float else (field.type,)
         if isinstance(field.type, type) and type(value) not in kinds:
             raise InputError(f"{flag}: give {'an' if field.type is int else 'a'} {field.type.__name__}")
@@ -265,7 +267,7 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """One phrase for each name whose values differ."""
     names = sorted(saved.keys() | current.keys())
     return [
-        f"{name} was {_text(saved.get(name))}, is {_text(current.get(name))}"
+        f"{name} was {as_text(saved.get(name))}, is {as_text(current.get(name))}"
         for name in names
         if saved.get(name) != current.get(name)
     ]
@@ -287,5 +289,6 @@ def resolve_paths(config: Config) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A setting as messages show it."""
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -10,7 +10,7 @@ from typing import Any
 
 from absl import flags
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config, InputError, as_text
 
 CONFIGS = Path(__file__).parent / "configs"  # which come with the package
 _WIDTH = 80  # columns of the help
@@ -88,8 +88,7 @@ def run_flags(config: Config) -> str:
 
 
 def _text(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-    return text.lower() if isinstance(value, bool) else text
+    return str(value).lower() if isinstance(value, bool) else as_text(value)
 
 
 def _help(full: bool) -> str:

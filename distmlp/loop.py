@@ -16,7 +16,6 @@ from distmlp.data.scaling import input_scaling
 from distmlp.parallel import backend, program
 from distmlp.parallel.digest import DivergedError, params_sha256
 from distmlp.parallel.mesh import Layout, make_layout
-from distmlp.parallel.placement import choose_placement
 from distmlp.parallel.step import State, initial_state
 from distmlp.run import banner, metrics
 from distmlp.run.cadence import Cadence
@@ -44,10 +43,8 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
 
     Args:
       config: the run.
-      train_set: data to use instead of config.dataset: a pair of arrays (x, y), also tensors or frames; or a map-style
-        Dataset of pairs or dicts.
-      test_set: likewise.
-      validation_set: likewise.
+      train_set, test_set, validation_set: data to use instead of config.dataset: each a pair of arrays (x, y), also
+        tensors or frames; or a map-style Dataset of pairs or dicts.
 
     While it runs, SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 ask it to stop; the handlers that were there are put
     back. Before JAX's backend starts, it may set PJRT_NPROC in the environment, for good (backend.prepared). With
@@ -89,7 +86,7 @@ def _train(config: Config, started: float, *given_sets: Any) -> Result:
 
 def _agreed_placement(config: Config, data: datasets.Data, layout: Layout) -> tuple[str, str]:
     """Each process looks at its own machine's memory: where one has no room, all send batches."""
-    choices = group.exchange(choose_placement(config, data.train, layout))
+    choices = group.exchange(program.choose_placement(config, data.train, layout))
     where, why = next((choice for choice in choices if choice[0] == "host"), choices[0])
     return where, why
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -31,28 +31,17 @@ def run(main: Callable[[list[str]], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _endings() -> Iterator[tuple[type[BaseException], int, str]]:
-    """How a command ends: by which exception, with which exit code, saying what."""
-    yield HelpRequested, 0, "{error}"
-    yield InputError, 2, "distmlp: error: {error}"
-    from distmlp.cluster.group import ProcessEnded  # slow, but in use by now
-    from distmlp.parallel.digest import DivergedError
-    from distmlp.run.workdir import WriteError
-
-    yield DivergedError, 3, "distmlp: error: {error}"
-    yield WriteError, 1, "distmlp: error: {error}"
-    yield ProcessEnded, 1, "distmlp: error: {error}"
-    yield Interrupted, 128, "distmlp: {error}"  # and the number of the signal
-    yield KeyboardInterrupt, 130, "distmlp: SIGINT: stopped at once"
-    yield BaseException, 1, "{traceback}distmlp: error: {type}: {error}"
-
-
 def ending(error: BaseException) -> tuple[int, str]:
-    """The exit code of a command that ends by this exception, and what it says."""
-    code, text = next((code, text) for kind, code, text in _endings() if isinstance(error, kind))
-    details = "".join(traceback.format_exception(error)) if "{traceback}" in text else ""
-    said = text.format(error=error, type=type(error).__name__, traceback=details)
-    return (error.exit_code if isinstance(error, Interrupted) else code), said
+    """The exit code of a command that ends by this exception, its own if it has one, and what it says."""
+    if isinstance(error, HelpRequested):
+        return 0, str(error)
+    if isinstance(error, Interrupted):
+        return error.exit_code, f"distmlp: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "distmlp: SIGINT: stopped at once"
+    if hasattr(error, "exit_code"):
+        return error.exit_code, f"distmlp: error: {error}"
+    return 1, f"{''.join(traceback.format_exception(error))}distmlp: error: {type(error).__name__}: {error}"
 
 
 def _end(error: BaseException) -> NoReturn:

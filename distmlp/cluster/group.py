@@ -40,7 +40,9 @@ _patience = 120_000  # milliseconds for which a process that fails waits for the
 
 
 class ProcessEnded(Exception):
-    """Another process ended, or was cut off from this one. Exit code 1."""
+    """Another process ended, or was cut off from this one."""
+
+    exit_code = 1
 
 
 def start(config: Config) -> None:
@@ -247,10 +249,7 @@ def request_stop() -> None:
 def stop_point(signum: int | None) -> int | None:
     """The signal to stop for, if any process has got one and this is where all of them stop, else None.
 
-    Args:
-      signum: the signal that this process has got. With several, `request_stop` has been called for it.
-
-    All must call it as often. With one process that is its own signal.
+    With one process that is its own, `signum`. With several `request_stop` has been called for it; all call as often.
     """
     if not several():
         return signum

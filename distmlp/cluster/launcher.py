@@ -55,8 +55,7 @@ def find_place(config: Config) -> Place | None:
         address = f"{env['COORDINATOR_ADDRESS']}:{_number('COORDINATOR_PORT')}"
         place = Place(address, _number("NUM_PROCESSES"), _number("PROCESS_ID"), 0, 1)
     elif _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
-        local = _number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE")
-        place = _open_mpi(*local)
+        place = _open_mpi(_number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE"))
     elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         # 2(x3),1: two tasks on each of three nodes, one on the fourth
         tasks = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))

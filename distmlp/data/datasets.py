@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.utils.data
 
-from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config, InputError
+from distmlp.config import FROM_PYTHON, Config, InputError
 from distmlp.data import given, named, sources
 from distmlp.data.examples import AnyDataset, ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes, find_classes
@@ -82,7 +81,6 @@ def load(
     """The data of a run: what --dataset names, or sets given from Python.
 
     Args:
-      config: the run.
       train_set, test_set, validation_set: pairs of arrays (x, y), or map-style Datasets of pairs or dicts.
       info: what a model's checkpoint says of the data that it has learned from: these have the same classes, and the
         same columns by name. Nothing is held out for it: a source without a test set is one.
@@ -93,7 +91,8 @@ def load(
     if train_set is not None:
         source = _given(train_set, test_set, validation_set)
     elif test_set is None and validation_set is None:
-        source = named.read(config) if config.dataset in NAMED_DATASETS else sources.read(config, info)
+        read = named.LOADERS.get(config.dataset)
+        source = read(config) if read else sources.read(config, info)
     else:
         raise InputError("test_set and validation_set go with a train_set: give it, too")
     known = Classes.named(info["classes"]) if info and info.get("classes") else _classes(config, source)
@@ -106,10 +105,12 @@ def load(
             raise InputError(f"--{flag}={getattr(config, flag)}: {source.train.name} comes with a {name} set, "
                              f"{parts[name].name}: leave the flag out")
         if getattr(config, flag):
-            parts["train"], parts[name] = _divided(parts["train"], config, flag, name, known)
+            whole = parts["train"]
+            stay, held = hold_out(whole.labels, flag, config, whole.name, known.names)
+            parts["train"] = whole.part(stay, whole.name)
+            parts[name] = whole.part(held, f"{whole.name} ({name} part)")
     if "test" not in parts:
-        raise InputError(f"{source.train.name} comes without a test set: give one, or --test_fraction=0.2 to hold out "
-                         "a fifth of the examples")
+        raise InputError(f"{source.train.name} comes without a test set: give one, or --test_fraction=0.2")
     train = parts["train"]
     for part in parts.values():
         if part.num_features != train.num_features:
@@ -154,18 +155,3 @@ def _examples(part: Part, classes: Classes) -> AnyDataset:
     if part.labels is None:
         return ItemDataset(part.features, part.name, classes)
     return ArrayDataset(part.features, classes.encode(part.labels, part.name), part.name)
-
-
-def _divided(
-    examples: AnyDataset, config: Config, flag: str, name: str, classes: Classes
-) -> tuple[AnyDataset, AnyDataset]:
-    """What stays of the set, and the part that is held out."""
-    if isinstance(examples, ArrayDataset):
-        stay, held = hold_out(examples.labels, flag, config, examples.name, classes.names)
-        return examples.part(stay, examples.name), examples.part(held, f"{examples.name} ({name} part)")
-    listed = given.listed_labels(examples.dataset)
-    labels = np.zeros(len(examples), np.int32) if listed is None else classes.encode(listed, examples.name)
-    stay, held = hold_out(labels, flag, config, examples.name, classes.names)
-    parts = [torch.utils.data.Subset(examples.dataset, rows.tolist()) for rows in (stay, held)]
-    return (ItemDataset(parts[0], examples.name, classes),
-            ItemDataset(parts[1], f"{examples.name} ({name} part)", classes))

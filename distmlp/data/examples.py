@@ -28,7 +28,6 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     Args:
       images: numbers [N, ...].
       labels: class numbers [N].
-      name: says in errors which array it was.
 
     Raises:
       InputError: shapes, dtypes or values that cannot be trained on.
@@ -153,22 +152,28 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         images = np.stack([image.ravel() for image, _ in items], dtype=self.dtype).reshape(*index.shape, -1)
         return images, np.array([label for _, label in items], np.int32).reshape(index.shape)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N]; all 0 where the Dataset does not list them: no item is read for it."""
+        listed = given.listed_labels(self.dataset)
+        return np.zeros(len(self), np.int32) if listed is None else self.classes.encode(listed, self.name)
+
+    def part(self, rows: np.ndarray, name: str) -> "ItemDataset":
+        """The examples at these positions, int64."""
+        return ItemDataset(torch.utils.data.Subset(self.dataset, rows.tolist()), name, self.classes)
+
     def fingerprint(self) -> str:
         """Digest of the length, of the first item's shape and dtype, and of `.targets` or `.labels` if there are any.
 
         Not of values: a data set with random augmentation has others at each reading.
         """
         digest = hashlib.blake2b(f"{len(self)} {self.shape} {self.dtype}".encode(), digest_size=16)
-        digest.update(_listed(self.dataset))
+        listed = given.listed_labels(self.dataset)
+        digest.update(b"" if listed is None else repr(listed.tolist()).encode())
         return digest.hexdigest()
 
     def modified(self) -> None:
         """See ArrayDataset: files that a Dataset reads are its own affair."""
-
-
-def _listed(dataset: Any) -> bytes:
-    listed = given.listed_labels(dataset)
-    return b"" if listed is None else repr(listed.tolist()).encode()
 
 
 def blocks(dataset: "AnyDataset") -> Iterator[np.ndarray]:

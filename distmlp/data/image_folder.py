@@ -17,10 +17,7 @@ _GRAY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 class ImageFolder(torch.utils.data.Dataset[tuple[np.ndarray, str]]):
     """The pictures below a folder, uint8 [height, width] or [height, width, 3], and the names of their classes.
 
-    Args:
-      root: holds a folder for each class.
-      config: --image_size and --image_mode.
-      like: of the training set, whose pictures' shape and kind the others must have.
+    `like` is of the training set, whose pictures' shape and kind the others must have.
 
     Raises:
       InputError: there are no class folders, or one is empty; a picture is broken or of another size.

@@ -74,7 +74,8 @@ def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | 
         if not known and largest >= max(1000, len(values)):
             raise InputError(f"{name}: label {largest} of {len(values)} examples looks damaged; "
                              f"mend the labels or give --num_classes={largest + 1}")
-        number = known or _columns(labels) or largest + 1
+        columns = np.shape(labels)[1:]  # of one-hot rows
+        number = known or (columns[0] if columns and columns[0] > 1 else largest + 1)
         found = Classes(number, list(names) if names and number == len(names) else None)
     else:
         distinct = np.unique(values)
@@ -106,8 +107,7 @@ def as_values(labels: Any, name: str) -> np.ndarray:
                              "; of probabilities or several classes an example, choose one: labels.argmax(axis=1)")
         labels = labels.argmax(axis=1)
     if labels.ndim != 1:
-        raise InputError(f"{name}: labels must have the shape [N], [N, 1], or one-hot [N, classes], "
-                         f"not {list(labels.shape)}")
+        raise InputError(f"{name}: labels must have the shape [N] or one-hot [N, classes], not {list(labels.shape)}")
     if labels.dtype.kind == "O":
         labels = _from_objects(labels, name)
     if labels.dtype.kind == "S":
@@ -117,12 +117,6 @@ def as_values(labels: Any, name: str) -> np.ndarray:
     if labels.dtype.kind not in "iubU":
         raise InputError(f"{name}: labels must name classes, by text or whole numbers, not be of type {labels.dtype}")
     return np.asarray(labels)
-
-
-def _columns(labels: Any) -> int:
-    """The number of classes that one-hot rows have room for, 0 for other labels."""
-    shape = np.shape(labels)
-    return int(shape[1]) if len(shape) == 2 and shape[1] > 1 else 0
 
 
 def _from_objects(labels: np.ndarray, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -157,6 +157,7 @@ class StepReader(torch.utils.data.DataLoader[Any]):
     """
 
     def __init__(self, dataset: AnyDataset, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
+        self._examples = dataset
         num_workers = num_workers if isinstance(dataset, ItemDataset) else 0
         super().__init__(
             _Rows(dataset),
@@ -176,17 +177,13 @@ class StepReader(torch.utils.data.DataLoader[Any]):
             try:
                 steps = super().__iter__()
             except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise InputError(f"{self._name} cannot be sent to the processes of --num_workers={self.num_workers} "
-                                 f"({one_line(error)}): give it functions that can be imported instead of lambdas "
-                                 "and open files, or give --num_workers=0") from error
+                raise InputError(f"{self._examples.name} cannot be sent to the processes of --num_workers="
+                                 f"{self.num_workers} ({one_line(error)}): give it functions that can be imported "
+                                 "instead of lambdas and open files, or give --num_workers=0") from error
         for rows in steps:
             if isinstance(rows, InputError):
                 raise rows
             yield rows
-
-    @property
-    def _name(self) -> str:
-        return cast(_Rows, self.dataset).dataset.name
 
 
 class NumpyLoader(StepReader):
@@ -196,13 +193,9 @@ class NumpyLoader(StepReader):
     the shards by ShardSampler, each filled up to ceil(batch_size / num_shards) rows.
 
     Args:
-      dataset: indexed by an integer array, it returns so many (images, labels) at once.
-      batch_size: examples per global batch.
-      num_shards: shards of a global batch.
+      dataset, num_workers: see StepReader.
       local_shards: the shards to yield, in this order; those from num_shards on are empty. All, if None.
-      shuffle: whether each epoch has an order of its own; otherwise all have the data set's.
-      seed: of the order.
-      num_workers: see StepReader.
+      shuffle: whether each epoch has an order of its own, by `seed`; otherwise all have the data set's.
     """
 
     def __init__(
@@ -246,13 +239,12 @@ class NumpyLoader(StepReader):
     def empty_batch(self) -> Batch:
         """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""
         rows = len(self.samplers), -(-self.global_batch_size // self.num_shards)
-        dataset = cast(_Rows, self.dataset).dataset
-        images = np.zeros((*rows, dataset.num_features), dataset.dtype)
+        images = np.zeros((*rows, self._examples.num_features), self._examples.dtype)
         return Batch(images, np.zeros(rows, np.int32), np.zeros(rows, np.float32), np.float32(0))
 
     def weight_sum(self, step: int) -> int:
         """The number of examples in global batch `step` of an epoch."""
-        size = len(self.dataset)  # type: ignore[arg-type]
+        size = len(self._examples)
         return min((step + 1) * self.global_batch_size, size) - step * self.global_batch_size
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]

@@ -14,15 +14,6 @@ from distmlp.config import Config, InputError
 from distmlp.data.sources import Part, Source, one_line
 
 
-def read(config: Config) -> Source:
-    """The set that --dataset names.
-
-    Raises:
-      InputError: it is not there, or cannot be read.
-    """
-    return _LOADERS[config.dataset](config)
-
-
 def _named(config: Config, x_train: Any, y_train: Any, x_test: Any, y_test: Any, **more: Any) -> Source:
     where = f"set of --dataset={config.dataset}"
     return Source(Part(x_train, y_train, f"the training {where}"), Part(x_test, y_test, f"the test {where}"), **more)
@@ -76,7 +67,7 @@ def _synthetic(config: Config) -> Source:
     return _named(config, *draw(config.synthetic_examples), *draw(max(1, config.synthetic_examples // 6)))
 
 
-_LOADERS: dict[str, Callable[[Config], Source]] = {
+LOADERS: dict[str, Callable[[Config], Source]] = {  # they raise InputError for a set that is not there, or damaged
     "digits": _digits,
     "mnist": _torchvision("MNIST"),
     "fashion_mnist": _torchvision("FashionMNIST"),

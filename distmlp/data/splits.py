@@ -15,8 +15,7 @@ def hold_out(
 
     Args:
       labels: int32 [N], by whose classes the parts are in proportion; all alike: drawn without regard to them.
-      fraction_flag: the name of the flag that says how large the held-out part is.
-      names: of the classes, for messages.
+      fraction_flag: says how large the held-out part is.
 
     Raises:
       InputError: a class has a single example, or a part would be empty.

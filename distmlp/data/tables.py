@@ -1,5 +1,6 @@
 """Tables: .csv, .tsv and .parquet files with a column of labels, read by pyarrow."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,18 +91,11 @@ def labels(table: Any, column: str, path: Path) -> np.ndarray:
 
     values = table.column(column)
     if values.null_count:
-        raise InputError(f"{path}: row {_first(values.is_null()) + 1} has no label in column {column}: "
-                         "remove the row or fill it in")
+        raise InputError(f"{path}: row {_first(values.is_null()) + 1} has no label in column {column}: remove the row")
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        return np.asarray(values.to_numpy())
-    for kind in (pa.int64(), pa.float64()):
-        try:
-            return np.asarray(values.cast(kind).to_numpy())
-        except pa.ArrowInvalid:
-            continue
-    return np.array(values.to_pylist())
+    values = _parsed(values, pa.int64(), pa.float64())
+    return np.array(values.to_pylist()) if _is_text(values) else np.asarray(values.to_numpy())
 
 
 def _numbers(values: Any, name: str, path: Path) -> np.ndarray:
@@ -112,14 +106,8 @@ def _numbers(values: Any, name: str, path: Path) -> np.ndarray:
     if values.null_count:
         raise InputError(f"{path}: row {_first(values.is_null()) + 1} of column {name} has no value: remove the row, "
                          f"fill it in, or give --ignore_columns={name}")
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        values = pc.utf8_trim_whitespace(values)
-        for kind in (pa.float64(), pa.bool_()):
-            try:
-                values = values.cast(kind)
-                break
-            except pa.ArrowInvalid:
-                continue
+    if _is_text(values):
+        values = _parsed(pc.utf8_trim_whitespace(values), pa.float64(), pa.bool_())
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
@@ -127,6 +115,18 @@ def _numbers(values: Any, name: str, path: Path) -> np.ndarray:
         raise InputError(f"{path}: row {row + 1} of column {name} is {values[row].as_py()!r}, not a number: give "
                          f"--ignore_columns={name}, or replace the column by numbers, one of 0 and 1 for each kind")
     return np.asarray(values.to_numpy(), np.float64)
+
+
+def _is_text(values: Any) -> bool:
+    return str(values.type) in ("string", "large_string")
+
+
+def _parsed(values: Any, *kinds: Any) -> Any:
+    """Text as the first of these types that all of it can be, and as it is if there is none."""
+    for kind in kinds if _is_text(values) else ():
+        with contextlib.suppress(ValueError):  # pyarrow's ArrowInvalid is one
+            return values.cast(kind)
+    return values
 
 
 def _is_number(value: Any) -> bool:

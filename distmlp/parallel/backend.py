@@ -45,25 +45,46 @@ def prepared(config: Config) -> Iterator[None]:
                          "jax.debug.print and jax.debug.breakpoint look into a compiled step")
     if not xla_bridge.backends_are_initialized():
         _set_environment(config)
-    with _platform(config), _compilation_cache(config), pinned(config):
+    with _settings(_platform(config) | _compilation_cache(config)), pinned(config):
         yield
 
 
 @contextlib.contextmanager
-def _platform(config: Config) -> Iterator[None]:
-    """With --platform=cpu, a backend that starts within this context leaves accelerators alone."""
+def _settings(values: dict[str, Any]) -> Iterator[None]:
+    """Within this context, JAX's settings of these names are these."""
+    before = {name: jax.config.values[name] for name in values}
+    try:
+        _update(values)
+        yield
+    finally:
+        _update(before)
+
+
+def _update(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        jax.config.update(name, value)
+    if values:
+        compilation_cache.reset_cache()  # it looks at them once only
+
+
+def _platform(config: Config) -> dict[str, Any]:
+    """With --platform=cpu, a backend that starts leaves accelerators alone."""
     before = jax.config.values["jax_platforms"]
     names = {"gpu": ("gpu", "cuda", "rocm")}.get(config.platform, (config.platform,))
     if before and config.platform != "auto" and not set(names) & set(before.split(",")):
         raise InputError(f"JAX_PLATFORMS={before} excludes --platform={config.platform}: unset one of the two")
-    if config.platform != "cpu":
-        yield
-        return
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        yield
-    finally:
-        jax.config.update("jax_platforms", before)
+    return {"jax_platforms": "cpu"} if config.platform == "cpu" else {}
+
+
+def _compilation_cache(config: Config) -> dict[str, Any]:
+    """Keeps compiled programs in config.compilation_cache_dir, unless the caller has a folder of its own for them."""
+    if not config.compilation_cache_dir or jax.config.values["jax_compilation_cache_dir"]:
+        return {}
+    return {
+        "jax_compilation_cache_dir": str(Path(config.compilation_cache_dir).expanduser() / _cache_key()),
+        "jax_compilation_cache_max_size": _CACHE_BYTES,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,  # jax's default of 1 s would skip this MLP
+    }
 
 
 def devices() -> list[jax.Device]:
@@ -142,31 +163,6 @@ def pinned(config: Config) -> Iterator[None]:
         jax.default_matmul_precision(config.matmul_precision),
     ):
         yield
-
-
-@contextlib.contextmanager
-def _compilation_cache(config: Config) -> Iterator[None]:
-    """Keeps compiled programs in config.compilation_cache_dir, unless the caller has a folder of its own for them."""
-    settings: dict[str, Any] = {}
-    if config.compilation_cache_dir and not jax.config.values["jax_compilation_cache_dir"]:
-        settings = {
-            "jax_compilation_cache_dir": str(Path(config.compilation_cache_dir).expanduser() / _cache_key()),
-            "jax_compilation_cache_max_size": _CACHE_BYTES,
-            "jax_persistent_cache_min_compile_time_secs": 0.0,  # jax's default of 1 s would skip this MLP
-        }
-    before = {name: jax.config.values[name] for name in settings}
-    try:
-        _update(settings)
-        yield
-    finally:
-        _update(before)
-
-
-def _update(settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    if settings:
-        compilation_cache.reset_cache()  # it looks at them once only
 
 
 def _cache_key() -> str:

@@ -19,7 +19,9 @@ from distmlp.parallel.mesh import AXIS, Layout
 
 
 class DivergedError(Exception):
-    """Training cannot go on from this state: a value is not finite, or the devices no longer agree. Exit code 3."""
+    """Training cannot go on from this state: a value is not finite, or the devices no longer agree."""
+
+    exit_code = 3
 
 
 class ReplicaError(DivergedError):

@@ -5,15 +5,15 @@ Both run the same step on the same examples; only the way of the bytes differs.
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from distmlp.data.datasets import ArrayDataset
 from distmlp.data.loader import Batch, NumpyLoader
-from distmlp.parallel.dispatch import Pace, Programs, loop
+from distmlp.parallel.dispatch import Feed, Pace
 from distmlp.parallel.mesh import Layout
 from distmlp.parallel.step import State, TrainStep
 
@@ -24,74 +24,28 @@ _CHUNK_BYTES = 4 << 20  # of images per dispatch of HostFeed, over all processes
 _PREFETCH = 2  # chunks on their way to the devices while one is worked on
 
 
-# Called with a step's number, counted from 1 over the run, when its examples have been fetched, ahead of their use:
-# this process's indices and weights.
-Fetched = Callable[[int, np.ndarray, np.ndarray], None]
-
-
-def _ignore(step: int, indices: np.ndarray, weights: np.ndarray) -> None:
-    pass
-
-
-class Feed(Protocol):
-    """Advances a state by one or more steps."""
-
-    # Dispatches whose losses are still to be read. Reading late keeps the devices busy; never reading lets emulated
-    # devices deadlock after some dozens.
-    in_flight: int
-    fetched: Fetched  # to be set by who wants to know
-
-    def lower(self, state: State) -> jax.stages.Lowered:
-        """The program of a whole dispatch, for states like this one, which may be abstract, ready to be compiled."""
-
-    def compile(self, state: State) -> None:
-        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch."""
-
-    def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
-        """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`.
-
-        Returns:
-          the state; the losses, float32 [n or more], not waited for; and the n steps' numbers of examples.
-        """
-
-
-class HostFeed:
+class HostFeed(Feed):
     """A chunk of steps per dispatch, on batches gathered and sent while the devices work on the chunk before."""
-
-    in_flight = 1
 
     def __init__(
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int, steps_per_dispatch: int = 0
     ) -> None:
-        self._layout, self._loader, self._total_steps = layout, loader, total_steps
-        self.fetched: Fetched = _ignore
-        self._axes = (1, 1, 1, None, None)
-        self._batch = loader.empty_batch()
-        batch_bytes = self._batch.images.nbytes * loader.num_shards // len(self._batch.images)
-        self._pace = Pace(steps_per_dispatch, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
-        self._size = self._pace.largest
+        self._total_steps, self._empty = total_steps, loader.empty_batch()
+        batch_bytes = self._empty.images.nbytes * loader.num_shards // len(self._empty.images)
+        pace = Pace(steps_per_dispatch, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
         self._chunks: Iterator[tuple[list[jax.Array], list[int]]] | None = None
         self._chunk: list[jax.Array] = []
         self._counts: list[int] = []  # of the chunk's steps
         self._used = 0  # of the chunk's steps
 
-        def run(state: State, images: Any, labels: Any, weights: Any, sums: Any, bounds: Any) -> Any:
-            def batch(i: Any) -> Batch:
-                return Batch(images[i], labels[i], weights[i], sums[i])
+        def batch(i: Any, *arrays: Any) -> Batch:
+            return Batch(*(array[i] for array in arrays))
 
-            return loop(train_step, batch, state, bounds, self._size)
+        super().__init__(layout, loader, train_step, pace, batch, (1, 1, 1, None, None))
 
-        self._programs = Programs(run, layout, self._axes, self._size)
-
-    def lower(self, state: State) -> jax.stages.Lowered:
-        return self._programs.lower(state, self._abstract())
-
-    def compile(self, state: State) -> None:
-        self._programs.compile(state, self._abstract())
-
-    def _abstract(self) -> list[jax.ShapeDtypeStruct]:
-        chunk = [jax.ShapeDtypeStruct((self._size, *np.shape(part)), part.dtype) for part in self._batch.arrays]
-        return self._layout.abstract([*chunk, jax.ShapeDtypeStruct((2,), np.int32)], self._axes)
+    def _like(self) -> list[Any]:
+        chunk = [jax.ShapeDtypeStruct((self._size, *np.shape(part)), part.dtype) for part in self._empty.arrays]
+        return [*chunk, jax.ShapeDtypeStruct((2,), np.int32)]
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
         if self._chunks is None:
@@ -101,7 +55,7 @@ class HostFeed:
             (self._chunk, self._counts), self._used = next(self._chunks), 0
         start, stop = self._used, min(self._used + limit - step, len(self._counts))
         bounds = self._layout.put([np.array([start, stop], np.int32)], self._axes[-1:])
-        state, losses = self._programs(state, self._chunk + bounds, stop - start)
+        state, losses = self._dispatch(state, self._chunk + bounds, stop - start)
         self._used = stop
         return state, losses, self._counts[start:stop]
 
@@ -132,43 +86,32 @@ class HostFeed:
         return self._layout.put(arrays, self._axes[:-1])  # type: ignore[no-any-return]
 
 
-class DeviceFeed:
+class DeviceFeed(Feed):
     """Many steps per dispatch, on data of which each device holds a copy; `steps_per_dispatch` at most, if not 0."""
-
-    in_flight = 1
 
     def __init__(
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: ArrayDataset, steps_per_dispatch: int
     ) -> None:
-        self._layout, self._loader, self._dataset = layout, loader, dataset
-        self.fetched: Fetched = _ignore
-        self._size = steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
-        self._pace = Pace(steps_per_dispatch, self._size)
-        self._axes = (None, None, 1, 1, None, None)
+        self._host_data = [dataset.images, dataset.labels]
+        size = steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
+        pace = Pace(steps_per_dispatch, size)
 
-        def run(state: State, images: Any, labels: Any, indices: Any, weights: Any, sums: Any, bounds: Any) -> Any:
-            def batch(i: Any) -> Batch:
-                # Of indices that are known to be good: looking for others costs a GPU a kernel.
-                rows, found = (
-                    array.at[indices[i]].get(mode="promise_in_bounds", wrap_negative_indices=False)
-                    for array in (images, labels)
-                )
-                return Batch(rows, found, weights[i], sums[i])
+        def batch(i: Any, images: Any, labels: Any, indices: Any, weights: Any, sums: Any) -> Batch:
+            # Of indices that are known to be good: looking for others costs a GPU a kernel.
+            rows, found = (
+                array.at[indices[i]].get(mode="promise_in_bounds", wrap_negative_indices=False)
+                for array in (images, labels)
+            )
+            return Batch(rows, found, weights[i], sums[i])
 
-            return loop(train_step, batch, state, bounds, self._size)
-
-        self._programs = Programs(run, layout, self._axes, self._size)
-
-    def lower(self, state: State) -> jax.stages.Lowered:
-        return self._programs.lower(state, self._abstract())
+        super().__init__(layout, loader, train_step, pace, batch, (None, None, 1, 1, None, None))
 
     def compile(self, state: State) -> None:
-        self._data = self._layout.put((self._dataset.images, self._dataset.labels), (None, None))
-        self._programs.compile(state, self._abstract())
+        self._data = self._layout.put(self._host_data, (None, None))
+        super().compile(state)
 
-    def _abstract(self) -> list[jax.ShapeDtypeStruct]:
-        host = self._host_arguments(0, 0, 0)
-        return self._layout.abstract([self._dataset.images, self._dataset.labels, *host], self._axes)
+    def _like(self) -> list[Any]:
+        return [*self._host_data, *self._host_arguments(0, 0, 0)]
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
         per_epoch = self._loader.steps_per_epoch
@@ -178,7 +121,7 @@ class DeviceFeed:
         self._pace.tick()
         stop = min(start + self._pace.steps, start + limit - step, per_epoch)
         arguments = [*self._data, *self._layout.put(self._host_arguments(start, stop, step), self._axes[2:])]
-        state, losses = self._programs(state, arguments, stop - start)
+        state, losses = self._dispatch(state, arguments, stop - start)
         return state, losses, [self._loader.weight_sum(k) for k in range(start, stop)]
 
     def _host_arguments(self, start: int, stop: int, step: int) -> list[np.ndarray]:

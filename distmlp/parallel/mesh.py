@@ -85,7 +85,11 @@ class Layout:
             device gets whole. pmap wants that axis split into [devices, shards per device].
         """
         placed = [array.reshape(self._split(array.shape, axis)) for array, axis in zip(arrays, axes, strict=True)]
-        return self._place(placed, [self._placements[axis] for axis in axes])
+        placements = [self._placements[axis] for axis in axes]
+        if jax.process_count() == 1:
+            return jax.device_put(placed, placements)
+        with jax.transfer_guard("allow"):  # to the guard, jax's own transfer here is an implicit one
+            return [jax.make_array_from_process_local_data(p, a) for a, p in zip(placed, placements, strict=True)]
 
     def abstract(self, arrays: Any, axes: Any) -> list[jax.ShapeDtypeStruct]:
         """Shapes, dtypes and placements of what `put` would return for arrays of such shapes and dtypes."""
@@ -112,13 +116,7 @@ class Layout:
     def replicate(self, tree: Any) -> Any:
         """The same host values on every device."""
         leaves, structure = jax.tree.flatten(tree)
-        return jax.tree.unflatten(structure, self._place(leaves, [self._placements[None]] * len(leaves)))
-
-    def _place(self, arrays: list[Any], placements: list[Any]) -> list[jax.Array]:
-        if jax.process_count() == 1:
-            return jax.device_put(arrays, placements)  # type: ignore[no-any-return]
-        with jax.transfer_guard("allow"):  # to the guard, jax's own transfer here is an implicit one
-            return [jax.make_array_from_process_local_data(p, a) for a, p in zip(arrays, placements, strict=True)]
+        return jax.tree.unflatten(structure, self.put(leaves, [None] * len(leaves)))
 
 
 def partition(axis: int | None) -> P:
@@ -129,10 +127,7 @@ def partition(axis: int | None) -> P:
 def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int = 0) -> Layout:
     """The devices that a run uses, and how; starts the backend.
 
-    Args:
-      config: the run.
-      devices: those to choose from, which are only described; if empty, the backend's.
-      memory: bytes of such a device.
+    Those to choose from may be given, where they are only described, with the bytes that one has.
 
     Raises:
       InputError: not so many devices, or a mode that they cannot run.

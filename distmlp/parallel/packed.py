@@ -75,13 +75,7 @@ def with_one(inputs: jax.Array) -> jax.Array:
 
 
 def losses(params: Packed, inputs: jax.Array, targets: jax.Array, weights: jax.Array, weight_sum: jax.Array) -> Any:
-    """What each example [N] adds to `model.loss`, and the sum of it.
-
-    Args:
-      params: the network.
-      inputs: float32, from `with_one`.
-      targets, weights, weight_sum: as for `model.loss`.
-    """
+    """What each example [N] adds to `model.loss`, and the sum of it; `inputs` are from `with_one`."""
     for layer in params[:-1]:
         last = np.arange(layer.shape[0]) == layer.shape[0] - 1  # NumPy: a constant, not a kernel
         outputs = model.relu(inputs @ layer.T + last.astype(np.float32)[None])

@@ -1,5 +1,6 @@
 """Everything of a run that is compiled, put together for the devices of a layout, which may only be described."""
 
+import os
 from typing import NamedTuple
 
 import optax
@@ -10,10 +11,10 @@ from distmlp.data import datasets
 from distmlp.data.loader import NumpyLoader
 from distmlp.data.scaling import scaling_shapes
 from distmlp.parallel.digest import StateDigest
+from distmlp.parallel.dispatch import Feed
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.parallel.feed import DeviceFeed, Feed, HostFeed
+from distmlp.parallel.feed import DeviceFeed, HostFeed
 from distmlp.parallel.mesh import Layout
-from distmlp.parallel.placement import choose_placement
 from distmlp.parallel.step import State, abstract_state, make_train_step
 
 
@@ -43,8 +44,7 @@ def build(
       InputError: a batch of more examples than there are, or settings that do not go with the data.
     """
     if config.batch_size > len(data.train):
-        raise InputError(f"--batch_size={config.batch_size} is more than the {len(data.train)} training examples: "
-                         f"give at most {len(data.train)}")
+        raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
     loader = NumpyLoader(
         data.train, config.batch_size, layout.num_shards, layout.local_shards, config.shuffle, config.seed,
         config.num_workers,
@@ -64,3 +64,32 @@ def build(
         layout, loader, sizes, optimizer, total_steps, state, placement, feed, Evaluator(config, layout),
         StateDigest(layout),
     )
+
+
+def choose_placement(config: Config, dataset: datasets.AnyDataset, layout: Layout) -> tuple[str, str]:
+    """Where the training set lies, host or device, and why.
+
+    Raises:
+      InputError: --data_placement=device for data that are read from files as they are needed.
+    """
+    if not isinstance(dataset, datasets.ArrayDataset) or dataset.mapped:
+        if config.data_placement == "device":
+            raise InputError(f"--data_placement=device needs data in memory, and {dataset.name} is read from its "
+                             "files: give --data_placement=host")
+        return "host", "read as needed"
+    if config.data_placement != "auto":
+        return config.data_placement, "asked for"
+    room, size = device_memory(layout) // 4, dataset.images.nbytes
+    if size > room:
+        return "host", f"{size / 1e6:,.1f} MB are more than a quarter of a device's memory"
+    return "device", f"{size / 1e6:,.1f} MB fit"
+
+
+def device_memory(layout: Layout) -> int:
+    """Bytes of memory of a device; emulated ones share the host's."""
+    if layout.memory:
+        return layout.memory
+    device = layout.devices[layout.local_positions[0]]
+    stats = device.memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(layout.local_positions)
+    return int(stats.get("bytes_limit", host))

@@ -12,7 +12,7 @@ from distmlp.config import Config, InputError, resolve_paths
 from distmlp.data import datasets
 from distmlp.parallel import backend, program
 from distmlp.parallel.mesh import Layout, make_layout
-from distmlp.parallel.placement import device_memory
+from distmlp.parallel.program import device_memory
 from distmlp.plan import cards, cost, rates, targets
 from distmlp.plan.advice import warnings
 from distmlp.plan.cards import Card

@@ -25,7 +25,7 @@ from distmlp.run.workdir import WriteError, new_path, sync
 Meta = dict[str, Any]  # JSON values beside the arrays: step, settings, digests, sums for the log
 
 _TRASH = "trash"  # what is deleted is renamed into this folder first: a crash leaves no half of a checkpoint behind
-_PAUSE_SECONDS = 0.25  # after what could not be read
+PAUSE_SECONDS = 0.25  # after what could not be read: Orbax's threads are still at it
 _CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)]
 
 
@@ -65,13 +65,7 @@ class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, in WORKDIR/checkpoints/<step>.
-
-    Args:
-      workdir: the run's folder; this process holds its lock.
-      digest: computes and checks the state's digests.
-      keep: how many of the newest to keep, besides the best.
-    """
+    """The checkpoints of one workdir, in WORKDIR/checkpoints/<step>: the newest `keep` of them, and the best."""
 
     def __init__(self, workdir: Path, digest: StateDigest, keep: int) -> None:
         self.workdir, self.path, self._digest = workdir, workdir / "checkpoints", digest
@@ -221,7 +215,7 @@ class Checkpoints:
             if not any(reasons):
                 return value, ""
             self._abandoned = True
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(PAUSE_SECONDS)
         return None, reason or f"process {next(i for i, text in enumerate(reasons) if text)} cannot read it"
 
     def _read_state(self, step: int, target: Any, meta: Meta) -> Any:

@@ -1,6 +1,5 @@
 """A run's checkpoints for those who only read: verified as in training, beside it, without the folder's lock."""
 
-import contextlib
 import gc
 import re
 import time
@@ -14,10 +13,9 @@ import orbax.checkpoint as ocp
 from distmlp.config import InputError
 from distmlp.parallel import backend
 from distmlp.parallel.digest import host_digest
-from distmlp.run.checkpoint import DamageError, Meta, brief, check_digests, quiet, read_meta
+from distmlp.run.checkpoint import PAUSE_SECONDS, DamageError, Meta, brief, check_digests, quiet, read_meta
 from distmlp.run.metrics import Metrics, best
 
-_PAUSE_SECONDS = 0.25  # after what could not be read: Orbax's threads are still at it
 _ATTEMPTS = 10  # a training run may delete a checkpoint while it is read
 
 
@@ -43,10 +41,11 @@ def steps(run: Path) -> list[int]:
         raise InputError(f"{run} is no folder: give the --workdir of a run")
     if not (run / "run.flags").is_file():
         raise InputError(f"{run} holds no run: give the --workdir of one")
-    found = _steps(run)
+    folder = run / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
     if not found:
-        raise InputError(f"{run} holds no checkpoint yet: wait until training has saved one "
-                         "(--checkpoint_every_steps saves more often)")
+        raise InputError(f"{run} holds no checkpoint yet: wait, or save more often with --checkpoint_every_steps")
     return found
 
 
@@ -68,17 +67,11 @@ def read(run: Path, checkpoint: str = "") -> Stored:
             return stored
         except DamageError as error:
             if (run / "checkpoints" / str(step)).is_dir():
-                others = [str(other) for other in _steps(run) if other != step]
+                others = [str(other) for other in steps(run) if other != step]
                 remedy = f"give --checkpoint={' or '.join(others)}" if others else "bring it back from a copy"
                 raise InputError(f"checkpoint {step} of {run} is damaged ({error}): {remedy}") from None
     raise InputError(f"the checkpoints of {run} are deleted faster than they can be read: "
                      "try again, or train with a larger --keep_checkpoints")
-
-
-def _steps(run: Path) -> list[int]:
-    folder = run / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def _choose(run: Path, checkpoint: str) -> int:
@@ -104,18 +97,14 @@ def read_unverified(run: Path, step: int) -> Stored:
     That is what fails twice: Orbax looks at all checkpoints, of which the run may delete one meanwhile.
     """
     with quiet():
-        with contextlib.suppress(DamageError):
-            return _attempt(run / "checkpoints", step)
-        return _attempt(run / "checkpoints", step)
-
-
-def _attempt(folder: Path, step: int) -> Stored:
-    try:
-        return _read(folder, step)
-    except DamageError:
-        time.sleep(_PAUSE_SECONDS)
-        gc.collect()  # what Orbax abandons
-        raise
+        try:
+            return _read(run / "checkpoints", step)
+        except DamageError:
+            time.sleep(PAUSE_SECONDS)
+        try:
+            return _read(run / "checkpoints", step)
+        finally:
+            gc.collect()  # what Orbax abandons
 
 
 def _read(folder: Path, step: int) -> Stored:

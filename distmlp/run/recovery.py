@@ -31,11 +31,7 @@ class Recovery:
         self.saved_step, self._saved_at = 0, time.monotonic()
 
     def restore(self, state: State, total_steps: int) -> tuple[State, int, Totals] | None:
-        """The state of the newest intact checkpoint, its step and sums; None without any.
-
-        Args:
-          state: an abstract one of the right shapes, dtypes and placement.
-          total_steps: of the run.
+        """The newest intact checkpoint's state, of the shapes of `state`, its step and sums; None without any.
 
         Raises:
           InputError: the data, or the flags, are not those that the run began with; or no checkpoint is intact.
@@ -71,11 +67,9 @@ class Recovery:
             raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in "
                              f"{workdir} began with: bring them back, or give another --workdir")
         if self.config.reduction == "invariant" and meta["num_shards"] != self.num_shards:
-            raise InputError(f"--num_shards was {meta['num_shards']}, is {self.num_shards}: "
-                             f"give --num_shards={meta['num_shards']}")
+            raise InputError(f"--num_shards was {meta['num_shards']}, is {self.num_shards}: give the same")
         if meta["step"] > total_steps:
-            raise InputError(f"{workdir} is at step {meta['step']}, beyond the {total_steps} steps asked for: "
-                             "raise --num_epochs or --max_steps")
+            raise InputError(f"{workdir} is at step {meta['step']} of {total_steps}: raise --num_epochs or --max_steps")
 
     def save(self, state: State, step: int, totals: Totals, best_step: int) -> None:
         """Begins a checkpoint, with the sums from before this step's line; raises as Checkpoints.save does."""

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 # SIGHUP: the connection to the terminal is lost. SIGUSR1 and SIGUSR2: what batch systems send before the time is up.
@@ -34,10 +34,7 @@ class Signals:
     """Within this context the first of STOP_SIGNALS only asks for a stop: `received` is its number.
 
     The same signal once more does what it did before; in a notebook Ctrl-C raises KeyboardInterrupt. A signal that is
-    ignored, as SIGHUP is under nohup, stays so.
-
-    Args:
-      notify: called at the first signal.
+    ignored, as SIGHUP is under nohup, stays so. `notify` is called at the first.
     """
 
     def __init__(self, notify: Callable[[], None]) -> None:
@@ -53,7 +50,7 @@ class Signals:
                     self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
-    def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *exception: Any) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
 
@@ -95,7 +92,7 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._over.set()
 
     def _watch(self) -> None:

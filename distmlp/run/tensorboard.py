@@ -10,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams, text
 
-from distmlp.config import Config
+from distmlp.config import Config, as_text
 
 
 class EventFile:
@@ -28,9 +28,9 @@ class EventFile:
         self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        deciding = {name: value if isinstance(value, (bool, int, float)) else _text(value)
+        deciding = {name: value if isinstance(value, (bool, int, float)) else as_text(value)
                     for name, value in config.settings("experiment", "length").items()}
-        rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in config.settings().items())
+        rows = "\n".join(f"| {name} | {as_text(value)} |" for name, value in config.settings().items())
         metrics = dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), 0.0)
         for summary in (*hparams(deciding, metrics), text("settings", f"| setting | value |\n| --- | --- |\n{rows}")):
             self._write(step=purge_step - 1, summary=summary)
@@ -45,7 +45,3 @@ class EventFile:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

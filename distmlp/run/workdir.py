@@ -19,6 +19,8 @@ from distmlp.config import FROM_PYTHON, Config, InputError
 class WriteError(OSError):
     """A file of the run could not be written; checkpoints saved before are intact."""
 
+    exit_code = 1
+
     def __init__(self, path: Path, reason: str, note: str = "") -> None:
         super().__init__(f"{path} could not be written ({reason}): make room or mend it, then start again{note}")
 

@@ -149,7 +149,7 @@ def test_in_one_process_nothing_is_taken_for_the_end_of_another() -> None:
 
 
 def test_one_process_without_room_makes_all_send_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "choose_placement", lambda *args: ("device", "1 MB fit"))
+    monkeypatch.setattr("distmlp.parallel.program.choose_placement", lambda *args: ("device", "1 MB fit"))
     other(store, 1, value=["host", "1 MB are more than a quarter of a device's memory"])
     data: Any = type("Data", (), {"train": None})
     where, why = loop._agreed_placement(small_config("digits"), data, None)  # type: ignore[arg-type]

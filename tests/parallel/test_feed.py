@@ -12,7 +12,7 @@ from distmlp.data.datasets import ArrayDataset
 from distmlp.data.loader import NumpyLoader
 from distmlp.parallel.feed import DeviceFeed, HostFeed
 from distmlp.parallel.mesh import make_layout
-from distmlp.parallel.placement import choose_placement
+from distmlp.parallel.program import choose_placement
 from distmlp.parallel.step import State, make_train_step
 
 TOTAL = 13  # steps: two epochs of five and a part of the third
