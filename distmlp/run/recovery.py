@@ -67,9 +67,11 @@ class Recovery:
             raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in "
                              f"{workdir} began with: bring them back, or give another --workdir")
         if self.config.reduction == "invariant" and meta["num_shards"] != self.num_shards:
-            raise InputError(f"--num_shards was {meta['num_shards']}, is {self.num_shards}: give the same")
+            raise InputError(f"--num_shards was {meta['num_shards']}, is {self.num_shards}: "
+                             f"give --num_shards={meta['num_shards']}")
         if meta["step"] > total_steps:
-            raise InputError(f"{workdir} is at step {meta['step']} of {total_steps}: raise --num_epochs or --max_steps")
+            raise InputError(f"{workdir} is at step {meta['step']}, beyond the {total_steps} steps asked for: "
+                             "raise --num_epochs or --max_steps")
 
     def save(self, state: State, step: int, totals: Totals, best_step: int) -> None:
         """Begins a checkpoint, with the sums from before this step's line; raises as Checkpoints.save does."""
