@@ -43,8 +43,10 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
 
     Args:
       config: the run.
-      train_set, test_set, validation_set: data to use instead of config.dataset: each a pair of arrays (x, y), also
-        tensors or frames; or a map-style Dataset of pairs or dicts.
+      train_set: data to use instead of config.dataset: a pair of arrays (x, y), also tensors or frames; or a map-style
+        Dataset of pairs or dicts.
+      test_set: the same.
+      validation_set: the same.
 
     While it runs, SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 ask it to stop; the handlers that were there are put
     back. Before JAX's backend starts, it may set PJRT_NPROC in the environment, for good (backend.prepared). With

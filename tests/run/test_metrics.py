@@ -137,7 +137,7 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     assert "| workdir |" in texts["settings/text_summary"]
     hyperparameters = b"".join(v.metadata.plugin_data.content for _, v in values if v.tag.endswith("_start_info"))
     assert b"hidden_sizes" in hyperparameters
-    assert b"8, 4" in hyperparameters
+    assert b"8,4" in hyperparameters
     assert b"workdir" not in hyperparameters
     assert [event.step for event in seen if event.HasField("session_log")] == [1, 6]  # what TensorBoard drops before
 
