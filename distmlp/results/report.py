@@ -12,7 +12,7 @@ import numpy as np
 from distmlp import optim
 from distmlp.config import Config, InputError
 from distmlp.data.datasets import ArrayDataset
-from distmlp.results import charts, splits
+from distmlp.results import charts, planned, splits
 from distmlp.results.extras import need
 from distmlp.results.load import Model, load
 from distmlp.results.pictures import PictureShape, picture_shape
@@ -93,14 +93,20 @@ class Run:
         return f"is training, or was killed, after the line of step {last:,}"
 
 
-def report(runs: list[Path], checkpoint: str = "") -> str:
+def report(runs: list[Path], checkpoint: str = "", plan: Path | None = None) -> str:
     """The page, HTML, of these runs.
 
+    Args:
+      runs: their folders.
+      checkpoint: see load.
+      plan: a file with what `distmlp plan --json` printed, to be shown beside what the runs did.
+
     Raises:
-      InputError: one is no run, has no such checkpoint, or matplotlib or jinja2 is missing.
+      InputError: one is no run, has no such checkpoint, the plan is none, or matplotlib or jinja2 is missing.
     """
     jinja2 = need("jinja2", "report", "the report")
     need("matplotlib", "report", "the report")
+    expected = planned.read(plan) if plan else None
     names = _names(runs)
     shown = [_run(path, names[n], charts.COLOURS[n % len(charts.COLOURS)], checkpoint) for n, path in enumerate(runs)]
     environment = jinja2.Environment(
@@ -111,7 +117,8 @@ def report(runs: list[Path], checkpoint: str = "") -> str:
     environment.filters["svg"] = jinja2.utils.markupsafe.Markup  # of charts only, which hold no text of the user's
     defaults = Config().settings()
     return environment.get_template("report.html").render(  # type: ignore[no-any-return]
-        runs=shown, curves=_curves(shown), settings=list(defaults), defaults=defaults, widest=_WIDEST,
+        runs=shown, planned=planned.rows(expected, shown) if expected else [], curves=_curves(shown),
+        settings=list(defaults), defaults=defaults, widest=_WIDEST,
         different=[name for name in Config().settings("experiment", "length", "conduct")
                    if len({json.dumps(run.settings[name]) for run in shown}) > 1],
         titles=list(dict.fromkeys(_title(run.model) for run in shown)), made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",

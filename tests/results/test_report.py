@@ -1,7 +1,10 @@
 """The report: one page without a network, in which names are text."""
 
+import dataclasses
+import json
 import re
 import shutil
+import statistics
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from distmlp import InputError, load
+from distmlp.plan import rates
+from distmlp.plan.cards import CARDS
 from distmlp.results import splits
 from distmlp.results.report import report
+from launch.plan import main
 
 
 class Page(HTMLParser):
@@ -83,6 +89,29 @@ def test_several_runs_show_what_differs(digits_run: Path, wine_run: Path, tmp_pa
     assert "dataset" in different.partition("checkpoint of step")[0]
     assert parsed.tags.count("svg") == 4 + 3
     assert "None." in Page(report([digits_run, twin])).text
+
+
+def test_plan_and_reality_side_by_side(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = CARDS["v5e"]  # measuring takes seconds
+    monkeypatch.setattr(rates, "measure", lambda device, memory, *sizes: dataclasses.replace(known, memory=memory))
+    assert main([f"--flagfile={digits_run / 'run.flags'}", "--json"]) == 0
+    plan = tmp_path / "plan.json"
+    plan.write_text(capsys.readouterr().out)
+    cells = [row.split("</td>") for row in report([digits_run], plan=plan).split("<tr>") if "a step<" in row]
+    expected, measured = (float(re.sub("<.*>|,", "", cell)) for cell in cells[0][1:3])
+    assert expected == round(1e6 * json.loads(plan.read_text())["predicted_step_seconds"])
+    lines = map(json.loads, (digits_run / "metrics.jsonl").read_text().splitlines())
+    epochs = [line["examples_per_second"] for line in lines if "examples_per_second" in line]
+    assert measured == round(1e6 * load(digits_run).config.batch_size / statistics.median(epochs[1:]))
+
+
+def test_what_is_no_plan_is_named(digits_run: Path, tmp_path: Path) -> None:
+    for text, problem in (("{", "cannot be read"), ("[]", "is no plan"), ('{"target": "cpu:1"}', "is no plan")):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(InputError, match=f"--plan=.*plan.json {problem}"):
+            report([digits_run], plan=tmp_path / "plan.json")
 
 
 def test_a_run_that_is_not_finished_and_whose_data_are_gone(wine_run: Path, tmp_path: Path) -> None:
