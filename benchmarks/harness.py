@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def arguments(description: str | None, repetitions: int, **flags: Any) -> argpar
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: smaller work, no evidence")
     parser.add_argument("--repetitions", type=int, default=repetitions)
-    parser.add_argument("--json", help="write everything measured to this file")
+    parser.add_argument("--json", help="write everything measured to this file, beside what other scripts wrote there")
     parser.add_argument("--data_dir", default=os.environ.get("DISTMLP_DATA_DIR", "data"), help="holds MNIST/")
     parser.add_argument("--omp_wait_policy", default="",
                         help="OMP_WAIT_POLICY for NumPy and torch; 'passive' where other work shares the cores, "
@@ -169,15 +170,21 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def report(args: argparse.Namespace, title: str, tables: list[str], results: Any) -> None:
-    """Prints the tables with the environment below, and writes the JSON file."""
+    """Prints the tables with the environment below, and puts all of it into the JSON file, under the script's name."""
     env = environment()
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items())
     print(f"### {title}\n\n" + "\n\n".join(tables))
     print(f"\n{env['cores']} cores of {env['cpu']}, Python {env['python']}, {versions}; medians [quartiles]"
           + (" of a --quick run, no evidence" if args.quick else "") + "\n")
     if args.json:
-        Path(args.json).write_text(json.dumps({"title": title, "arguments": vars(args), "environment": env,
-                                               "results": results, "tables": tables}, indent=1) + "\n")
+        file = Path(args.json)
+        known = json.loads(file.read_text()) if file.exists() else {}
+        script, *flags = sys.argv
+        command = shlex.join(["python", f"benchmarks/{Path(script).name}", *(
+            flag for flag in flags if not flag.startswith(("--json", "--data_dir", "--patience")))])
+        known[Path(script).stem] = {"title": title, "command": command, "environment": env, "tables": tables,
+                                    "results": results}
+        file.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 
 
 def _serve(function: str, work: Work) -> None:

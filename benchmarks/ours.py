@@ -88,7 +88,7 @@ def first_step(work: Work) -> Contestant:
             command = [sys.executable, "-m", "launch.train", *work["flags"], "--num_epochs=2", "--eval_every_epochs=0",
                        f"--workdir={folder}"]
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-                came = next(time.perf_counter() for line in process.stdout or () if "train loss" in line)
+                came = next(time.perf_counter() for line in process.stdout or () if line.startswith("epoch"))
                 process.terminate()
                 process.communicate()
             first = json.loads((Path(folder) / "metrics.jsonl").read_text().splitlines()[0])

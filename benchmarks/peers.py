@@ -1,21 +1,30 @@
 """The same work by other libraries, each in the way that its own documentation teaches.
 
-All are contestants of harness.py; work: data_dir, batch_size.
+All are contestants of harness.py; work: data_dir, batch_size. What they yield first, compilation included, does not
+count.
 """
 
 import json
+import math
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import Contestant, Work, torchrun
+from harness import Contestant, Numbers, Work, torchrun
 
 
-def _mnist(work: Work, **options: Any) -> Any:
+def _mnist(work: Work, *, train: bool = True, **options: Any) -> Any:
     from torchvision.datasets import MNIST
 
-    return MNIST(work["data_dir"], train=True, download=True, **options)
+    return MNIST(work["data_dir"], train=train, download=True, **options)
+
+
+def _in_memory(work: Work) -> tuple[Any, Any]:
+    mnist = _mnist(work)
+    return mnist.data.reshape(len(mnist), -1).float(), mnist.targets
 
 
 def make_torch_model() -> Any:
@@ -35,19 +44,48 @@ def torch_memory(work: Work) -> Contestant:
     """PyTorch on tensors in memory: a slice of them is a batch."""
     import torch
 
-    mnist = _mnist(work)
-    images, labels = mnist.data.reshape(len(mnist), -1).float(), mnist.targets
+    images, labels = _in_memory(work)
     model = make_torch_model()
     loss_function, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.001)
-    ready = False
     while True:
         start = time.perf_counter()
         for x, y in zip(images.split(work["batch_size"]), labels.split(work["batch_size"]), strict=True):
             optimizer.zero_grad()
             loss_function(model(x), y).backward()
             optimizer.step()
-        yield {"seconds": time.perf_counter() - start} if ready else {}
-        ready = True
+        yield {"seconds": time.perf_counter() - start}
+
+
+def torch_recipe(work: Work) -> Iterator[Numbers]:
+    """configs/fast.flags told to PyTorch on tensors in memory: one run a repetition, of seed 0, 1, ...
+
+    work: data_dir, batch_size, steps, warmup, learning_rate.
+    """
+    import torch
+
+    images, labels = _in_memory(work)
+    images /= 255
+    test = _mnist(work, train=False)
+    test_images, rate, warmup, steps = test.data.reshape(len(test), -1) / 255, *(
+        work[name] for name in ("learning_rate", "warmup", "steps"))
+    for repetition in range(sys.maxsize):
+        seed = max(0, repetition - 1)
+        torch.manual_seed(seed)
+        model = make_torch_model()
+        loss_function, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), lr=rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (
+            step / warmup if step < warmup
+            else 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))))  # optax's warmup_cosine
+        start = time.perf_counter()
+        for rows in torch.randperm(len(labels)).split(work["batch_size"])[:steps]:
+            optimizer.zero_grad()
+            loss_function(model(images[rows]), labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
+        seconds = time.perf_counter() - start
+        with torch.no_grad():
+            accuracy = float((model(test_images).argmax(1) == test.targets).float().mean())
+        yield {"seconds": seconds, "accuracy": accuracy, "seed": seed}
 
 
 def _torch_loader(work: Work, num_workers: int = 0, **options: Any) -> Any:
@@ -65,15 +103,13 @@ def torch_dataloader(work: Work) -> Contestant:
     loader = _torch_loader(work)
     model = torch.nn.Sequential(torch.nn.Flatten(), make_torch_model())
     loss_function, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.001)
-    ready = False
     while True:
         start = time.perf_counter()
         for x, y in loader:
             loss_function(model(x), y).backward()
             optimizer.step()
             optimizer.zero_grad()
-        yield {"seconds": time.perf_counter() - start} if ready else {}
-        ready = True
+        yield {"seconds": time.perf_counter() - start}
 
 
 def torch_ddp(work: Work) -> Contestant:
@@ -103,12 +139,10 @@ def keras_fit(work: Work) -> Contestant:
         keras.layers.Dense(10, **dense),
     ])
     model.compile(keras.optimizers.SGD(0.001), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    ready = False
     while True:
         start = time.perf_counter()
         model.fit(images, labels, batch_size=work["batch_size"], epochs=1, shuffle=False, verbose=0)
-        yield {"seconds": time.perf_counter() - start} if ready else {}
-        ready = True
+        yield {"seconds": time.perf_counter() - start}
 
 
 def torch_loading(work: Work) -> Contestant:

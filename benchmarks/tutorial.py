@@ -78,9 +78,7 @@ def train_epoch(params: Params, loader: Any) -> tuple[Params, float]:
 
 def epochs(work: Work) -> Contestant:
     """Contestant: one epoch per repetition. work: data_dir, batch_size."""
-    loader = make_loader(work["data_dir"], work["batch_size"])
-    params, _ = train_epoch(initial_params(jax.random.key(0)), loader)
-    yield {}
+    loader, params = make_loader(work["data_dir"], work["batch_size"]), initial_params(jax.random.key(0))
     while True:
         params, seconds = train_epoch(params, loader)
         yield {"seconds": seconds}

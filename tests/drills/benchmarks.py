@@ -43,7 +43,7 @@ def run(script: Path, data_dir: str, timeout: float) -> int:
         )  # fmt: skip
         if done.returncode or not out.exists():
             raise runs.DrillError(f"{script.name}: exit code {done.returncode}\n{done.stderr[-3000:]}")
-        found = numbers(json.loads(out.read_text())["results"])
+        found = numbers(json.loads(out.read_text())[script.stem]["results"])
     if not found or not all(math.isfinite(number) and number >= 0 for number in found) or not any(found):
         raise runs.DrillError(f"{script.name}: measured {found}")
     return len(found)
