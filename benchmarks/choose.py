@@ -60,7 +60,8 @@ def main() -> None:
         candidates = candidates[:2] if args.quick else candidates
         worker = Worker(name, "choose:accuracies", {
             "flags": [f"--flagfile={CONFIGS}/{name}", f"--data_dir={args.data_dir}"], "candidates": candidates,
-            "folds": 5 * name.startswith("digits"), "held_out": 10_000, "seeds": 2 if args.quick or name.startswith("digits") else 5,
+            "folds": 5 * name.startswith("digits"), "held_out": 10_000,
+            "seeds": 2 if args.quick or name.startswith("digits") else 5,
         })
         measured = harness.compare([worker], len(candidates))[name]
         results[name] = [candidate | row for candidate, row in zip(candidates, measured, strict=True)]

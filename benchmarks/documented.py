@@ -2,7 +2,7 @@
 
     <!-- measured: end_to_end -->
 
-    python benchmarks/documented.py benchmarks/results/FILE.json
+    python benchmarks/documented.py [FILE]
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+RESULTS = REPOSITORY / "benchmarks/results/amd_epyc_2_cores.json"
 _BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -29,7 +30,7 @@ def _table(entry: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    measured = json.loads(Path(sys.argv[1]).read_text())
+    measured = json.loads(Path(*sys.argv[1:] or [RESULTS]).read_text())
     for page in PAGES:
         page.write_text(tables(page.read_text(), measured))
 

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import io
+import json
 import re
 import shlex
 import subprocess
@@ -169,6 +170,17 @@ def test_what_the_text_names_is_there(page: Path) -> None:
             assert any((folder / span).exists() for folder in folders) or list(REPOSITORY.glob(f"*/*/{span}")), span
         elif span.startswith(("python ", "distmlp ")) and "VERB" not in span:
             check([word for word in shlex.split(span) if not re.fullmatch(r"RUN(\.\.\.)?|FILE(\.\.\.)?|[AB]", word)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_tables_are_those_that_were_measured(page: Path) -> None:
+    spec = importlib.util.spec_from_file_location("documented", REPOSITORY / "benchmarks/documented.py")
+    assert spec is not None
+    assert spec.loader is not None
+    documented = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(documented)
+    measured = json.loads(documented.RESULTS.read_text())
+    assert documented.tables(page.read_text(), measured) == page.read_text(), "run python benchmarks/documented.py"
 
 
 @pytest.mark.parametrize("page", [*PAGES, *map(REPOSITORY.joinpath, ("CONTRIBUTING.md", "SECURITY.md"))], ids=named)
