@@ -24,7 +24,7 @@ def imports(work: Work) -> Contestant:
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, repetitions=7)
+    args = harness.arguments(__doc__, repetitions=5)
     flags = [f"--flagfile={CONFIGS}/tutorial.flags", f"--data_dir={args.data_dir}", "--noeval_train"]
     with tempfile.TemporaryDirectory() as cache:
         workers = [

@@ -10,7 +10,7 @@ from ours import CONFIGS, config_of
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, repetitions=10, target=0.967)
+    args = harness.arguments(__doc__, repetitions=5, target=0.967)
     target = 0.9 if args.quick else args.target
     flags = [f"--flagfile={CONFIGS}/fast.flags", f"--data_dir={args.data_dir}"]
     recipe = config_of({"flags": flags})

@@ -1,6 +1,7 @@
 """What every command shares: signals, output that may go away, and how it ends. Imported before all that is slow."""
 
 import io
+import multiprocessing
 import os
 import signal
 import socket
@@ -19,16 +20,20 @@ from distmlp.run.signals import ONE_PRESS, STOP_SIGNALS, Interrupted, tell
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 
 
-def run(main: Callable[[list[str]], None]) -> NoReturn:
-    """Runs `main` on the command line, and ends the process."""
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs `main` on the command line, and ends the process with the exit code that it returns."""
     _keep_standard_streams()
     _watch_signals()
     try:
-        main(sys.argv)
+        code = main(sys.argv) or 0
     except (Exception, KeyboardInterrupt) as error:
         _end(error)
     sys.stdout.flush()
-    sys.exit(0)
+    sys.stderr.flush()
+    group = sys.modules.get("distmlp.cluster.group")
+    if multiprocessing.active_children() or (group and group.several()):
+        sys.exit(code)  # takes leave of them
+    os._exit(code)  # Python would spend a second or two on taking its modules apart
 
 
 def ending(error: BaseException) -> tuple[int, str]:

@@ -1,7 +1,6 @@
 """What the verbs on a run's folder share: how they read a command line, and how they end."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -36,4 +35,4 @@ def add_checkpoint(arguments: argparse.ArgumentParser) -> None:
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
     """Ends the process as the verb `main` says: with its exit code, or 2 and one line for bad input."""
-    command.run(lambda argv: sys.exit(main(argv[1:])))
+    command.run(lambda argv: main(argv[1:]))

@@ -30,6 +30,29 @@ def _digits(config: Config) -> Source:
     return _named(config, x_train, y_train, x_test, y_test)
 
 
+def _mnist(config: Config) -> Source:
+    raw = Path(config.data_dir) / "MNIST" / "raw"
+    try:
+        arrays = [_idx(raw / f"{part}-{kind}-ubyte")
+                  for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    except (OSError, ValueError):  # torchvision downloads, or says what is damaged
+        return _torchvision("MNIST")(config)
+    return _named(config, *arrays)
+
+
+def _idx(file: Path) -> np.ndarray:
+    """The array in a file of MNIST's own format: two zeros, 8 for bytes, the number of axes, their sizes, the bytes.
+
+    Importing torchvision takes longer than an epoch.
+    """
+    data = file.read_bytes()
+    if data[:3] != b"\0\0\x08":
+        raise ValueError(f"{file} is no file of bytes")
+    shape = np.frombuffer(data, ">i4", data[3], 4)
+    array = np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    return array.astype(np.int64) if array.ndim == 1 else array
+
+
 def _torchvision(class_name: str) -> Callable[[Config], Source]:
     def read(config: Config) -> Source:
         import torchvision.datasets
@@ -69,7 +92,7 @@ def _synthetic(config: Config) -> Source:
 
 LOADERS: dict[str, Callable[[Config], Source]] = {  # they raise InputError for a set that is not there, or damaged
     "digits": _digits,
-    "mnist": _torchvision("MNIST"),
+    "mnist": _mnist,
     "fashion_mnist": _torchvision("FashionMNIST"),
     "synthetic": _synthetic,
 }

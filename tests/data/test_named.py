@@ -1,0 +1,44 @@
+"""Data sets by name: MNIST's files are read as torchvision reads them."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.datasets import MNIST
+
+from distmlp import Config, InputError
+from distmlp.data import datasets
+
+FILES = {"train-images-idx3-ubyte": (20, 28, 28), "train-labels-idx1-ubyte": (20,),
+         "t10k-images-idx3-ubyte": (10, 28, 28), "t10k-labels-idx1-ubyte": (10,)}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, shape in FILES.items():
+        values = rng.integers(0, 256, shape) if len(shape) == 3 else np.arange(shape[0]) % 10
+        header = struct.pack(f">4B{len(shape)}i", 0, 0, 8, len(shape), *shape)
+        (raw / name).write_bytes(header + values.astype(np.uint8).tobytes())
+    return tmp_path
+
+
+def test_mnist_is_what_torchvision_reads(folder: Path) -> None:
+    data = datasets.load(Config(dataset="mnist", data_dir=str(folder)))
+    for part, train in ((data.train, True), (data.test, False)):
+        images, labels = part[np.arange(len(part))]
+        expected = MNIST(str(folder), train=train)
+        assert np.array_equal(images, expected.data.reshape(len(part), -1).numpy())
+        assert images.dtype == np.uint8
+        assert np.array_equal(labels, expected.targets.numpy())
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"\0\0\x0d" + data[3:], lambda data: b""])
+def test_damaged_files_are_named(folder: Path, damage: object) -> None:
+    file = folder / "MNIST/raw/train-images-idx3-ubyte"
+    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(InputError, match=r"--dataset=mnist.*raw"):
+        datasets.load(Config(dataset="mnist", data_dir=str(folder)))
