@@ -126,10 +126,14 @@ def compare(workers: list[Worker], repetitions: int, patience: float = 0.0) -> d
 
 def spread(values: list[float], digits: int = 3) -> str:
     """Median [first quartile, third quartile]."""
+    def text(value: float) -> str:
+        rounded = float(f"{value:.{digits}g}")
+        return f"{rounded:,.0f}" if rounded >= 10**digits else f"{rounded:g}"
+
     if len(values) < 2:
-        return f"{values[0]:.{digits}g}"
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
+        return text(values[0])
+    low, middle, high = map(text, statistics.quantiles(values, n=4, method="inclusive"))
+    return f"{middle} [{low}, {high}]"
 
 
 def ratios(results: dict[str, list[Numbers]], name: str, base: str, key: str = "seconds") -> list[float]:
