@@ -67,8 +67,7 @@ def copy_of_the_project(folder: Path) -> Path:
 
 def tests_pass(project: Path, mutant: Mutant) -> bool:
     """Whether the mutant's tests pass in this copy."""
-    options = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, *shlex.split(mutant.tests)]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)]
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     with tempfile.TemporaryDirectory() as home:
         try:

@@ -106,6 +106,18 @@ def test_an_error_leaves_nothing_behind(npz: str, monkeypatch: pytest.MonkeyPatc
     assert watchdogs[0]._over.is_set()
 
 
+def test_the_watchdog_ends_a_process_only_if_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = threading.Event()
+    monkeypatch.setattr("distmlp.run.signals.os._exit", lambda code: ends.set())
+    monkeypatch.setattr("distmlp.run.signals.faulthandler.dump_traceback", lambda *args: None)
+    with Watchdog(1.0) as watchdog:
+        for _ in range(15):
+            watchdog.beat()
+            time.sleep(0.1)
+        assert not ends.is_set()
+        assert ends.wait(30)
+
+
 ENDLESS = f"{TRAIN} --num_epochs=1000000"
 
 
