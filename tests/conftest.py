@@ -26,6 +26,11 @@ os.environ.pop("JAX_NUM_CPU_DEVICES", None)  # it would override XLA_FLAGS
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from drills.runs import heed  # noqa: E402
+
+from distmlp.run.signals import STOP_SIGNALS  # noqa: E402
+
+heed(STOP_SIGNALS)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -80,10 +80,10 @@ def random_devices(rng: random.Random) -> tuple[int, list[str]]:
 
 
 def heed(signals: Sequence[signal.Signals]) -> None:
-    """Has what starts from here on heed these, though nohup, or a shell that put this in the background, did not."""
+    """Has this process, and what it starts, heed these, though nohup, or a shell that put it behind, did not."""
     for signum in signals:
         if signal.getsignal(signum) is signal.SIG_IGN:
-            signal.signal(signum, signal.SIG_DFL)
+            signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
 
 
 class Child:
