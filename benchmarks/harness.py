@@ -57,7 +57,7 @@ class Worker:
     def __init__(self, name: str, function: str, work: Work, env: dict[str, str] | None = None) -> None:
         """`function` is module:function in this folder; `env` is set on top of the environment."""
         self.name = name
-        self._process = subprocess.Popen(
+        self._process: Any = subprocess.Popen(  # Any: to mypy its pipes may be missing
             [sys.executable, __file__, function, json.dumps(work)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | (env or {}),
         )
@@ -66,22 +66,22 @@ class Worker:
     def measure(self) -> Numbers:
         """One repetition, and `others`: the share of the machine that anything but this process used meanwhile."""
         busy, mine, start = _busy_seconds(), self._cpu_seconds(), time.monotonic()
-        self._process.stdin.write("go\n")  # type: ignore[union-attr]
-        self._process.stdin.flush()  # type: ignore[union-attr]
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
         numbers = self._read()
         wall = (time.monotonic() - start) * (os.cpu_count() or 1)
         others = (_busy_seconds() - busy - (self._cpu_seconds() - mine)) / wall
         return numbers | {"others": max(0.0, others)}
 
     def close(self) -> None:
-        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.stdin.close()
         self._process.wait()
 
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} failed with exit code {self._process.wait()}; its error is above")
-        return json.loads(line)  # type: ignore[no-any-return]
+        return json.loads(line)
 
     def _cpu_seconds(self) -> float:
         """Of the process and of its children that have ended."""

@@ -31,7 +31,7 @@ def split(name: str, seed: int) -> list[Any]:
         y = _NAMES[y]
     else:
         x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-    return train_test_split(x, y, test_size=0.2, stratify=y, random_state=seed)  # type: ignore[no-any-return]
+    return train_test_split(x, y, test_size=0.2, stratify=y, random_state=seed)
 
 
 def mlp_classifier(work: Work) -> Contestant:

@@ -83,9 +83,9 @@ class _Output(io.FileIO):
 
     def write(self, data: object) -> int:
         try:
-            return super().write(data)  # type: ignore[arg-type]
+            return super().write(data)  # type: ignore[arg-type] # a buffer: typing has no name for it before 3.12
         except OSError:
-            return len(memoryview(data))  # type: ignore[arg-type]
+            return len(memoryview(data))  # type: ignore[arg-type] # as above
 
 
 def _keep_standard_streams() -> None:

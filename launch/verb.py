@@ -10,7 +10,7 @@ from launch import command
 
 
 class _Parser(argparse.ArgumentParser):
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override] # overloads
         given, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
             values = getattr(given, action.dest, None)

@@ -138,7 +138,7 @@ def small_config(dataset: str, **changes: Any) -> Any:
 def npz(tmp_path: Path) -> str:
     """Path of an .npz data set: 96 training and 40 test examples, 12 features, 4 classes."""
     path = tmp_path / "small.npz"
-    np.savez(path, **make_arrays())  # type: ignore[arg-type]
+    np.savez(path, **make_arrays())
     return str(path)
 
 
@@ -148,7 +148,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     from distmlp import train
 
     folder = tmp_path_factory.mktemp("finished")
-    np.savez(folder / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    np.savez(folder / "small.npz", **make_arrays())
     config = small_config(str(folder / "small.npz"), workdir=str(folder / "run"))
     train(config)
     return config, folder / "run"

@@ -118,7 +118,7 @@ def nan(array: np.ndarray) -> np.ndarray:
 def test_arrays(arrays: dict[str, np.ndarray], words: str, kind: str, tmp_path: Path, refused: Refused) -> None:
     path = tmp_path / f"set.{kind}"
     if kind == "npz":
-        np.savez(path, **arrays)  # type: ignore[arg-type]
+        np.savez(path, **arrays)
     else:
         path.mkdir()
         for name, array in arrays.items():
@@ -134,7 +134,7 @@ def test_damaged_files(kind: str, damage: str, tmp_path: Path, refused: Refused)
     arrays = make_arrays()
     if kind == "npz":
         named = damaged = tmp_path / "set.npz"
-        np.savez(named, **arrays)  # type: ignore[arg-type]
+        np.savez(named, **arrays)
     elif kind == "npy":
         for name, array in arrays.items():
             np.save(tmp_path / name, array)
@@ -230,7 +230,7 @@ def test_data_that_changed_since_the_run_began(run_copy: tuple[str, Path], refus
     path = Path(dataset.removeprefix("--dataset="))
     arrays, whole = make_arrays(), path.read_bytes()
     arrays["x_train"][0, 0] ^= 1
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)
     try:
         line = refused(dataset, *SMALL, f"--workdir={workdir}")
     finally:

@@ -73,7 +73,7 @@ def test_values_that_cannot_be_right(change: dict[str, object], words: str) -> N
 
 
 def test_from_python_a_list_of_sizes_and_a_whole_learning_rate_are_fine() -> None:
-    config, usual = Config(hidden_sizes=[8, 4], learning_rate=1), Config(hidden_sizes=(8, 4), learning_rate=1.0)  # type: ignore[arg-type]
+    config, usual = Config(hidden_sizes=[8, 4], learning_rate=1), Config(hidden_sizes=(8, 4), learning_rate=1.0)
     config.validate()
     assert config.hidden_sizes == [8, 4]  # frozen: nothing is assigned to
     assert config.experiment() == usual.experiment()

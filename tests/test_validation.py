@@ -76,7 +76,7 @@ def test_an_early_stop_is_the_same_after_kills_and_on_other_devices(
     kills: list[int], with_validation: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def config(workdir: str, **more: Any) -> Config:
-        return small_config(with_validation, **CHANGES, patience=4, workdir=workdir, **more)  # type: ignore[no-any-return]
+        return small_config(with_validation, **CHANGES, patience=4, workdir=workdir, **more)
 
     *lines, final = train(config("whole", num_devices=1)).history
     accuracies = [line["validation_accuracy"] for line in lines]
@@ -137,7 +137,7 @@ def test_scaling_sees_the_training_part_alone(tmp_path: Path) -> None:
 
     np.savez(tmp_path / "one.npz", x=np.arange(100, dtype=np.float32)[:, None] ** 2, y=np.arange(100) % 2)
     fractions = {"test_fraction": 0.2, "validation_fraction": 0.2}
-    config = Config(dataset=str(tmp_path / "one.npz"), input_scaling="standard", **fractions)  # type: ignore[arg-type]
+    config = Config(dataset=str(tmp_path / "one.npz"), input_scaling="standard", **fractions)
     data = load(config)
     shift, scale = input_scaling(config, data)
     rows = data.train[np.arange(len(data.train))][0]

@@ -79,7 +79,7 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever it is, the others must hear of it
         if several() and not _all_end:
             if (text := ended_elsewhere(error)) is not None:
                 raise ProcessEnded(text) from error

@@ -78,7 +78,7 @@ def find_place(config: Config) -> Place | None:
 def _number(name: str, default: int | None = None) -> int:
     text = os.environ.get(name, default)
     try:
-        return int(text)  # type: ignore[arg-type]
+        return int(text)  # type: ignore[arg-type] # None is answered below
     except (TypeError, ValueError):
         state = "is not set" if text is None else f"is {text!r}, not a number"
         raise InputError(f"{name} {state}, though the launcher's other variables speak of several processes: "

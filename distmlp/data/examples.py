@@ -104,7 +104,7 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
 
         No part of the fingerprint: a copy on another host has another time, and is the same set.
         """
-        return None if self.covered else Path(self.images.filename).stat().st_mtime_ns  # type: ignore[attr-defined]
+        return None if self.covered else Path(self.images.filename).stat().st_mtime_ns  # type: ignore[attr-defined] # a memmap
 
 
 class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):

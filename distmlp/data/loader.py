@@ -8,9 +8,9 @@ import pickle
 import signal
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from multiprocessing import resource_tracker
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -54,16 +54,20 @@ class ShardSampler(DistributedSampler[Any]):
     Shard s of S holds the positions p of the epoch's permutation with p ≡ s (mod S), ascending.
     """
 
+    @property
+    def _size(self) -> int:
+        return len(cast(Sized, self.dataset))  # torch declares no length of a Dataset
+
     def indices(self) -> np.ndarray:
         """This shard's example indices in this epoch, int64: a view of the shared permutation."""
-        order = _permutation(len(self.dataset), self.shuffle, self.seed + self.epoch)  # type: ignore[arg-type]
+        order = _permutation(self._size, self.shuffle, self.seed + self.epoch)
         return order[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices().tolist())
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+        return len(range(self.rank, self._size, self.num_replicas))
 
     def rows(self, start: int, stop: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """This shard's rows of the global batches start..stop-1.
@@ -74,7 +78,7 @@ class ShardSampler(DistributedSampler[Any]):
         """
         order, width = self.indices(), -(-batch_size // self.num_replicas)
         # The first of this shard's positions at or behind each batch's begin, as an index into `order`.
-        begins = np.minimum(np.arange(start, stop + 1) * batch_size, len(self.dataset))  # type: ignore[arg-type]
+        begins = np.minimum(np.arange(start, stop + 1) * batch_size, self._size)
         first = -(-(begins - self.rank) // self.num_replicas)
         row = first[:-1, None] + np.arange(width)
         weights = (row < first[1:, None]).astype(np.float32)
@@ -171,7 +175,7 @@ class StepReader(torch.utils.data.DataLoader[Any]):
             generator=torch.Generator().manual_seed(seed),  # else every epoch would draw from torch's global one
         )
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch's is of a class of its own
         with _blocked_signals() if self.num_workers else contextlib.nullcontext(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got pickle error")  # torch's lines beside the one below
             try:
@@ -247,6 +251,6 @@ class NumpyLoader(StepReader):
         size = len(self._examples)
         return min((step + 1) * self.global_batch_size, size) - step * self.global_batch_size
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override] # as above
         for step, (images, labels, weights, indices) in enumerate(super().__iter__(), start=self.step):
             yield Batch(images, labels, weights, np.float32(self.weight_sum(step)), indices)

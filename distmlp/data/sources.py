@@ -70,7 +70,7 @@ def read(config: Config, info: dict[str, Any] | None = None) -> Source:
         loaded = _load(path, file)
         if not isinstance(loaded, Mapping):
             raise InputError(f"{path} holds a single array: give an .npz file of features and labels")
-        with contextlib.closing(loaded):  # type: ignore[type-var]
+        with contextlib.closing(loaded):  # type: ignore[type-var] # an NpzFile, which is a Mapping, too
             return _arrays(path, loaded, lambda name: _load(path, loaded, name))
 
 
@@ -78,7 +78,7 @@ def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:
     """An array or an archive of arrays; damage surfaces as any of a dozen types, from NumPy, zipfile and zlib."""
     try:
         return file[name] if name else np.load(file or path, **options)
-    except Exception as error:
+    except Exception as error:  # see above
         if "allow_pickle" in str(error):
             raise InputError(f"{path}{name and ': '}{name} holds Python objects, which are not safe to read: "
                              "save text as text, as in y.astype(str), and all else as numbers") from None

@@ -40,7 +40,7 @@ def prepared(config: Config) -> Iterator[None]:
     Raises:
       InputError: JAX_DISABLE_JIT is set, or JAX_PLATFORMS excludes --platform.
     """
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined] # of this thread, unlike jax.config.values
         raise InputError("JAX_DISABLE_JIT is set, but steps are compiled ahead of the first one: unset it; "
                          "jax.debug.print and jax.debug.breakpoint look into a compiled step")
     if not xla_bridge.backends_are_initialized():

@@ -30,7 +30,7 @@ class ReplicaError(DivergedError):
 
 def array_digest(array: jax.Array) -> jax.Array:
     """uint32 [] of an array of a 32-bit type."""
-    return _words_digest(jax.lax.bitcast_convert_type(array, jnp.uint32).ravel(), jnp)  # type: ignore[no-any-return]
+    return _words_digest(jax.lax.bitcast_convert_type(array, jnp.uint32).ravel(), jnp)
 
 
 def host_digest(array: np.ndarray) -> str:

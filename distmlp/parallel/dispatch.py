@@ -95,8 +95,7 @@ class Feed:
     def lower(self, state: State) -> jax.stages.Lowered:
         """The program of a whole dispatch, for states like this one, which may be abstract, ready to be compiled."""
         arguments = self._layout.abstract(self._like(), self._axes)
-        lowered = self._whole.lower(state, *arguments[:-1]) if self._whole else self._any.lower(state, *arguments)
-        return lowered  # type: ignore[no-any-return]
+        return self._whole.lower(state, *arguments[:-1]) if self._whole else self._any.lower(state, *arguments)
 
     def compile(self, state: State) -> None:
         """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch."""
@@ -119,5 +118,5 @@ class Feed:
 
     def _dispatch(self, state: State, arguments: list[Any], steps: int) -> tuple[State, jax.Array]:
         if self._whole and steps == self._size:
-            return self._whole(state, *arguments[:-1])  # type: ignore[no-any-return]
-        return self._any(state, *arguments)  # type: ignore[no-any-return]
+            return self._whole(state, *arguments[:-1])
+        return self._any(state, *arguments)

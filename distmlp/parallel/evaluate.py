@@ -52,16 +52,14 @@ class Evaluator:
                 return result
             return jax.lax.all_gather(result, AXIS, axis=1, tiled=True, to="invarying")
 
-        self._losses = wrap(body, layout, (0, 0), donate=False)
+        self._losses: Any = wrap(body, layout, (0, 0), donate=False)
 
     def lower(self, state: State, dataset: AnyDataset) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
         rows = self.rows * len(self.layout.local_positions)
         images = jax.ShapeDtypeStruct((rows, dataset.num_features), dataset.dtype)
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
-        return self._losses.lower(  # type: ignore[attr-defined, no-any-return]
-            state, *self.layout.abstract((images, labels), (0, 0))
-        )
+        return self._losses.lower(state, *self.layout.abstract((images, labels), (0, 0)))
 
     def __call__(self, state: State, dataset: AnyDataset, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Calls `poll` before each step; it may raise to stop the evaluation."""

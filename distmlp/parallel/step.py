@@ -31,7 +31,7 @@ def initial_state(
 ) -> State:
     """The state before the first step, on the devices: the tutorial's parameters of that seed."""
     state = _initial(sizes, seed, optimizer, scaling)
-    return layout.replicate(jax.tree.map(np.asarray, state))  # type: ignore[no-any-return]
+    return layout.replicate(jax.tree.map(np.asarray, state))
 
 
 def abstract_state(
@@ -40,7 +40,7 @@ def abstract_state(
     """Types, shapes and placements of such a state's arrays: enough to compile for it, and to restore it."""
     state = jax.eval_shape(lambda scaling: _initial(sizes, 0, optimizer, scaling), scaling)
     place = layout.placement(None)
-    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place), state)  # type: ignore[no-any-return]
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place), state)
 
 
 def _initial(sizes: Sequence[int], seed: int, optimizer: optax.GradientTransformation, scaling: Sequence[Any]) -> State:
@@ -153,7 +153,7 @@ def wrap(
     """
     donated = (0,) if donate else ()
     if layout.parallelism == "pmap":  # takes no compiler options
-        return jax.pmap(  # type: ignore[no-any-return]
+        return jax.pmap(
             body, AXIS, in_axes=(None, *axes), out_axes=None, devices=layout.devices, donate_argnums=donated
         )
     if layout.parallelism == "shard_map":

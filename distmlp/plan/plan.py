@@ -63,7 +63,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
         layout.devices[0], device_memory(layout), examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
     )
-    card = dataclasses.replace(card, **figures)  # type: ignore[arg-type]
+    card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # make has checked the names
     analysis: Any = compiled.memory_analysis()
     memory = _memory_of(analysis, parts.state, state_bytes, card)
     step = cost.Step(

@@ -68,7 +68,7 @@ def _safetensors(model: Model) -> bytes:
     arrays: dict[str, np.ndarray] = {}
     for layer, (weights, biases) in enumerate(folded(model)):
         arrays |= {f"{2 * layer}.weight": weights, f"{2 * layer}.bias": biases}
-    return numpy.save(arrays, metadata(model))  # type: ignore[no-any-return]
+    return numpy.save(arrays, metadata(model))
 
 
 def _npz(model: Model) -> bytes:
@@ -110,7 +110,7 @@ def _onnx(model: Model) -> bytes:
                               producer_name="distmlp", producer_version=version("distmlp"))
     helper.set_model_props(proto, metadata(model))
     onnx.checker.check_model(proto, full_check=True)
-    return proto.SerializeToString()  # type: ignore[no-any-return]
+    return proto.SerializeToString()
 
 
 def _stablehlo(model: Model) -> bytes:

@@ -4,23 +4,12 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from distmlp.config import InputError
+from distmlp.results.shown import Run
 
 _NEEDED = ("target", "batch", "total_steps", "predicted_step_seconds", "checkpoint_bytes")
-
-
-class Finished(Protocol):
-    """What is looked at of a run."""
-
-    path: str
-    lines: list[dict[str, Any]]  # of metrics.jsonl
-    sessions: list[dict[str, Any]]
-    checkpoints: list[tuple[int, str]]  # steps, newest first
-
-    @property
-    def settings(self) -> dict[str, Any]: ...
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -39,7 +28,7 @@ def read(file: Path) -> dict[str, Any]:
     return plan
 
 
-def rows(plan: dict[str, Any], runs: Sequence[Finished]) -> list[list[str]]:
+def rows(plan: dict[str, Any], runs: Sequence[Run]) -> list[list[str]]:
     """Lines of a table: what it is, the plan, each run."""
     batch, seconds = plan["batch"]["global"], plan["predicted_step_seconds"]
     columns = [
@@ -57,7 +46,7 @@ def rows(plan: dict[str, Any], runs: Sequence[Finished]) -> list[list[str]]:
     return [list(row) for row in zip(names, *table, strict=True)]
 
 
-def _found(run: Finished) -> list[Any]:
+def _found(run: Run) -> list[Any]:
     """The same of a run: its median epoch, without the first if there are others, for that one has the warm-up."""
     rates = [line["examples_per_second"] for line in run.lines if "examples_per_second" in line]
     devices = next((session["devices"] for session in reversed(run.sessions) if "devices" in session), "not known")

@@ -63,12 +63,12 @@ def _read_csv(path: Path, model: Model) -> np.ndarray:
     if not lines:
         raise InputError("holds no rows")
     names, header = model.data_info.get("columns"), [] if _numeric(lines[0]) else [name.strip() for name in lines[0]]
-    wanted = range(len(lines[0]))
+    wanted: Sequence[int] = range(len(lines[0]))
     if header and names:
         missing = [name for name in names if name not in header]
         if missing:
             raise InputError(f"lacks the column {missing[0]}, on which the run was trained")
-        wanted = [header.index(name) for name in names]  # type: ignore[assignment]
+        wanted = [header.index(name) for name in names]
     first = bool(header)
     return np.array([_numbers(line, wanted, n) for n, line in enumerate(lines[first:], start=1 + first)], np.float32)
 

@@ -152,5 +152,5 @@ def test_one_process_without_room_makes_all_send_batches(store: Store, monkeypat
     monkeypatch.setattr("distmlp.parallel.program.choose_placement", lambda *args: ("device", "1 MB fit"))
     other(store, 1, value=["host", "1 MB are more than a quarter of a device's memory"])
     data: Any = type("Data", (), {"train": None})
-    where, why = loop._agreed_placement(small_config("digits"), data, None)  # type: ignore[arg-type]
+    where, why = loop._agreed_placement(small_config("digits"), data, None)
     assert (where, why) == ("host", "1 MB are more than a quarter of a device's memory")

@@ -24,7 +24,7 @@ TIMEOUT = 240  # of what takes 10 seconds on two idle cores
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    np.savez(tmp_path / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    np.savez(tmp_path / "small.npz", **make_arrays())
     return f"--dataset={tmp_path / 'small.npz'}"
 
 
@@ -76,7 +76,7 @@ def test_orbax_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.
     """Its questions at each save, with steps for numbers, would confuse jax's count of ours: SIGTERM was lost."""
     asked: list[int] = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or False)
-    np.savez(tmp_path / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    np.savez(tmp_path / "small.npz", **make_arrays())
     train(small_config(str(tmp_path / "small.npz"), workdir=str(tmp_path / "run"), checkpoint_every_steps=2))
     assert len(runs.committed(tmp_path / "run")) > 1
     assert asked == []
@@ -173,7 +173,7 @@ def test_different_data_are_refused(tmp_path: Path) -> None:
     folders, arrays = own_folders(tmp_path), make_arrays()
     for i, folder in enumerate(folders):
         arrays["x_train"][50, 3] = i
-        np.savez(folder / "small.npz", **arrays)  # type: ignore[arg-type]
+        np.savez(folder / "small.npz", **arrays)
     flags = (f"--dataset={SHARED}small.npz", "--data_dir=/data", *FLAGS)
     group = groups.by_flags(tmp_path / "run", [flags] * 2, cwds=folders)
     refused(group, f"the digest of --dataset={SHARED}small.npz is ", " in process 1")
@@ -181,7 +181,7 @@ def test_different_data_are_refused(tmp_path: Path) -> None:
 
 def test_data_that_one_process_lacks_are_reported_by_both(tmp_path: Path) -> None:
     folders = own_folders(tmp_path)
-    np.savez(folders[0] / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    np.savez(folders[0] / "small.npz", **make_arrays())
     flags = (f"--dataset={SHARED}small.npz", "--data_dir=/data", *FLAGS)
     group = groups.by_flags(tmp_path / "run", [flags] * 2, cwds=folders)
     refused(group, f"process 1 of 2 on {HOST}: --dataset={SHARED}small.npz does not exist")

@@ -41,7 +41,7 @@ def save(folder: Path, arrays: dict[str, np.ndarray], kind: str) -> str:
     """The arrays as an .npz file or as a folder of .npy files."""
     path = folder / f"set.{kind}"
     if kind == "npz":
-        np.savez(path, **arrays)  # type: ignore[arg-type]
+        np.savez(path, **arrays)
     else:
         path.mkdir(exist_ok=True)
         for name, array in arrays.items():
@@ -208,7 +208,7 @@ def test_a_missing_array_is_named(kind: str, tmp_path: Path) -> None:
 def test_damaged_npz_files_end_in_one_line_or_in_numbers(seed: int, compressed: bool, tmp_path: Path) -> None:
     """Bytes changed anywhere, and truncation: never anything but an InputError (or an undamaged-looking set)."""
     path, rng = tmp_path / "set.npz", np.random.default_rng(seed)
-    (np.savez_compressed if compressed else np.savez)(path, **make_arrays())  # type: ignore[arg-type]
+    (np.savez_compressed if compressed else np.savez)(path, **make_arrays())
     whole, refused = path.read_bytes(), 0
     for _ in range(60):
         damaged = bytearray(whole)

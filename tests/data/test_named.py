@@ -39,6 +39,6 @@ def test_mnist_is_what_torchvision_reads(folder: Path) -> None:
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: b"\0\0\x0d" + data[3:], lambda data: b""])
 def test_damaged_files_are_named(folder: Path, damage: object) -> None:
     file = folder / "MNIST/raw/train-images-idx3-ubyte"
-    file.write_bytes(damage(file.read_bytes()))  # type: ignore[operator]
+    file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=r"--dataset=mnist.*raw"):
         datasets.load(Config(dataset="mnist", data_dir=str(folder)))

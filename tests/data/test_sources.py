@@ -16,7 +16,7 @@ ARRAYS = make_arrays()
 def write(path: Path, names: dict[str, str]) -> str:
     """An .npz file or a folder of .npy files with these of make_arrays' arrays, under other names."""
     if path.suffix == ".npz":
-        np.savez(path, **{name: ARRAYS[array] for name, array in names.items()})  # type: ignore[arg-type]
+        np.savez(path, **{name: ARRAYS[array] for name, array in names.items()})
     else:
         path.mkdir()
         for name, array in names.items():

@@ -28,7 +28,7 @@ EVERYTHING = {"optimizer": "adamw", "schedule": "warmup_cosine", "warmup_steps":
 def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
     """A Config, and the SHA-256 of its parameters with JAX's own settings."""
     folder = tmp_path_factory.mktemp("usual")
-    np.savez(folder / "small.npz", **make_arrays())  # type: ignore[arg-type]
+    np.savez(folder / "small.npz", **make_arrays())
     config = small_config(str(folder / "small.npz"), **EVERYTHING)
     return config, params_sha256(train(dataclasses.replace(config, workdir=str(folder / "run"))).params)
 

@@ -20,7 +20,7 @@ CONFIG = Config(eval_batch_size=7)
 
 def state(scaling: Any = ()) -> State:
     params = jax.tree.map(lambda a: 5 * np.asarray(a), model.init_network_params([12, 8, 4], jax.random.key(1)))
-    return make_layout(CONFIG).replicate(State(params, (), np.int32(0), scaling))  # type: ignore[no-any-return]
+    return make_layout(CONFIG).replicate(State(params, (), np.int32(0), scaling))
 
 
 def test_loss_and_accuracy_are_the_tutorials() -> None:

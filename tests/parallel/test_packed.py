@@ -22,7 +22,7 @@ TARGETS = np.eye(4, dtype=np.float32)[np.arange(20) % 4]
 
 def initial() -> model.Params:
     """The tutorial's, but large enough to learn fast."""
-    return jax.tree.map(lambda array: 30 * array, model.init_network_params(SIZES, jax.random.key(0)))  # type: ignore[no-any-return]
+    return jax.tree.map(lambda array: 30 * array, model.init_network_params(SIZES, jax.random.key(0)))
 
 
 def trained(packs: bool, **settings: Any) -> tuple[State, np.ndarray]:

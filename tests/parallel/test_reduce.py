@@ -15,7 +15,7 @@ from distmlp.parallel.mesh import AXIS
 def tree_order_sum(values: np.ndarray) -> np.ndarray:
     """The order that reduce.py documents, said recursively: neighbours in pairs, an odd one moves up unchanged."""
     if len(values) == 1:
-        return values[0]  # type: ignore[no-any-return]
+        return values[0]
     pairs = [values[i] + values[i + 1] if i + 1 < len(values) else values[i] for i in range(0, len(values), 2)]
     return tree_order_sum(np.array(pairs))
 
@@ -37,8 +37,8 @@ def reduced(kind: str, shard_values: np.ndarray, devices: int) -> np.ndarray:
             return {"a": x[:5], "b": x[5:].reshape(2, 4)}
 
         if kind in ("fast", "pairs"):
-            return reduce.fast(function, part, AXIS, devices if kind == "pairs" else 0)  # type: ignore[no-any-return]
-        return reduce.invariant(function, part, AXIS, shards, devices)  # type: ignore[no-any-return]
+            return reduce.fast(function, part, AXIS, devices if kind == "pairs" else 0)
+        return reduce.invariant(function, part, AXIS, shards, devices)
 
     mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
     mapped = jax.shard_map(body, mesh=mesh, in_specs=P(AXIS), out_specs=P(), check_vma=kind != "pairs")

@@ -64,7 +64,7 @@ def warned(**changes: Any) -> list[str]:
         "memory": {"total": changes.get("total", 1), "available": 100}, "data_placement": "device", "devices": 8,
         "batch": {"per_device": config.batch_size // 8}, "card": "H100", "state_is_donated": True, "host_transfers": [],
     }  # fmt: skip
-    return advice.warnings(config, Layout(), found, cost.Seconds(1, 0, 0, 0.5))  # type: ignore[arg-type]
+    return advice.warnings(config, Layout(), found, cost.Seconds(1, 0, 0, 0.5))
 
 
 def test_a_sensible_run_is_not_warned_of() -> None:

@@ -22,7 +22,7 @@ def run(folder: Path, name: str, arrays: dict[str, np.ndarray] | None = None, **
     """The workdir of a finished run of 10 steps in 2 epochs, which all tests of this file share."""
     workdir, data = folder / name, folder / f"{name}.npz"
     if not workdir.exists():
-        np.savez(data, **(arrays or make_arrays()))  # type: ignore[arg-type]
+        np.savez(data, **(arrays or make_arrays()))
         defaults = {"shuffle": True, "ledger": True, "ledger_digests_every": 3, "num_devices": 1}
         train(small_config(str(data), workdir=str(workdir), **(defaults | changes)))
     return workdir
@@ -57,7 +57,7 @@ def test_one_replaced_example_shows_at_the_step_that_fetches_it(folder: Path, ba
 
     arrays = make_arrays()
     arrays["x_train"][57] = 255 - arrays["x_train"][57]
-    order = ShardSampler(range(96), 1, 0, shuffle=True, seed=0).indices()  # type: ignore[arg-type]
+    order = ShardSampler(range(96), 1, 0, shuffle=True, seed=0).indices()
     expected = int(np.flatnonzero(order == 57)[0]) // 20 + 1
     step, lines = found(base, run(folder, "replaced", arrays))
     assert step == expected

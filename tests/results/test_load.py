@@ -34,7 +34,7 @@ def test_predictions_are_those_of_the_checkpoints_network(digits_run: Path) -> N
     data = datasets.load(Config())
     assert isinstance(data.test, datasets.ArrayDataset)
     x = (data.test.images.astype(np.float32) - loaded.scaling[0]) * loaded.scaling[1]
-    expected = np.exp(model.batched_predict(loaded.params, x))  # type: ignore[arg-type]
+    expected = np.exp(model.batched_predict(loaded.params, x))
     predictions = loaded.predict(data.test.images.reshape(-1, 8, 8))
     assert (predictions.probabilities.dtype, predictions.probabilities.shape) == (np.float32, (360, 10))
     np.testing.assert_allclose(predictions.probabilities, expected, atol=1e-6)

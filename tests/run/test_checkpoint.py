@@ -22,7 +22,7 @@ def make_state(layout: Layout, seed: int = 0, sizes: tuple[int, ...] = (12, 8, 4
     velocity = jax.tree.map(lambda a: a + seed, optimizer.init(params))
     scaling = (np.zeros(12, np.float32), np.full(12, 0.1, np.float32))
     state = State(params, velocity, np.int32(seed), scaling)
-    return layout.replicate(jax.tree.map(np.asarray, state))  # type: ignore[no-any-return]
+    return layout.replicate(jax.tree.map(np.asarray, state))
 
 
 def open_checkpoints(layout: Layout, path: Path, keep: int = 2) -> Checkpoints:

@@ -73,10 +73,10 @@ def test_changed_data_are_refused(npz: str) -> None:
     train(small_config(npz, max_steps=3))
     arrays = make_arrays()
     arrays["x_train"][17, 5] ^= 1
-    np.savez(npz, **arrays)  # type: ignore[arg-type]
+    np.savez(npz, **arrays)
     with pytest.raises(InputError, match=r"small.npz are not those that the run in --workdir=.*run began with"):
         train(small_config(npz, max_steps=6))
-    np.savez(npz, **make_arrays())  # type: ignore[arg-type]
+    np.savez(npz, **make_arrays())
     train(small_config(npz, max_steps=6))
 
 

@@ -13,7 +13,7 @@ from distmlp.run.workdir import Workdir, WriteError, replace_file
 
 
 def config(**changes: object) -> Config:
-    return resolve_paths(Config(**{"workdir": "run", **changes}))  # type: ignore[arg-type]
+    return resolve_paths(Config(**{"workdir": "run", **changes}))
 
 
 def test_one_run_at_a_time_and_the_lock_dies_with_its_holder(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""What the report shows of one run."""
+
+import dataclasses
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distmlp.config import Config, InputError
+from distmlp.data.datasets import ArrayDataset
+from distmlp.results import charts, splits
+from distmlp.results.load import Model, load
+from distmlp.results.pictures import PictureShape, picture_shape
+from distmlp.run import reader
+from distmlp.run.metrics import Metrics, best
+
+_MISTAKES, _NEURONS = 24, 32  # that are shown
+
+
+@dataclasses.dataclass
+class Mistake:
+    """An example that the network takes for another class."""
+
+    index: int
+    label: Any
+    prediction: Any
+    probability: float
+    picture: str  # an address, empty for rows that are no pictures
+
+
+@dataclasses.dataclass
+class Run:
+    """What the page shows of one run."""
+
+    name: str
+    path: str
+    colour: str
+    model: Model
+    lines: list[dict[str, Any]]  # of metrics.jsonl, without the final one
+    final: dict[str, Any]
+    best: dict[str, Any]
+    checkpoints: list[tuple[int, str]]  # steps and when they were written
+    sessions: list[dict[str, Any]]
+    steps_per_epoch: int
+    problem: str = ""  # why there are no data, if there are none
+    evaluation: Any = None
+    mistakes: list[Mistake] = dataclasses.field(default_factory=list)
+    neurons: list[str] = dataclasses.field(default_factory=list)
+    calibration: str = ""
+    calibration_error: float = 0.0
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.model.config.settings()
+
+    @property
+    def class_rows(self) -> list[tuple[Any, ...]]:
+        """Name, precision, recall, F1 and number of examples of each class."""
+        return list(zip(self.model.classes, *self.evaluation.per_class.values(), strict=True))
+
+    @property
+    def matrix(self) -> list[tuple[Any, list[tuple[int, int, bool]]]]:
+        """The confusion matrix by rows: counts, their share of the row in percent, and whether they are right."""
+        confusion = self.evaluation.confusion
+        shares = np.rint(100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)).astype(int)
+        return [
+            (name, [(int(n), max(int(share), 12), row == column)
+                    for column, (n, share) in enumerate(zip(confusion[row], shares[row], strict=True))])
+            for row, name in enumerate(self.model.classes)
+        ]
+
+    @property
+    def changed(self) -> list[str]:
+        """Names of the settings that are not at their defaults."""
+        defaults = Config().settings()
+        return [name for name, value in self.settings.items() if value != defaults[name]]
+
+    @property
+    def end(self) -> str:
+        """How the run ended, or that it has not."""
+        last = self.lines[-1]["step"] if self.lines else 0
+        if self.final:
+            return f"finished at step {self.final['step']:,}"
+        if self.sessions and "end" in self.sessions[-1]:
+            return f"stopped at step {self.sessions[-1]['end']:,}: {self.sessions[-1]['reason']}"
+        return f"is training, or was killed, after the line of step {last:,}"
+
+
+def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
+    """What there is of the run in this folder; raises InputError as load does."""
+    model = load(path, checkpoint)
+    history = Metrics(path / "metrics.jsonl", quiet=True).history
+    lines = [line for line in history if not line.get("final")]
+    final = next((line for line in history if line.get("final")), {})
+    times = [(step, _time(path / "checkpoints" / str(step))) for step in reader.steps(path)]
+    sessions = path / "sessions.jsonl"
+    noted = [json.loads(line) for line in sessions.read_text().splitlines()] if sessions.exists() else []
+    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, noted, 0)
+    run.neurons = _neurons(model)
+    try:
+        run.steps_per_epoch = -(-len(splits.split(model, "train")) // model.config.batch_size)
+        _evaluate(run, splits.split(model, "test"))
+    except InputError as error:
+        run.problem = str(error)
+    return run
+
+
+def _time(folder: Path) -> str:
+    try:
+        return f"{datetime.fromtimestamp(folder.stat().st_mtime, UTC):%Y-%m-%d %H:%M:%S}"
+    except OSError:
+        return "deleted since"
+
+
+def _shape(model: Model) -> PictureShape | None:
+    """What the run's pictures are like; None if it was trained on rows of other things."""
+    given = [size for size in model.data_info.get("shape") or [] if size != 1]
+    if model.data_info.get("columns") or (model.data_info and len(given) < 2):
+        return None
+    try:
+        return picture_shape(model.num_features, model.data_info, model.config)
+    except InputError:
+        return None
+
+
+def _neurons(model: Model) -> list[str]:
+    """Pictures of the first layer's weights, of the neurons with the largest ones."""
+    shape, weights = _shape(model), model.params[0][0]
+    if shape is None or shape.channels != 1:
+        return []
+    strongest = np.argsort(-np.linalg.norm(weights, axis=1))[:_NEURONS]
+    return [charts.weight_picture(weights[n].reshape(shape.height, shape.width)) for n in strongest]
+
+
+def _evaluate(run: Run, dataset: Any) -> None:
+    """Fills in what needs the test set."""
+    model = run.model
+    run.evaluation = model.evaluate_set(dataset)
+    examples, labels = dataset[slice(None) if isinstance(dataset, ArrayDataset) else np.arange(len(dataset))]
+    probabilities = model.predict(examples).probabilities
+    confidence, correct = probabilities.max(axis=1), run.evaluation.predicted == labels
+    run.calibration, run.calibration_error = charts.calibration(confidence, correct, run.colour)
+    wrong = np.flatnonzero(~correct)
+    for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES]:
+        number = run.evaluation.predicted[index]
+        run.mistakes.append(Mistake(
+            int(index), model.classes[labels[index]], model.classes[number], float(probabilities[index, number]),
+            _example_picture(_shape(model), examples[index]),
+        ))
+
+
+def _example_picture(shape: PictureShape | None, values: np.ndarray) -> str:
+    if shape is None:
+        return ""
+    size = (shape.height, shape.width)
+    if shape.channels == 1:
+        return charts.picture(values.reshape(size), shape.largest)
+    if shape.channels_first:
+        return charts.picture(values.reshape(3, *size).transpose(1, 2, 0), shape.largest)
+    return charts.picture(values.reshape(*size, 3), shape.largest)
