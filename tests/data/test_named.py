@@ -8,7 +8,7 @@ import pytest
 from torchvision.datasets import MNIST
 
 from distmlp import Config, InputError
-from distmlp.data import datasets
+from distmlp.data import datasets, named
 
 FILES = {"train-images-idx3-ubyte": (20, 28, 28), "train-labels-idx1-ubyte": (20,),
          "t10k-images-idx3-ubyte": (10, 28, 28), "t10k-labels-idx1-ubyte": (10,)}  # fmt: skip
@@ -26,7 +26,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_mnist_is_what_torchvision_reads(folder: Path) -> None:
+def test_mnist_is_what_torchvision_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named, "_torchvision", lambda name: pytest.fail("torchvision was asked, which takes a second"))
     data = datasets.load(Config(dataset="mnist", data_dir=str(folder)))
     for part, train in ((data.train, True), (data.test, False)):
         images, labels = part[np.arange(len(part))]
