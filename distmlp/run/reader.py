@@ -1,5 +1,6 @@
 """A run's checkpoints for those who only read: verified as in training, beside it, without the folder's lock."""
 
+import contextlib
 import gc
 import re
 import time
@@ -97,14 +98,18 @@ def read_unverified(run: Path, step: int) -> Stored:
     That is what fails twice: Orbax looks at all checkpoints, of which the run may delete one meanwhile.
     """
     with quiet():
-        try:
-            return _read(run / "checkpoints", step)
-        except DamageError:
-            time.sleep(PAUSE_SECONDS)
-        try:
-            return _read(run / "checkpoints", step)
-        finally:
-            gc.collect()  # what Orbax abandons
+        with contextlib.suppress(DamageError):
+            return _attempt(run / "checkpoints", step)
+        return _attempt(run / "checkpoints", step)
+
+
+def _attempt(folder: Path, step: int) -> Stored:
+    try:
+        return _read(folder, step)
+    except DamageError:
+        time.sleep(PAUSE_SECONDS)
+        gc.collect()  # what Orbax abandons: within `quiet`, for it complains
+        raise
 
 
 def _read(folder: Path, step: int) -> Stored:
