@@ -1,7 +1,7 @@
 """The same work by other libraries, each in the way that its own documentation teaches.
 
-All are contestants of harness.py; work: data_dir, batch_size. What they yield first, compilation included, does not
-count.
+All are contestants of harness.py; work: data_dir, batch_size; with `evaluates`, the test set's accuracy after each
+epoch, too, outside its seconds. What they yield first, compilation included, does not count.
 """
 
 import json
@@ -22,8 +22,8 @@ def _mnist(work: Work, *, train: bool = True, **options: Any) -> Any:
     return MNIST(work["data_dir"], train=train, download=True, **options)
 
 
-def _in_memory(work: Work) -> tuple[Any, Any]:
-    mnist = _mnist(work)
+def _in_memory(work: Work, *, train: bool = True) -> tuple[Any, Any]:
+    mnist = _mnist(work, train=train)
     return mnist.data.reshape(len(mnist), -1).float(), mnist.targets
 
 
@@ -40,11 +40,19 @@ def make_torch_model() -> Any:
     return nn.Sequential(*layers[:-1])
 
 
+def _torch_accuracy(model: Any, images: Any, labels: Any) -> float:
+    import torch
+
+    with torch.no_grad():
+        return float((model(images).argmax(1) == labels).float().mean())
+
+
 def torch_memory(work: Work) -> Contestant:
     """PyTorch on tensors in memory: a slice of them is a batch."""
     import torch
 
     images, labels = _in_memory(work)
+    test = _in_memory(work, train=False) if work.get("evaluates") else None
     model = make_torch_model()
     loss_function, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.SGD(model.parameters(), lr=0.001)
     while True:
@@ -53,7 +61,8 @@ def torch_memory(work: Work) -> Contestant:
             optimizer.zero_grad()
             loss_function(model(x), y).backward()
             optimizer.step()
-        yield {"seconds": time.perf_counter() - start}
+        seconds = time.perf_counter() - start
+        yield {"seconds": seconds} | ({"accuracy": _torch_accuracy(model, *test)} if test else {})
 
 
 def torch_recipe(work: Work) -> Iterator[Numbers]:
@@ -65,9 +74,9 @@ def torch_recipe(work: Work) -> Iterator[Numbers]:
 
     images, labels = _in_memory(work)
     images /= 255
-    test = _mnist(work, train=False)
-    test_images, rate, warmup, steps = test.data.reshape(len(test), -1) / 255, *(
-        work[name] for name in ("learning_rate", "warmup", "steps"))
+    test_images, test_labels = _in_memory(work, train=False)
+    test_images /= 255
+    rate, warmup, steps = (work[name] for name in ("learning_rate", "warmup", "steps"))
     for repetition in range(sys.maxsize):
         seed = max(0, repetition - 1)
         torch.manual_seed(seed)
@@ -83,9 +92,7 @@ def torch_recipe(work: Work) -> Iterator[Numbers]:
             optimizer.step()
             schedule.step()
         seconds = time.perf_counter() - start
-        with torch.no_grad():
-            accuracy = float((model(test_images).argmax(1) == test.targets).float().mean())
-        yield {"seconds": seconds, "accuracy": accuracy, "seed": seed}
+        yield {"seconds": seconds, "accuracy": _torch_accuracy(model, test_images, test_labels), "seed": seed}
 
 
 def _torch_loader(work: Work, num_workers: int = 0, **options: Any) -> Any:
@@ -129,9 +136,8 @@ def keras_fit(work: Work) -> Contestant:
 
     if keras.backend.backend() != "jax":
         raise SystemExit("set KERAS_BACKEND=jax")
-    mnist = _mnist(work)
-    images = mnist.data.numpy().reshape(len(mnist), -1).astype(np.float32)
-    labels = mnist.targets.numpy()
+    images, labels = (tensor.numpy() for tensor in _in_memory(work))
+    test_images, test_labels = (tensor.numpy() for tensor in _in_memory(work, train=False))
     normal = keras.initializers.RandomNormal(stddev=0.01)
     dense = {"kernel_initializer": normal, "bias_initializer": normal}
     model = keras.Sequential([
@@ -142,7 +148,11 @@ def keras_fit(work: Work) -> Contestant:
     while True:
         start = time.perf_counter()
         model.fit(images, labels, batch_size=work["batch_size"], epochs=1, shuffle=False, verbose=0)
-        yield {"seconds": time.perf_counter() - start}
+        numbers = {"seconds": time.perf_counter() - start}
+        if work.get("evaluates"):
+            classes = model.predict(test_images, batch_size=1000, verbose=0).argmax(1)
+            numbers["accuracy"] = float((classes == test_labels).mean())
+        yield numbers
 
 
 def torch_loading(work: Work) -> Contestant:

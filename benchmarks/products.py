@@ -15,7 +15,7 @@ from harness import Contestant, Work
 SIZES = (784, 512, 512, 10)
 
 
-def _arrays(batch_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def arrays(batch_size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     rng = np.random.default_rng(0)
     values = [rng.standard_normal((batch_size, width), np.float32) for width in SIZES]
     weights = [rng.standard_normal((n, m), np.float32) for m, n in itertools.pairwise(SIZES)]
@@ -50,20 +50,20 @@ def _epochs(batch_size: int, step: Callable[[], Any], wait: Callable[[Any], Any]
 
 
 def numpy(work: Work) -> Contestant:
-    values, weights = _arrays(work["batch_size"])
+    values, weights = arrays(work["batch_size"])
     return _epochs(work["batch_size"], lambda: products(values, weights))
 
 
 def torch(work: Work) -> Contestant:
     from torch import from_numpy
 
-    values, weights = ([from_numpy(a) for a in arrays] for arrays in _arrays(work["batch_size"]))
+    values, weights = ([from_numpy(a) for a in group] for group in arrays(work["batch_size"]))
     return _epochs(work["batch_size"], lambda: products(values, weights))
 
 
 def xla(work: Work) -> Contestant:
     import jax
 
-    values, weights = jax.device_put(_arrays(work["batch_size"]))
+    values, weights = jax.device_put(arrays(work["batch_size"]))
     compiled = jax.jit(products)
     return _epochs(work["batch_size"], lambda: compiled(values, weights), jax.block_until_ready)

@@ -76,12 +76,21 @@ def train_epoch(params: Params, loader: Any) -> tuple[Params, float]:
     return params, time.perf_counter() - start
 
 
+def in_memory(data_dir: str, train: bool) -> tuple[jax.Array, jax.Array]:
+    mnist = MNIST(data_dir, train=train, download=True)
+    return jnp.array(mnist.data.numpy().reshape(len(mnist), -1), jnp.float32), jnp.array(mnist.targets.numpy())
+
+
 def epochs(work: Work) -> Contestant:
-    """Contestant: one epoch per repetition. work: data_dir, batch_size."""
+    """Contestant: one epoch per repetition. work: data_dir, batch_size; with `evaluates`, "test" or "train test", the
+    accuracy on these sets after each epoch, too, outside its seconds.
+    """
     loader, params = make_loader(work["data_dir"], work["batch_size"]), initial_params(jax.random.key(0))
+    sets = {name: in_memory(work["data_dir"], name == "train") for name in work.get("evaluates", "").split()}
     while True:
         params, seconds = train_epoch(params, loader)
-        yield {"seconds": seconds}
+        yield {"seconds": seconds} | {f"{name}_accuracy": float(correct(params, *data)) / len(data[1])
+                                      for name, data in sets.items()}
 
 
 def loading(work: Work) -> Contestant:
@@ -101,9 +110,7 @@ def until_accurate(work: Work) -> Iterator[Numbers]:
     Evaluations are not counted. work: data_dir, batch_size, target.
     """
     loader = make_loader(work["data_dir"], work["batch_size"])
-    test = MNIST(work["data_dir"], train=False, download=True)
-    images = jnp.array(test.data.numpy().reshape(len(test), -1), jnp.float32)
-    labels = jnp.array(test.targets.numpy())
+    images, labels = in_memory(work["data_dir"], train=False)
     train_epoch(initial_params(jax.random.key(0)), loader)
     yield {}
     seed = 0
@@ -112,6 +119,6 @@ def until_accurate(work: Work) -> Iterator[Numbers]:
         while accuracy < work["target"]:
             params, epoch_seconds = train_epoch(params, loader)
             seconds, count = seconds + epoch_seconds, count + 1
-            accuracy = float(correct(params, images, labels)) / len(test)
+            accuracy = float(correct(params, images, labels)) / len(labels)
         yield {"seconds": seconds, "epochs": count, "accuracy": accuracy, "seed": seed}
         seed += 1

@@ -1,5 +1,6 @@
 """What every command shares: signals, output that may go away, and how it ends. Imported before all that is slow."""
 
+import gc
 import io
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs `main` on the command line, and ends the process with the exit code that it returns."""
+    gc.set_threshold(100_000, 50, 50)  # else it goes over the 400,000 lasting objects of the imports again and again
     _keep_standard_streams()
     _watch_signals()
     try:
