@@ -1,10 +1,13 @@
 """Eight emulated CPU devices, asked for before anything starts a JAX backend; fixtures that several files use."""
 
+import atexit
 import functools
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,10 @@ os.environ["XLA_FLAGS"] = with_devices(os.environ.get("XLA_FLAGS", ""), DEVICES)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PJRT_NPROC"] = "16"  # with fewer threads than twice the devices, collectives starve one another
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)  # it would override XLA_FLAGS
+if "DISTMLP_TESTS_HOME" not in os.environ:  # for all processes of these tests: what one compiles, others take over
+    os.environ["DISTMLP_TESTS_HOME"] = tempfile.mkdtemp(prefix="distmlp-tests-")
+    atexit.register(shutil.rmtree, os.environ["DISTMLP_TESTS_HOME"], ignore_errors=True)
+os.environ["HOME"] = os.environ["DISTMLP_TESTS_HOME"]
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -41,6 +48,9 @@ def _eight_devices() -> None:
 
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_compilation_cache_dir", str(Path.home() / "programs"))
+    jax.config.update("jax_compilation_cache_max_size", 1 << 30)  # with a limit, it is safe for several processes
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     count = jax.device_count()
     assert count == DEVICES, f"the tests need {DEVICES} emulated CPU devices, not {count}: was JAX started too early?"
 
@@ -71,14 +81,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 RunTrain = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture(scope="session")
-def process_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home folder of the tests' processes, where distmlp keeps compiled programs."""
-    return tmp_path_factory.mktemp("home")
-
-
 @pytest.fixture
-def run_verb(tmp_path: Path, process_home: Path) -> RunTrain:
+def run_verb(tmp_path: Path) -> RunTrain:
     """run_verb(verb, *arguments, devices=1, env={}, timeout=300): `python -m launch.<verb>` as a process of its own.
 
     It starts as a user's would, in the test's folder, with nothing of this process's JAX settings but the platform.
@@ -87,7 +91,7 @@ def run_verb(tmp_path: Path, process_home: Path) -> RunTrain:
     def run(
         verb: str, *arguments: str, devices: int = 1, env: dict[str, str] | None = None, timeout: float = 300
     ) -> "subprocess.CompletedProcess[str]":
-        environment = process_env(devices) | {"HOME": str(process_home)} | (env or {})
+        environment = process_env(devices) | (env or {})
         command = [sys.executable, "-m", f"launch.{verb}", *arguments]
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -124,12 +128,12 @@ def make_arrays(train: int = 96, test: int = 40, features: int = 12, classes: in
 
 
 def small_config(dataset: str, **changes: Any) -> Any:
-    """A Config of a run that takes a second; without the compilation cache, which would be the user's own."""
+    """A Config of a run that takes a second."""
     from distmlp import Config
 
     defaults: dict[str, Any] = {
         "dataset": dataset, "hidden_sizes": (8,), "batch_size": 20, "num_epochs": 2, "eval_batch_size": 16,
-        "learning_rate": 0.001, "workdir": "run", "compilation_cache_dir": "",
+        "learning_rate": 0.001, "workdir": "run",
     }  # fmt: skip
     return Config(**(defaults | changes))
 
@@ -162,7 +166,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("digits") / "run"
     train(Config(
         dataset="digits", hidden_sizes=(32,), batch_size=64, num_epochs=3, input_scaling="standard", optimizer="adam",
-        learning_rate=0.01, workdir=str(workdir), compilation_cache_dir="",
+        learning_rate=0.01, workdir=str(workdir),
     ))
     return workdir
 
@@ -185,7 +189,7 @@ def wine_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(Config(
         dataset=str(folder / "wine.csv"), test_fraction=0.2, hidden_sizes=(16,), batch_size=32, num_epochs=10,
         shuffle=True, input_scaling="standard", optimizer="adam", learning_rate=0.01, ledger=True, num_devices=1,
-        workdir=str(folder / "<i>wines"), compilation_cache_dir="",
+        workdir=str(folder / "<i>wines"),
     ))
     return folder / "<i>wines"
 

@@ -30,7 +30,7 @@ def reference(mnist_dir: str) -> tuple[Any, float]:
 def one_epoch(mnist_dir: str, **changes: Any) -> Any:
     """An epoch of configs/tutorial.flags."""
     config = flags.parse(["train", f"--flagfile={REPOSITORY}/configs/tutorial.flags"])
-    changes |= {"data_dir": mnist_dir, "num_epochs": 1, "eval_train": False, "compilation_cache_dir": ""}
+    changes |= {"data_dir": mnist_dir, "num_epochs": 1, "eval_train": False}
     return train(Config(**config.settings() | changes))
 
 

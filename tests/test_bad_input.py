@@ -123,7 +123,7 @@ def test_arrays(arrays: dict[str, np.ndarray], words: str, kind: str, tmp_path: 
         path.mkdir()
         for name, array in arrays.items():
             np.save(path / f"{name}.npy", array)
-    line = refused(f"--dataset={path}", "--batch_size=20", "--hidden_sizes=8", "--compilation_cache_dir=")
+    line = refused(f"--dataset={path}", "--batch_size=20", "--hidden_sizes=8")
     assert str(path) in line
     assert words in line
 
@@ -180,8 +180,7 @@ def test_a_data_set_that_is_absent_without_network(
     assert "--data_dir=FOLDER" in line
 
 
-SMALL = ("--hidden_sizes=8", "--batch_size=20", "--num_epochs=2", "--eval_batch_size=16", "--learning_rate=0.001",
-         "--compilation_cache_dir=")  # fmt: skip
+SMALL = ("--hidden_sizes=8", "--batch_size=20", "--num_epochs=2", "--eval_batch_size=16", "--learning_rate=0.001")
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ from distmlp.results.export import export
 EXAMPLES = REPOSITORY / "examples"
 
 
-def run(program: str, *arguments: str, home: Path) -> str:
+def run(program: str, *arguments: str) -> str:
     """The last line that it prints."""
-    env = process_env() | {"HOME": str(home)}
     command = [sys.executable, str(EXAMPLES / program), *arguments]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, env=process_env(), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()[-1]
 
@@ -27,25 +26,25 @@ def test_every_example_is_tested() -> None:
     assert sorted(tested) == sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
-def test_a_dataset_of_ones_own(tmp_path: Path, process_home: Path) -> None:
-    said = run("custom_dataset.py", "--epochs=5", f"--workdir={tmp_path / 'run'}", home=process_home)
+def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
+    said = run("custom_dataset.py", "--epochs=5", f"--workdir={tmp_path / 'run'}")
     right, total = map(int, re.findall(r"\d+", said))
     assert total == 360
     assert right > 200  # 36 by chance
     assert load(tmp_path / "run").step == 5 * 23
 
 
-def test_a_sweep_finds_a_rate_that_learns(process_home: Path) -> None:
-    said = run("sweep.py", "--trials=2", "--epochs=2", home=process_home)
+def test_a_sweep_finds_a_rate_that_learns() -> None:
+    said = run("sweep.py", "--trials=2", "--epochs=2")
     rate, accuracy = re.fullmatch(r"best learning rate (.*): validation accuracy (.*)%", said).groups()  # type: ignore[union-attr]
     assert 1e-5 <= float(rate) <= 1e-1
     assert float(accuracy) > 50
 
 
-def test_an_exported_network_in_pytorch_alone(digits_run: Path, tmp_path: Path, process_home: Path) -> None:
+def test_an_exported_network_in_pytorch_alone(digits_run: Path, tmp_path: Path) -> None:
     model = load(digits_run)
     export(model, "safetensors", tmp_path / "model.safetensors")
-    said = run("exported_to_pytorch.py", str(tmp_path / "model.safetensors"), home=process_home)
+    said = run("exported_to_pytorch.py", str(tmp_path / "model.safetensors"))
     from sklearn.datasets import load_digits
 
     images, digits = load_digits(return_X_y=True)

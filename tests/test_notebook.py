@@ -12,7 +12,7 @@ from drills import runs
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
 
-SETTINGS = "dataset='digits', hidden_sizes=(16,), input_scaling='unit', learning_rate=0.1, compilation_cache_dir=''"
+SETTINGS = "dataset='digits', hidden_sizes=(16,), input_scaling='unit', learning_rate=0.1"
 
 
 class Kernel:

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from distmlp import train
 
 FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--eval_batch_size=16", "--learning_rate=0.001", "--momentum=0.9",
-         "--shuffle", "--reduction=invariant", "--compilation_cache_dir=")  # fmt: skip
+         "--shuffle", "--reduction=invariant")  # fmt: skip
 HOST = socket.gethostname()
 TIMEOUT = 240  # of what takes 10 seconds on two idle cores
 

@@ -266,7 +266,7 @@ class Slow:
 
 if __name__ == "__main__":
     config = Config(num_classes=3, num_workers=2, batch_size=10, hidden_sizes=(4,), num_epochs=10**6, workdir="run",
-                    checkpoint_every_steps=10**6, compilation_cache_dir="")
+                    checkpoint_every_steps=10**6)
     try:
         train(config, Slow(), Slow())
     except Interrupted as stop:

@@ -69,14 +69,12 @@ def tests_pass(project: Path, mutant: Mutant) -> bool:
     """Whether the mutant's tests pass in this copy."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *shlex.split(mutant.tests)]
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    with tempfile.TemporaryDirectory() as home:
-        try:
-            done = subprocess.run(
-                command, cwd=project, env=env | {"HOME": home}, capture_output=True, text=True, timeout=TIMEOUT,
-                check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return False
+    try:
+        done = subprocess.run(
+            command, cwd=project, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
     if done.returncode not in (0, 1):  # usage, nothing collected, an error while collecting
         collecting = "error" in done.stdout.lower() and done.returncode == 2
         if not collecting:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import tutorial
 from conftest import make_arrays, small_config
+from jax.experimental.compilation_cache import compilation_cache
 
 from distmlp import Config, InputError, optim, train
 from distmlp.parallel import backend
@@ -106,6 +108,18 @@ def test_matmul_precision_reaches_the_compiled_step(precision: str, npz: str, tm
     assert all(f"precision = [{precision.upper()}, {precision.upper()}]" in line for line in products)
 
 
+@pytest.fixture
+def own_cache() -> Iterator[None]:
+    """Leaves it to the run where compiled programs are kept."""
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_the_compilation_cache_is_for_the_run_only(npz: str, tmp_path: Path) -> None:
     folder, settings = tmp_path / "cache", dict(jax.config.values)
     train(small_config(npz, compilation_cache_dir=str(folder), max_steps=1))
@@ -116,6 +130,7 @@ def test_the_compilation_cache_is_for_the_run_only(npz: str, tmp_path: Path) -> 
     assert {path.name for path in folder.rglob("*")} == kept
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_the_compilation_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_CACHE_BYTES", 20_000)
     with backend.prepared(Config(compilation_cache_dir=str(tmp_path))):
@@ -126,13 +141,11 @@ def test_the_compilation_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.M
     assert sum(path.stat().st_size for path in kept) <= 20_000
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_cache_of_the_callers_is_used_as_it_is(npz: str, tmp_path: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
-    try:
-        train(small_config(npz, compilation_cache_dir=str(tmp_path / "cache"), max_steps=1))
-        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "own")
-    finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+    train(small_config(npz, compilation_cache_dir=str(tmp_path / "cache"), max_steps=1))
+    assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "own")
     assert not (tmp_path / "cache").exists()
 
 

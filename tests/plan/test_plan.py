@@ -88,7 +88,7 @@ def test_a_run_that_does_not_fit_or_only_communicates_is_warned_of(npz: str) -> 
 
 
 def test_the_command_prints_one_json_object(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--compilation_cache_dir=", "--json"]
+    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--json"]
     assert main(flags) == 0
     assert set(json.loads(capsys.readouterr().out)) >= KEYS
 

@@ -68,7 +68,7 @@ def test_every_verb_on_a_table_with_text_labels(run_verb: RunTrain, wine_run: Pa
 
 def test_mnist_accuracy_and_ten_pictures(run_verb: RunTrain, mnist_dir: str, tmp_path: Path) -> None:
     config = Config(dataset="mnist", data_dir=mnist_dir, max_steps=40, learning_rate=0.1, input_scaling="unit",
-                    workdir=str(tmp_path / "run"), compilation_cache_dir="", num_devices=1)
+                    workdir=str(tmp_path / "run"), num_devices=1)
     *_, last, _ = train(config).history
     result = json.loads(run_verb("evaluate", "run", "--json").stdout)
     assert (result["accuracy"], result["loss"]) == (last["test_accuracy"], last["test_loss"])

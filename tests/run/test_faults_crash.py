@@ -16,11 +16,6 @@ from distmlp.parallel.evaluate import Evaluator
 from distmlp.run.signals import Interrupted
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(process_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(process_home))
-
-
 def test_kill(capfd: pytest.CaptureFixture[str]) -> None:
     assert kill.main(["--kills=3", "--epochs=6", "--seed=4"]) == 0, capfd.readouterr().out
 
@@ -42,7 +37,7 @@ def digits(**changes: Any) -> Config:
     return Config(**{
         "dataset": "digits", "input_scaling": "unit", "hidden_sizes": (32,), "momentum": 0.9, "num_epochs": 3,
         "reduction": "invariant", "num_devices": 2, "checkpoint_every_steps": 5, "keep_checkpoints": 3,
-        "eval_batch_size": 50, "compilation_cache_dir": "", "workdir": "run", **changes,
+        "eval_batch_size": 50, "workdir": "run", **changes,
     })  # fmt: skip
 
 

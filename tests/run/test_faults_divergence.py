@@ -113,7 +113,7 @@ class Rows:
         return np.full(4, i, np.float32), i % 2
 
 config = Config(num_classes=2, hidden_sizes=(4,), batch_size=8, num_epochs=99, eval_every_epochs=0, stall_seconds=5,
-                workdir="run", compilation_cache_dir="", num_devices=1)
+                workdir="run", num_devices=1)
 train(config, Rows(), Rows())
 """
 

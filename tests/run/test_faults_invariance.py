@@ -14,7 +14,7 @@ STEPS = 30  # two and a half epochs of 12 steps, the last of each with 29 of 128
 # As drills/runs.py's DIGITS.
 DIGITS: dict[str, Any] = {
     "dataset": "digits", "input_scaling": "unit", "shuffle": True, "hidden_sizes": (128, 64), "learning_rate": 0.1,
-    "momentum": 0.9, "reduction": "invariant", "eval_every_epochs": 0, "compilation_cache_dir": "",
+    "momentum": 0.9, "reduction": "invariant", "eval_every_epochs": 0,
 }  # fmt: skip
 
 
@@ -38,10 +38,7 @@ def test_any_devices(devices: int, way: str, placement: str, expected: str) -> N
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_a_process_that_has_only_so_many_devices(
-    devices: int, expected: str, tmp_path: Path, process_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(process_home))
+def test_a_process_that_has_only_so_many_devices(devices: int, expected: str, tmp_path: Path) -> None:
     flags = [*runs.DIGITS, "--eval_every_epochs=0", f"--max_steps={STEPS}"]
     assert runs.finish(tmp_path / "run", flags, devices) == expected
 

@@ -17,7 +17,7 @@ from distmlp.config import resolve_paths
 from distmlp.parallel.digest import params_sha256
 from distmlp.run.workdir import Workdir, WriteError
 
-FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3", "--compilation_cache_dir="]
+FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3"]
 
 
 def in_mount(script: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":

@@ -43,14 +43,12 @@ def test_a_log_that_cannot_be_written_costs_nothing(npz: str, tmp_path: Path) ->
     assert train(small_config(npz)).history[-1]["final"]
 
 
-def test_a_terminal_that_goes_away_costs_nothing_though_it_shows_a_bar(
-    npz: str, tmp_path: Path, process_home: Path
-) -> None:
+def test_a_terminal_that_goes_away_costs_nothing_though_it_shows_a_bar(npz: str, tmp_path: Path) -> None:
     terminal, end = pty.openpty()
     child = subprocess.Popen(
         [sys.executable, "-m", "launch.train", f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20",
          "--workdir=run", "--num_epochs=40", "--steps_per_dispatch=1", "--eval_every_epochs=10"],
-        cwd=tmp_path, env=process_env() | {"HOME": str(process_home)}, stdin=end, stdout=end, stderr=end,
+        cwd=tmp_path, env=process_env(), stdin=end, stdout=end, stderr=end,
     )  # fmt: skip
     os.close(end)
     seen = b""

@@ -18,7 +18,7 @@ from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.run.signals import STOP_SIGNALS, Interrupted, Signals, Watchdog
 
-FLAGS = ("--dataset=digits", "--hidden_sizes=16", "--compilation_cache_dir=", "--workdir=run")
+FLAGS = ("--dataset=digits", "--hidden_sizes=16", "--workdir=run")
 TRAIN = f"{sys.executable} -m launch.train {' '.join(FLAGS)}"
 
 
