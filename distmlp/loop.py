@@ -119,6 +119,8 @@ class Trainer:
         self.open.enter_context(self.signals)
         self.open.callback(self.metrics.close)
         self.open.callback(self.compiler.shutdown)
+        self.open.callback(self.parts.loader.close)
+        self.open.callback(self.parts.evaluator.close)
         self.profile = self.open.enter_context(Profile(self.cadence.profile, self.workdir.path / "profile"))
         return self
 

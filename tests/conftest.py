@@ -26,7 +26,7 @@ os.environ["XLA_FLAGS"] = with_devices(os.environ.get("XLA_FLAGS", ""), DEVICES)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PJRT_NPROC"] = "16"  # with fewer threads than twice the devices, collectives starve one another
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)  # it would override XLA_FLAGS
-if "DISTMLP_TESTS_HOME" not in os.environ:  # for all processes of these tests: what one compiles, others take over
+if "DISTMLP_TESTS_HOME" not in os.environ:  # of all processes that the tests start: what one compiles, others take over
     os.environ["DISTMLP_TESTS_HOME"] = tempfile.mkdtemp(prefix="distmlp-tests-")
     atexit.register(shutil.rmtree, os.environ["DISTMLP_TESTS_HOME"], ignore_errors=True)
 os.environ["HOME"] = os.environ["DISTMLP_TESTS_HOME"]
@@ -48,8 +48,8 @@ def _eight_devices() -> None:
 
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_compilation_cache_dir", str(Path.home() / "programs"))
-    jax.config.update("jax_compilation_cache_max_size", 1 << 30)  # with a limit, it is safe for several processes
+    # What this process compiles again, with other settings of the run around it, it need not.
+    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(dir=Path.home()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     count = jax.device_count()
     assert count == DEVICES, f"the tests need {DEVICES} emulated CPU devices, not {count}: was JAX started too early?"

@@ -189,6 +189,12 @@ class StepReader(torch.utils.data.DataLoader[Any]):
                 raise rows
             yield rows
 
+    def close(self) -> None:
+        """Ends the workers. Left to the garbage collector, they do not end, and torch waits ten seconds for each."""
+        if self.num_workers and self._iterator is not None:
+            self._iterator._shutdown_workers()  # type: ignore[attr-defined] # there is no public way
+            self._iterator = None
+
 
 class NumpyLoader(StepReader):
     """Yields the `Batch`es of an epoch from the current position on; the same (seed, epoch, step) is the same batch.

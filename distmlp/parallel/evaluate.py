@@ -61,6 +61,11 @@ class Evaluator:
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
         return self._losses.lower(state, *self.layout.abstract((images, labels), (0, 0)))
 
+    def close(self) -> None:
+        """Ends the workers."""
+        for reader in self._readers.values():
+            reader.close()
+
     def __call__(self, state: State, dataset: AnyDataset, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Calls `poll` before each step; it may raise to stop the evaluation."""
         if dataset not in self._readers:

@@ -1,5 +1,6 @@
 """Data given from Python: Datasets as people write them, read here or by spawned workers."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -108,6 +109,7 @@ def test_what_a_dataset_raises_keeps_its_cause_and_names_the_index(workers: int)
     assert str(caught.value) == "train_set: example 50 cannot be read (ValueError: cannot decode img50.png)"
     if workers:
         assert 'raise ValueError(f"cannot decode' in caught.value.__notes__[0]
+        assert not multiprocessing.active_children()
     else:
         assert isinstance(caught.value.__cause__, ValueError)
 

@@ -1,5 +1,7 @@
 """NumpyLoader and ShardSampler: every example exactly once, whatever the shards."""
 
+import contextlib
+import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -150,11 +152,12 @@ class Squares(torch.utils.data.Dataset[tuple[np.ndarray, int]]):
 def test_spawned_workers_give_the_same_batches() -> None:
     dataset = ItemDataset(Squares(), "squares", Classes(5))
     plain = NumpyLoader(dataset, 8, 3, shuffle=True)
-    spawned = NumpyLoader(dataset, 8, 3, shuffle=True, num_workers=1)
-    for epoch in range(2):
-        plain.set_position(epoch)
-        spawned.set_position(epoch)
-        for a, b in zip(plain, spawned, strict=True):
-            for x, y in zip(a, b, strict=True):
-                np.testing.assert_array_equal(x, y)
-                assert x.dtype == y.dtype
+    with contextlib.closing(NumpyLoader(dataset, 8, 3, shuffle=True, num_workers=1)) as spawned:
+        for epoch in range(2):
+            plain.set_position(epoch)
+            spawned.set_position(epoch)
+            for a, b in zip(plain, spawned, strict=True):
+                for x, y in zip(a, b, strict=True):
+                    np.testing.assert_array_equal(x, y)
+                    assert x.dtype == y.dtype
+    assert not multiprocessing.active_children()
