@@ -46,7 +46,7 @@ class Evaluator:
             inputs = model.scale_inputs(images, state.scaling)
             log_probs = model.batched_predict(state.params, inputs, config.compute_dtype)
             losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
-            predicted = jnp.argmax(log_probs, axis=1)
+            predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
             result = jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
             if layout.parallelism == "single":
                 return result

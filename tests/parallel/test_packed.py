@@ -66,7 +66,7 @@ def test_what_fills_a_packed_network_up_has_no_gradient() -> None:
     params = model.init_network_params(SIZES, jax.random.key(0))
     layers = packed.pack(params, params)
     assert [layer.shape for layer in layers] == [(16, 16), (24, 16), (4, 24)]
-    inputs = packed.with_one(jax.random.normal(jax.random.key(1), (20, 12)))
+    inputs = packed.with_one(jax.random.normal(jax.random.key(1), (20, 12), np.float32))
     grads = jax.grad(lambda *args: packed.losses(*args)[0])(layers, inputs, TARGETS, np.ones(20, np.float32), 20.0)
     filling = packed.pack(jax.tree.map(np.ones_like, params), params)
     for grad, real in zip(grads, filling, strict=True):
@@ -95,7 +95,7 @@ def test_what_is_not_finite_behind_the_first_layer_shows_in_its_first_bias() -> 
     params = model.init_network_params(SIZES, jax.random.key(0))
     params[1] = (params[1][0], params[1][1] - 5)  # the third layer gets zeros: logits and loss are finite ...
     params[2] = (params[2][0] * 3e37, params[2][1])  # ... but what goes back through its weights is not
-    inputs = packed.with_one(jax.random.normal(jax.random.key(1), (20, 12)))
+    inputs = packed.with_one(jax.random.normal(jax.random.key(1), (20, 12), np.float32))
     weights, weight_sum = np.ones(20, np.float32), np.float32(1e-6)
     loss, grads = jax.value_and_grad(lambda layers: packed.losses(layers, inputs, TARGETS, weights, weight_sum)[0])(
         packed.pack(params, params)

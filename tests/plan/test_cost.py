@@ -14,7 +14,7 @@ H100 = CARDS["h100"]
 def test_flops_are_those_that_xla_counts_of_the_gradient() -> None:
     sizes, examples = [96, 64, 48, 10], 256
     params = model.init_network_params(sizes, jax.random.key(0))
-    images, targets = jnp.ones((examples, sizes[0])), jnp.ones((examples, 10))
+    images, targets = (jnp.ones((examples, width), jnp.float32) for width in (sizes[0], 10))
     compiled = jax.jit(jax.grad(model.loss)).lower(params, images, targets).compile()
     counted = compiled.cost_analysis()["flops"]  # type: ignore[index]
     assert cost.flops(sizes, examples) == pytest.approx(counted, rel=0.05)  # element-wise work is counted there, too
