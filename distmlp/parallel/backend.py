@@ -50,6 +50,13 @@ def prepared(config: Config) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def uncached() -> Iterator[None]:
+    """Everything is compiled anew within it: a program for devices that are not here cannot be read from a cache."""
+    with _settings({"jax_enable_compilation_cache": False}):
+        yield
+
+
+@contextlib.contextmanager
 def _settings(values: dict[str, Any]) -> Iterator[None]:
     """Within this context, JAX's settings of these names are these."""
     before = {name: jax.config.values[name] for name in values}

@@ -38,11 +38,10 @@ def make(config: Config, target: str = "", figures: Mapping[str, float] | None =
     for name, value in (figures or {}).items():
         if name not in known or value < 0:
             raise InputError(f"--figure={name}={value:g}: give {', '.join(known)} as a number from 0 up")
-    config = dataclasses.replace(config, compilation_cache_dir="")  # the time of compiling is to be seen
     if target:  # of this machine, only the CPU is asked for
         config = dataclasses.replace(config, platform="cpu")
         targets.prepare()
-    with backend.prepared(config):
+    with backend.uncached(), backend.prepared(config):  # the time of compiling is to be seen
         return _make(config, target, figures or {})
 
 

@@ -13,7 +13,7 @@ import pytest
 from distmlp import Config
 from distmlp.data import datasets
 from distmlp.parallel import program
-from distmlp.parallel.backend import pinned
+from distmlp.parallel.backend import pinned, uncached
 from distmlp.parallel.mesh import make_layout
 from distmlp.plan import targets
 from distmlp.plan.hlo import Instruction, Module, is_kernel
@@ -35,12 +35,12 @@ def _data() -> datasets.Data:
 @functools.cache
 def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, Any, program.Program]:
     """The program of a whole dispatch (feed), or of evaluation or digest, as text; and its sizes in memory."""
-    config = Config(dataset="synthetic", compilation_cache_dir="", **settings)
+    config = Config(dataset="synthetic", **settings)
     config.validate()
     card, devices = targets.find(target)
     layout = make_layout(config, devices, card.memory)
     parts = program.build(config, _data(), layout)
-    with pinned(config):
+    with uncached(), pinned(config):
         if part == "feed":
             lowered = parts.feed.lower(parts.state)
         elif part == "evaluator":

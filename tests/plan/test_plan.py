@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from conftest import small_config
 
@@ -50,6 +51,15 @@ def test_planning_trains_nothing_and_training_does_what_was_planned(npz: str, tm
     found = plan.make(config)
     assert not (tmp_path / "run").exists()
     assert train(config).history[-1]["step"] == found["total_steps"]
+
+
+def test_a_plan_is_compiled_anew_whatever_cache_the_caller_has(npz: str) -> None:
+    """What is compiled for devices that are not here can be put into a cache, but not be read from it."""
+    cache, before = Path(jax.config.values["jax_compilation_cache_dir"]), dict(jax.config.values)
+    known = set(cache.iterdir())
+    plan.make(small_config(npz, hidden_sizes=(13,), num_devices=1))
+    assert set(cache.iterdir()) == known
+    assert dict(jax.config.values) == before
 
 
 def warned(**changes: Any) -> list[str]:
