@@ -48,7 +48,7 @@ def _eight_devices() -> None:
 
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    # What this process compiles again, with other settings of the run around it, it need not.
+    # What one test has compiled, the next takes from here.
     jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(dir=Path.home()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     count = jax.device_count()

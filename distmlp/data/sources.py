@@ -78,7 +78,7 @@ def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:
     """An array or an archive of arrays; damage surfaces as any of a dozen types, from NumPy, zipfile and zlib."""
     try:
         return file[name] if name else np.load(file or path, **options)
-    except Exception as error:  # see above
+    except Exception as error:  # the docstring says which
         if "allow_pickle" in str(error):
             raise InputError(f"{path}{name and ': '}{name} holds Python objects, which are not safe to read: "
                              "save text as text, as in y.astype(str), and all else as numbers") from None

@@ -33,6 +33,14 @@ def test_loss_and_accuracy_are_the_tutorials() -> None:
     assert result.accuracy == pytest.approx(tutorial.accuracy(state().params, images, arrays["y_train"]))
 
 
+def test_types_are_its_own_and_not_the_environments() -> None:
+    arrays = make_arrays()
+    dataset, layout, given = ArrayDataset(arrays["x_train"], arrays["y_train"], "x"), make_layout(CONFIG), state()
+    expected = Evaluator(CONFIG, layout)(given, dataset)
+    with jax.enable_x64(True):
+        assert Evaluator(CONFIG, layout)(given, dataset) == expected
+
+
 def test_the_states_scaling_is_applied() -> None:
     arrays = make_arrays()
     scaling = (np.full(12, 100, np.float32), np.full(12, 0.02, np.float32))
