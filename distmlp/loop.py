@@ -138,7 +138,8 @@ class Trainer:
         restored = self.recovery.restore(self.parts.state, self.cadence.total_steps)
         self.state, self.step, self.totals = restored or (self._initial_state(), 0, Totals())
         self.losses = Losses(self.totals, self.ledger.loss)
-        if group.decide(self.metrics.finished_at == self.step and self._at_end()):
+        self.metrics.history = group.decide(self.metrics.history)  # what depends on it is then the same everywhere
+        if self.metrics.finished_at == self.step and self._at_end():
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
         self._begin()
@@ -178,7 +179,7 @@ class Trainer:
         self.parts.digest.check(self.state, self.step)  # compiles it, too
 
     def _train(self) -> None:
-        if group.decide(self.metrics.logged(self.step)):
+        if self.metrics.logged(self.step):
             self.totals.reset(self.cadence.epoch_end(self.step))  # a checkpoint has the sums from before its line
         elif self.step and self.cadence.line(self.step):
             self._log()
@@ -259,7 +260,7 @@ class Trainer:
         self.metrics.log(line)
         self.metrics.say(metrics.describe(line))
         keep = metrics.best(self.metrics.history) is line or self._at_end()
-        if group.decide(keep) and self.recovery.saved_step < self.step:
+        if keep and self.recovery.saved_step < self.step:
             self._save()
         self.totals.reset(epoch_end)
 
@@ -283,7 +284,7 @@ class Trainer:
         return Result(self.state.params, self.metrics.history)
 
     def _best_state(self) -> State | None:
-        step = group.decide(metrics.best(self.metrics.history)["step"])
+        step = metrics.best(self.metrics.history)["step"]
         best: State | None = self.state if step == self.step else self.checkpoints.intact(step, self.parts.state)
         if best is None:
             metrics.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out",

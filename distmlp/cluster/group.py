@@ -1,8 +1,9 @@
 """Several processes as one: what they tell one another, where they stop, how they end. launcher.py joins them.
 
 They talk through jax's coordination service, which process 0 hosts; gradients take other ways (see `parallel`). A
-process that dies shows in the others as a failed collective, at once, and one that is silent is given up by jax after
---heartbeat_seconds.
+process that dies shows in the others as a failed collective of the devices, at once. Where they wait for its word in
+the service instead, and where one is silent, jax gives it up after --heartbeat_seconds; so while steps are trained they
+do not wait there.
 """
 
 import atexit
@@ -221,7 +222,10 @@ def hosts() -> list[str]:
 
 
 def gather(values: np.ndarray) -> np.ndarray:
-    """An int32 array of each process, [processes, ...]; a collective of the devices: for what is large."""
+    """An int32 array of each process, [processes, ...]; a collective of the devices: for what is large or often asked.
+
+    Unlike an `exchange` it fails at once when a process has ended, and hears of no failure before that.
+    """
     if not several():
         return values[None]
     with jax.transfer_guard("allow"):
@@ -255,6 +259,6 @@ def stop_point(signum: int | None) -> int | None:
         return signum
     if not multihost_utils.reached_preemption_sync_point(next(_stop_points)):
         return None
-    received = [number for number in exchange(signum) if number is not None]
+    received = gather(np.array(signum or 0, np.int32))
     _part(speaks=is_first())
-    return received[0] if received else signal.SIGTERM
+    return int(received[received > 0][0]) if received.any() else signal.SIGTERM

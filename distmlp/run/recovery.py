@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from distmlp.cluster import group
 from distmlp.config import Config, InputError, differences
@@ -84,12 +85,13 @@ class Recovery:
             "totals": dataclasses.asdict(totals),
             "versions": _versions(),
         }
-        self.checkpoints.save(step, state, meta, group.decide(best_step))
+        self.checkpoints.save(step, state, meta, best_step)
         self.saved_step, self._saved_at = step, time.monotonic()
 
     def seconds_passed(self) -> bool:
         """Whether --checkpoint_every_seconds have, since the last save, by the first process's clock; a collective."""
-        return group.decide(time.monotonic() - self._saved_at >= self.config.checkpoint_every_seconds)
+        passed = time.monotonic() - self._saved_at >= self.config.checkpoint_every_seconds
+        return bool(group.gather(np.array(passed, np.int32))[0])
 
     def last_checkpoint(self) -> str:
         """What there is to go on from, for a message."""

@@ -82,13 +82,58 @@ def test_orbax_does_not_ask_whether_to_stop(tmp_path: Path, monkeypatch: pytest.
     assert asked == []
 
 
+ENDLESS = ("--num_epochs=100000", "--checkpoint_every_steps=1000000", "--eval_every_epochs=0")
+
+
+def says_that_another_ended(process: groups.Process, code: int) -> None:
+    (line,) = process.errors
+    assert code == 1
+    assert line.startswith("distmlp: error: another process ended or was cut off (")
+    assert "its own output says why; the launcher's restart resumes from the newest checkpoint" in line
+
+
+@pytest.mark.parametrize(("instant", "signum"), [
+    ("metrics.describe", None),  # at the end of an epoch
+    ("group.multihost_utils.reached_preemption_sync_point", signal.SIGTERM),  # where all stop for the signal
+])  # fmt: skip
+def test_a_process_that_dies_between_two_collectives_ends_the_others_at_once(
+    instant: str, signum: signal.Signals | None, data: str, tmp_path: Path
+) -> None:
+    """Not when jax has missed its heartbeats: while steps are trained nobody waits in jax's coordination service."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        "from distmlp.cluster import group\n"
+        "from distmlp.run import metrics\n"
+        f"real = {instant}\n"
+        "def dying(*args):\n"
+        "    result = real(*args)\n"
+        "    if result is not False:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return result\n"
+        f"{instant} = dying\n"
+    )
+    path = os.pathsep.join([str(tmp_path), runs.environment(1)["PYTHONPATH"]])
+    flags = (data, *FLAGS, *ENDLESS, "--heartbeat_seconds=120")
+    group = groups.by_flags(tmp_path / "run", [flags] * 2, envs=[{}, {"PYTHONPATH": path}])
+    try:
+        if signum is not None:
+            group[0].wait_for("epoch   2", TIMEOUT)
+            group[0].popen.send_signal(signum)
+        assert group[1].wait(TIMEOUT) == -signal.SIGKILL, group[1].output
+        started = time.monotonic()
+        says_that_another_ended(group[0], group[0].wait(100))
+        assert time.monotonic() - started < 30
+    finally:
+        group[0].popen.kill()
+        group[0].popen.wait()
+
+
 @pytest.mark.parametrize(("victim", "signum"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_a_process_that_dies_or_hangs_ends_the_others(
     victim: int, signum: signal.Signals, data: str, tmp_path: Path
 ) -> None:
     heartbeat = 3 if signum == signal.SIGSTOP else 60  # else a machine that pauses for 3 s has jax end the survivor
-    flags = (data, *FLAGS, "--num_epochs=100000", f"--heartbeat_seconds={heartbeat}",
-             "--checkpoint_every_steps=1000000", "--eval_every_epochs=0")  # fmt: skip
+    flags = (data, *FLAGS, *ENDLESS, f"--heartbeat_seconds={heartbeat}")
     group = groups.by_flags(tmp_path / "run", [flags] * 2)
     group[0].wait_for("epoch   2", TIMEOUT)
     group[victim].popen.send_signal(signum)
@@ -99,10 +144,7 @@ def test_a_process_that_dies_or_hangs_ends_the_others(
         assert time.monotonic() - started < 30  # a second or 3, on an idle machine
         assert "Traceback" not in other.output
         if other.errors:
-            (line,) = other.errors
-            assert code == 1
-            assert line.startswith("distmlp: error: another process ended or was cut off (")
-            assert "its own output says why; the launcher's restart resumes from the newest checkpoint" in line
+            says_that_another_ended(other, code)
         else:  # jax was first, as it is when its service is gone, or has given up a silent process
             assert (victim, signum) != (1, signal.SIGKILL), other.output
             assert code == -signal.SIGABRT
