@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import gc
 import hashlib
 import os
 import shutil
@@ -30,6 +31,8 @@ if "DISTMLP_TESTS_HOME" not in os.environ:  # of all processes that the tests st
     os.environ["DISTMLP_TESTS_HOME"] = tempfile.mkdtemp(prefix="distmlp-tests-")
     atexit.register(shutil.rmtree, os.environ["DISTMLP_TESTS_HOME"], ignore_errors=True)
 os.environ["HOME"] = os.environ["DISTMLP_TESTS_HOME"]
+
+gc.set_threshold(100_000, 50, 50)  # as launch/command.py
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402

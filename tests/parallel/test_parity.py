@@ -17,7 +17,7 @@ from distmlp.parallel.step import State, gradients, make_train_step, wrap
 
 CLASSES, FEATURES = 10, 784
 SIZES = [FEATURES, 64, 32, CLASSES]
-WRAPPINGS = [("single", 1), *((p, n) for p in ("pmap", "shard_map") for n in range(1, DEVICES + 1))]
+WRAPPINGS = [("single", 1), ("pmap", 1), ("pmap", 3), ("pmap", 8), *(("shard_map", n) for n in range(1, DEVICES + 1))]
 
 
 def dataset(examples: int) -> ArrayDataset:

@@ -29,9 +29,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("devices", "way", "placement"), [
-    *((devices, way, "host") for devices in range(2, DEVICES + 1) for way in ("shard_map", "pmap")),
-    (1, "shard_map", "host"), (1, "pmap", "device"), (1, "single", "device"), (3, "shard_map", "device"),
-    (8, "shard_map", "device"), (8, "pmap", "device"),
+    *((devices, "shard_map", "host") for devices in range(1, DEVICES + 1)), (3, "pmap", "host"), (8, "pmap", "host"),
+    (1, "pmap", "device"), (1, "single", "device"), (3, "shard_map", "device"), (8, "pmap", "device"),
 ])  # fmt: skip
 def test_any_devices(devices: int, way: str, placement: str, expected: str) -> None:
     assert sha256("run", num_devices=devices, parallelism=way, data_placement=placement) == expected
@@ -55,13 +54,13 @@ def test_stopped_and_resumed_on_other_devices(place: str, expected: str) -> None
     {"compute_dtype": "bfloat16", "input_scaling": "none", "learning_rate": 0.001},
 ])  # fmt: skip
 def test_other_optimizers_and_types(optimizer: dict[str, Any]) -> None:
-    found = {sha256(f"run{devices}", num_devices=devices, **optimizer) for devices in (1, 5, 8)}
+    found = {sha256(f"run{devices}", num_devices=devices, **optimizer) for devices in (1, 5)}
     assert len(found) == 1
 
 
 def test_the_bits_do_depend_on_the_devices_otherwise() -> None:
     """Else the tests above would show nothing."""
-    found = {sha256(f"run{devices}", num_devices=devices, num_shards=8, reduction="fast") for devices in (1, 3, 8)}
+    found = {sha256(f"run{devices}", num_devices=devices, num_shards=8, reduction="fast") for devices in (1, 3)}
     assert len(found) > 1
 
 
