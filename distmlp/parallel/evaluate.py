@@ -12,7 +12,7 @@ import numpy as np
 from distmlp import model
 from distmlp.config import Config
 from distmlp.data.datasets import AnyDataset
-from distmlp.data.loader import Step, StepReader
+from distmlp.data.step_reader import Step, StepReader
 from distmlp.parallel.mesh import AXIS, Layout
 from distmlp.parallel.step import State, wrap
 

@@ -18,7 +18,8 @@ from PIL import Image
 from distmlp import InputError, train
 from distmlp.data.datasets import ItemDataset, load
 from distmlp.data.labels import Classes
-from distmlp.data.loader import NumpyLoader, StepReader
+from distmlp.data.loader import NumpyLoader
+from distmlp.data.step_reader import StepReader
 from distmlp.parallel.evaluate import Evaluator, _Steps
 from distmlp.parallel.mesh import make_layout
 from distmlp.run.signals import STOP_SIGNALS

@@ -13,7 +13,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 from distmlp.data.datasets import ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes
-from distmlp.data.loader import Batch, NumpyLoader, ShardSampler
+from distmlp.data.loader import Batch, NumpyLoader
+from distmlp.data.sampler import ShardSampler
 
 
 def numbered(size: int) -> ArrayDataset:
