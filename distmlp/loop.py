@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from distmlp import model
-from distmlp.cluster import group
+from distmlp.cluster import ending, group, rank
 from distmlp.config import FROM_PYTHON, Config, InputError, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.data.scaling import input_scaling
@@ -64,7 +64,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
     config.validate()
     if train_set is not None:
         config = replace(config, dataset=FROM_PYTHON + given.title(train_set))
-    with backend.prepared(config), group.together():
+    with backend.prepared(config), ending.together():
         return _train(config, started, train_set, test_set, validation_set)
 
 
@@ -102,7 +102,7 @@ class Trainer:
         self.config, self.data, self.parts, self.workdir, self.started = config, data, parts, workdir, started
         self.feed, self.step = parts.feed, 0
         self.cadence = Cadence(config, parts.loader.steps_per_epoch)
-        self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not group.is_first())
+        self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not rank.is_first())
         self.measures = Measures(config, data, parts.evaluator, self._poll)
         self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.cadence.per_epoch)
         self.feed.fetched = self.ledger.fetched
@@ -112,7 +112,7 @@ class Trainer:
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
         self.compiler = ThreadPoolExecutor(1)
         self.compiled = self.compiler.submit(self._compile)
-        self.several, self.dispatches, self.begun = group.several(), 0, False
+        self.several, self.dispatches, self.begun = rank.several(), 0, False
         self.open = ExitStack()
 
     def __enter__(self) -> "Trainer":
@@ -127,7 +127,7 @@ class Trainer:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if self.begun:
             self.workdir.note(end=self.step, reason=f"{type(error).__name__}: {error}" if error else "")
-            if error and group.is_first():
+            if error and rank.is_first():
                 metrics.append_log(self.workdir.path, f"distmlp: {error}")
         with self.open:
             agreed = error is None or isinstance(error, Interrupted)

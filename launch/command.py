@@ -32,8 +32,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         _end(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    group = sys.modules.get("distmlp.cluster.group")
-    if multiprocessing.active_children() or (group and group.several()):
+    rank = sys.modules.get("distmlp.cluster.rank")
+    if multiprocessing.active_children() or (rank and rank.several()):
         sys.exit(code)  # takes leave of them
     os._exit(code)  # Python would spend a second or two on taking its modules apart
 
@@ -57,22 +57,23 @@ def _end(error: BaseException) -> NoReturn:
         print(said, file=sys.stderr if code else sys.stdout)
     sys.stdout.flush()
     sys.stderr.flush()
-    if "distmlp.cluster.group" in sys.modules:
-        from distmlp.cluster import group
+    if "distmlp.cluster.ending" in sys.modules:
+        from distmlp.cluster.ending import leave
 
-        group.leave()
+        leave()
     os._exit(code)  # jax would wait for processes that are busy elsewhere; what libraries would still do is of no use
 
 
 def _speaks() -> bool:
     """Whether this process says why it ends: of several that end for the same reason, one does."""
     from_launcher = _RANKS & os.environ.keys()
-    if "distmlp.cluster.group" not in sys.modules and not from_launcher:
+    if "distmlp.cluster.ending" not in sys.modules and not from_launcher:
         return True
-    from distmlp.cluster import group, launcher
+    from distmlp.cluster import launcher, rank
+    from distmlp.cluster.ending import speaks
 
-    if group.several():
-        return group.speaks()
+    if rank.several():
+        return speaks()
     try:  # not joined yet: a launcher gives all processes the same command line
         place = launcher.find_place(Config()) if from_launcher else None
     except InputError:

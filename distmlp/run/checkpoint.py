@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from distmlp.cluster import group
+from distmlp.cluster import ending, group, rank
 from distmlp.config import InputError, digest_json
 from distmlp.parallel.digest import DivergedError, StateDigest
 from distmlp.run.workdir import WriteError, new_path, sync
@@ -122,7 +122,7 @@ class Checkpoints:
             self._manager.check_for_errors()
         newest, *others = group.decide(self.steps())
         with self._errors():
-            if group.is_first():
+            if rank.is_first():
                 folder = self.path / str(newest)
                 for path in [*folder.rglob("*"), folder, self.path]:
                     sync(path)
@@ -132,7 +132,7 @@ class Checkpoints:
             self._empty_trash()
 
     def _empty_trash(self) -> None:
-        if group.is_first():
+        if rank.is_first():
             shutil.rmtree(self.path / _TRASH, ignore_errors=True)
 
     def wait(self) -> None:
@@ -208,7 +208,7 @@ class Checkpoints:
             except (DamageError, DivergedError) as error:
                 reason = str(error)
             except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
-                if group.ended_elsewhere(error):
+                if ending.ended_elsewhere(error):
                     raise
                 reason = f"it cannot be read ({brief(error)})"
             reasons = group.exchange(reason)
@@ -226,7 +226,7 @@ class Checkpoints:
 
     def _move_away(self, step: int, reason: str) -> str:
         target = new_path(self.workdir / "damaged" / str(step))
-        if group.is_first():
+        if rank.is_first():
             target.parent.mkdir(exist_ok=True)
             (self.path / str(step)).rename(target)
         target = Path(group.decide(str(target)))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.cluster import group
+from distmlp.cluster import group, rank
 from distmlp.run.workdir import replace_file, sync, writing
 
 
@@ -44,7 +44,7 @@ class Ledger:
 
     def start(self, step: int) -> None:
         """Drops what lies beyond `step`, where training now goes on."""
-        if not group.is_first() or not (self.enabled or self.path.exists()):
+        if not rank.is_first() or not (self.enabled or self.path.exists()):
             return
         kept = [json.dumps(self._header)]
         if self.path.exists():
@@ -89,7 +89,7 @@ class Ledger:
             if line["step"] in self._digests:
                 line["digests"] = self._digests.pop(line["step"])
         self._losses.clear()
-        if group.is_first():
+        if rank.is_first():
             with writing(self.path):
                 with self.path.open("a") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)

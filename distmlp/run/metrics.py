@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm  # in a notebook, a bar of its own
 
-from distmlp.cluster import group
+from distmlp.cluster import rank
 from distmlp.config import Config
 from distmlp.run.workdir import new_path, replace_file, sync, writing
 
@@ -129,7 +129,7 @@ def stale(history: Sequence[Line]) -> int:
 
 def warn(text: str, workdir: Path) -> None:
     """A line on standard error and in the log, from the first process."""
-    if group.is_first():
+    if rank.is_first():
         print(f"distmlp: {text}", file=sys.stderr)
         append_log(workdir, f"distmlp: {text}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from distmlp.cluster import group
+from distmlp.cluster import ending, group
 from distmlp.config import Config, InputError, differences
 from distmlp.data import datasets
 from distmlp.parallel.digest import DivergedError
@@ -39,7 +39,7 @@ class Recovery:
         """
         self.data_fingerprint = self.data.fingerprint()
         group.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
-        group.go_in_step()
+        ending.go_in_step()
         restored = self.checkpoints.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
         if restored is None:
             return None

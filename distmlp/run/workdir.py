@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distmlp import flags
-from distmlp.cluster import group
+from distmlp.cluster import group, rank
 from distmlp.config import FROM_PYTHON, Config, InputError
 
 
@@ -37,7 +37,7 @@ class Workdir:
         name = f"{Path(config.dataset.removeprefix(FROM_PYTHON)).stem or 'run'}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         self.path = Path(config.workdir) if config.workdir else new_path(Path("runs").absolute() / name)
         self._lock = -1
-        if group.is_first():
+        if rank.is_first():
             self._acquire()
         self._check_shared()
 
@@ -57,7 +57,7 @@ class Workdir:
         except OSError as error:
             raise InputError(f"--workdir={self.path} cannot be written to ({error.strerror}): "
                              "give a folder that can") from None
-        if group.several():
+        if rank.several():
             os.truncate(self._lock, 0)
             os.write(self._lock, secrets.token_bytes(16))
 
@@ -72,12 +72,12 @@ class Workdir:
                                  "0 wrote there; give a folder that all processes see")
 
     def write_run_flags(self, config: Config) -> None:
-        if group.is_first():
+        if rank.is_first():
             replace_file(self.path / "run.flags", flags.run_flags(config))
 
     def note(self, **facts: Any) -> None:
         """Adds a line to sessions.jsonl: when, where and how training started or ended here; never fails a run."""
-        if group.is_first():
+        if rank.is_first():
             with contextlib.suppress(OSError), (self.path / "sessions.jsonl").open("a") as file:
                 file.write(json.dumps({"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", **facts}) + "\n")
 

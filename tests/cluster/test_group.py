@@ -10,8 +10,8 @@ import pytest
 from conftest import small_config
 
 from distmlp import InputError, loop
-from distmlp.cluster import group
-from distmlp.cluster.group import ProcessEnded
+from distmlp.cluster import ending, group, rank
+from distmlp.cluster.ending import ProcessEnded
 from distmlp.run.workdir import WriteError
 
 
@@ -41,11 +41,11 @@ class Store:
 def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     """This is process 0 of 2; the other one is what the test puts into the store."""
     store = Store()
-    monkeypatch.setattr("distmlp.cluster.group.global_state.client", store)
-    monkeypatch.setattr("distmlp.cluster.group.global_state.num_processes", 2)
+    monkeypatch.setattr("distmlp.cluster.rank.global_state.client", store)
+    monkeypatch.setattr("distmlp.cluster.rank.global_state.num_processes", 2)
     for name in ("_all_end", "_speaks", "_patience"):
-        monkeypatch.setattr(group, name, getattr(group, name))
-    monkeypatch.setattr(group, "_topics", iter(range(1, 100)))
+        monkeypatch.setattr(ending, name, getattr(ending, name))
+    monkeypatch.setattr(rank, "topics", iter(range(1, 100)))
     return store
 
 
@@ -62,15 +62,16 @@ def test_values_are_exchanged_in_the_order_of_the_processes_and_forgotten(store:
 
 def test_the_error_of_another_process_is_raised_here_and_said_once(store: Store) -> None:
     other(store, 1, failed=["InputError", "no such data", "node7"])
-    with pytest.raises(InputError, match=r"^process 1 of 2 on node7: no such data$"), group.together():
+    with pytest.raises(InputError, match=r"^process 1 of 2 on node7: no such data$"), ending.together():
         group.exchange(1)
-    assert group.speaks()  # this is process 0
+    assert ending.speaks()  # this is process 0
     assert list(store.values) == ["distmlp/1/1", "distmlp/1/0"]  # it has not failed itself
 
 
 def test_an_unexpected_error_of_another_process_is_left_to_it_to_print(store: Store) -> None:
     other(store, 1, failed=["KeyError", "'x'", "node7"])
-    with pytest.raises(ProcessEnded, match=r"process 1 of 2 on node7 ended by an error \(KeyError\)"), group.together():
+    said = r"process 1 of 2 on node7 ended by an error \(KeyError\)"
+    with pytest.raises(ProcessEnded, match=said), ending.together():
         group.barrier()
 
 
@@ -82,25 +83,25 @@ def test_an_error_of_this_process_reaches_the_others(
     theirs: dict[str, Any], said: str, speaks: bool, store: Store
 ) -> None:
     other(store, 1, **theirs)
-    with pytest.raises(InputError, match=f"^{said}$"), group.together():
+    with pytest.raises(InputError, match=f"^{said}$"), ending.together():
         raise InputError("too few")
-    assert group.speaks() == speaks
+    assert ending.speaks() == speaks
     assert json.loads(store.values["distmlp/1/0"])["failed"][:2] == ["InputError", "too few"]
 
 
 def test_in_process_1_an_error_that_all_have_is_not_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distmlp.cluster.group.global_state.process_id", 1)
+    monkeypatch.setattr("distmlp.cluster.rank.global_state.process_id", 1)
     store.key_value_set("distmlp/1/0", json.dumps({"failed": ["InputError", "too few", "node0"]}))
-    with pytest.raises(InputError, match=r"^too few$"), group.together():
+    with pytest.raises(InputError, match=r"^too few$"), ending.together():
         raise InputError("too few")
-    assert not group.speaks()
+    assert not ending.speaks()
 
 
 def test_an_error_while_the_others_are_in_a_collective_does_not_wait_for_them(store: Store) -> None:
-    group.go_in_step()
-    with pytest.raises(ZeroDivisionError), group.together():
+    ending.go_in_step()
+    with pytest.raises(ZeroDivisionError), ending.together():
         _ = 1 / 0
-    assert group.speaks()
+    assert ending.speaks()
 
 
 GLOO = "UNKNOWN: Gloo all-reduce failed: [gloo/pair.cc:538] Read error [10.0.0.1]:33003: Connection reset by peer"
@@ -128,7 +129,7 @@ def raised(error: Exception, cause: Exception | None = None, handling: Exception
 def test_the_end_of_another_process_is_taken_for_nothing_else(act: Callable[[], None], store: Store) -> None:
     line = (r"^another process ended or was cut off \(.*\): its own output says why; the launcher's restart resumes "
             r"from the newest checkpoint$")  # fmt: skip
-    with pytest.raises(ProcessEnded, match=line) as caught, group.together():
+    with pytest.raises(ProcessEnded, match=line) as caught, ending.together():
         act()
     assert "\n" not in str(caught.value)
     assert store.values == {}
@@ -139,12 +140,12 @@ def test_the_end_of_another_process_is_taken_for_nothing_else(act: Callable[[], 
     InputError("--dataset=mnist could not be downloaded (Connection reset by peer)"),
 ], ids=["user", "disk", "input"])  # fmt: skip
 def test_an_error_of_its_own_is_not_taken_for_the_end_of_another(error: Exception, store: Store) -> None:
-    assert group.ended_elsewhere(error) is None
+    assert ending.ended_elsewhere(error) is None
 
 
 def test_in_one_process_nothing_is_taken_for_the_end_of_another() -> None:
-    assert group.ended_elsewhere(ValueError(GLOO)) is None
-    with pytest.raises(ValueError, match="Gloo"), group.together():
+    assert ending.ended_elsewhere(ValueError(GLOO)) is None
+    with pytest.raises(ValueError, match="Gloo"), ending.together():
         raise ValueError(GLOO)
 
 
