@@ -19,7 +19,8 @@ from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.step import State, initial_state
 from distmlp.run import banner, metrics
 from distmlp.run.cadence import Cadence
-from distmlp.run.checkpoint import Checkpoints, quiet
+from distmlp.run.checkpoint import Checkpoints
+from distmlp.run.damage import quiet
 from distmlp.run.ledger import Ledger
 from distmlp.run.measures import Measures
 from distmlp.run.profile import Profile

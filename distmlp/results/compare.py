@@ -10,7 +10,7 @@ import numpy as np
 
 from distmlp.config import Config, InputError
 from distmlp.run import reader
-from distmlp.run.checkpoint import DamageError
+from distmlp.run.damage import DamageError
 from distmlp.run.ledger import examples_sum
 from distmlp.run.metrics import Metrics
 

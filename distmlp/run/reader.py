@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from distmlp.config import InputError
 from distmlp.parallel import backend
 from distmlp.parallel.digest import host_digest
-from distmlp.run.checkpoint import PAUSE_SECONDS, DamageError, Meta, brief, check_digests, quiet, read_meta
+from distmlp.run.damage import PAUSE_SECONDS, DamageError, Meta, brief, check_digests, quiet, read_meta
 from distmlp.run.metrics import Metrics, best
 
 _ATTEMPTS = 10  # a training run may delete a checkpoint while it is read

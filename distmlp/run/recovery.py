@@ -17,7 +17,8 @@ from distmlp.data import datasets
 from distmlp.parallel.digest import DivergedError
 from distmlp.parallel.step import State
 from distmlp.run import banner
-from distmlp.run.checkpoint import Checkpoints, Meta
+from distmlp.run.checkpoint import Checkpoints
+from distmlp.run.damage import Meta
 from distmlp.run.metrics import warn
 from distmlp.run.totals import Totals
 from distmlp.run.workdir import WriteError

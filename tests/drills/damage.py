@@ -29,7 +29,8 @@ from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.mesh import make_layout
 from distmlp.parallel.step import State
-from distmlp.run.checkpoint import Checkpoints, quiet
+from distmlp.run.checkpoint import Checkpoints
+from distmlp.run.damage import quiet
 
 from . import runs
 

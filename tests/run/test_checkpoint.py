@@ -12,7 +12,8 @@ from distmlp import Config, InputError, model, optim
 from distmlp.parallel.digest import DivergedError, StateDigest
 from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.step import State
-from distmlp.run.checkpoint import Checkpoints, quiet
+from distmlp.run.checkpoint import Checkpoints
+from distmlp.run.damage import quiet
 from distmlp.run.workdir import WriteError
 
 
