@@ -142,7 +142,7 @@ def _illegal_value(error: flags.IllegalFlagValueError) -> str:
         return text
     kinds = {int: "give a whole number", float: "give a number", bool: "give true or false"}
     choices = field.metadata["choices"]
-    remedy = f"choose one of {', '.join(choices)}" if choices else kinds[field.type]  # type: ignore[index] # no text
+    remedy = f"choose one of {', '.join(choices)}" if choices else kinds[field.type]  # type: ignore[index] # a class, not a name
     return f"--{found[1]}={found[2]}: {remedy}"
 
 

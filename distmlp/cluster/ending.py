@@ -79,6 +79,7 @@ def raise_failure(messages: list[Any]) -> None:
 
 
 def part(speaks: bool) -> None:
+    """From now on all processes are known to end; `speaks` is whether this one says why."""
     global _all_end, _speaks
     _all_end, _speaks = True, speaks
 

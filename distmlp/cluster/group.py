@@ -1,6 +1,7 @@
-"""Several processes as one: what they agree on, and where they stop. launcher.py joins them, ending.py ends them.
+"""Several processes as one: what they agree on, and where they stop. join.py joins them, ending.py ends them.
 
-They talk through jax's coordination service; gradients take other ways (see `parallel`).
+They talk through jax's coordination service, and while steps are trained by collectives of the devices (ending.py says
+why); gradients take other ways (see `parallel`).
 """
 
 import atexit
@@ -17,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from distmlp.cluster import ending, launcher, rank
+from distmlp.cluster.join import join
 from distmlp.config import Config, InputError
 
 T = TypeVar("T")
@@ -36,7 +38,7 @@ def start(config: Config) -> None:
     place = launcher.find_place(config)
     if place is None or jax.distributed.is_initialized():
         return
-    launcher.join(place, config)
+    join(place, config)
     atexit.register(ending.at_exit)
     if not config.workdir:
         raise InputError("--workdir must be given with several processes: a folder that all of them see")
@@ -54,7 +56,7 @@ def exchange(value: T) -> list[T]:
     rank.post(topic, {"value": value})
     messages = rank.read(topic, _HOUR)
     if rank.is_first():  # who has come to this topic has read the last one
-        rank.client().key_value_delete(f"distmlp/{topic - 1}/")
+        rank.forget(topic - 1)
     ending.raise_failure(messages)
     return [message["value"] for message in messages]
 

@@ -30,5 +30,11 @@ def read(topic: int, milliseconds: int) -> list[Any]:
     return [json.loads(client().blocking_key_value_get(key, milliseconds)) for key in keys]
 
 
+def forget(topic: int) -> None:
+    """Deletes all words on a topic, which nobody asks for any more."""
+    client().key_value_delete(f"distmlp/{topic}/")
+
+
 def client() -> Any:
+    """jax's client of the service."""
     return global_state.client

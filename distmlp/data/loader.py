@@ -101,6 +101,6 @@ class NumpyLoader(StepReader):
         size = len(self._examples)
         return min((step + 1) * self.global_batch_size, size) - step * self.global_batch_size
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override] # as above
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override] # torch's is of a class of its own
         for step, (images, labels, weights, indices) in enumerate(super().__iter__(), start=self.step):
             yield Batch(images, labels, weights, np.float32(self.weight_sum(step)), indices)

@@ -1,5 +1,6 @@
 """A dispatch: so many training steps in one program, and how many steps that should be."""
 
+import abc
 import math
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def loop(train_step: TrainStep, batch: Callable[[Any], Batch], state: State, bou
     return train_step.leave(left, state.params), losses if losses.ndim == 1 else losses.sum(axis=1)
 
 
-class Feed:
+class Feed(abc.ABC):
     """Advances a state by dispatches of up to `pace.largest` steps; what these are given is the affair of its kinds.
 
     In a loop whose length is not known a GPU waits for the host at every turn: there, whole dispatches have a program
@@ -104,17 +105,17 @@ class Feed:
             self._whole = self._whole.lower(state, *arguments[:-1]).compile(options)
         self._any = self._any.lower(state, *arguments).compile(options)
 
+    @abc.abstractmethod
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`.
 
         Returns:
           the state; the losses, float32 [n or more], not waited for; and the n steps' numbers of examples.
         """
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _like(self) -> list[Any]:
         """Arrays, or their shapes and dtypes, like those of a dispatch."""
-        raise NotImplementedError
 
     def _dispatch(self, state: State, arguments: list[Any], steps: int) -> tuple[State, jax.Array]:
         if self._whole and steps == self._size:
