@@ -5,7 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError
 
 if TYPE_CHECKING:
     from distmlp.loop import train as train

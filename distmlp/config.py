@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from distmlp.errors import InputError
+
 PATHS = ("dataset", "data_dir", "compilation_cache_dir", "workdir")  # of the local file system
 NAMED_DATASETS = ("digits", "mnist", "fashion_mnist", "synthetic")
 FROM_PYTHON = "python:"  # begins --dataset in the run.flags of a run whose data were given from Python
@@ -22,11 +24,6 @@ SCOPES = {
     "start": "of one start: not in run.flags, which repeats the run anywhere; processes may differ in it",
 }
 
-
-class InputError(Exception):
-    """Something the user gave is wrong: one line that names the flag or the file, and the remedy."""
-
-    exit_code = 2
 
 
 def _setting(

@@ -10,7 +10,8 @@ from typing import Any
 
 from absl import flags
 
-from distmlp.config import Config, InputError, as_text
+from distmlp.config import Config, as_text
+from distmlp.errors import InputError, one_line
 
 CONFIGS = Path(__file__).parent / "configs"  # which come with the package
 _WIDTH = 80  # columns of the help
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str]) -> Config:
         raise InputError(f"--flagfile={files} cannot be read ({reason}): give an existing file of flags, or "
                          "one of those that `distmlp configs` lists") from None
     except (flags.Error, ValueError) as error:  # ValueError: a value given to --noFLAG
-        raise InputError(_one_line(error)) from None
+        raise InputError(one_line(error).removeprefix("flag ")) from None
     if rest and rest[0].endswith(".flags"):
         given[given.index(rest[0])] = _with_config(f"--flagfile={rest[0]}")
         return parse(given)
@@ -135,7 +136,7 @@ def _value(field: "dataclasses.Field[Any]", value: Any) -> Any:
 
 def _illegal_value(error: flags.IllegalFlagValueError) -> str:
     """absl's message with its reason replaced by what the flag takes."""
-    text = _one_line(error)
+    text = one_line(error).removeprefix("flag ")
     found = re.match(r"--(\w+)=(.*?): ", text)
     field = {field.name: field for field in dataclasses.fields(Config)}.get(found[1]) if found else None
     if found is None or field is None:
@@ -144,7 +145,3 @@ def _illegal_value(error: flags.IllegalFlagValueError) -> str:
     choices = field.metadata["choices"]
     remedy = f"choose one of {', '.join(choices)}" if choices else kinds[field.type]  # type: ignore[index] # a class, not a name
     return f"--{found[1]}={found[2]}: {remedy}"
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"^flag ", "", " ".join(str(error).split()))

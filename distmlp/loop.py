@@ -10,11 +10,12 @@ import jax
 
 from distmlp import model
 from distmlp.cluster import ending, group, rank
-from distmlp.config import FROM_PYTHON, Config, InputError, resolve_paths
+from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.data.scaling import input_scaling
+from distmlp.errors import DivergedError, InputError, Interrupted
 from distmlp.parallel import backend, program
-from distmlp.parallel.digest import DivergedError, params_sha256
+from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.step import State, initial_state
 from distmlp.run import banner, metrics
@@ -25,7 +26,7 @@ from distmlp.run.ledger import Ledger
 from distmlp.run.measures import Measures
 from distmlp.run.profile import Profile
 from distmlp.run.recovery import Recovery
-from distmlp.run.signals import Interrupted, Signals, Watchdog
+from distmlp.run.signals import Signals, Watchdog
 from distmlp.run.totals import Losses, Totals
 from distmlp.run.workdir import Workdir
 

@@ -5,7 +5,8 @@ from typing import Any
 import jax
 import optax
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError
 
 
 def make(config: Config, total_steps: int) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ import tempfile
 import optuna
 
 from distmlp import Config, train
-from distmlp.parallel.digest import DivergedError
+from distmlp.errors import DivergedError
 
 
 def validation_accuracy(learning_rate: float, epochs: int) -> float:

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError, Interrupted
 from distmlp.flags import HelpRequested
-from distmlp.run.signals import ONE_PRESS, STOP_SIGNALS, Interrupted, tell
+from distmlp.run.signals import ONE_PRESS, STOP_SIGNALS, tell
 
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 

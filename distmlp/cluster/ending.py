@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from distmlp.cluster import rank
-from distmlp.config import InputError
+from distmlp.errors import InputError, ProcessEnded, one_line
 
 # What jax and its libraries say when another process is gone.
 _ENDED = re.compile(r"gloo|coordination ?service|heartbeat|connection (reset|closed) by peer|nccl.*(remote|network)",
@@ -24,12 +24,6 @@ _ENDED = re.compile(r"gloo|coordination ?service|heartbeat|connection (reset|clo
 
 _all_end, _speaks = False, True  # whether all processes are known to end now, and this one says why
 _patience = 120_000  # milliseconds for which a process that fails waits for the others to learn of it
-
-
-class ProcessEnded(Exception):
-    """Another process ended, or was cut off from this one."""
-
-    exit_code = 1
 
 
 @contextlib.contextmanager
@@ -100,7 +94,7 @@ def ended_elsewhere(error: BaseException) -> str | None:
         if current is None or current in seen:
             continue
         if _ENDED.search(str(current)):
-            said = " ".join(str(current).split())[:200]
+            said = one_line(current, 200)
             return (f"another process ended or was cut off ({said}): its own output says why; the launcher's restart "
                     "resumes from the newest checkpoint")
         seen.append(current)

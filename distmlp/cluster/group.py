@@ -19,7 +19,8 @@ from jax.experimental import multihost_utils
 
 from distmlp.cluster import ending, launcher, rank
 from distmlp.cluster.join import join
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError
 
 T = TypeVar("T")
 _HOUR = 3_600_000  # milliseconds for which a process waits for the others: one may have data to download

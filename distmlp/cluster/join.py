@@ -6,12 +6,13 @@ import socket
 import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 
+from distmlp import machine
 from distmlp.cluster.launcher import Place
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError, one_line
 
 
 def local_gpus(place: Place, config: Config) -> list[int] | None:
@@ -23,11 +24,11 @@ def local_gpus(place: Place, config: Config) -> list[int] | None:
     env = os.environ
     if "cpu" in (config.platform, env.get("JAX_PLATFORMS")):
         return None
-    visible, folder = env.get("CUDA_VISIBLE_DEVICES"), Path("/proc/driver/nvidia/gpus")
+    visible = env.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         count = len([name for name in visible.split(",") if name and name != "-1"])
     else:
-        count = len(list(folder.iterdir())) if folder.exists() else 0
+        count = machine.nvidia_cards()
     per_task = {"SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"} & env.keys()
     if not count or per_task or (count < place.local_size and "TORCHELASTIC_RUN_ID" not in env):
         return list(range(count)) or None
@@ -65,7 +66,7 @@ def join(place: Place, config: Config) -> None:
         )
     except RuntimeError as error:
         raise InputError(f"{place} could not join the others at {place.coordinator} "
-                         f"({' '.join(str(error).split())[:200]})") from None
+                         f"({one_line(error, 200)})") from None
     finally:
         timer.cancel()
         if handler is not None and threading.current_thread() is threading.main_thread():

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from jax._src.clusters import ClusterEnv
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError, one_line
 
 _JOB_NAMES = {"COORDINATOR_PORT", "NUM_PROCESSES", "PROCESS_ID"}
 _EXPLICITLY = "give --coordinator_address, --num_processes and --process_id"
@@ -99,7 +100,7 @@ def _as_jax_says(name: str, config: Config | None, local_rank: int, local_size: 
             given, None, None, None, None, seconds
         )
     except Exception as error:  # from variables that are missing to web services that do not answer
-        raise InputError(f"{name} is only half configured ({type(error).__name__}: {' '.join(str(error).split())}): "
+        raise InputError(f"{name} is only half configured ({type(error).__name__}: {one_line(error)}): "
                          f"mend it, or {_EXPLICITLY}") from None
     if address is None or processes is None or process is None:
         raise InputError(f"{name} is only half configured, jax does not recognize it: mend it, or {_EXPLICITLY}")

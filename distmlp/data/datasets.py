@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.config import FROM_PYTHON, Config, InputError
+from distmlp.config import FROM_PYTHON, Config
 from distmlp.data import given, named, sources
 from distmlp.data.examples import AnyDataset, ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes, find_classes
 from distmlp.data.sources import Part, Source
 from distmlp.data.splits import hold_out
+from distmlp.errors import InputError
 
 __all__ = ["AnyDataset", "ArrayDataset", "Data", "ItemDataset", "load"]
 

@@ -13,10 +13,9 @@ from typing import Any, cast
 import numpy as np
 import torch.utils.data
 
-from distmlp.config import InputError
 from distmlp.data import given
 from distmlp.data.labels import Classes
-from distmlp.data.sources import one_line
+from distmlp.errors import InputError, one_line
 
 _READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
 _BLOCK = 8192  # rows read at a time

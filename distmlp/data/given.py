@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from distmlp.config import InputError
+from distmlp.errors import InputError
 
 _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), ("label", "labels", "target", "y")
 

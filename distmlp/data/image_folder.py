@@ -9,7 +9,9 @@ import torch.utils.data
 from PIL import Image
 from tqdm.auto import tqdm
 
-from distmlp.config import Config, InputError
+from distmlp import machine
+from distmlp.config import Config
+from distmlp.errors import InputError, one_line
 
 _GRAY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
 
@@ -29,7 +31,7 @@ class ImageFolder(torch.utils.data.Dataset[tuple[np.ndarray, str]]):
         try:
             found = torchvision.datasets.ImageFolder(root)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"{root} is no folder of class folders with pictures ({' '.join(str(error).split())})"
+            raise InputError(f"{root} is no folder of class folders with pictures ({one_line(error)})"
                              ) from None
         self.classes, self.paths = found.classes, [Path(path) for path, _ in found.samples]
         self.targets = [found.classes[number] for _, number in found.samples]
@@ -65,13 +67,13 @@ class ImageFolder(torch.utils.data.Dataset[tuple[np.ndarray, str]]):
                 image.load()
                 return image
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage
-            raise InputError(f"{self.paths[index]} is no picture, or a broken one ({' '.join(str(error).split())}): "
+            raise InputError(f"{self.paths[index]} is no picture, or a broken one ({one_line(error)}): "
                              "remove it, or bring back an intact copy") from None
 
     @property
     def fits(self) -> bool:
         """Whether all pictures together take at most a quarter of the host's memory."""
-        return len(self) * int(np.prod(self.shape)) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+        return len(self) * int(np.prod(self.shape)) <= machine.memory() // 4
 
     def decoded(self) -> np.ndarray:
         """All pictures, uint8 [N, *shape]."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distmlp.config import InputError
+from distmlp.errors import InputError, listed
 
 
 class Classes(NamedTuple):
@@ -153,8 +153,3 @@ def _of(example: int, labels: np.ndarray) -> str:
 
 def _texts(values: np.ndarray) -> list[str]:
     return [str(value) for value in values.tolist()]
-
-
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """Names for a message: the first of them, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.config import Config, InputError
-from distmlp.data.sources import Part, Source, one_line
+from distmlp.config import Config
+from distmlp.data.sources import Part, Source
+from distmlp.errors import InputError, one_line
 
 
 def _named(config: Config, x_train: Any, y_train: Any, x_test: Any, y_test: Any, **more: Any) -> Source:

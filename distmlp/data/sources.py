@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config, InputError
+from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
 from distmlp.data import tables
+from distmlp.errors import InputError, one_line
 
 _PARTS = {"train": ("train", "training"), "test": ("test",), "validation": ("val", "valid", "validation")}
 _FEATURES = ("x", "data", "images", "features", "inputs")
@@ -35,11 +36,6 @@ class Source(NamedTuple):
     def parts(self) -> dict[str, Part]:
         parts = {"train": self.train, "test": self.test, "validation": self.validation}
         return {name: part for name, part in parts.items() if part is not None}
-
-
-def one_line(error: Exception) -> str:
-    """Its text without line breaks, or its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def read(config: Config, info: dict[str, Any] | None = None) -> Source:

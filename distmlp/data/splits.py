@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distmlp.config import Config, InputError
-from distmlp.data.sources import one_line
+from distmlp.config import Config
+from distmlp.errors import InputError, one_line
 
 
 def hold_out(

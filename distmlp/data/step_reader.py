@@ -15,9 +15,8 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from distmlp.config import InputError
 from distmlp.data.examples import AnyDataset, ItemDataset
-from distmlp.data.sources import one_line
+from distmlp.errors import InputError, one_line
 
 Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
 

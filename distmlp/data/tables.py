@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.config import Config, InputError
-from distmlp.data.labels import listed
+from distmlp.config import Config
+from distmlp.errors import InputError, listed, one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _LABEL_NAMES = ("label", "target", "class", "y")
@@ -35,7 +35,7 @@ def read(path: Path) -> Any:
             types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
             table = csv.read_csv(path, parse_options=layout, convert_options=types)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a table ({' '.join(str(error).split())}): mend the file") from None
+        raise InputError(f"{path} cannot be read as a table ({one_line(error)}): mend the file") from None
     twice = {name for name in table.column_names if table.column_names.count(name) > 1}
     if twice:
         raise InputError(f"{path} has several columns named {sorted(twice)[0]}: give each its own name")

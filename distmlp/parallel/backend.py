@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import logging.handlers
 import os
-import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +16,14 @@ import jax
 from jax._src import hardware_utils, xla_bridge
 from jax.experimental.compilation_cache import compilation_cache
 
-from distmlp.config import Config, InputError
+from distmlp import machine
+from distmlp.config import Config
+from distmlp.errors import InputError
 
 # Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
 # 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
 INVARIANT_CPU_THREADS = 16
 _CACHE_BYTES = 1 << 30  # the programs used least recently go
-_NVIDIA_CARDS = Path("/proc/driver/nvidia/gpus")
 _MISSING = {
     "gpu": "install the NVIDIA driver and `pip install 'distmlp[cuda]'`, or train on the CPU with --platform=cpu",
     "tpu": "on a TPU host, `pip install 'jax[tpu]'`; or train on the CPU with --platform=cpu",
@@ -126,8 +126,7 @@ def check_platform(config: Config) -> None:
 
 def unused_gpu(config: Config) -> str:
     """Why JAX is on the CPU though the system shows an NVIDIA card; empty if it is not, or as --platform says."""
-    seen = _NVIDIA_CARDS.is_dir() and any(_NVIDIA_CARDS.iterdir())
-    if config.platform != "auto" or not seen or devices()[0].platform != "cpu":
+    if config.platform != "auto" or not machine.nvidia_cards() or devices()[0].platform != "cpu":
         return ""
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
         if name in os.environ:
@@ -174,10 +173,7 @@ def pinned(config: Config) -> Iterator[None]:
 
 def _cache_key() -> str:
     """What CPU programs depend on besides what jax looks at: the processor's features and XLA's thread count."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else [platform.machine()]
-    features = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-    digest = hashlib.sha256("".join(features[:2]).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(machine.processor_features().encode()).hexdigest()[:12]
     return f"lru-{digest}-{os.environ.get('PJRT_NPROC') or os.environ.get('NPROC') or os.cpu_count()}"
 
 

@@ -15,17 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
+from distmlp.errors import DivergedError, ReplicaError
 from distmlp.parallel.mesh import AXIS, Layout
-
-
-class DivergedError(Exception):
-    """Training cannot go on from this state: a value is not finite, or the devices no longer agree."""
-
-    exit_code = 3
-
-
-class ReplicaError(DivergedError):
-    """The devices' copies of the state are not the same."""
 
 
 def array_digest(array: jax.Array) -> jax.Array:

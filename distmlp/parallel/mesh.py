@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError
 from distmlp.parallel import backend
 
 AXIS = "data"

@@ -1,15 +1,15 @@
 """Everything of a run that is compiled, put together for the devices of a layout, which may only be described."""
 
-import os
 from typing import NamedTuple
 
 import optax
 
-from distmlp import optim
-from distmlp.config import Config, InputError
+from distmlp import machine, optim
+from distmlp.config import Config
 from distmlp.data import datasets
 from distmlp.data.loader import NumpyLoader
 from distmlp.data.scaling import scaling_shapes
+from distmlp.errors import InputError
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.dispatch import Feed
 from distmlp.parallel.evaluate import Evaluator
@@ -91,5 +91,5 @@ def device_memory(layout: Layout) -> int:
         return layout.memory
     device = layout.devices[layout.local_positions[0]]
     stats = device.memory_stats() or {}
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(layout.local_positions)
+    host = machine.memory() // len(layout.local_positions)
     return int(stats.get("bytes_limit", host))

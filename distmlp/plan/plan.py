@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from distmlp.config import Config, InputError, resolve_paths
+from distmlp.config import Config, resolve_paths
 from distmlp.data import datasets
+from distmlp.errors import InputError
 from distmlp.parallel import backend, program
 from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.program import device_memory

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from distmlp.config import InputError
+from distmlp.errors import InputError, one_line
 from distmlp.plan.cards import CARDS, Card, gpu_description
 
 _GPUS = [name for name in CARDS if CARDS[name].per_host]
@@ -85,7 +85,7 @@ def _describe(target: str, name: str, platform: str, **options: Any) -> Sequence
     try:
         return topologies.get_topology_desc(name, platform=platform, **options).devices
     except Exception as error:  # jax's own type and ValueError, ...: whatever the compiler says of the shape
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(f"--target={target}: there is no such shape ({reason}): choose {CHOICES}") from None
 
 

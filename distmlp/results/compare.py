@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError, listed
 from distmlp.run import reader
 from distmlp.run.damage import DamageError
 from distmlp.run.ledger import examples_sum
@@ -142,7 +143,7 @@ def _ledgers(found: Comparison, a: dict[int, Any], b: dict[int, Any]) -> list[in
     for before, step in itertools.pairwise([0, *digests]):
         arrays = _different(a[step]["digests"], b[step]["digests"])
         if arrays:
-            found.say("parameters", f"part between step {before} and step {step}: {_listed(arrays)}", step)
+            found.say("parameters", f"part between step {before} and step {step}: {listed(arrays, _NAMED)}", step)
             return common
     if digests:
         found.say("parameters", f"the same at all {len(digests):,} steps of which both have digests")
@@ -155,11 +156,6 @@ def _different(a: dict[str, str], b: dict[str, str]) -> list[str]:
 
 def _hex(text: str) -> str:
     return f"{float.fromhex(text):.9g} ({text})"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
 
 
 def _metrics(found: Comparison, histories: list[list[dict[str, Any]]]) -> list[int]:

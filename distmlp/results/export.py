@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distmlp import model as network
-from distmlp.config import InputError
+from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.results.extras import need
 from distmlp.results.files import write

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from distmlp.config import InputError
+from distmlp.errors import InputError
 
 
 def need(module: str, extra: str, what: str) -> Any:

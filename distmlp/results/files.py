@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from distmlp.config import InputError
+from distmlp.errors import InputError
 
 
 def write(output: Path, content: bytes) -> None:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distmlp import model
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError, listed
 from distmlp.parallel import backend
 from distmlp.run import reader
 
@@ -79,7 +80,7 @@ class Model:
         labels = np.asarray(y).ravel().tolist()
         unknown = [label for label in labels if label not in numbers]
         if unknown:
-            raise InputError(f"label {unknown[0]!r} is none of the classes {_listed(self.classes)}")
+            raise InputError(f"label {unknown[0]!r} is none of the classes {listed(self.classes)}")
         return self.evaluate_set(ArrayDataset(self.check(x), np.array([numbers[label] for label in labels]), "x, y"))
 
     def evaluate_set(self, dataset: "AnyDataset") -> "Evaluation":
@@ -143,7 +144,3 @@ def _blocks(x: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         block = x[start : start + _ROWS]
         rows = 1 << (len(block) - 1).bit_length()
         yield np.concatenate([block, np.zeros((rows - len(block), x.shape[1]), x.dtype)]), len(block)
-
-
-def _listed(classes: tuple[Any, ...]) -> str:
-    return ", ".join(map(str, classes[:10])) + (f", ... ({len(classes)} in all)" if len(classes) > 10 else "")

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError
 
 _DARK = {"digits", "mnist", "fashion_mnist"}  # known data sets, whose older runs do not say it themselves
 _LARGEST = {"digits": 16.0}

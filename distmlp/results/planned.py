@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distmlp.config import InputError
+from distmlp.errors import InputError
 from distmlp.results.shown import Run
 
 _NEEDED = ("target", "batch", "total_steps", "predicted_step_seconds", "checkpoint_bytes")

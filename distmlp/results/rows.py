@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distmlp.config import InputError
+from distmlp.errors import InputError, one_line
 from distmlp.results.load import Model
 
 _NPZ_NAMES = ("x", "x_test", "data", "images")
@@ -36,7 +36,7 @@ def read(path: Path, model: Model) -> np.ndarray:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # damage surfaces as any of a dozen types, from NumPy, zipfile and csv
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(f"{path} cannot be read as rows of numbers ({reason})") from None
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
 from distmlp.data.datasets import ArrayDataset
+from distmlp.errors import InputError
 from distmlp.results import charts, splits
 from distmlp.results.load import Model, load
 from distmlp.results.pictures import PictureShape, picture_shape

@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from distmlp.config import FROM_PYTHON, InputError
+from distmlp.config import FROM_PYTHON
 from distmlp.data import datasets
+from distmlp.errors import InputError
 from distmlp.results.load import Model
 
 SPLITS = ("train", "test", "validation")

@@ -11,7 +11,7 @@ import jax
 from distmlp.cluster import group
 from distmlp.config import Config
 from distmlp.data.datasets import Data
-from distmlp.data.labels import listed
+from distmlp.errors import listed
 from distmlp.parallel import backend
 from distmlp.parallel.program import Program
 

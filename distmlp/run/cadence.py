@@ -1,6 +1,7 @@
 """After which steps what is due: arithmetic on the step number, so that a resumed run does the same things."""
 
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError
 
 
 class Cadence:

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from distmlp.cluster import ending, group, rank
-from distmlp.config import InputError, digest_json
-from distmlp.parallel.digest import DivergedError, StateDigest
+from distmlp.config import digest_json
+from distmlp.errors import DivergedError, InputError, WriteError
+from distmlp.parallel.digest import StateDigest
 from distmlp.run.damage import PAUSE_SECONDS, DamageError, Meta, brief, check_digests, read_meta
-from distmlp.run.workdir import WriteError, new_path, sync
+from distmlp.run.workdir import new_path, sync
 
 _TRASH = "trash"  # what is deleted is renamed into this folder first: a crash leaves no half of a checkpoint behind
 

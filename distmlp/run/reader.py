@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from distmlp.config import InputError
+from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.parallel.digest import host_digest
 from distmlp.run.damage import PAUSE_SECONDS, DamageError, Meta, brief, check_digests, quiet, read_meta

@@ -2,26 +2,23 @@
 
 import dataclasses
 import os
-import platform
-import re
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import jax
 import numpy as np
 
+from distmlp import machine
 from distmlp.cluster import ending, group
-from distmlp.config import Config, InputError, differences
+from distmlp.config import Config, differences
 from distmlp.data import datasets
-from distmlp.parallel.digest import DivergedError
+from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel.step import State
 from distmlp.run import banner
 from distmlp.run.checkpoint import Checkpoints
 from distmlp.run.damage import Meta
 from distmlp.run.metrics import warn
 from distmlp.run.totals import Totals
-from distmlp.run.workdir import WriteError
 
 
 class Recovery:
@@ -105,9 +102,5 @@ class Recovery:
 def _versions() -> dict[str, str]:
     """What the bits of an invariant run depend on besides its settings."""
     device = jax.devices()[0]
-    processor = device.device_kind
-    if device.platform == "cpu":
-        with suppress(OSError):
-            models = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-            processor = models[1] if models else platform.processor()
+    processor = machine.processor() if device.platform == "cpu" else device.device_kind
     return {**banner.versions(), "processor": processor, "PJRT_NPROC": os.environ.get("PJRT_NPROC", "not set")}

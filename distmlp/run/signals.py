@@ -16,14 +16,6 @@ ONE_PRESS = 0.1  # seconds within which the same signal is one: `timeout` sends 
 _STDERR = 2  # the descriptor: in notebooks and under test runners sys.stderr may have none
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run at a step boundary, after its state was saved."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signum
-
-
 def tell(text: str) -> None:
     """A line on standard error, from signal handlers and threads; whether anybody reads it or not."""
     with contextlib.suppress(OSError):

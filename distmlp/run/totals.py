@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from distmlp.parallel.digest import DivergedError
+from distmlp.errors import DivergedError
 
 
 @dataclasses.dataclass

@@ -13,16 +13,8 @@ from typing import Any
 
 from distmlp import flags
 from distmlp.cluster import group, rank
-from distmlp.config import FROM_PYTHON, Config, InputError
-
-
-class WriteError(OSError):
-    """A file of the run could not be written; checkpoints saved before are intact."""
-
-    exit_code = 1
-
-    def __init__(self, path: Path, reason: str, note: str = "") -> None:
-        super().__init__(f"{path} could not be written ({reason}): make room or mend it, then start again{note}")
+from distmlp.config import FROM_PYTHON, Config
+from distmlp.errors import InputError, WriteError
 
 
 class Workdir:

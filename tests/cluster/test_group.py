@@ -11,8 +11,7 @@ from conftest import small_config
 
 from distmlp import InputError, loop
 from distmlp.cluster import ending, group, rank
-from distmlp.cluster.ending import ProcessEnded
-from distmlp.run.workdir import WriteError
+from distmlp.errors import ProcessEnded, WriteError
 
 
 class Store:

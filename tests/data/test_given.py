@@ -268,7 +268,7 @@ class Slow:
 
 if __name__ == "__main__":
     from distmlp import Config, train
-    from distmlp.run.signals import Interrupted
+    from distmlp.errors import Interrupted
 
     config = Config(num_classes=3, num_workers=2, batch_size=10, hidden_sizes=(4,), num_epochs=10**6, workdir="run",
                     checkpoint_every_steps=10**6)

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distmlp import model, optim
-from distmlp.config import Config, InputError
+from distmlp.config import Config
+from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.mesh import make_layout

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distmlp import Config
-from distmlp.parallel.digest import DivergedError, ReplicaError, StateDigest, array_digest, params_sha256
+from distmlp.errors import DivergedError, ReplicaError
+from distmlp.parallel.digest import StateDigest, array_digest, params_sha256
 from distmlp.parallel.mesh import Layout, make_layout
 
 ARRAY = np.random.default_rng(0).standard_normal(37).astype(np.float32)

@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY, RunTrain, small_config
 from jax._src import xla_bridge
 
-from distmlp import Config, InputError, flags, train
+from distmlp import Config, InputError, flags, machine, train
 from distmlp.parallel import backend
 
 
@@ -49,7 +49,7 @@ def complaint(monkeypatch: pytest.MonkeyPatch, no_environment: None) -> Any:
 def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that shows an NVIDIA card."""
     (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
-    monkeypatch.setattr(backend, "_NVIDIA_CARDS", tmp_path / "gpus")
+    monkeypatch.setattr(machine, "_NVIDIA_CARDS", tmp_path / "gpus")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_why_a_card_is_not_used(
 
 
 def test_without_a_card_the_banner_says_nothing(no_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "_NVIDIA_CARDS", Path("absent"))
+    monkeypatch.setattr(machine, "_NVIDIA_CARDS", Path("absent"))
     assert backend.unused_gpu(Config()) == ""
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from distmlp import Config, InputError, model, optim
-from distmlp.parallel.digest import DivergedError, StateDigest
+from distmlp.errors import DivergedError, WriteError
+from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.step import State
 from distmlp.run.checkpoint import Checkpoints
 from distmlp.run.damage import quiet
-from distmlp.run.workdir import WriteError
 
 
 def make_state(layout: Layout, seed: int = 0, sizes: tuple[int, ...] = (12, 8, 4)) -> State:

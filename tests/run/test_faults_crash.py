@@ -11,9 +11,9 @@ import pytest
 from drills import damage, interrupt, kill
 
 from distmlp import Config, InputError, train
+from distmlp.errors import Interrupted
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.run.signals import Interrupted
 
 
 def test_kill(capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from conftest import RunTrain, process_env, small_config
 from drills import runs
 
 from distmlp import train
+from distmlp.errors import DivergedError, ReplicaError
 from distmlp.parallel import feed
-from distmlp.parallel.digest import DivergedError, ReplicaError
 from distmlp.parallel.step import State
 
 Tamper = Callable[[State], State]

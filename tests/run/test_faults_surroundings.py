@@ -14,8 +14,9 @@ from drills import runs
 
 from distmlp import InputError, train
 from distmlp.config import resolve_paths
+from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
-from distmlp.run.workdir import Workdir, WriteError
+from distmlp.run.workdir import Workdir
 
 FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3"]
 

@@ -91,7 +91,7 @@ def test_no_ledger_unless_asked_for(npz: str) -> None:
 
 
 def test_a_ledger_that_cannot_be_written_is_a_write_error(tmp_path: Path) -> None:
-    from distmlp.run.workdir import WriteError
+    from distmlp.errors import WriteError
 
     ledger = Ledger(tmp_path / "absent", True, 4, 1)
     ledger.fetched(1, np.arange(4), np.ones(4))

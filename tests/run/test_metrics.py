@@ -10,8 +10,8 @@ import pytest
 from tensorboardX import RecordWriter
 
 from distmlp import Config
+from distmlp.errors import WriteError
 from distmlp.run.metrics import HEADER, Metrics, best, describe, summary
-from distmlp.run.workdir import WriteError
 
 
 def line(step: int, **more: object) -> dict[str, object]:

@@ -12,8 +12,8 @@ from conftest import process_env, small_config
 from drills import runs
 
 from distmlp import InputError, train
+from distmlp.errors import Interrupted
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.run.signals import Interrupted
 
 
 def test_the_log_has_what_the_console_had(npz: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,10 @@ from conftest import process_env, small_config
 from drills import runs
 
 from distmlp import loop, train
+from distmlp.errors import Interrupted
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.run.signals import STOP_SIGNALS, Interrupted, Signals, Watchdog
+from distmlp.run.signals import STOP_SIGNALS, Signals, Watchdog
 
 FLAGS = ("--dataset=digits", "--hidden_sizes=16", "--workdir=run")
 TRAIN = f"{sys.executable} -m launch.train {' '.join(FLAGS)}"

@@ -9,7 +9,8 @@ import pytest
 
 from distmlp import Config, InputError, flags
 from distmlp.config import resolve_paths
-from distmlp.run.workdir import Workdir, WriteError, replace_file
+from distmlp.errors import WriteError
+from distmlp.run.workdir import Workdir, replace_file
 
 
 def config(**changes: object) -> Config:

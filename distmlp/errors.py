@@ -1,0 +1,53 @@
+"""What goes wrong, by whose fault: each kind of error, with the exit code of a command that ends by it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class InputError(Exception):
+    """Something the user gave is wrong: one line that names the flag or the file, and the remedy."""
+
+    exit_code = 2
+
+
+class DivergedError(Exception):
+    """Training cannot go on from this state: a value is not finite, or the devices no longer agree."""
+
+    exit_code = 3
+
+
+class ReplicaError(DivergedError):
+    """The devices' copies of the state are not the same."""
+
+
+class WriteError(OSError):
+    """A file of the run could not be written; checkpoints saved before are intact."""
+
+    exit_code = 1
+
+    def __init__(self, path: Path, reason: str, note: str = "") -> None:
+        super().__init__(f"{path} could not be written ({reason}): make room or mend it, then start again{note}")
+
+
+class ProcessEnded(Exception):
+    """Another process ended, or was cut off from this one."""
+
+    exit_code = 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run at a step boundary, after its state was saved."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+def one_line(error: object, most: int = 500) -> str:
+    """The text of an error in one line of at most `most` characters; its type where it has no text."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def listed(names: Sequence[object], most: int = 10) -> str:
+    """Names for a message: the first of them, and how many more there are."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
