@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from distmlp.cluster import ending, group, rank
+from distmlp.cluster.group import Group
 from distmlp.config import digest_json
 from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel.digest import StateDigest
@@ -27,7 +27,7 @@ class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
     """Orbax's, which on each save would ask jax whether a preempted job is to stop at this step.
 
     jax counts such questions to find a point that all processes still have before them: only the loop may ask
-    (group.stop_point), or a SIGTERM is lost now and then.
+    (Group.stop_point), or a SIGTERM is lost now and then.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -37,8 +37,8 @@ class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
 class Checkpoints:
     """The checkpoints of one workdir, in WORKDIR/checkpoints/<step>: the newest `keep` of them, and the best."""
 
-    def __init__(self, workdir: Path, digest: StateDigest, keep: int) -> None:
-        self.workdir, self.path, self._digest = workdir, workdir / "checkpoints", digest
+    def __init__(self, workdir: Path, digest: StateDigest, keep: int, group: Group) -> None:
+        self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
         self._keep, self._best = keep, 0
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
@@ -68,7 +68,7 @@ class Checkpoints:
         """
         self.wait()
         self._best = best
-        if jax.process_count() > 1:  # digests and Orbax exchange by collectives, which must keep their order
+        if self._group.several:  # digests and Orbax exchange by collectives, which must keep their order
             self._save(step, state, meta)
             self._rest_of_save = self._finish
         else:
@@ -82,7 +82,7 @@ class Checkpoints:
         with self._errors():
             if not self._manager.save(step, args=args):
                 raise RuntimeError(f"Orbax declined to save step {step}, it holds {self.steps()}")
-        if jax.process_count() == 1:
+        if not self._group.several:
             self._finish()
 
     def _finish(self) -> None:
@@ -90,9 +90,9 @@ class Checkpoints:
         with self._errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        newest, *others = group.decide(self.steps())
+        newest, *others = self._group.decide(self.steps())
         with self._errors():
-            if rank.is_first():
+            if self._group.first:
                 folder = self.path / str(newest)
                 for path in [*folder.rglob("*"), folder, self.path]:
                     sync(path)
@@ -102,7 +102,7 @@ class Checkpoints:
             self._empty_trash()
 
     def _empty_trash(self) -> None:
-        if rank.is_first():
+        if self._group.first:
             shutil.rmtree(self.path / _TRASH, ignore_errors=True)
 
     def wait(self) -> None:
@@ -129,7 +129,7 @@ class Checkpoints:
         """
         self.wait()
         damaged: list[tuple[int, str]] = []
-        for step in group.decide(self.steps()):  # a network file system may show another host fewer
+        for step in self._group.decide(self.steps()):  # a network file system may show another host fewer
             meta, reason = self._attempt(read_meta, self._manager, step)
             if meta is not None:
                 check_meta(meta)
@@ -178,10 +178,10 @@ class Checkpoints:
             except (DamageError, DivergedError) as error:
                 reason = str(error)
             except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
-                if ending.ended_elsewhere(error):
+                if self._group.ended_elsewhere(error):
                     raise
                 reason = f"it cannot be read ({brief(error)})"
-            reasons = group.exchange(reason)
+            reasons = self._group.exchange(reason)
             if not any(reasons):
                 return value, ""
             self._abandoned = True
@@ -196,9 +196,9 @@ class Checkpoints:
 
     def _move_away(self, step: int, reason: str) -> str:
         target = new_path(self.workdir / "damaged" / str(step))
-        if rank.is_first():
+        if self._group.first:
             target.parent.mkdir(exist_ok=True)
             (self.path / str(step)).rename(target)
-        target = Path(group.decide(str(target)))
+        target = Path(self._group.decide(str(target)))
         self._manager.reload()
         return f"checkpoint {step} is damaged ({reason}): moved to {target}"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from distmlp import machine
-from distmlp.cluster import ending, group
+from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data import datasets
 from distmlp.errors import DivergedError, InputError, WriteError
@@ -24,8 +24,11 @@ from distmlp.run.totals import Totals
 class Recovery:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, data: datasets.Data, num_shards: int, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, config: Config, data: datasets.Data, num_shards: int, checkpoints: Checkpoints, group: Group
+    ) -> None:
         self.config, self.data, self.num_shards, self.checkpoints = config, data, num_shards, checkpoints
+        self._group = group
         self.data_fingerprint = ""
         self.saved_step, self._saved_at = 0, time.monotonic()
 
@@ -36,8 +39,8 @@ class Recovery:
           InputError: the data, or the flags, are not those that the run began with; or no checkpoint is intact.
         """
         self.data_fingerprint = self.data.fingerprint()
-        group.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
-        ending.go_in_step()
+        self._group.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
+        self._group.go_in_step()
         restored = self.checkpoints.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
         if restored is None:
             return None
@@ -48,7 +51,7 @@ class Recovery:
         changed = differences(meta["versions"], _versions()) if self.config.reduction == "invariant" else []
         if changed:
             notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
-        for note in notes:
+        for note in notes if self._group.first else ():
             warn(note, self.checkpoints.workdir)
         self.saved_step = meta["step"]
         return state, meta["step"], Totals(**meta["totals"])
@@ -89,7 +92,7 @@ class Recovery:
     def seconds_passed(self) -> bool:
         """Whether --checkpoint_every_seconds have, since the last save, by the first process's clock; a collective."""
         passed = time.monotonic() - self._saved_at >= self.config.checkpoint_every_seconds
-        return bool(group.gather(np.array(passed, np.int32))[0])
+        return bool(self._group.gather(np.array(passed, np.int32))[0])
 
     def last_checkpoint(self) -> str:
         """What there is to go on from, for a message."""
