@@ -81,7 +81,7 @@ class Evaluation:
 
 
 def evaluate(
-    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.AnyDataset
+    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.Examples
 ) -> Evaluation:
     """Evaluates parameters after `step` steps by the program that training evaluates with.
 
@@ -99,8 +99,8 @@ def evaluate(
     )
 
 
-def _labels(dataset: datasets.AnyDataset) -> np.ndarray:
-    if isinstance(dataset, datasets.ArrayDataset):
+def _labels(dataset: datasets.Examples) -> np.ndarray:
+    if not dataset.one_by_one:
         return dataset.labels
-    blocks = [range(start, min(start + _BLOCK, len(dataset))) for start in range(0, len(dataset), _BLOCK)]
-    return np.concatenate([dataset[block][1] for block in blocks])
+    blocks = [np.arange(start, min(start + _BLOCK, len(dataset))) for start in range(0, len(dataset), _BLOCK)]
+    return np.concatenate([dataset.take(block)[1] for block in blocks])

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import Config
-from distmlp.data.datasets import ArrayDataset
 from distmlp.errors import InputError
 from distmlp.results import charts, splits
 from distmlp.results.load import Model, load
@@ -139,7 +138,7 @@ def _evaluate(run: Run, dataset: Any) -> None:
     """Fills in what needs the test set."""
     model = run.model
     run.evaluation = model.evaluate_set(dataset)
-    examples, labels = dataset[slice(None) if isinstance(dataset, ArrayDataset) else np.arange(len(dataset))]
+    examples, labels = dataset.resident or dataset.take(np.arange(len(dataset)))
     probabilities = model.predict(examples).probabilities
     confidence, correct = probabilities.max(axis=1), run.evaluation.predicted == labels
     run.calibration, run.calibration_error = charts.calibration(confidence, correct, run.colour)

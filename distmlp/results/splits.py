@@ -10,7 +10,7 @@ from distmlp.results.load import Model
 SPLITS = ("train", "test", "validation")
 
 
-def split(model: Model, name: str = "test", dataset: str = "") -> datasets.AnyDataset:
+def split(model: Model, name: str = "test", dataset: str = "") -> datasets.Examples:
     """The training, test or validation set of the run, or of another `dataset`, named as for --dataset.
 
     Raises:
@@ -31,7 +31,7 @@ def split(model: Model, name: str = "test", dataset: str = "") -> datasets.AnyDa
     if data.num_features != model.num_features:
         raise InputError(f"--dataset={dataset} has {data.num_features} features, but {model.run} was trained on "
                          f"{model.num_features}")
-    chosen: datasets.AnyDataset | None = getattr(data, name, None)
+    chosen: datasets.Examples | None = getattr(data, name, None)
     if chosen is None:
         raise InputError(f"--split=validation: {model.run} has no validation set; choose train or test")
     return chosen
