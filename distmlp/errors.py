@@ -10,6 +10,10 @@ class InputError(Exception):
     exit_code = 2
 
 
+class JoinError(InputError):
+    """This one of several processes could not join the others: they do not know why, so it says so itself."""
+
+
 class DivergedError(Exception):
     """Training cannot go on from this state: a value is not finite, or the devices no longer agree."""
 

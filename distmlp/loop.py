@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from distmlp import model
-from distmlp.cluster import ending, group, rank
+from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.data.scaling import input_scaling
@@ -65,12 +65,15 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
     config.validate()
     if train_set is not None:
         config = replace(config, dataset=FROM_PYTHON + given.title(train_set))
-    with backend.prepared(config), ending.together():
-        return _train(config, started, train_set, test_set, validation_set)
+    with backend.prepared(config):
+        group = Group.join(config)
+        with group.together():
+            return _train(config, group, started, train_set, test_set, validation_set)
 
 
-def _train(config: Config, started: float, *given_sets: Any) -> Result:
-    group.start(config)
+def _train(config: Config, group: Group, started: float, *given_sets: Any) -> Result:
+    if group.several and not config.workdir:
+        raise InputError("--workdir must be given with several processes: a folder that all of them see")
     backend.check_platform(config)
     shared = config.settings("experiment", "length", "conduct")
     group.agree({f"--{name}": value for name, value in shared.items()} | banner.versions())
@@ -82,12 +85,15 @@ def _train(config: Config, started: float, *given_sets: Any) -> Result:
     # Before the backend starts, which waits for all: here they learn of one that has no data.
     group.agree({"the shape of the data": [len(data.train), len(data.test), data.num_features, data.num_classes]})
     layout = make_layout(config)
-    parts = program.build(config, data, layout, _agreed_placement(config, data, layout))
-    with quiet(), closing(Workdir(config)) as workdir, Trainer(config, data, parts, workdir, started) as trainer:
+    parts = program.build(config, data, layout, _agreed_placement(config, data, layout, group))
+    with (
+        quiet(), closing(Workdir(config, group)) as workdir,
+        Trainer(config, data, parts, workdir, started, group) as trainer,
+    ):
         return trainer.run()
 
 
-def _agreed_placement(config: Config, data: datasets.Data, layout: Layout) -> tuple[str, str]:
+def _agreed_placement(config: Config, data: datasets.Data, layout: Layout, group: Group) -> tuple[str, str]:
     """Each process looks at its own machine's memory: where one has no room, all send batches."""
     choices = group.exchange(program.choose_placement(config, data.train, layout))
     where, why = next((choice for choice in choices if choice[0] == "host"), choices[0])
@@ -98,23 +104,24 @@ class Trainer:
     """One run in its workdir."""
 
     def __init__(
-        self, config: Config, data: datasets.Data, parts: program.Program, workdir: Workdir, started: float
+        self, config: Config, data: datasets.Data, parts: program.Program, workdir: Workdir, started: float,
+        group: Group,
     ) -> None:
         self.config, self.data, self.parts, self.workdir, self.started = config, data, parts, workdir, started
+        self.group = group
         self.feed, self.step = parts.feed, 0
         self.cadence = Cadence(config, parts.loader.steps_per_epoch)
-        self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not rank.is_first())
+        self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not group.first)
         self.measures = Measures(config, data, parts.evaluator, self._poll)
-        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.cadence.per_epoch)
+        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.cadence.per_epoch, group)
         self.feed.fetched = self.ledger.fetched
-        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints)
-        self.resume = Resume(config, data, parts.layout.num_shards, self.store,
-                             lambda text: metrics.warn(text, workdir.path))
+        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints, group)
+        self.resume = Resume(config, data, parts.layout.num_shards, self.store, self._warn, group)
         self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
         self.compiler = ThreadPoolExecutor(1)
         self.compiled = self.compiler.submit(self._compile)
-        self.several, self.dispatches, self.begun = rank.several(), 0, False
+        self.several, self.dispatches, self.begun = group.several, 0, False
         self.open = ExitStack()
 
     def __enter__(self) -> "Trainer":
@@ -129,7 +136,7 @@ class Trainer:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if self.begun:
             self.workdir.record_session(end=self.step, reason=f"{type(error).__name__}: {error}" if error else "")
-            if error and rank.is_first():
+            if error and self.group.first:
                 metrics.append_log(self.workdir.path, f"distmlp: {error}")
         with self.open:
             agreed = error is None or isinstance(error, Interrupted)
@@ -141,7 +148,7 @@ class Trainer:
         self.state, self.step, totals = restored or (self._initial_state(), 0, {})
         self.totals = Totals(**totals)
         self.losses = Losses(self.totals, self.ledger.loss)
-        self.metrics.history = group.decide(self.metrics.history)  # what depends on it is then the same everywhere
+        self.metrics.history = self.group.decide(self.metrics.history)  # what depends on it is then the same everywhere
         if self.metrics.finished_at == self.step and self._at_end():
             self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
             return Result(self.state.params, self.metrics.history)
@@ -154,7 +161,7 @@ class Trainer:
             raise type(error)(f"{error}; {self.resume.last_checkpoint()}") from None
 
     def _initial_state(self) -> State:
-        scaling = group.computed_by_first(lambda: input_scaling(self.config, self.data), self.parts.state.scaling)
+        scaling = self.group.computed_by_first(lambda: input_scaling(self.config, self.data), self.parts.state.scaling)
         return initial_state(self.parts.layout, self.parts.sizes, self.config.seed, self.parts.optimizer, scaling)
 
     def _compile(self) -> None:
@@ -166,19 +173,19 @@ class Trainer:
         self.workdir.write_run_flags(self.config)
         self.metrics.start(self.step, self.cadence.evaluation(self.step), self.config)
         self.ledger.start(self.step)
-        self.metrics.say(banner.text(self.config, self.data, self.parts, self.workdir.path))
+        self.metrics.say(banner.text(self.config, self.data, self.parts, self.workdir.path, self.group))
         devices = self.parts.layout.devices
-        self.workdir.record_session(start=self.step, hosts=group.hosts(), processes=jax.process_count(),
+        self.workdir.record_session(start=self.step, hosts=self.group.hosts(), processes=jax.process_count(),
                                     devices=f"{len(devices)} x {devices[0].device_kind}")
         self.begun = True
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.cadence.total_steps}")
         if 0 < self.config.schedule_steps < self.cadence.total_steps:
-            metrics.warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
-                         f"ends; this run has {self.cadence.total_steps} steps", self.workdir.path)
+            self._warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
+                       f"ends; this run has {self.cadence.total_steps} steps")
         self.metrics.say(metrics.header(self.data.validation is not None))
         self.compiled.result()
-        group.barrier()
+        self.group.barrier()
         self.parts.digest.check(self.state, self.step)  # compiles it, too
 
     def _train(self) -> None:
@@ -215,7 +222,7 @@ class Trainer:
 
     def _stop_if_signalled(self) -> None:
         """Saves and raises if a signal came; the state is always that of a step boundary."""
-        signum = group.stop_point(self.signals.received)
+        signum = self.group.stop_point(self.signals.received)
         if signum is None:
             return
         self.losses.settle_all()
@@ -290,6 +297,9 @@ class Trainer:
         step = metrics.best(self.metrics.history)["step"]
         best: State | None = self.state if step == self.step else self.store.intact(step, self.parts.state)
         if best is None:
-            metrics.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out",
-                         self.workdir.path)
+            self._warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
         return best
+
+    def _warn(self, text: str) -> None:
+        if self.group.first:
+            metrics.warn(text, self.workdir.path)

@@ -12,12 +12,15 @@ import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from distmlp.config import Config
-from distmlp.errors import InputError, Interrupted
+from distmlp.errors import InputError, Interrupted, JoinError
 from distmlp.flags import HelpRequested
 from distmlp.run.signals import ONE_PRESS, STOP_SIGNALS, tell
+
+if TYPE_CHECKING:
+    from distmlp.cluster.group import Group
 
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 
@@ -33,8 +36,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         _end(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    rank = sys.modules.get("distmlp.cluster.rank")
-    if multiprocessing.active_children() or (rank and rank.several()):
+    group = _group()
+    if multiprocessing.active_children() or (group and group.several):
         sys.exit(code)  # takes leave of them
     os._exit(code)  # Python would spend a second or two on taking its modules apart
 
@@ -54,29 +57,36 @@ def ending(error: BaseException) -> tuple[int, str]:
 
 def _end(error: BaseException) -> NoReturn:
     code, said = ending(error)
-    if _speaks():
+    group = _group()
+    if group.speaks if group else _speaks_alone(error):
         print(said, file=sys.stderr if code else sys.stdout)
     sys.stdout.flush()
     sys.stderr.flush()
-    if "distmlp.cluster.ending" in sys.modules:
-        from distmlp.cluster.ending import leave
-
-        leave()
+    if group:
+        group.leave()
     os._exit(code)  # jax would wait for processes that are busy elsewhere; what libraries would still do is of no use
 
 
-def _speaks() -> bool:
-    """Whether this process says why it ends: of several that end for the same reason, one does."""
-    from_launcher = _RANKS & os.environ.keys()
-    if "distmlp.cluster.ending" not in sys.modules and not from_launcher:
-        return True
-    from distmlp.cluster import launcher, rank
-    from distmlp.cluster.ending import speaks
+def _group() -> "Group | None":
+    """The processes that `main` has joined, if it has.
 
-    if rank.several():
-        return speaks()
-    try:  # not joined yet: a launcher gives all processes the same command line
-        place = launcher.find_place(Config()) if from_launcher else None
+    They are asked for here, not handed back by `main`, which may have ended anywhere; and a process joins others once.
+    """
+    module = sys.modules.get("distmlp.cluster.group")  # is imported by who trains; it would bring jax to who does not
+    return module.Group.joined() if module else None
+
+
+def _speaks_alone(error: BaseException) -> bool:
+    """Whether a process that has not joined others says why it ends.
+
+    A launcher gives all its processes the same command line: of what is wrong with that, the first one speaks.
+    """
+    if isinstance(error, JoinError) or not _RANKS & os.environ.keys():
+        return True
+    from distmlp.cluster.place import find_place
+
+    try:
+        place = find_place(Config())
     except InputError:
         return True
     return place is None or place.process == 0

@@ -10,7 +10,7 @@ import tutorial
 from conftest import small_config
 
 from distmlp import InputError, train
-from distmlp.cluster import group
+from distmlp.cluster.group import Group
 from distmlp.parallel.feed import DeviceFeed, HostFeed
 
 
@@ -65,7 +65,7 @@ def test_processes_must_agree_on_the_experiment_not_on_their_hosts(
 ) -> None:
     """As each was given them: relative paths mean different folders on hosts whose home or working folders differ."""
     agreed: dict[str, Any] = {}
-    monkeypatch.setattr(group, "agree", agreed.update)
+    monkeypatch.setattr(Group, "agree", lambda self, facts: agreed.update(facts))
     train(small_config(Path(npz).name, max_steps=1, data_dir="~/data", compilation_cache_dir="~/cache"))
     assert agreed["--dataset"] == Path(npz).name
     assert {"--seed", "--num_epochs", "--data_placement", "jax"} <= agreed.keys()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from distmlp.cluster import group
+from distmlp.cluster.group import Group
 from distmlp.config import Config
 from distmlp.data.datasets import Data
 from distmlp.errors import listed
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
-def text(config: Config, data: Data, parts: Program, workdir: Path) -> str:
+def text(config: Config, data: Data, parts: Program, workdir: Path, group: Group) -> str:
     """The banner of a run."""
     layout, sizes, hosts = parts.layout, parts.sizes, group.hosts()
     devices = layout.devices

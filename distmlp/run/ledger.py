@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.cluster import group, rank
+from distmlp.cluster.group import Group
 from distmlp.run.workdir import replace_file, sync, writing
 
 
@@ -35,8 +35,8 @@ def examples_sum(indices: np.ndarray) -> int:
 class Ledger:
     """The ledger of a run, kept if `enabled`; its methods but `start` and `flush` see one process's share of a step."""
 
-    def __init__(self, workdir: Path, enabled: bool, examples: int, steps_per_epoch: int) -> None:
-        self.path, self.enabled = workdir / "ledger.jsonl", enabled
+    def __init__(self, workdir: Path, enabled: bool, examples: int, steps_per_epoch: int, group: Group) -> None:
+        self.path, self.enabled, self._group = workdir / "ledger.jsonl", enabled, group
         self._header = {"examples": examples, "steps_per_epoch": steps_per_epoch}
         self._fetched: dict[int, tuple[int, int]] = {}  # count and examples_sum, by step; some steps ahead
         self._losses: dict[int, float] = {}
@@ -44,7 +44,7 @@ class Ledger:
 
     def start(self, step: int) -> None:
         """Drops what lies beyond `step`, where training now goes on."""
-        if not rank.is_first() or not (self.enabled or self.path.exists()):
+        if not self._group.first or not (self.enabled or self.path.exists()):
             return
         kept = [json.dumps(self._header)]
         if self.path.exists():
@@ -79,7 +79,7 @@ class Ledger:
         shares = [self._fetched.pop(step) for step in self._losses]
         # 64 bits travel as two halves: jax has integers of 32.
         halves = np.array([(count, total & 0xFFFFFFFF, total >> 32) for count, total in shares], np.uint32)
-        counts, low, high = group.gather(halves.view(np.int32)).view(np.uint32).sum(axis=0, dtype=np.uint64).T
+        counts, low, high = self._group.gather(halves.view(np.int32)).view(np.uint32).sum(axis=0, dtype=np.uint64).T
         totals = low + (high << np.uint64(32))
         lines: list[dict[str, Any]] = [
             {"step": step, "count": int(count), "examples": f"{int(total):016x}", "loss": loss.hex()}
@@ -89,7 +89,7 @@ class Ledger:
             if line["step"] in self._digests:
                 line["digests"] = self._digests.pop(line["step"])
         self._losses.clear()
-        if rank.is_first():
+        if self._group.first:
             with writing(self.path):
                 with self.path.open("a") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)

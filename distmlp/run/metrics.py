@@ -9,7 +9,6 @@ from typing import Any
 
 from tqdm.auto import tqdm  # in a notebook, a bar of its own
 
-from distmlp.cluster import rank
 from distmlp.config import Config
 from distmlp.run.workdir import new_path, replace_file, sync, writing
 
@@ -128,10 +127,9 @@ def stale(history: Sequence[Line]) -> int:
 
 
 def warn(text: str, workdir: Path) -> None:
-    """A line on standard error and in the log, from the first process."""
-    if rank.is_first():
-        print(f"distmlp: {text}", file=sys.stderr)
-        append_log(workdir, f"distmlp: {text}")
+    """A line on standard error and in the log, for the first process to call."""
+    print(f"distmlp: {text}", file=sys.stderr)
+    append_log(workdir, f"distmlp: {text}")
 
 
 def append_log(workdir: Path, text: str) -> None:

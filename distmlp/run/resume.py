@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from distmlp import machine
-from distmlp.cluster import ending, group
+from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.datasets import Data
 from distmlp.errors import DivergedError, InputError, WriteError
@@ -24,9 +24,10 @@ class Resume:
     """Saves and restores one run; `warn` is called with what its user should know."""
 
     def __init__(
-        self, config: Config, data: Data, num_shards: int, store: Store, warn: Callable[[str], None]
+        self, config: Config, data: Data, num_shards: int, store: Store, warn: Callable[[str], None], group: Group
     ) -> None:
-        self.config, self.data, self.num_shards, self.store, self._warn = config, data, num_shards, store, warn
+        self.config, self.data, self.num_shards, self.store = config, data, num_shards, store
+        self._warn, self._group = warn, group
         self.saved_step, self._saved_at = 0, time.monotonic()
 
     def restore(self, state: State, total_steps: int) -> tuple[State, int, dict[str, Any]] | None:
@@ -35,8 +36,8 @@ class Resume:
         Raises:
           InputError: the data, or the flags, are not those that the run began with; or no checkpoint is intact.
         """
-        group.agree({f"the digest of --dataset={self.config.dataset}": self._fingerprint})
-        ending.go_in_step()
+        self._group.agree({f"the digest of --dataset={self.config.dataset}": self._fingerprint})
+        self._group.go_in_step()
         restored = self.store.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
         if restored is None:
             return None
@@ -93,7 +94,7 @@ class Resume:
     def seconds_passed(self) -> bool:
         """Whether --checkpoint_every_seconds have, since the last save, by the first process's clock; a collective."""
         passed = time.monotonic() - self._saved_at >= self.config.checkpoint_every_seconds
-        return bool(group.gather(np.array(passed, np.int32))[0])
+        return bool(self._group.gather(np.array(passed, np.int32))[0])
 
     def last_checkpoint(self) -> str:
         """What there is to go on from, for a message."""

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from distmlp.cluster import ending, group, rank
+from distmlp.cluster.group import Group
 from distmlp.config import digest_json
 from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel import backend
@@ -58,7 +58,7 @@ class _Manager(ocp.CheckpointManager):  # type: ignore[misc]
         """Orbax would ask jax, on each save, whether a preempted job is to stop at this step.
 
         jax counts such questions to find a point that all processes still have before them: only the loop may ask
-        (group.stop_point), or a SIGTERM is lost now and then.
+        (Group.stop_point), or a SIGTERM is lost now and then.
         """
         return False
 
@@ -89,10 +89,8 @@ def _check_digests(meta: Meta, digests: dict[str, str]) -> None:
         raise DamageError(f"{', '.join(wrong) or 'its list of arrays'} is not what was saved")
 
 
-def _twice(what: str, read: Callable[[], T], together: bool = False) -> T:
-    """What `read` returns, tried once more where it fails: an error of the moment is no damage.
-
-    With `together`, a collective, all processes try again if one fails.
+def _twice(what: str, read: Callable[[], T], group: Group) -> T:
+    """What `read` returns, in all processes of the group; where it fails in one, all try once more; a collective.
 
     Raises:
       DamageError: the second try failed, too.
@@ -105,10 +103,10 @@ def _twice(what: str, read: Callable[[], T], together: bool = False) -> T:
         except (DamageError, DivergedError) as error:
             reason = str(error)
         except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
-            if together and ending.ended_elsewhere(error):
+            if group.ended_elsewhere(error):
                 raise
             reason = f"{what} cannot be read ({_brief(error)})"
-        reasons = group.exchange(reason) if together else [reason]
+        reasons = group.exchange(reason)
         if not any(reasons):
             return value
         time.sleep(_PAUSE_SECONDS)
@@ -119,8 +117,8 @@ def _twice(what: str, read: Callable[[], T], together: bool = False) -> T:
 class Store:
     """The checkpoints of the run in a workdir: the newest `keep` of them, and the best."""
 
-    def __init__(self, workdir: Path, digest: StateDigest, keep: int) -> None:
-        self.workdir, self.path, self._digest = workdir, workdir / "checkpoints", digest
+    def __init__(self, workdir: Path, digest: StateDigest, keep: int, group: Group) -> None:
+        self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
         self._keep, self._best = keep, 0
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
@@ -149,7 +147,7 @@ class Store:
         """
         self.wait()
         self._best = best
-        if rank.several():  # digests and Orbax exchange by collectives, which must keep their order
+        if self._group.several:  # digests and Orbax exchange by collectives, which must keep their order
             self._save(step, state, meta)
             self._rest_of_save = self._finish
         else:
@@ -159,7 +157,7 @@ class Store:
         digests = self._digest.check(state, step)
         with self._errors():
             self._manager.write(step, state, meta, digests)
-        if not rank.several():
+        if not self._group.several:
             self._finish()
 
     def _finish(self) -> None:
@@ -167,9 +165,9 @@ class Store:
         with self._errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-        newest, *others = group.decide(self.steps())
+        newest, *others = self._group.decide(self.steps())
         with self._errors():
-            if rank.is_first():
+            if self._group.first:
                 folder = self.path / str(newest)
                 for path in [*folder.rglob("*"), folder, self.path]:
                     sync(path)
@@ -179,7 +177,7 @@ class Store:
             self._empty_trash()
 
     def _empty_trash(self) -> None:
-        if rank.is_first():
+        if self._group.first:
             shutil.rmtree(self.path / _TRASH, ignore_errors=True)
 
     def wait(self) -> None:
@@ -200,7 +198,7 @@ class Store:
         """
         self.wait()
         damaged: list[tuple[int, str]] = []
-        for step in group.decide(self.steps()):  # a network file system may show another host fewer
+        for step in self._group.decide(self.steps()):  # a network file system may show another host fewer
             try:
                 state, meta = self._read(step, target, check_meta)
             except DamageError as error:
@@ -222,9 +220,9 @@ class Store:
 
     def _read(self, step: int, target: Any, check_meta: Callable[[Meta], None] = lambda meta: None) -> tuple[Any, Meta]:
         """State and meta of a checkpoint; see `newest_intact`, and `_twice` for what it raises."""
-        meta = _twice("its metadata", lambda: self._manager.read_meta(step), together=True)
+        meta = _twice("its metadata", lambda: self._manager.read_meta(step), self._group)
         check_meta(meta)
-        return _twice("it", lambda: self._read_state(step, target, meta), together=True), meta
+        return _twice("it", lambda: self._read_state(step, target, meta), self._group), meta
 
     def _read_state(self, step: int, target: Any, meta: Meta) -> Any:
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), target)
@@ -234,10 +232,10 @@ class Store:
 
     def _move_away(self, step: int, reason: str) -> str:
         target = new_path(self.workdir / "damaged" / str(step))
-        if rank.is_first():
+        if self._group.first:
             target.parent.mkdir(exist_ok=True)
             (self.path / str(step)).rename(target)
-        target = Path(group.decide(str(target)))
+        target = Path(self._group.decide(str(target)))
         self._manager.reload()
         return f"checkpoint {step} is damaged ({reason}): moved to {target}"
 
@@ -302,9 +300,10 @@ def read(run: Path, step: int) -> Stored:
 def read_unverified(run: Path, step: int) -> Stored:
     """The checkpoint of a step, whose arrays may be damaged; raises DamageError where it cannot be read at all."""
     backend.devices()  # before Orbax starts JAX and fails as JAX does
-    with quiet(), _twice("its folder", lambda: _Manager(run / "checkpoints", read_only=True)) as manager:
-        meta = _twice("its metadata", lambda: manager.read_meta(step))
-        return Stored(step, meta, _twice("its arrays", lambda: _read_arrays(manager, step, meta)))
+    alone = Group()
+    with quiet(), _twice("its folder", lambda: _Manager(run / "checkpoints", read_only=True), alone) as manager:
+        meta = _twice("its metadata", lambda: manager.read_meta(step), alone)
+        return Stored(step, meta, _twice("its arrays", lambda: _read_arrays(manager, step, meta), alone))
 
 
 def _read_arrays(manager: _Manager, step: int, meta: Meta) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distmlp import flags
-from distmlp.cluster import group, rank
+from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config
 from distmlp.errors import InputError, WriteError
 
@@ -20,7 +20,7 @@ from distmlp.errors import InputError, WriteError
 class Workdir:
     """WORKDIR, locked for this process; the lock dies with its holder."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, group: Group) -> None:
         """Creates the folder if need be, and takes the lock; of several processes, the first one does.
 
         Raises:
@@ -28,8 +28,8 @@ class Workdir:
         """
         name = f"{Path(config.dataset.removeprefix(FROM_PYTHON)).stem or 'run'}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         self.path = Path(config.workdir) if config.workdir else new_path(Path("runs").absolute() / name)
-        self._lock = -1
-        if rank.is_first():
+        self._group, self._lock = group, -1
+        if self._group.first:
             self._acquire()
         self._check_shared()
 
@@ -49,27 +49,27 @@ class Workdir:
         except OSError as error:
             raise InputError(f"--workdir={self.path} cannot be written to ({error.strerror}): "
                              "give a folder that can") from None
-        if rank.several():
+        if self._group.several:
             os.truncate(self._lock, 0)
             os.write(self._lock, secrets.token_bytes(16))
 
     def _check_shared(self) -> None:
         """Every process must see what the first one wrote into the lock file."""
-        group.barrier()
+        self._group.barrier()
         lock = self.path / "lock"
-        first, *others = group.exchange(lock.read_bytes().hex() if lock.exists() else None)
+        first, *others = self._group.exchange(lock.read_bytes().hex() if lock.exists() else None)
         for process, seen in enumerate(others, start=1):
             if seen != first:
                 raise InputError(f"--workdir={self.path} is not shared: process {process} does not see what process "
                                  "0 wrote there; give a folder that all processes see")
 
     def write_run_flags(self, config: Config) -> None:
-        if rank.is_first():
+        if self._group.first:
             replace_file(self.path / "run.flags", flags.run_flags(config))
 
     def record_session(self, **facts: Any) -> None:
         """Adds a line to sessions.jsonl: when, where and how training started or ended; it fails without an error."""
-        if rank.is_first():
+        if self._group.first:
             with contextlib.suppress(OSError), (self.path / "sessions.jsonl").open("a") as file:
                 file.write(json.dumps({"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", **facts}) + "\n")
 

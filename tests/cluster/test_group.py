@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from conftest import small_config
+from jax.errors import JaxRuntimeError
 
 from distmlp import InputError, loop
-from distmlp.cluster import ending, group, rank
+from distmlp.cluster.group import Group
 from distmlp.errors import ProcessEnded, WriteError
 
 
@@ -37,40 +38,39 @@ class Store:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def group(store: Store) -> Group:
     """This is process 0 of 2; the other one is what the test puts into the store."""
-    store = Store()
-    monkeypatch.setattr("distmlp.cluster.rank.global_state.client", store)
-    monkeypatch.setattr("distmlp.cluster.rank.global_state.num_processes", 2)
-    for name in ("_all_end", "_speaks", "_patience"):
-        monkeypatch.setattr(ending, name, getattr(ending, name))
-    monkeypatch.setattr(rank, "topics", iter(range(1, 100)))
-    return store
+    return Group(0, 2, store)
 
 
 def other(store: Store, topic: int, **message: Any) -> None:
     store.key_value_set(f"distmlp/{topic}/1", json.dumps(message))
 
 
-def test_values_are_exchanged_in_the_order_of_the_processes_and_forgotten(store: Store) -> None:
+def test_values_are_exchanged_in_the_order_of_the_processes_and_forgotten(store: Store, group: Group) -> None:
     for topic in (1, 2, 3):
         other(store, topic, value=[topic, None])
         assert group.exchange("mine") == ["mine", [topic, None]]
     assert sorted(store.values) == ["distmlp/3/0", "distmlp/3/1"]
 
 
-def test_the_error_of_another_process_is_raised_here_and_said_once(store: Store) -> None:
+def test_the_error_of_another_process_is_raised_here_and_said_once(store: Store, group: Group) -> None:
     other(store, 1, failed=["InputError", "no such data", "node7"])
-    with pytest.raises(InputError, match=r"^process 1 of 2 on node7: no such data$"), ending.together():
+    with pytest.raises(InputError, match=r"^process 1 of 2 on node7: no such data$"), group.together():
         group.exchange(1)
-    assert ending.speaks()  # this is process 0
+    assert group.speaks  # this is process 0
     assert list(store.values) == ["distmlp/1/1", "distmlp/1/0"]  # it has not failed itself
 
 
-def test_an_unexpected_error_of_another_process_is_left_to_it_to_print(store: Store) -> None:
+def test_an_unexpected_error_of_another_process_is_left_to_it_to_print(store: Store, group: Group) -> None:
     other(store, 1, failed=["KeyError", "'x'", "node7"])
     said = r"process 1 of 2 on node7 ended by an error \(KeyError\)"
-    with pytest.raises(ProcessEnded, match=said), ending.together():
+    with pytest.raises(ProcessEnded, match=said), group.together():
         group.barrier()
 
 
@@ -79,28 +79,28 @@ def test_an_unexpected_error_of_another_process_is_left_to_it_to_print(store: St
     ({"value": 3}, "process 0 of 2 on .*: too few", True),
 ])  # fmt: skip
 def test_an_error_of_this_process_reaches_the_others(
-    theirs: dict[str, Any], said: str, speaks: bool, store: Store
+    theirs: dict[str, Any], said: str, speaks: bool, store: Store, group: Group
 ) -> None:
     other(store, 1, **theirs)
-    with pytest.raises(InputError, match=f"^{said}$"), ending.together():
+    with pytest.raises(InputError, match=f"^{said}$"), group.together():
         raise InputError("too few")
-    assert ending.speaks() == speaks
+    assert group.speaks == speaks
     assert json.loads(store.values["distmlp/1/0"])["failed"][:2] == ["InputError", "too few"]
 
 
-def test_in_process_1_an_error_that_all_have_is_not_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distmlp.cluster.rank.global_state.process_id", 1)
+def test_in_process_1_an_error_that_all_have_is_not_said(store: Store) -> None:
+    group = Group(1, 2, store)
     store.key_value_set("distmlp/1/0", json.dumps({"failed": ["InputError", "too few", "node0"]}))
-    with pytest.raises(InputError, match=r"^too few$"), ending.together():
+    with pytest.raises(InputError, match=r"^too few$"), group.together():
         raise InputError("too few")
-    assert not ending.speaks()
+    assert not group.speaks
 
 
-def test_an_error_while_the_others_are_in_a_collective_does_not_wait_for_them(store: Store) -> None:
-    ending.go_in_step()
-    with pytest.raises(ZeroDivisionError), ending.together():
+def test_an_error_while_the_others_are_in_a_collective_does_not_wait_for_them(store: Store, group: Group) -> None:
+    group.go_in_step()
+    with pytest.raises(ZeroDivisionError), group.together():
         _ = 1 / 0
-    assert ending.speaks()
+    assert group.speaks
 
 
 GLOO = "UNKNOWN: Gloo all-reduce failed: [gloo/pair.cc:538] Read error [10.0.0.1]:33003: Connection reset by peer"
@@ -119,16 +119,18 @@ def raised(error: Exception, cause: Exception | None = None, handling: Exception
 
 
 @pytest.mark.parametrize("act", [
-    raised(ValueError(GLOO)),
-    raised(RuntimeError("x"), cause=RuntimeError(GLOO)),
-    raised(RuntimeError("x"), handling=RuntimeError("UNAVAILABLE: Failed to send RPC to coordination service.")),
-    raised(WriteError(Path("checkpoints"), "a checkpoint was not saved: ValueError: Gloo AllGather failed")),
-    raised(RuntimeError("NCCL operation ncclAllReduce failed: remote process exited or there was a network error")),
+    raised(JaxRuntimeError(GLOO)),
+    raised(RuntimeError("x"), cause=JaxRuntimeError(GLOO)),
+    raised(RuntimeError("x"), handling=JaxRuntimeError("UNAVAILABLE: Failed to send RPC to coordination service.")),
+    raised(WriteError(Path("checkpoints"), "a checkpoint was not saved"), handling=JaxRuntimeError(GLOO)),
+    raised(JaxRuntimeError("NCCL operation ncclAllReduce failed: remote process exited or there was a network error")),
 ])  # fmt: skip
-def test_the_end_of_another_process_is_taken_for_nothing_else(act: Callable[[], None], store: Store) -> None:
+def test_the_end_of_another_process_is_taken_for_nothing_else(
+    act: Callable[[], None], store: Store, group: Group
+) -> None:
     line = (r"^another process ended or was cut off \(.*\): its own output says why; the launcher's restart resumes "
             r"from the newest checkpoint$")  # fmt: skip
-    with pytest.raises(ProcessEnded, match=line) as caught, ending.together():
+    with pytest.raises(ProcessEnded, match=line) as caught, group.together():
         act()
     assert "\n" not in str(caught.value)
     assert store.values == {}
@@ -138,19 +140,22 @@ def test_the_end_of_another_process_is_taken_for_nothing_else(act: Callable[[], 
     ValueError("cannot decode img7.png"), WriteError(Path("x"), "No space left on device"),
     InputError("--dataset=mnist could not be downloaded (Connection reset by peer)"),
 ], ids=["user", "disk", "input"])  # fmt: skip
-def test_an_error_of_its_own_is_not_taken_for_the_end_of_another(error: Exception, store: Store) -> None:
-    assert ending.ended_elsewhere(error) is None
+def test_an_error_of_its_own_is_not_taken_for_the_end_of_another(error: Exception, store: Store, group: Group) -> None:
+    assert group.ended_elsewhere(error) is None
 
 
 def test_in_one_process_nothing_is_taken_for_the_end_of_another() -> None:
-    assert ending.ended_elsewhere(ValueError(GLOO)) is None
-    with pytest.raises(ValueError, match="Gloo"), ending.together():
+    group = Group()
+    assert group.ended_elsewhere(ValueError(GLOO)) is None
+    with pytest.raises(ValueError, match="Gloo"), group.together():
         raise ValueError(GLOO)
 
 
-def test_one_process_without_room_makes_all_send_batches(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_without_room_makes_all_send_batches(
+    store: Store, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("distmlp.parallel.program.choose_placement", lambda *args: ("device", "1 MB fit"))
     other(store, 1, value=["host", "1 MB are more than a quarter of a device's memory"])
     data: Any = type("Data", (), {"train": None})
-    where, why = loop._agreed_placement(small_config("digits"), data, None)
+    where, why = loop._agreed_placement(small_config("digits"), data, None, group)
     assert (where, why) == ("host", "1 MB are more than a quarter of a device's memory")

@@ -8,7 +8,7 @@ import pytest
 from drills import pods
 
 from distmlp import Config, flags
-from distmlp.cluster.launcher import Place, find_place
+from distmlp.cluster.place import Place, find_place
 from launch.cli import VERBS
 
 VERSIONS = ["1.31", kubernetes_validate.latest_version()]  # the first with podFailurePolicy for all

@@ -5,8 +5,7 @@ import os
 import pytest
 
 from distmlp import Config, InputError
-from distmlp.cluster.join import local_gpus, split_address
-from distmlp.cluster.launcher import Place, find_place
+from distmlp.cluster.place import Place, find_place, local_gpus, split_address
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1",

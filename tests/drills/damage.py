@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distmlp import model, optim
+from distmlp.cluster.group import Group
 from distmlp.config import Config
 from distmlp.errors import InputError
 from distmlp.parallel import backend
@@ -101,7 +102,7 @@ class Restores:
         checkpoints.close()
 
     def _open(self, workdir: Path) -> Store:
-        return Store(workdir, self.digest, len(STEPS))
+        return Store(workdir, self.digest, len(STEPS), Group())
 
     @quiet()
     def restore(self, case: Case) -> str:

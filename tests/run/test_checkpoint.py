@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from distmlp import Config, InputError, model, optim
+from distmlp.cluster.group import Group
 from distmlp.errors import DivergedError, WriteError
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.mesh import Layout, make_layout
@@ -27,7 +28,7 @@ def make_state(layout: Layout, seed: int = 0, sizes: tuple[int, ...] = (12, 8, 4
 
 def open_checkpoints(layout: Layout, path: Path, keep: int = 2) -> Store:
     path.mkdir(exist_ok=True)
-    return Store(path, StateDigest(layout), keep)
+    return Store(path, StateDigest(layout), keep, Group())
 
 
 def accept(meta: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from conftest import RunTrain, make_arrays, process_env, small_config
 from drills import runs
 
 from distmlp import InputError, train
+from distmlp.cluster.group import Group
 from distmlp.config import resolve_paths
 from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
@@ -109,7 +110,7 @@ def test_data_that_are_gone(run_train: RunTrain, npz: str) -> None:
 
 def test_the_second_trainer_on_a_workdir_is_refused(npz: str) -> None:
     config = resolve_paths(small_config(npz, max_steps=3))
-    first = Workdir(config)
+    first = Workdir(config, Group())
     with pytest.raises(InputError, match="is in use by another process"):
         train(config)
     first.close()

@@ -9,6 +9,7 @@ import pytest
 from conftest import small_config
 
 from distmlp import train
+from distmlp.cluster.group import Group
 from distmlp.run.ledger import Ledger, examples_sum
 
 
@@ -93,7 +94,7 @@ def test_no_ledger_unless_asked_for(npz: str) -> None:
 def test_a_ledger_that_cannot_be_written_is_a_write_error(tmp_path: Path) -> None:
     from distmlp.errors import WriteError
 
-    ledger = Ledger(tmp_path / "absent", True, 4, 1)
+    ledger = Ledger(tmp_path / "absent", True, 4, 1, Group())
     ledger.fetched(1, np.arange(4), np.ones(4))
     ledger.loss(1, 0.5)
     with pytest.raises(WriteError, match=r"ledger\.jsonl could not be written"):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from distmlp import Config, InputError, flags
+from distmlp.cluster.group import Group
 from distmlp.config import resolve_paths
 from distmlp.errors import WriteError
 from distmlp.run.workdir import Workdir, replace_file
@@ -19,21 +20,21 @@ def config(**changes: object) -> Config:
 
 def test_one_run_at_a_time_and_the_lock_dies_with_its_holder(tmp_path: Path) -> None:
     code = (
-        "from distmlp import Config\nfrom distmlp.run.workdir import Workdir\n"
-        f"w = Workdir(Config(workdir={str(tmp_path / 'run')!r}))\nprint('held', flush=True)\ninput()"
+        "from distmlp import Config\nfrom distmlp.cluster.group import Group\nfrom distmlp.run.workdir import Workdir\n"
+        f"w = Workdir(Config(workdir={str(tmp_path / 'run')!r}), Group())\nprint('held', flush=True)\ninput()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="is in use by another process"):
-            Workdir(config())
+            Workdir(config(), Group())
         holder.kill()
-    Workdir(config()).close()
+    Workdir(config(), Group()).close()
 
 
 def test_run_flags_are_written_whole(tmp_path: Path) -> None:
-    workdir = Workdir(config())
+    workdir = Workdir(config(), Group())
     workdir.write_run_flags(config(seed=3))
     path = tmp_path / "run" / "run.flags"
     assert flags.parse(["", f"--flagfile={path}"]) == config(seed=3, workdir="")
@@ -59,7 +60,7 @@ def test_a_crash_while_a_file_is_replaced_leaves_the_old_one(tmp_path: Path, mon
 def test_the_default_workdir_is_new_and_named_after_the_data(tmp_path: Path) -> None:
     paths = []
     for dataset in ("digits", "digits", "some/where/embeddings.npz"):
-        workdir = Workdir(config(workdir="", dataset=dataset))
+        workdir = Workdir(config(workdir="", dataset=dataset), Group())
         paths.append(workdir.path)
         workdir.close()
     assert len(set(paths)) == 3

@@ -1,14 +1,21 @@
-"""Which of how many processes this one is: from the flags, or from the launcher's environment."""
+"""Which of how many processes this one is, by flags or the launcher's environment; finding and joining the others."""
 
 import os
 import re
+import signal
 import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from jax._src.clusters import ClusterEnv
 
+from distmlp import machine
 from distmlp.config import Config
-from distmlp.errors import InputError, one_line
+from distmlp.errors import InputError, JoinError, one_line
 
 _JOB_NAMES = {"COORDINATOR_PORT", "NUM_PROCESSES", "PROCESS_ID"}
 _EXPLICITLY = "give --coordinator_address, --num_processes and --process_id"
@@ -50,7 +57,7 @@ def find_place(config: Config) -> Place | None:
         address = f"{env['COORDINATOR_ADDRESS']}:{_number('COORDINATOR_PORT')}"
         place = Place(address, _number("NUM_PROCESSES"), _number("PROCESS_ID"), 0, 1)
     elif _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
-        place = _open_mpi(_number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE"))
+        place = _open_mpi(config)
     elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         # 2(x3),1: two tasks on each of three nodes, one on the fourth
         tasks = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
@@ -80,21 +87,21 @@ def _number(name: str, default: int | None = None) -> int:
                          f"mend it, or {_EXPLICITLY}") from None
 
 
-def _open_mpi(local_rank: int, local_size: int) -> Place:
+def _open_mpi(config: Config) -> Place:
     env = os.environ
+    local = _number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE")
     rank, size = _number("OMPI_COMM_WORLD_RANK"), _number("OMPI_COMM_WORLD_SIZE")
     if address := env.get("JAX_COORDINATOR_ADDRESS"):
-        return Place(address, size, rank, local_rank, local_size)
+        return Place(address, size, rank, *local)
     if "OMPI_MCA_orte_hnp_uri" not in env:  # Open MPI 5 no longer says where mpirun runs
         raise InputError("this Open MPI does not say where process 0 is: add "
                          "-x JAX_COORDINATOR_ADDRESS=HOST:PORT to mpirun's arguments, with process 0's host")
-    return _as_jax_says("Open MPI", None, local_rank, local_size)
+    return _as_jax_says("Open MPI", config, *local)
 
 
-def _as_jax_says(name: str, config: Config | None, local_rank: int, local_size: int) -> Place:
-    """Whatever jax detects in the environment of `name`."""
-    seconds = int(config.startup_seconds) if config else None
-    given = os.environ.get("JAX_COORDINATOR_ADDRESS")
+def _as_jax_says(name: str, config: Config, local_rank: int, local_size: int) -> Place:
+    """What jax detects in the environment of `name`."""
+    given, seconds = os.environ.get("JAX_COORDINATOR_ADDRESS"), int(config.startup_seconds)
     try:
         address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
             given, None, None, None, None, seconds
@@ -117,3 +124,102 @@ def _refuse_leftovers() -> None:
                              f"not set: {remedy}, or {_EXPLICITLY}, or unset {name} to train in one process")
     if "JAX_COORDINATOR_ADDRESS" in env:
         raise InputError(f"JAX_COORDINATOR_ADDRESS is set, but which process this is is not: {_EXPLICITLY}")
+
+
+def join(place: Place, config: Config) -> None:
+    """Starts jax.distributed, after checks: without them jax would end this process by a signal and say nothing.
+
+    Raises:
+      InputError: the port is taken, the coordinator cannot be reached, or the GPUs cannot be shared.
+    """
+    deadline = time.monotonic() + config.startup_seconds
+    if place.process == 0:
+        _check_port(place.coordinator)
+    else:
+        _check_reachable(place, deadline, config.startup_seconds)
+    timer = threading.Timer(deadline - time.monotonic(), _give_up, (place, config.startup_seconds))
+    timer.daemon = True
+    timer.start()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        jax.distributed.initialize(
+            place.coordinator,
+            place.processes,
+            place.process,
+            local_device_ids=local_gpus(place, config),
+            cluster_detection_method="deactivate",  # else jax would take one GPU per process
+            initialization_timeout=int(config.startup_seconds) + 60,
+            heartbeat_timeout_seconds=config.heartbeat_seconds,
+        )
+    except RuntimeError as error:
+        raise JoinError(f"{place} could not join the others at {place.coordinator} "
+                        f"({one_line(error, 200)})") from None
+    finally:
+        timer.cancel()
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # jax has taken it; run/signals.py asks for a common stop instead
+
+
+def local_gpus(place: Place, config: Config) -> list[int] | None:
+    """This process's equal part of the host's GPUs; all that it sees where the launcher has dealt them already.
+
+    Raises:
+      InputError: the GPUs cannot be shared equally.
+    """
+    env = os.environ
+    if "cpu" in (config.platform, env.get("JAX_PLATFORMS")):
+        return None
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        count = len([name for name in visible.split(",") if name and name != "-1"])
+    else:
+        count = machine.nvidia_cards()
+    per_task = {"SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"} & env.keys()
+    if not count or per_task or (count < place.local_size and "TORCHELASTIC_RUN_ID" not in env):
+        return list(range(count)) or None
+    if count % place.local_size:
+        raise InputError(f"{place.local_size} processes on {socket.gethostname()} cannot share its {count} GPUs "
+                         "equally: start as many as divide them, or set CUDA_VISIBLE_DEVICES for each")
+    part = count // place.local_size
+    return list(range(place.local_rank * part, (place.local_rank + 1) * part))
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """HOST:PORT or [IPv6]:PORT as a pair."""
+    host, port = address.rsplit(":", 1)
+    return host.strip("[]"), int(port)
+
+
+def _check_port(address: str) -> None:
+    port = split_address(address)[1]
+    with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        deadline = time.monotonic() + 5  # before a restart, the last process 0 may still be on its way out
+        if error := _keep_trying(lambda: probe.bind(("", port)), deadline):
+            raise InputError(f"the coordinator's port {port} cannot be used ({error.strerror}): "
+                             "give another port in --coordinator_address, or to the launcher")
+
+
+def _check_reachable(place: Place, deadline: float, seconds: float) -> None:
+    address = split_address(place.coordinator)
+    if error := _keep_trying(lambda: socket.create_connection(address, timeout=2).close(), deadline):
+        raise JoinError(f"{place} cannot reach the coordinator at {place.coordinator} ({error}): is process "
+                        f"0 running, and the port open? Waited --startup_seconds={seconds:g}")
+
+
+def _keep_trying(act: Callable[[], object], deadline: float) -> OSError | None:
+    """Calls `act` until it succeeds; its last error once the deadline has passed."""
+    while True:
+        try:
+            act()
+            return None
+        except OSError as error:
+            if time.monotonic() > deadline:
+                return error
+        time.sleep(0.2)
+
+
+def _give_up(place: Place, seconds: float) -> None:
+    print(f"distmlp: error: {place} is at {place.coordinator}, but not all the others came: is each of them running, "
+          f"with this address? Waited --startup_seconds={seconds:g}", file=sys.stderr, flush=True)
+    os._exit(2)
