@@ -28,7 +28,7 @@ def saving(work: Work) -> Contestant:
     from distmlp.cluster.group import Group
     from distmlp.parallel import backend, mesh, step
     from distmlp.parallel.digest import StateDigest
-    from distmlp.run import checkpoint
+    from distmlp.run.store import Store
 
     config = Config(optimizer="sgd", momentum=0.9, workdir="unused")
     prepared = ExitStack()
@@ -38,7 +38,7 @@ def saving(work: Work) -> Contestant:
     state = step.initial_state(layout, sizes, 0, optim.make(config, 10), ())
     digest = StateDigest(layout)
     folder = Path(tempfile.mkdtemp())
-    checkpoints = checkpoint.Checkpoints(folder, digest, 1, Group())
+    checkpoints = Store(folder, digest, 1, Group())
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
     meta: Any = {"settings": {}, "num_shards": 1, "data": "", "totals": {}, "versions": {}}
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))

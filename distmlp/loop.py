@@ -3,7 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +20,12 @@ from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.step import State, initial_state
 from distmlp.run import banner, metrics
 from distmlp.run.cadence import Cadence
-from distmlp.run.checkpoint import Checkpoints
-from distmlp.run.damage import quiet
 from distmlp.run.ledger import Ledger
 from distmlp.run.measures import Measures
 from distmlp.run.profile import Profile
-from distmlp.run.recovery import Recovery
+from distmlp.run.resume import Resume
 from distmlp.run.signals import Signals, Watchdog
+from distmlp.run.store import Store, quiet
 from distmlp.run.totals import Losses, Totals
 from distmlp.run.workdir import Workdir
 
@@ -116,8 +115,8 @@ class Trainer:
         self.measures = Measures(config, data, parts.evaluator, self._poll)
         self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.cadence.per_epoch, group)
         self.feed.fetched = self.ledger.fetched
-        self.checkpoints = Checkpoints(workdir.path, parts.digest, config.keep_checkpoints, group)
-        self.recovery = Recovery(config, data, parts.layout.num_shards, self.checkpoints, group)
+        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints, group)
+        self.resume = Resume(config, data, parts.layout.num_shards, self.store, self._warn, group)
         self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
         # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
         self.compiler = ThreadPoolExecutor(1)
@@ -136,17 +135,18 @@ class Trainer:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if self.begun:
-            self.workdir.note(end=self.step, reason=f"{type(error).__name__}: {error}" if error else "")
+            self.workdir.record_session(end=self.step, reason=f"{type(error).__name__}: {error}" if error else "")
             if error and self.group.first:
                 metrics.append_log(self.workdir.path, f"distmlp: {error}")
         with self.open:
             agreed = error is None or isinstance(error, Interrupted)
             if agreed or not self.several:  # else the others may be gone, or busy
-                self.checkpoints.close()
+                self.store.close()
 
     def run(self) -> Result:
-        restored = self.recovery.restore(self.parts.state, self.cadence.total_steps)
-        self.state, self.step, self.totals = restored or (self._initial_state(), 0, Totals())
+        restored = self.resume.restore(self.parts.state, self.cadence.total_steps)
+        self.state, self.step, totals = restored or (self._initial_state(), 0, {})
+        self.totals = Totals(**totals)
         self.losses = Losses(self.totals, self.ledger.loss)
         self.metrics.history = self.group.decide(self.metrics.history)  # what depends on it is then the same everywhere
         if self.metrics.finished_at == self.step and self._at_end():
@@ -158,7 +158,7 @@ class Trainer:
                 self._train()
                 return self._finish()
         except DivergedError as error:
-            raise type(error)(f"{error}; {self.recovery.last_checkpoint()}") from None
+            raise type(error)(f"{error}; {self.resume.last_checkpoint()}") from None
 
     def _initial_state(self) -> State:
         scaling = self.group.computed_by_first(lambda: input_scaling(self.config, self.data), self.parts.state.scaling)
@@ -175,14 +175,14 @@ class Trainer:
         self.ledger.start(self.step)
         self.metrics.say(banner.text(self.config, self.data, self.parts, self.workdir.path, self.group))
         devices = self.parts.layout.devices
-        self.workdir.note(start=self.step, hosts=self.group.hosts(), processes=jax.process_count(),
-                          devices=f"{len(devices)} x {devices[0].device_kind}")
+        self.workdir.record_session(start=self.step, hosts=self.group.hosts(), processes=jax.process_count(),
+                                    devices=f"{len(devices)} x {devices[0].device_kind}")
         self.begun = True
         if self.step:
             self.metrics.say(f"resuming after step {self.step} of {self.cadence.total_steps}")
-        if 0 < self.config.schedule_steps < self.cadence.total_steps and self.group.first:
-            metrics.warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
-                         f"ends; this run has {self.cadence.total_steps} steps", self.workdir.path)
+        if 0 < self.config.schedule_steps < self.cadence.total_steps:
+            self._warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
+                       f"ends; this run has {self.cadence.total_steps} steps")
         self.metrics.say(metrics.header(self.data.validation is not None))
         self.compiled.result()
         self.group.barrier()
@@ -196,7 +196,7 @@ class Trainer:
         self.losses.start_clock()
         while not self._at_end():
             self._stop_if_signalled()
-            self.profile.at(self.step, self.losses)
+            self.profile.at(self.step, lambda: self.losses.settle(0))
             with jax.transfer_guard("disallow"):
                 self.state, losses, counts = self.feed.advance(self.state, self.step, self.cadence.next(self.step))
             self.losses.add(self.step, losses, counts)
@@ -227,12 +227,12 @@ class Trainer:
             return
         self.losses.settle_all()
         self.metrics.close_bar()
-        if self.step > self.recovery.saved_step:
+        if self.step > self.resume.saved_step:
             self._save()
-        self.checkpoints.wait()
+        self.store.wait()
         raise Interrupted(
             signum,
-            f"stopped after step {self.step} of {self.cadence.total_steps}; {self.recovery.last_checkpoint()}; the "
+            f"stopped after step {self.step} of {self.cadence.total_steps}; {self.resume.last_checkpoint()}; the "
             f"same command with --workdir={self.workdir.path} goes on from there",
         )
 
@@ -245,12 +245,12 @@ class Trainer:
         if self.cadence.save(self.step):
             return True
         asked = self.config.checkpoint_every_seconds > 0 and not (self.several and self.dispatches % _SECONDS_POINT)
-        return asked and self.recovery.seconds_passed()
+        return asked and self.resume.seconds_passed()
 
     def _save(self) -> None:
         self._add_seconds()
         self.ledger.flush()
-        self.recovery.save(self.state, self.step, self.totals, metrics.best(self.metrics.history)["step"])
+        self.resume.save(self.state, self.step, asdict(self.totals), metrics.best(self.metrics.history)["step"])
         self.watchdog.beat()
 
     def _add_seconds(self) -> None:
@@ -265,12 +265,12 @@ class Trainer:
         self.metrics.close_bar()
         if self.cadence.evaluation(self.step):
             if self.several and not metrics.best(self.metrics.history)["step"]:
-                self.checkpoints.wait()  # one that now finds an error in the test set could not wait with the others
+                self.store.wait()  # one that now finds an error in the test set could not wait with the others
             line |= self.measures.evaluated(self.state)
         self.metrics.log(line)
         self.metrics.say(metrics.describe(line))
         keep = metrics.best(self.metrics.history) is line or self._at_end()
-        if keep and self.recovery.saved_step < self.step:
+        if keep and self.resume.saved_step < self.step:
             self._save()
         self.totals.reset(epoch_end)
 
@@ -283,7 +283,7 @@ class Trainer:
         self._stop_if_signalled()
 
     def _finish(self) -> Result:
-        self.checkpoints.wait()
+        self.store.wait()
         tested = {} if self.data.validation is None else self.measures.tested(self.state, self._best_state())
         sha256 = params_sha256(self.state.params)
         self._add_seconds()
@@ -295,8 +295,11 @@ class Trainer:
 
     def _best_state(self) -> State | None:
         step = metrics.best(self.metrics.history)["step"]
-        best: State | None = self.state if step == self.step else self.checkpoints.intact(step, self.parts.state)
-        if best is None and self.group.first:
-            metrics.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out",
-                         self.workdir.path)
+        best: State | None = self.state if step == self.step else self.store.intact(step, self.parts.state)
+        if best is None:
+            self._warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
         return best
+
+    def _warn(self, text: str) -> None:
+        if self.group.first:
+            metrics.warn(text, self.workdir.path)

@@ -10,8 +10,7 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.errors import InputError, listed
-from distmlp.run import reader
-from distmlp.run.damage import DamageError
+from distmlp.run import store
 from distmlp.run.ledger import examples_sum
 from distmlp.run.metrics import Metrics
 
@@ -73,7 +72,7 @@ def compare(a: Path, b: Path) -> Comparison:
       InputError: one is no run, or they have no step in common to compare.
     """
     found, runs = Comparison(), (a, b)
-    steps = [reader.steps(run) for run in runs]
+    steps = [store.steps(run) for run in runs]
     for name, run, have in zip("AB", runs, steps, strict=True):
         found.say(name, f"{run}: checkpoints of step {', '.join(map(str, sorted(have)))}")
     _settings(found, runs, steps)
@@ -100,8 +99,8 @@ def compare(a: Path, b: Path) -> Comparison:
 def _settings(found: Comparison, runs: tuple[Path, Path], steps: list[list[int]]) -> None:
     """Settings and data, as the newest checkpoints know them: they explain, and decide nothing."""
     try:
-        metas = [reader.read_unverified(run, have[0]).meta for run, have in zip(runs, steps, strict=True)]
-    except DamageError:
+        metas = [store.read_unverified(run, have[0]).meta for run, have in zip(runs, steps, strict=True)]
+    except store.DamageError:
         return
     first, second = (meta["settings"] for meta in metas)
     decides = {field.name: field.metadata["scope"] in ("experiment", "length") for field in dataclasses.fields(Config)}
@@ -191,13 +190,13 @@ def _checkpoints(found: Comparison, runs: tuple[Path, Path], common: list[int]) 
     return compared
 
 
-def _read(found: Comparison, name: str, run: Path, step: int) -> reader.Stored | None:
+def _read(found: Comparison, name: str, run: Path, step: int) -> store.Stored | None:
     """A checkpoint with what is wrong with it told; None if it cannot be read, or was deleted by its run meanwhile."""
     stored = None
     try:
-        stored = reader.read_unverified(run, step)
+        stored = store.read_unverified(run, step)
         stored.verify()
-    except DamageError as error:
+    except store.DamageError as error:
         if (run / "checkpoints" / str(step)).is_dir():
             found.say("checkpoint", f"{step} of {name} is damaged: {error}", step)
     return stored

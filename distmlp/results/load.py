@@ -15,13 +15,15 @@ from distmlp import model
 from distmlp.config import Config
 from distmlp.errors import InputError, listed
 from distmlp.parallel import backend
-from distmlp.run import reader
+from distmlp.run import store
+from distmlp.run.metrics import Metrics, best
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
     from distmlp.data.datasets import Examples
     from distmlp.results.evaluation import Evaluation
 
 _ROWS = 512  # at most so many rows at a time
+_CHOICES = 10  # of a checkpoint: a training run may delete the one that was chosen before it is read
 
 
 class Predictions(NamedTuple):
@@ -129,13 +131,45 @@ def load(run: "str | Path", checkpoint: str | int = "") -> Model:
       InputError: there is no such run or checkpoint, or the checkpoint is damaged.
     """
     path = Path(run).expanduser()
-    stored = reader.read(path, str(checkpoint))
+    stored = _read(path, str(checkpoint))
     known = {field.name for field in dataclasses.fields(Config)}
     config = Config(**{name: value for name, value in stored.meta["settings"].items() if name in known})
     layers = sum(name.startswith(".params") for name in stored.arrays) // 2
     params = [(stored.arrays[f".params[{i}][0]"], stored.arrays[f".params[{i}][1]"]) for i in range(layers)]
     scaling = tuple(stored.arrays[name] for name in (".scaling[0]", ".scaling[1]") if name in stored.arrays)
     return Model(path, stored.step, params, scaling, config, stored.meta)
+
+
+def _read(run: Path, checkpoint: str) -> store.Stored:
+    for _ in range(_CHOICES):
+        step = _choose(run, checkpoint)
+        try:
+            return store.read(run, step)
+        except store.DamageError as error:
+            if (run / "checkpoints" / str(step)).is_dir():
+                others = [str(other) for other in store.steps(run) if other != step]
+                remedy = f"give --checkpoint={' or '.join(others)}" if others else "bring it back from a copy"
+                raise InputError(f"checkpoint {step} of {run} is damaged ({error}): {remedy}") from None
+    raise InputError(f"the checkpoints of {run} are deleted faster than they can be read: "
+                     "try again, or train with a larger --keep_checkpoints")
+
+
+def _choose(run: Path, checkpoint: str) -> int:
+    """The step of the checkpoint that `load` is asked for; raises InputError if there is none."""
+    found = store.steps(run)
+    if checkpoint == "newest":
+        return found[0]
+    if checkpoint in ("", "best"):
+        history = Metrics(run / "metrics.jsonl", quiet=True).history
+        step = best([line for line in history if line["step"] in found])["step"]
+        if not step and checkpoint:
+            raise InputError(f"--checkpoint=best: no checkpoint of {run} was evaluated; give --checkpoint=newest")
+        return int(step) or found[0]
+    if not checkpoint.isdecimal():
+        raise InputError(f"--checkpoint={checkpoint}: give best, newest or a step's number")
+    if int(checkpoint) not in found:
+        raise InputError(f"--checkpoint={checkpoint}: {run} has those of step {', '.join(map(str, found))}")
+    return int(checkpoint)
 
 
 def _blocks(x: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:

@@ -13,7 +13,7 @@ from distmlp.errors import InputError
 from distmlp.results import charts, splits
 from distmlp.results.load import Model, load
 from distmlp.results.pictures import PictureShape, picture_shape
-from distmlp.run import reader
+from distmlp.run import store
 from distmlp.run.metrics import Metrics, best
 
 _MISTAKES, _NEURONS = 24, 32  # that are shown
@@ -94,7 +94,7 @@ def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     history = Metrics(path / "metrics.jsonl", quiet=True).history
     lines = [line for line in history if not line.get("final")]
     final = next((line for line in history if line.get("final")), {})
-    times = [(step, _time(path / "checkpoints" / str(step))) for step in reader.steps(path)]
+    times = [(step, _time(path / "checkpoints" / str(step))) for step in store.steps(path)]
     sessions = path / "sessions.jsonl"
     noted = [json.loads(line) for line in sessions.read_text().splitlines()] if sessions.exists() else []
     run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, noted, 0)

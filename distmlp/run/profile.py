@@ -1,12 +1,10 @@
 """A profile of some steps, by JAX's profiler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import jax
-
-from distmlp.run.totals import Losses
 
 
 class Profile(ExitStack):
@@ -17,13 +15,13 @@ class Profile(ExitStack):
         self._first, self._end = span or (0, 0)
         self._folder, self._started = folder, False
 
-    def at(self, step: int, losses: Losses) -> None:
-        """Starts or stops after so many completed steps, once the devices have done those in flight."""
+    def at(self, step: int, settle: Callable[[], None]) -> None:
+        """Starts or stops after `step` completed steps, if that is due, once `settle` has waited for the devices."""
         if not self._started and self._first <= step < self._end:
-            losses.settle(0)
+            settle()
             jax.profiler.start_trace(str(self._folder))
             self.callback(jax.profiler.stop_trace)
             self._started = True
         elif self._started and step == self._end:
-            losses.settle(0)
+            settle()
             self.close()

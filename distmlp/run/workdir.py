@@ -67,8 +67,8 @@ class Workdir:
         if self._group.first:
             replace_file(self.path / "run.flags", flags.run_flags(config))
 
-    def note(self, **facts: Any) -> None:
-        """Adds a line to sessions.jsonl: when, where and how training started or ended here; never fails a run."""
+    def record_session(self, **facts: Any) -> None:
+        """Adds a line to sessions.jsonl: when, where and how training started or ended; it fails without an error."""
         if self._group.first:
             with contextlib.suppress(OSError), (self.path / "sessions.jsonl").open("a") as file:
                 file.write(json.dumps({"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", **facts}) + "\n")

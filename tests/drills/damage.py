@@ -31,8 +31,7 @@ from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.mesh import make_layout
 from distmlp.parallel.step import State
-from distmlp.run.checkpoint import Checkpoints
-from distmlp.run.damage import quiet
+from distmlp.run.store import Store, quiet
 
 from . import runs
 
@@ -102,8 +101,8 @@ class Restores:
             self.saved[step] = params_sha256(self.target), meta
         checkpoints.close()
 
-    def _open(self, workdir: Path) -> Checkpoints:
-        return Checkpoints(workdir, self.digest, len(STEPS), Group())
+    def _open(self, workdir: Path) -> Store:
+        return Store(workdir, self.digest, len(STEPS), Group())
 
     @quiet()
     def restore(self, case: Case) -> str:

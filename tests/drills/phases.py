@@ -57,11 +57,11 @@ def main(argv: list[str]) -> None:
     phase = Phase(argv.pop(1))
     from distmlp import loop
     from distmlp.parallel import evaluate, feed
-    from distmlp.run import checkpoint, recovery
+    from distmlp.run import resume, store
 
     phase.around(evaluate.Evaluator, "__call__", "evaluate")
-    phase.around_saves(checkpoint.Checkpoints, "_save")
-    phase.around(recovery.Recovery, "restore", "restore")
+    phase.around_saves(store.Store, "_save")
+    phase.around(resume.Resume, "restore", "restore")
     phase.around(loop.Trainer, "_finish", "final", "end")
     for kind in (feed.HostFeed, feed.DeviceFeed):
         phase.around(kind, "compile", "compile", "train")

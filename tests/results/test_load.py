@@ -16,7 +16,7 @@ from distmlp.data import datasets
 from distmlp.parallel.digest import StateDigest, host_digest
 from distmlp.parallel.mesh import make_layout
 from distmlp.results import splits
-from distmlp.run import damage, reader
+from distmlp.run import store
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -114,14 +114,14 @@ def test_a_damaged_checkpoint_is_named_and_never_used(copy: Path, what: str) -> 
 def test_a_checkpoint_deleted_while_it_is_read_gives_way_to_the_next(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = damage.read_meta
+    real = store._Manager.read_meta
 
     def delete_newest(manager: Any, step: int) -> Any:
         if step == 69:
             shutil.rmtree(copy / "checkpoints" / "69", ignore_errors=True)
         return real(manager, step)
 
-    monkeypatch.setattr(reader, "read_meta", delete_newest)
+    monkeypatch.setattr(store._Manager, "read_meta", delete_newest)
     assert load(copy, "newest").step == 46
 
 

@@ -14,8 +14,7 @@ from distmlp.errors import DivergedError, WriteError
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.step import State
-from distmlp.run.checkpoint import Checkpoints
-from distmlp.run.damage import quiet
+from distmlp.run.store import Store, quiet
 
 
 def make_state(layout: Layout, seed: int = 0, sizes: tuple[int, ...] = (12, 8, 4)) -> State:
@@ -27,9 +26,9 @@ def make_state(layout: Layout, seed: int = 0, sizes: tuple[int, ...] = (12, 8, 4
     return layout.replicate(jax.tree.map(np.asarray, state))
 
 
-def open_checkpoints(layout: Layout, path: Path, keep: int = 2) -> Checkpoints:
+def open_checkpoints(layout: Layout, path: Path, keep: int = 2) -> Store:
     path.mkdir(exist_ok=True)
-    return Checkpoints(path, StateDigest(layout), keep, Group())
+    return Store(path, StateDigest(layout), keep, Group())
 
 
 def accept(meta: dict[str, Any]) -> None:
@@ -141,7 +140,7 @@ def test_a_checkpoint_is_synced_before_an_older_one_is_deleted(tmp_path: Path, m
     checkpoints = open_checkpoints(layout, tmp_path / "run", keep=1)
     events: list[tuple[str, object]] = []
     delete = checkpoints._manager.delete
-    monkeypatch.setattr("distmlp.run.checkpoint.sync", lambda path: events.append(("sync", path)))
+    monkeypatch.setattr("distmlp.run.store.sync", lambda path: events.append(("sync", path)))
     monkeypatch.setattr(checkpoints._manager, "delete", lambda step: (events.append(("delete", step)), delete(step)))
     folder = tmp_path / "run" / "checkpoints"
     for step in (1, 2):  # the first one, too, though nothing goes: the power may fail at the end of a run

@@ -135,19 +135,19 @@ def test_clock_set_back(run_train: RunTrain, npz: str, tmp_path: Path) -> None:
 
 
 def test_a_save_that_fails_in_the_background(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distmlp.run.checkpoint import Checkpoints
+    from distmlp.run.store import Store
 
     expected = params_sha256(train(small_config(npz, workdir="straight", max_steps=9)).params)
-    finish: Any = Checkpoints._finish
+    finish: Any = Store._finish
 
-    def sabotaged(self: Checkpoints) -> None:
+    def sabotaged(self: Store) -> None:
         for unfinished in self.path.glob("6.*tmp*"):
             shutil.rmtree(unfinished, ignore_errors=True)
         finish(self)
 
     config = small_config(npz, max_steps=9, checkpoint_every_steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "_finish", sabotaged)
+        patch.setattr(Store, "_finish", sabotaged)
         with pytest.raises(WriteError, match=r"a checkpoint was not saved.*intact checkpoints: \[3, 5\]"):
             train(config)
     assert params_sha256(train(config).params) == expected

@@ -93,7 +93,7 @@ def test_an_error_leaves_nothing_behind(npz: str, monkeypatch: pytest.MonkeyPatc
 
     def entered(trainer: Any) -> Any:
         trainer.several = True
-        trainer.checkpoints.close = lambda: pytest.fail("waits for processes that may be gone")
+        trainer.store.close = lambda: pytest.fail("waits for processes that may be gone")
         return enter(trainer)
 
     def broken(*args: Any) -> None:
@@ -157,10 +157,10 @@ def test_the_second_signal_ends_the_command_at_once() -> None:
     Path("sitecustomize.py").write_text(
         "import sys, threading, time\n"
         "def slow():\n"
-        "    while 'distmlp.run.checkpoint' not in sys.modules or not hasattr(\n"
-        "            sys.modules['distmlp.run.checkpoint'], 'Checkpoints'):\n"
+        "    while 'distmlp.run.store' not in sys.modules or not hasattr(\n"
+        "            sys.modules['distmlp.run.store'], 'Store'):\n"
         "        time.sleep(0.01)\n"
-        "    kind = sys.modules['distmlp.run.checkpoint'].Checkpoints\n"
+        "    kind = sys.modules['distmlp.run.store'].Store\n"
         "    save = kind.save\n"
         "    def later(self, step, *args):\n"
         "        if step > 24:\n"

@@ -1,9 +1,11 @@
 """How a run goes on after any end: what lies beside the arrays in its checkpoints, and which ones are another run's."""
 
-import dataclasses
+import functools
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,37 +13,32 @@ import numpy as np
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
-from distmlp.data import datasets
+from distmlp.data.datasets import Data
 from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel.step import State
 from distmlp.run import banner
-from distmlp.run.checkpoint import Checkpoints
-from distmlp.run.damage import Meta
-from distmlp.run.metrics import warn
-from distmlp.run.totals import Totals
+from distmlp.run.store import Meta, Store
 
 
-class Recovery:
-    """Saves and restores one run."""
+class Resume:
+    """Saves and restores one run; `warn` is called with what its user should know."""
 
     def __init__(
-        self, config: Config, data: datasets.Data, num_shards: int, checkpoints: Checkpoints, group: Group
+        self, config: Config, data: Data, num_shards: int, store: Store, warn: Callable[[str], None], group: Group
     ) -> None:
-        self.config, self.data, self.num_shards, self.checkpoints = config, data, num_shards, checkpoints
-        self._group = group
-        self.data_fingerprint = ""
+        self.config, self.data, self.num_shards, self.store = config, data, num_shards, store
+        self._warn, self._group = warn, group
         self.saved_step, self._saved_at = 0, time.monotonic()
 
-    def restore(self, state: State, total_steps: int) -> tuple[State, int, Totals] | None:
-        """The newest intact checkpoint's state, of the shapes of `state`, its step and sums; None without any.
+    def restore(self, state: State, total_steps: int) -> tuple[State, int, dict[str, Any]] | None:
+        """The newest intact checkpoint's state, of the shapes of `state`, its step and totals; None without any.
 
         Raises:
           InputError: the data, or the flags, are not those that the run began with; or no checkpoint is intact.
         """
-        self.data_fingerprint = self.data.fingerprint()
-        self._group.agree({f"the digest of --dataset={self.config.dataset}": self.data_fingerprint})
+        self._group.agree({f"the digest of --dataset={self.config.dataset}": self._fingerprint})
         self._group.go_in_step()
-        restored = self.checkpoints.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
+        restored = self.store.newest_intact(state, lambda meta: self._check_meta(meta, total_steps))
         if restored is None:
             return None
         state, meta, notes = restored
@@ -51,13 +48,13 @@ class Recovery:
         changed = differences(meta["versions"], _versions()) if self.config.reduction == "invariant" else []
         if changed:
             notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
-        for note in notes if self._group.first else ():
-            warn(note, self.checkpoints.workdir)
+        for note in notes:
+            self._warn(note)
         self.saved_step = meta["step"]
-        return state, meta["step"], Totals(**meta["totals"])
+        return state, meta["step"], meta["totals"]
 
     def _check_meta(self, meta: Meta, total_steps: int) -> None:
-        workdir = f"--workdir={self.checkpoints.workdir}"
+        workdir = f"--workdir={self.store.workdir}"
         saved = Config().settings() | meta["settings"]
         experiment = self.config.experiment()
         changed = differences({f"--{name}": saved[name] for name in experiment},
@@ -65,7 +62,7 @@ class Recovery:
         if changed:
             raise InputError(f"{workdir} holds another run ({'; '.join(changed)}): "
                              "give the same flags, or another --workdir")
-        if meta["data"] != self.data_fingerprint:
+        if meta["data"] != self._fingerprint:
             raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in "
                              f"{workdir} began with: bring them back, or give another --workdir")
         if self.config.reduction == "invariant" and meta["num_shards"] != self.num_shards:
@@ -75,19 +72,24 @@ class Recovery:
             raise InputError(f"{workdir} is at step {meta['step']}, beyond the {total_steps} steps asked for: "
                              "raise --num_epochs or --max_steps")
 
-    def save(self, state: State, step: int, totals: Totals, best_step: int) -> None:
-        """Begins a checkpoint, with the sums from before this step's line; raises as Checkpoints.save does."""
+    def save(self, state: State, step: int, totals: dict[str, Any], best_step: int) -> None:
+        """Begins a checkpoint, with the totals from before this step's line; raises as Store.save does."""
         meta: Meta = {
             "settings": self.config.settings(),
             "num_shards": self.num_shards,
-            "data": self.data_fingerprint,
+            "data": self._fingerprint,
             "data_modified": self.data.modified(),
             "data_info": self.data.info(),
-            "totals": dataclasses.asdict(totals),
+            "totals": totals,
             "versions": _versions(),
         }
-        self.checkpoints.save(step, state, meta, best_step)
+        self.store.save(step, state, meta, best_step)
         self.saved_step, self._saved_at = step, time.monotonic()
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """The data's, for which all of them are read once."""
+        return self.data.fingerprint()
 
     def seconds_passed(self) -> bool:
         """Whether --checkpoint_every_seconds have, since the last save, by the first process's clock; a collective."""
@@ -97,8 +99,8 @@ class Recovery:
     def last_checkpoint(self) -> str:
         """What there is to go on from, for a message."""
         with suppress(WriteError, DivergedError):  # another error is on its way
-            self.checkpoints.wait()
-        steps = self.checkpoints.steps()
+            self.store.wait()
+        steps = self.store.steps()
         return f"the newest checkpoint is of step {steps[0]}" if steps else "there is no checkpoint yet"
 
 
