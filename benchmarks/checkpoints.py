@@ -23,20 +23,23 @@ def saving(work: Work) -> Contestant:
 
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from distmlp import Config, optim
     from distmlp.cluster.group import Group
-    from distmlp.parallel import backend, mesh, step
+    from distmlp.parallel import backend, step
     from distmlp.parallel.digest import StateDigest
+    from distmlp.parallel.layout import make_layout
+    from distmlp.parallel.specs import STATE
     from distmlp.run.store import Store
 
     config = Config(optimizer="sgd", momentum=0.9, workdir="unused")
     prepared = ExitStack()
     prepared.enter_context(backend.prepared(config))
-    layout = mesh.make_layout(config)
+    layout = make_layout(config)
     sizes = [784, work["width"], work["width"], 10]
-    state = step.initial_state(layout, sizes, 0, optim.make(config, 10), ())
-    digest = StateDigest(layout)
+    state = layout.put(jax.tree.map(np.asarray, step.initial_state(sizes, 0, optim.make(config, 10), ())), STATE)
+    digest = StateDigest(layout, STATE)
     folder = Path(tempfile.mkdtemp())
     checkpoints = Store(folder, digest, 1, Group())
     megabytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6

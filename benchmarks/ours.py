@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from harness import Contestant, Numbers, Work, torchrun
 
-from distmlp import Config, flags, train
+from distmlp import Config, train
+from launch import flags
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

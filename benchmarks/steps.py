@@ -12,8 +12,10 @@ from ours import config_of
 
 from distmlp import model, optim
 from distmlp.data import datasets
-from distmlp.data.batches import Batch, NumpyLoader
-from distmlp.parallel import backend, mesh, step
+from distmlp.data.batches import NumpyLoader
+from distmlp.parallel import backend, step
+from distmlp.parallel.layout import make_layout
+from distmlp.parallel.specs import BATCH, STATE, State
 
 
 def collectives(compiled: Any) -> dict[str, float]:
@@ -29,22 +31,22 @@ def steps(work: Work) -> Contestant:
     prepared = ExitStack()
     prepared.enter_context(backend.prepared(config))
     data = datasets.load(config)
-    layout = mesh.make_layout(config)
+    layout = make_layout(config)
     optimizer = optim.make(config, 10**6)
     train_step = step.make_train_step(config, layout, data.num_classes, optimizer)
     params = model.init_network_params([data.num_features, *config.hidden_sizes, data.num_classes], jax.random.key(0))
-    state = step.State(params, optimizer.init(params), jnp.int32(0), ())
-    state = layout.replicate(jax.tree.map(np.asarray, state))
+    state = State(params, optimizer.init(params), jnp.int32(0), ())
+    state = layout.put(jax.tree.map(np.asarray, state), STATE)
     loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards)
-    batch = layout.put(next(iter(loader)).arrays, (0, 0, 0, None))
-    wrapped = step.wrap(lambda state, *arrays: train_step(state, Batch(*arrays)), layout, (0, 0, 0, None))
-    found = collectives(wrapped.lower(state, *batch).compile())
+    batch = layout.put(next(iter(loader))._replace(indices=None), BATCH)
+    wrapped = layout.wrap(train_step, (STATE, BATCH))
+    found = collectives(wrapped.lower(state, batch).compile())
     count, seconds, ready = 1, 0.0, False
     while True:
         while True:
             start = time.perf_counter()
             for _ in range(count):
-                state, loss = wrapped(state, *batch)
+                state, loss = wrapped(state, batch)
                 if len(layout.devices) > 1:
                     loss.block_until_ready()  # emulated devices can starve one another
             jax.block_until_ready(state)

@@ -3,6 +3,7 @@
 `from distmlp import Config, load, train`. Importing this package starts no JAX backend.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from distmlp.config import Config
@@ -16,12 +17,7 @@ __all__ = ["Config", "InputError", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # imports jax, torch and Orbax, which --help does not need
-        from distmlp.loop import train
-
-        return train
-    if name == "load":  # imports jax and Orbax
-        from distmlp.results.load import load
-
-        return load
-    raise AttributeError(f"module 'distmlp' has no attribute {name!r}")
+    places = {"train": "distmlp.loop", "load": "distmlp.results.load"}  # they import jax and Orbax: two seconds
+    if name not in places:
+        raise AttributeError(f"module 'distmlp' has no attribute {name!r}")
+    return getattr(importlib.import_module(places[name]), name)

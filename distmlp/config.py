@@ -1,4 +1,4 @@
-"""The one description of a run: a frozen dataclass. The command-line flags are generated from it (flags.py)."""
+"""The one description of a run: a frozen dataclass, from which the flags of the command line are generated."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,6 @@ SCOPES = {
 }
 
 
-
 def _setting(
     default: Any,
     help: str,
@@ -33,9 +32,7 @@ def _setting(
     *,
     topic: str = "",
     rare: bool = False,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
+    minimum: float | None = None, maximum: float | None = None, above: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
     """A field with its flag's help and range, and its scope (see SCOPES).
@@ -43,8 +40,10 @@ def _setting(
     `topic` begins a topic of the help, to which the fields below it belong; a `rare` flag is in --helpfull only. The
     first of `choices` is the default.
     """
-    metadata = dict(locals())
-    return dataclasses.field(default=metadata.pop("default"), metadata=metadata)
+    return dataclasses.field(default=default, metadata={
+        "help": help, "scope": scope, "topic": topic, "rare": rare, "minimum": minimum, "maximum": maximum,
+        "above": above, "choices": choices,
+    })  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,23 +54,19 @@ class Config:
         "digits",
         "digits, mnist, fashion_mnist, synthetic; an .npz, .csv or .parquet file; a folder of .npy files "
         "(memory-mapped), of train.csv and test.csv, or of class folders with pictures",
-        topic="Data",
-    )
+        topic="Data")
     shuffle: bool = _setting(False, "draw a new order of the training set for each epoch")
     input_scaling: str = _setting(
         "none",
         "none: values as they are (the tutorial's 0..255); unit: divided by the largest training value; "
         "standard: per feature, with the training set's mean and standard deviation",
-        choices=("none", "unit", "standard"),
-    )
+        choices=("none", "unit", "standard"))
     test_fraction: float = _setting(
         0.0, "part of the examples to hold out as the test set, where there is none: drawn by --seed, each class in "
-        "proportion", minimum=0, maximum=0.9,
-    )
+        "proportion", minimum=0, maximum=0.9)
     validation_fraction: float = _setting(
         0.0, "part of the training examples to hold out, likewise, and to choose the best checkpoint by",
-        minimum=0, maximum=0.9,
-    )
+        minimum=0, maximum=0.9)
     label_column: str = _setting("", "a table's column of labels; empty: the one named label, target, class or y")
     ignore_columns: str = _setting("", "columns of a table to leave out, separated by commas")
     image_size: int = _setting(0, "height and width to which pictures are brought; 0: all are alike already", minimum=0)
@@ -93,14 +88,12 @@ class Config:
         "threefry",
         "JAX's random numbers for the initial parameters: threefry as today; threefry_original as before JAX 0.5, "
         "when the tutorial's page was made; rbg",
-        rare=True, choices=("threefry", "threefry_original", "rbg"),
-    )
+        rare=True, choices=("threefry", "threefry_original", "rbg"))
     compute_dtype: str = _setting("float32", "type of the matrix products' inputs; all else is float32",
                                   choices=("float32", "bfloat16"))
     matmul_precision: str = _setting(
         "default", "of float32 matrix products on accelerators; default: JAX chooses (TF32 on recent NVIDIA GPUs)",
-        rare=True, choices=("default", "high", "highest"),
-    )
+        rare=True, choices=("default", "high", "highest"))
 
     num_epochs: int = _setting(8, "passes over the training set", "length", topic="Training", minimum=1)
     max_steps: int = _setting(0, "train for exactly so many steps instead of num_epochs; 0: off", "length", minimum=0)
@@ -113,8 +106,7 @@ class Config:
                                    "the run", rare=True, minimum=0)
     momentum: float = _setting(0.0, "momentum of sgd", minimum=0)
     weight_decay: float = _setting(
-        0.0, "adds this times the parameters to the gradient (sgd, adam) or to the update (adamw)", minimum=0
-    )
+        0.0, "adds this times the parameters to the gradient (sgd, adam) or to the update (adamw)", minimum=0)
     clip_norm: float = _setting(0.0, "clip the gradient to this global norm; 0: off", rare=True, minimum=0)
 
     platform: str = _setting("auto", "stop unless JAX has this platform; auto takes what JAX finds; cpu leaves "
@@ -125,32 +117,29 @@ class Config:
         "fast",
         "how shard gradients are added: fast (psum; on several CPU processes in pairs), or invariant (one fixed order: "
         "the same bits on any devices)",
-        choices=("fast", "invariant"),
-    )
+        choices=("fast", "invariant"))
     num_shards: int = _setting(
         0,
         "shards of a global batch; more than the devices accumulates gradients on each. "
         "0: as many as devices, or 8 with --reduction=invariant",
-        minimum=0,
-    )
+        minimum=0)
     parallelism: str = _setting("auto", "auto is single on one device and shard_map on more", "conduct", rare=True,
                                 choices=("auto", "single", "pmap", "shard_map"))
     data_placement: str = _setting(
         "auto",
         "host: batches are sent as they are needed; device: each device holds the data set and gathers them itself; "
         "auto: device where the set is in memory and fits",
-        "conduct", rare=True, choices=("auto", "host", "device"),
-    )
+        "conduct", rare=True, choices=("auto", "host", "device"))
     steps_per_dispatch: int = _setting(0, "at most so many steps per dispatch; 0: about a quarter of a second of them",
                                        "conduct", rare=True, minimum=0)
     eval_batch_size: int = _setting(500, "examples per device and evaluation step", rare=True, minimum=1)
     check_replicas_every: int = _setting(
         1000, "compare the devices' copies of the state every so many steps (and at each save); 0: only at saves",
-        "conduct", rare=True, minimum=0,
-    )
+        "conduct", rare=True, minimum=0)
 
-    workdir: str = _setting("", "folder of the run; empty: runs/<dataset>-<UTC time>, new each time", "start",
-                            topic="The run's folder")
+    workdir: str | None = _setting(
+        "", "folder of the run; empty: runs/<dataset>-<UTC time>, new each time (from Python, None: no folder)",
+        "start", topic="The run's folder")
     eval_every_epochs: int = _setting(1, "evaluate every so many epochs; 0: only at the end", "conduct", minimum=0)
     eval_every_steps: int = _setting(0, "also evaluate every so many steps; 0: off", "conduct", minimum=0)
     patience: int = _setting(0, "stop after so many evaluations without a better validation accuracy; 0: off",
@@ -161,8 +150,7 @@ class Config:
         0.0,
         "save when so many seconds have passed since the last save; 0: off. "
         "With neither steps nor seconds: after each evaluation. The end of the run is always saved",
-        "conduct", minimum=0,
-    )
+        "conduct", minimum=0)
     keep_checkpoints: int = _setting(2, "keep the newest so many checkpoints, and the best by test accuracy",
                                      "conduct", minimum=1)
     ledger: bool = _setting(False, "keep WORKDIR/ledger.jsonl, each step's examples and loss, for launch.compare",
@@ -175,13 +163,11 @@ class Config:
                                   "WORKDIR/profile", "conduct", rare=True)
     compilation_cache_dir: str = _setting(
         "~/.cache/distmlp", "where compiled programs are kept for the next start, 1 GiB at most; empty: nowhere",
-        "host", rare=True,
-    )
+        "host", rare=True)
 
     coordinator_address: str = _setting(
         "", "HOST:PORT of process 0, where no launcher (torchrun, Slurm, Open MPI, ...) says it", "start",
-        topic="Several processes",
-    )
+        topic="Several processes")
     num_processes: int = _setting(0, "number of processes, with --coordinator_address", "start", minimum=0)
     process_id: int = _setting(-1, "number of this process from 0, with --coordinator_address", "start", minimum=-1)
     startup_seconds: float = _setting(120.0, "how long processes wait for one another when they start", "host",
@@ -195,7 +181,7 @@ class Config:
         for field in dataclasses.fields(self):
             self._validate_field(field, getattr(self, field.name))
         for name in PATHS:
-            check_local(f"--{name}", getattr(self, name))
+            check_local(f"--{name}", getattr(self, name) or "")
         sizes: Any = self.hidden_sizes
         if not isinstance(sizes, (tuple, list)) or not all(type(size) is int and size >= 1 for size in sizes):
             raise InputError(f"--hidden_sizes={as_text(sizes)}: give whole numbers from 1 up, as in 512,512")
@@ -219,6 +205,8 @@ class Config:
              f"--coordinator_address={self.coordinator_address}: give HOST:PORT"),
             (all(place) and self.process_id >= self.num_processes,
              f"--process_id={self.process_id} must be below --num_processes={self.num_processes}"),
+            *((self.workdir is None and getattr(self, name), f"--{name} goes with a folder: give a workdir")
+              for name in ("ledger", "profile_steps", "checkpoint_every_steps", "checkpoint_every_seconds")),
             (self.parallelism == "single" and self.num_devices > 1,
              f"--parallelism=single uses one device: give --num_devices=1, not {self.num_devices}, "
              "or --parallelism=shard_map"),
@@ -228,9 +216,10 @@ class Config:
 
     def _validate_field(self, field: dataclasses.Field[Any], value: Any) -> None:
         flag, meta = f"--{field.name}={as_text(value)}", field.metadata
-        kinds = (int, float) if field.type is float else (field.type,)
-        if isinstance(field.type, type) and type(value) not in kinds:
-            raise InputError(f"{flag}: give {'an' if field.type is int else 'a'} {field.type.__name__}")
+        alike: dict[Any, tuple[Any, ...]] = {float: (float, int), str | None: (str, type(None))}
+        kinds = alike.get(field.type, (field.type,))
+        if isinstance(kinds[0], type) and type(value) not in kinds:
+            raise InputError(f"{flag}: give {'an' if field.type is int else 'a'} {kinds[0].__name__}")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{flag} must be a finite number")
         if meta["choices"] and value not in meta["choices"]:
@@ -284,6 +273,18 @@ def resolve_paths(config: Config) -> Config:
         given.pop("dataset", None)
     changes: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
+
+
+def run_flags(config: Config) -> str:
+    """The text of a flagfile that repeats the run, without its workdir."""
+    kept = [field.name for field in dataclasses.fields(Config) if field.metadata["scope"] != "start"]
+    lines = [f"--{name}={flag_value(getattr(config, name))}" for name in kept]
+    return "\n".join(["# Repeats this run: python -m launch.train --flagfile=run.flags", *lines, ""])
+
+
+def flag_value(value: Any) -> str:
+    """A setting as a flag has it."""
+    return str(value).lower() if isinstance(value, bool) else as_text(value)
 
 
 def as_text(value: Any) -> str:

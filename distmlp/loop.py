@@ -1,42 +1,27 @@
-"""train(config): the only control flow. Advance, settle the losses, log what is due, save what is due."""
+"""train(config): steps are made, and what is due after them is logged, saved, or both."""
 
+import dataclasses
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
 
-import jax
-
-from distmlp import model
+from distmlp import training
 from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
-from distmlp.data.scaling import input_scaling
-from distmlp.errors import DivergedError, InputError, Interrupted
-from distmlp.parallel import backend, program
-from distmlp.parallel.digest import params_sha256
-from distmlp.parallel.mesh import Layout, make_layout
-from distmlp.parallel.step import State, initial_state
-from distmlp.run import banner, metrics
-from distmlp.run.cadence import Cadence
-from distmlp.run.ledger import Ledger
-from distmlp.run.measures import Measures
-from distmlp.run.profile import Profile
-from distmlp.run.resume import Resume
-from distmlp.run.signals import Signals, Watchdog
-from distmlp.run.store import Store, quiet
-from distmlp.run.totals import Losses, Totals
+from distmlp.errors import DivergedError, InputError
+from distmlp.parallel import backend
+from distmlp.parallel.feed import choose_placement
+from distmlp.parallel.layout import make_layout
+from distmlp.progress import Progress, Totals, best
+from distmlp.run.keeping import Keeping
+from distmlp.run.log import describe, header, read_lines, versions
+from distmlp.run.store import quiet
 from distmlp.run.workdir import Workdir
+from distmlp.training import Result
 
-_SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
-
-
-class Result(NamedTuple):
-    """What `train` returns: the parameters on the devices, and the lines of metrics.jsonl."""
-
-    params: model.Params
-    history: list[metrics.Line]
+__all__ = ["Result", "train"]
 
 
 def train(config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None) -> Result:
@@ -49,9 +34,10 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
       test_set: the same.
       validation_set: the same.
 
-    While it runs, SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 ask it to stop; the handlers that were there are put
-    back. Before JAX's backend starts, it may set PJRT_NPROC in the environment, for good (backend.prepared). With
-    several processes it joins jax.distributed, and an uncaught exception ends the program without waiting for others.
+    With config.workdir=None nothing is written, and signals do what they did before. Otherwise SIGTERM, SIGINT, SIGHUP,
+    SIGUSR1 and SIGUSR2 ask it to stop while it runs; the handlers that were there are put back. Before JAX's backend
+    starts, it may set PJRT_NPROC in the environment, for good (backend.prepared). With several processes it joins
+    jax.distributed, and an uncaught exception ends the program without waiting for others.
 
     Raises:
       InputError: something given is wrong; nothing was changed.
@@ -64,19 +50,29 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
     started = time.monotonic()
     config.validate()
     if train_set is not None:
-        config = replace(config, dataset=FROM_PYTHON + given.title(train_set))
+        config = dataclasses.replace(config, dataset=FROM_PYTHON + given.title(train_set))
     with backend.prepared(config):
         group = Group.join(config)
         with group.together():
-            return _train(config, group, started, train_set, test_set, validation_set)
+            config, data, parts = _prepared(config, group, train_set, test_set, validation_set)
+            # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside.
+            with closing(parts), ThreadPoolExecutor(1) as compiler:
+                compiled = compiler.submit(parts.compile, config)
+                if config.workdir is not None:
+                    return _in_folder(config, data, parts, compiled, group, started)
+                compiled.result()
+                print(header(data.validation is not None))
+                state = parts.initial_state(datasets.input_scaling(config, data))
+                return training.in_memory(parts, state, lambda line: print(describe(line)))
 
 
-def _train(config: Config, group: Group, started: float, *given_sets: Any) -> Result:
+def _prepared(config: Config, group: Group, *given_sets: Any) -> tuple[Config, datasets.Data, training.Program]:
+    """The run with its paths resolved, its data and its parts, on which all processes agree."""
     if group.several and not config.workdir:
         raise InputError("--workdir must be given with several processes: a folder that all of them see")
     backend.check_platform(config)
     shared = config.settings("experiment", "length", "conduct")
-    group.agree({f"--{name}": value for name, value in shared.items()} | banner.versions())
+    group.agree({f"--{name}": value for name, value in shared.items()} | versions())
     config = resolve_paths(config)
     data = datasets.load(config, *given_sets)
     if config.patience and data.validation is None:
@@ -85,221 +81,57 @@ def _train(config: Config, group: Group, started: float, *given_sets: Any) -> Re
     # Before the backend starts, which waits for all: here they learn of one that has no data.
     group.agree({"the shape of the data": [len(data.train), len(data.test), data.num_features, data.num_classes]})
     layout = make_layout(config)
-    parts = program.build(config, data, layout, _agreed_placement(config, data, layout, group))
+    # Each process looks at its own machine's memory: where one has no room, all send batches.
+    placements = group.exchange(choose_placement(config, data.train, layout))
+    where, why = next((placement for placement in placements if placement[0] == "host"), placements[0])
+    return config, data, training.build(config, data, layout, (where, why))
+
+
+def _in_folder(
+    config: Config, data: datasets.Data, parts: training.Program, compiled: "Future[None]", group: Group, started: float
+) -> Result:
+    """The run of a folder: goes on from its newest checkpoint, and keeps lines and states there."""
     with (
-        quiet(), closing(Workdir(config, group)) as workdir,
-        Trainer(config, data, parts, workdir, started, group) as trainer,
-    ):
-        return trainer.run()
+        quiet(), closing(Workdir(config, group)) as workdir, Keeping(config, data, parts, workdir, group) as kept,
+    ):  # fmt: skip
+        restored = kept.restored()
+        if restored is None:
+            scaling = group.computed_by_first(lambda: datasets.input_scaling(config, data), parts.state.scaling)
+            restored = parts.initial_state(scaling), 0, Totals()
+        state, step, totals = restored
+        lines = group.decide(read_lines(workdir.path))  # what depends on the lines is the same in all processes
+        progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss)
+        if progress.finished:
+            kept.log.say(f"{workdir.path} holds this run finished, at step {step}: nothing to do")
+            return Result(state.params, progress.history)
+        kept.begin(progress)
+        compiled.result()
+        group.barrier()
+        parts.digest.check(state, step)  # compiles it, too
 
+        def poll() -> None:
+            kept.watchdog.beat()
+            progress.start_clock()  # an evaluation is no training time
+            kept.stop_if_signalled(state, progress)
 
-def _agreed_placement(config: Config, data: datasets.Data, layout: Layout, group: Group) -> tuple[str, str]:
-    """Each process looks at its own machine's memory: where one has no room, all send batches."""
-    choices = group.exchange(program.choose_placement(config, data.train, layout))
-    where, why = next((choice for choice in choices if choice[0] == "host"), choices[0])
-    return where, why
-
-
-class Trainer:
-    """One run in its workdir."""
-
-    def __init__(
-        self, config: Config, data: datasets.Data, parts: program.Program, workdir: Workdir, started: float,
-        group: Group,
-    ) -> None:
-        self.config, self.data, self.parts, self.workdir, self.started = config, data, parts, workdir, started
-        self.group = group
-        self.feed, self.step = parts.feed, 0
-        self.cadence = Cadence(config, parts.loader.order.steps_per_epoch)
-        self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not group.first)
-        self.measures = Measures(config, data, parts.evaluator, self._poll)
-        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.cadence.per_epoch, group)
-        self.feed.fetched = self.ledger.fetched
-        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints, group)
-        self.resume = Resume(config, data, parts.layout.num_shards, self.store, self._warn, group)
-        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
-        # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside it.
-        self.compiler = ThreadPoolExecutor(1)
-        self.compiled = self.compiler.submit(self._compile)
-        self.several, self.dispatches, self.begun = group.several, 0, False
-        self.open = ExitStack()
-
-    def __enter__(self) -> "Trainer":
-        self.open.enter_context(self.signals)
-        self.open.callback(self.metrics.close)
-        self.open.callback(self.compiler.shutdown)
-        self.open.callback(self.parts.loader.close)
-        self.open.callback(self.parts.evaluator.close)
-        self.profile = self.open.enter_context(Profile(self.cadence.profile, self.workdir.path / "profile"))
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if self.begun:
-            self.workdir.record_session(end=self.step, reason=f"{type(error).__name__}: {error}" if error else "")
-            if error and self.group.first:
-                metrics.append_log(self.workdir.path, f"distmlp: {error}")
-        with self.open:
-            agreed = error is None or isinstance(error, Interrupted)
-            if agreed or not self.several:  # else the others may be gone, or busy
-                self.store.close()
-
-    def run(self) -> Result:
-        restored = self.resume.restore(self.parts.state, self.cadence.total_steps)
-        self.state, self.step, totals = restored or (self._initial_state(), 0, {})
-        self.totals = Totals(**totals)
-        self.losses = Losses(self.totals, self.ledger.loss)
-        self.metrics.history = self.group.decide(self.metrics.history)  # what depends on it is then the same everywhere
-        if self.metrics.finished_at == self.step and self._at_end():
-            self.metrics.say(f"{self.workdir.path} holds this run finished, at step {self.step}: nothing to do")
-            return Result(self.state.params, self.metrics.history)
-        self._begin()
         try:
-            with self.watchdog:
-                self._train()
-                return self._finish()
+            with kept.watchdog:
+                for moment in training.advance(parts, state, progress, poll):
+                    state = moment.state
+                    kept.watchdog.beat()
+                    if moment.steps is not None:
+                        kept.record(moment.steps, moment.digests, progress)
+                        if kept.save_is_due(progress):  # before the evaluation, which may fail
+                            kept.save(state, progress)
+                        kept.before_line(progress)
+                    elif moment.line is not None:
+                        kept.log.line(moment.line)
+                        if best(progress.history) is moment.line or progress.at_end:
+                            kept.save(state, progress)
+                    else:
+                        kept.stop_if_signalled(state, progress)
+                        kept.profile(progress)
+                kept.finish(state, progress, poll)
         except DivergedError as error:
-            raise type(error)(f"{error}; {self.resume.last_checkpoint()}") from None
-
-    def _initial_state(self) -> State:
-        scaling = self.group.computed_by_first(lambda: input_scaling(self.config, self.data), self.parts.state.scaling)
-        return initial_state(self.parts.layout, self.parts.sizes, self.config.seed, self.parts.optimizer, scaling)
-
-    def _compile(self) -> None:
-        with backend.pinned(self.config):  # a thread's own
-            self.feed.compile(self.parts.state)
-
-    def _begin(self) -> None:
-        """Opens the run's files at this step, says what will be trained, and waits until all is compiled."""
-        self.workdir.write_run_flags(self.config)
-        self.metrics.start(self.step, self.cadence.evaluation(self.step), self.config)
-        self.ledger.start(self.step)
-        self.metrics.say(banner.text(self.config, self.data, self.parts, self.workdir.path, self.group))
-        devices = self.parts.layout.devices
-        self.workdir.record_session(start=self.step, hosts=self.group.hosts(), processes=jax.process_count(),
-                                    devices=f"{len(devices)} x {devices[0].device_kind}")
-        self.begun = True
-        if self.step:
-            self.metrics.say(f"resuming after step {self.step} of {self.cadence.total_steps}")
-        if 0 < self.config.schedule_steps < self.cadence.total_steps:
-            self._warn(f"the learning rate is 0 from step {self.config.schedule_steps} on, where --schedule_steps "
-                       f"ends; this run has {self.cadence.total_steps} steps")
-        self.metrics.say(metrics.header(self.data.validation is not None))
-        self.compiled.result()
-        self.group.barrier()
-        self.parts.digest.check(self.state, self.step)  # compiles it, too
-
-    def _train(self) -> None:
-        if self.metrics.logged(self.step):
-            self.totals.reset(self.cadence.epoch_end(self.step))  # a checkpoint has the sums from before its line
-        elif self.step and self.cadence.line(self.step):
-            self._log()
-        self.losses.start_clock()
-        while not self._at_end():
-            self._stop_if_signalled()
-            self.profile.at(self.step, lambda: self.losses.settle(0))
-            with jax.transfer_guard("disallow"):
-                self.state, losses, counts = self.feed.advance(self.state, self.step, self.cadence.next(self.step))
-            self.losses.add(self.step, losses, counts)
-            self.step += len(counts)
-            self.losses.settle(self.feed.in_flight)
-            self.watchdog.beat()
-            self.dispatches += 1
-            self._show_progress()
-            if self.cadence.comparison(self.step):
-                self.ledger.digests(self.step, self.parts.digest.check(self.state, self.step))
-            if self._save_due():  # before the evaluation, which may fail
-                self.losses.settle_all()
-                self._save()
-            if self.cadence.line(self.step):
-                self.losses.settle_all()
-                self._log()
-                self.losses.start_clock()
-
-    def _at_end(self) -> bool:
-        """Whether the last step is done, or --patience is at its end: by metrics.jsonl, so that every start agrees."""
-        patient = not self.config.patience or metrics.stale(self.metrics.history) < self.config.patience
-        return self.step == self.cadence.total_steps or not patient
-
-    def _stop_if_signalled(self) -> None:
-        """Saves and raises if a signal came; the state is always that of a step boundary."""
-        signum = self.group.stop_point(self.signals.received)
-        if signum is None:
-            return
-        self.losses.settle_all()
-        self.metrics.close_bar()
-        if self.step > self.resume.saved_step:
-            self._save()
-        self.store.wait()
-        raise Interrupted(
-            signum,
-            f"stopped after step {self.step} of {self.cadence.total_steps}; {self.resume.last_checkpoint()}; the "
-            f"same command with --workdir={self.workdir.path} goes on from there",
-        )
-
-    def _show_progress(self) -> None:
-        epoch, step = divmod(self.step - 1, self.cadence.per_epoch)
-        position = min((step + 1) * self.config.batch_size, len(self.data.train))
-        self.metrics.bar(epoch + 1, position, len(self.data.train), self.losses.last)
-
-    def _save_due(self) -> bool:
-        if self.cadence.save(self.step):
-            return True
-        asked = self.config.checkpoint_every_seconds > 0 and not (self.several and self.dispatches % _SECONDS_POINT)
-        return asked and self.resume.seconds_passed()
-
-    def _save(self) -> None:
-        self._add_seconds()
-        self.ledger.flush()
-        self.resume.save(self.state, self.step, asdict(self.totals), metrics.best(self.metrics.history)["step"])
-        self.watchdog.beat()
-
-    def _add_seconds(self) -> None:
-        now = time.monotonic()
-        self.totals.total_seconds += now - self.started
-        self.started = now
-
-    def _log(self) -> None:
-        """Evaluates if that is due, and writes the line of this step."""
-        epoch_end = self.cadence.epoch_end(self.step)
-        line = self._line() | self.totals.line(epoch_end or self.step == self.cadence.total_steps)
-        self.metrics.close_bar()
-        if self.cadence.evaluation(self.step):
-            if self.several and not metrics.best(self.metrics.history)["step"]:
-                self.store.wait()  # one that now finds an error in the test set could not wait with the others
-            line |= self.measures.evaluated(self.state)
-        self.metrics.log(line)
-        self.metrics.say(metrics.describe(line))
-        keep = metrics.best(self.metrics.history) is line or self._at_end()
-        if keep and self.resume.saved_step < self.step:
-            self._save()
-        self.totals.reset(epoch_end)
-
-    def _line(self) -> metrics.Line:
-        return {"step": self.step, "epoch": self.step // self.cadence.per_epoch}
-
-    def _poll(self) -> None:
-        self.watchdog.beat()
-        self.losses.start_clock()  # an evaluation is no training time
-        self._stop_if_signalled()
-
-    def _finish(self) -> Result:
-        self.store.wait()
-        tested = {} if self.data.validation is None else self.measures.tested(self.state, self._best_state())
-        sha256 = params_sha256(self.state.params)
-        self._add_seconds()
-        self.metrics.log(self._line() | {
-            "final": True, "params_sha256": sha256, "total_seconds": self.totals.total_seconds, **tested,
-        })
-        self.metrics.say(metrics.summary(self.metrics.history, self.workdir.path))
-        return Result(self.state.params, self.metrics.history)
-
-    def _best_state(self) -> State | None:
-        step = metrics.best(self.metrics.history)["step"]
-        best: State | None = self.state if step == self.step else self.store.intact(step, self.parts.state)
-        if best is None:
-            self._warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
-        return best
-
-    def _warn(self, text: str) -> None:
-        if self.group.first:
-            metrics.warn(text, self.workdir.path)
+            raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
+        return Result(state.params, progress.history)

@@ -1,4 +1,4 @@
-"""The tutorial's multilayer perceptron: initialisation, prediction for one example, loss and accuracy.
+"""The tutorial's multilayer perceptron: initialisation, prediction for one example, and loss.
 
 From the JAX documentation's "Training a simple neural network, with PyTorch data loading". Nothing here knows of
 devices.
@@ -26,25 +26,8 @@ def init_network_params(sizes: Sequence[int], key: jax.Array) -> Params:
     return [random_layer_params(m, n, k) for m, n, k in zip(sizes[:-1], sizes[1:], keys, strict=False)]
 
 
-@jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(0, x)
-
-
-@relu.defjvp
-def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """On a CPU as jnp.maximum's; on accelerators from the result, so that a product can take the ReLU in.
-
-    The slope at 0 exactly is then 0 instead of a half.
-    """
-    (x,), (tangent,) = primals, tangents
-    y = relu(x)
-    slope = jax.lax.platform_dependent(
-        x, y,
-        cpu=lambda x, y: jnp.where(x == 0, 0.5, (x > 0).astype(x.dtype)),
-        default=lambda x, y: (y != 0).astype(y.dtype),  # XLA would take y > 0 back to x > 0
-    )
-    return y, tangent * slope
 
 
 def predict(params: Params, image: jax.Array, compute_dtype: str = "float32") -> jax.Array:
@@ -108,9 +91,3 @@ def loss(
     total = jnp.sum(weights) if weight_sum is None else weight_sum
     # The weights join the targets, so that the gradient is the tutorial's to the bit where all of them are 1.
     return -jnp.sum(log_probs * (targets * weights[:, None])) / (total * targets.shape[1])
-
-
-def accuracy(params: Params, images: jax.Array, targets: jax.Array) -> jax.Array:
-    """The fraction of examples whose most probable class is the target's."""
-    predicted = jnp.argmax(batched_predict(params, images), axis=1)
-    return jnp.mean(predicted == jnp.argmax(targets, axis=1))

@@ -2,14 +2,10 @@
 
 from typing import Any
 
-from distmlp import flags
+from launch import help
 
 _PLACE = "<!-- all flags -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    try:
-        flags.parse(["train", "--helpfull"])
-    except flags.HelpRequested as text:
-        return markdown.replace(_PLACE, f"```text\n{text}```")
-    raise AssertionError("--helpfull printed nothing")
+    return markdown.replace(_PLACE, f"```text\n{help.text(full=True)}```")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from distmlp.config import Config
 from distmlp.errors import InputError, Interrupted, JoinError
-from distmlp.flags import HelpRequested
 from distmlp.run.signals import ONE_PRESS, STOP_SIGNALS, tell
+from launch.help import HelpRequested
 
 if TYPE_CHECKING:
     from distmlp.cluster.group import Group
@@ -38,7 +38,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     sys.stderr.flush()
     group = _group()
     if multiprocessing.active_children() or (group and group.several):
-        sys.exit(code)  # takes leave of them
+        sys.exit(code)  # at its exit, Python and jax wait for them
     os._exit(code)  # Python would spend a second or two on taking its modules apart
 
 
@@ -72,8 +72,8 @@ def _group() -> "Group | None":
 
     They are asked for here, not handed back by `main`, which may have ended anywhere; and a process joins others once.
     """
-    module = sys.modules.get("distmlp.cluster.group")  # is imported by who trains; it would bring jax to who does not
-    return module.Group.joined() if module else None
+    module = sys.modules.get("distmlp.cluster.group")  # only training imports it, and with it jax
+    return module.Group.joined if module else None
 
 
 def _speaks_alone(error: BaseException) -> bool:

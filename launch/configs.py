@@ -10,8 +10,8 @@ import textwrap
 from pathlib import Path
 
 from distmlp import InputError
-from distmlp.flags import CONFIGS
 from launch import verb
+from launch.flags import CONFIGS
 
 
 def main(argv: list[str]) -> int:

@@ -9,8 +9,8 @@ without; 2 bad input.
 
 import json
 
-from distmlp import InputError, flags
-from launch import verb
+from distmlp import InputError
+from launch import flags, help, verb
 
 
 def main(argv: list[str]) -> int:
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     given, rest = arguments.parse_known_args(argv)
     if not rest:
         raise InputError("nothing to plan: give the run's flags, as in `python -m launch.plan configs/8gpu.flags`")
+    help.check(rest)
     config = flags.parse(["plan", *rest])
     figures = dict(map(_figure, given.figure))
 

@@ -4,12 +4,12 @@ Exit codes: 0 done, or help; 2 bad input; 3 diverged; 128 + its number when stop
 SIGTERM); else a fault.
 """
 
-from distmlp import flags
-from launch import command
+from launch import command, flags, help
 
 
 def main(argv: list[str]) -> None:
     """Runs the command line."""
+    help.check(argv)
     config = flags.parse(argv)
     config.validate()
     from distmlp.loop import train  # slow

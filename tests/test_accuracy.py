@@ -13,9 +13,10 @@ import pytest
 import tutorial
 from conftest import REPOSITORY, RunTrain
 
-from distmlp import Config, flags, train
+from distmlp import Config, train
 from distmlp.data import datasets
 from distmlp.parallel.digest import params_sha256
+from launch import flags
 
 
 @pytest.fixture(scope="module")

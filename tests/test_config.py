@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from distmlp import Config, InputError
-from distmlp.config import SCOPES, differences, digest_json, resolve_paths
-from distmlp.flags import parse, run_flags
+from distmlp.config import SCOPES, differences, digest_json, resolve_paths, run_flags
+from launch.flags import parse
 
 
 def test_defaults_are_the_tutorials() -> None:

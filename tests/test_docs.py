@@ -23,8 +23,9 @@ import torch.distributed.run
 from conftest import REPOSITORY
 from sklearn.datasets import load_wine
 
-from distmlp import Config, flags
+from distmlp import Config
 from distmlp.data import datasets
+from launch import flags
 from launch.cli import VERBS
 
 README = REPOSITORY / "README.md"
@@ -229,7 +230,7 @@ def test_the_prose_is_easy_to_read(page: Path) -> None:
 
 
 def test_the_session_in_the_readme_is_what_is_printed_today() -> None:
-    from distmlp.run.metrics import HEADER
+    from distmlp.run.log import HEADER
 
     session = next(block.text for block in blocks(README) if block.text.startswith("versions"))
     version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]

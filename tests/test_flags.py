@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from distmlp import Config, InputError, flags
-from distmlp.flags import HelpRequested, parse, run_flags
+from distmlp import Config, InputError
+from distmlp.config import run_flags
+from launch import flags, help
+from launch.flags import parse
+from launch.help import HelpRequested
 
 
 def test_what_is_not_given_has_its_default() -> None:
@@ -47,7 +50,7 @@ def test_a_config_needs_no_flagfile_before_it(arguments: list[str], tmp_path: Pa
 @pytest.mark.parametrize("flag", ["--help", "--helpfull", "--helpshort", "-h", "-help"])
 def test_help_by_topic_in_80_columns(flag: str) -> None:
     with pytest.raises(HelpRequested) as caught:
-        parse(["train", "--batch_size=0", flag])
+        help.check(["train", "--batch_size=0", flag])
     text = str(caught.value)
     assert max(map(len, text.splitlines())) <= 80
     listed = [name for field in dataclasses.fields(Config) for name in re.findall(rf"]?\b({field.name})\b", text)]
@@ -62,7 +65,7 @@ def test_help_by_topic_in_80_columns(flag: str) -> None:
 
 def test_version() -> None:
     with pytest.raises(HelpRequested, match=re.escape(metadata.version("distmlp"))):
-        parse(["train", "--version"])
+        help.check(["train", "--version"])
 
 
 def test_run_flags_repeat_the_run_without_its_workdir(tmp_path: Path) -> None:

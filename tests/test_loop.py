@@ -1,6 +1,8 @@
 """What the loop does between steps: how many a dispatch has, and which are profiled."""
 
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,21 +13,26 @@ from conftest import small_config
 
 from distmlp import InputError, train
 from distmlp.cluster.group import Group
-from distmlp.parallel.feed import DeviceFeed, HostFeed
+from distmlp.errors import Interrupted
+from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel.feed import Feed
+from distmlp.run.keeping import Keeping
+from distmlp.run.log import read_lines
+from distmlp.run.store import Store
 
 
 @pytest.fixture
 def events(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What happens: the number of each step from 1, dispatch by dispatch, and when the profiler starts and stops."""
     found: list[Any] = []
-    for feed in (HostFeed, DeviceFeed):
+    advance = Feed.advance
 
-        def advance(self: Any, state: Any, step: int, limit: int, advance: Any = feed.advance) -> Any:
-            result = advance(self, state, step, limit)
-            found.append(list(range(step + 1, step + 1 + len(result[2]))))
-            return result
+    def noted(self: Feed, state: Any, step: int, limit: int) -> Any:
+        state, steps = advance(self, state, step, limit)
+        found.append(list(range(step + 1, step + 1 + len(steps.sizes))))
+        return state, steps
 
-        monkeypatch.setattr(feed, "advance", advance)
+    monkeypatch.setattr(Feed, "advance", noted)
     for original in (jax.profiler.start_trace, jax.profiler.stop_trace):
 
         def note(*arguments: Any, original: Any = original) -> None:
@@ -79,3 +86,73 @@ def test_the_logged_loss_is_the_mean_over_all_examples(npz: str) -> None:
     images, targets = arrays["x_train"].astype(np.float32), tutorial.one_hot(arrays["y_train"], 4)
     expected = tutorial.loss(tutorial.initial([12, 8, 4]), images, targets)
     assert history[0]["train_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_an_evaluation_comes_after_the_save_of_its_step(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that an error in the test set costs no training."""
+    found: list[tuple[str, int]] = []
+    save, evaluate = Store.save, Evaluator.__call__
+
+    def saving(self: Store, step: int, *arguments: Any) -> None:
+        found.append(("save", step))
+        save(self, step, *arguments)
+
+    def evaluating(self: Evaluator, state: Any, *arguments: Any) -> Any:
+        found.append(("evaluate", int(state.step)))
+        return evaluate(self, state, *arguments)
+
+    monkeypatch.setattr(Store, "save", saving)
+    monkeypatch.setattr(Evaluator, "__call__", evaluating)
+    train(small_config(npz, num_devices=1))
+    assert found == [("save", 5), ("evaluate", 5), ("save", 10), ("evaluate", 10)]
+
+
+@pytest.mark.parametrize(
+    ("several", "error", "closes"),
+    [(False, None, True), (False, ValueError(), True), (True, None, True), (True, Interrupted(15, ""), True),
+     (True, ValueError(), False), (True, KeyboardInterrupt(), False)],
+)
+def test_a_store_is_closed_alone_or_where_all_close(
+    several: bool, error: BaseException | None, closes: bool
+) -> None:
+    """Closing waits for the other processes: after an error of this one alone, they do not come."""
+    closed: list[bool] = []
+    store = SimpleNamespace(close=lambda: closed.append(True))
+    keeping = SimpleNamespace(_begun=None, _open=ExitStack(), group=SimpleNamespace(several=several), store=store)
+    Keeping.__exit__(keeping, None, error, None)  # type: ignore[arg-type] # of a Keeping, what is used here
+    assert closed == [True] * closes
+
+
+@pytest.mark.parametrize(("dispatch", "step", "lines"), [(1, 3, []), (2, 5, [5]), (3, 8, [5])])
+def test_a_stop_comes_between_steps_after_what_is_due(
+    dispatch: int, step: int, lines: list[int], npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state of that step is saved, its line is written, and nothing is trained beyond it."""
+    done, evaluating = [0], [False]
+    advance, evaluate = Feed.advance, Evaluator.__call__
+
+    def counted(self: Feed, state: Any, step: int, limit: int) -> Any:
+        done[0] += 1
+        return advance(self, state, step, limit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Feed, "advance", counted)
+
+        def asked(self: Group, signum: int | None) -> int | None:
+            """While the dispatch is made, not while something is evaluated after it."""
+            return 15 if done[0] >= dispatch and not evaluating[0] else None
+
+        def evaluated(self: Evaluator, *arguments: Any) -> Any:
+            evaluating[0] = True
+            try:
+                return evaluate(self, *arguments)
+            finally:
+                evaluating[0] = False
+
+        patch.setattr(Evaluator, "__call__", evaluated)
+        patch.setattr(Group, "stop_point", asked)
+        with pytest.raises(Interrupted, match=rf"stopped after step {step} of 10; .* checkpoint is of step {step};"):
+            train(small_config(npz, steps_per_dispatch=3, num_devices=1))
+    assert done[0] == dispatch
+    assert [line["step"] for line in read_lines(Path("run"))] == lines
+    assert train(small_config(npz, num_devices=1)).history[-1]["step"] == 10

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 import torch
+import tutorial
 from conftest import RunTrain, make_arrays, process_env, small_config, snapshot
 from drills import runs
 
-from distmlp import Config, InputError, model, train
+from distmlp import Config, InputError, train
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.step import TrainStep
-from distmlp.run.metrics import HEADER
+from distmlp.run.log import HEADER
 
 FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--num_epochs=3", "--eval_batch_size=16", "--learning_rate=0.001",
          "--momentum=0.9", "--shuffle", "--eval_train", "--workdir=run")  # fmt: skip
@@ -186,7 +187,7 @@ def test_each_accuracy_is_that_of_its_set(npz: str) -> None:
     params, history = train(small_config(npz, eval_train=True, num_epochs=3, input_scaling="unit", learning_rate=0.1))
     arrays = make_arrays()
     for name in ("train", "test"):
-        expected = model.accuracy(params, arrays[f"x_{name}"] / np.float32(255), np.eye(4)[arrays[f"y_{name}"]])
+        expected = tutorial.accuracy(params, arrays[f"x_{name}"] / np.float32(255), arrays[f"y_{name}"])
         assert history[-2][f"{name}_accuracy"] == pytest.approx(float(expected))
     assert history[-2]["train_accuracy"] != history[-2]["test_accuracy"]
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from conftest import make_arrays, small_config
 
-from distmlp import Config, InputError, loop, train
+from distmlp import Config, InputError, train
 from distmlp.parallel.evaluate import Evaluator
+from distmlp.progress import Progress
+from distmlp.run.keeping import Keeping
 
 ARRAYS = make_arrays(test=80)
 CHANGES: dict[str, Any] = {"num_epochs": 30, "learning_rate": 0.005, "shuffle": True, "reduction": "invariant"}
@@ -83,17 +85,17 @@ def test_an_early_stop_is_the_same_after_kills_and_on_other_devices(
     assert accuracies.index(max(accuracies)) == len(lines) - 5  # four evaluations that are no better
     assert all(max(accuracies[: end - 4]) < max(accuracies[:end]) for end in range(5, len(lines)))  # and not before
 
-    show = loop.Trainer._show_progress
+    record = Keeping.record
     for devices, kill in zip((3, 8, 2), (3, 16, 21), strict=True):
-        def killed(self: Any, kill: int = kill) -> None:
-            show(self)
-            if self.step >= kill:
+        def killed(self: Any, steps: Any, digests: Any, progress: Progress, kill: int = kill) -> None:
+            record(self, steps, digests, progress)
+            if progress.step >= kill:
                 raise Killed
 
-        monkeypatch.setattr(loop.Trainer, "_show_progress", killed)
+        monkeypatch.setattr(Keeping, "record", killed)
         with pytest.raises(Killed):
             train(config("broken", num_devices=devices, steps_per_dispatch=1))
-    monkeypatch.setattr(loop.Trainer, "_show_progress", show)
+    monkeypatch.setattr(Keeping, "record", record)
     broken = train(config("broken", num_devices=5)).history
     timings = {"seconds", "examples_per_second", "total_seconds"}
     strip = [{name: value for name, value in line.items() if name not in timings} for line in broken]
@@ -113,17 +115,17 @@ def test_patience_needs_a_validation_set(without: str) -> None:
 def test_a_chosen_checkpoint_that_is_damaged_is_said(
     with_validation: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    finish = loop.Trainer._finish
+    finish = Keeping.finish
 
-    def after_damage(self: Any) -> Any:
-        self.checkpoints.wait()
-        best = max(self.metrics.history, key=lambda line: line["validation_accuracy"])["step"]
+    def after_damage(self: Any, state: Any, progress: Progress, poll: Any) -> None:
+        self.store.wait()
+        best = max(progress.history, key=lambda line: line["validation_accuracy"])["step"]
         for path in Path("run/checkpoints", str(best)).rglob("*"):
             if path.is_file():
                 path.write_bytes(b"")
-        return finish(self)
+        finish(self, state, progress, poll)
 
-    monkeypatch.setattr(loop.Trainer, "_finish", after_damage)
+    monkeypatch.setattr(Keeping, "finish", after_damage)
     final = train(small_config(with_validation, **CHANGES)).history[-1]
     assert "test_accuracy" in final
     assert "best_test_accuracy" not in final
@@ -131,8 +133,7 @@ def test_a_chosen_checkpoint_that_is_damaged_is_said(
 
 
 def test_scaling_sees_the_training_part_alone(tmp_path: Path) -> None:
-    from distmlp.data.datasets import load
-    from distmlp.data.scaling import input_scaling
+    from distmlp.data.datasets import input_scaling, load
 
     np.savez(tmp_path / "one.npz", x=np.arange(100, dtype=np.float32)[:, None] ** 2, y=np.arange(100) % 2)
     fractions = {"test_fraction": 0.2, "validation_fraction": 0.2}

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, process_env
 
-from distmlp import flags
+from launch import flags
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import re
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
@@ -23,80 +24,67 @@ import numpy as np
 from jax._src.distributed import global_state  # jax.distributed tells neither a process's number nor has it a store
 from jax.experimental import multihost_utils
 
-from distmlp import errors
 from distmlp.cluster.place import find_place, join
 from distmlp.config import Config
 from distmlp.errors import InputError, ProcessEnded, one_line
 
 T = TypeVar("T")
+Answer = dict[str, Any]  # of one process to a question: {"value": ...}, or {"failed": [kind, text, host]}
 _HOUR = 3_600_000  # milliseconds for which a process waits for the others: one may have data to download
 # XLA's preemption_sync_manager.cc waits for this key; whoever sets it makes all processes agree on a step to stop at.
 _STOP_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+# What jax and its libraries say when another process is gone. Phrases, not words: they quote the user's paths, too.
+_ENDED = re.compile(r"(?is)gloo [\w -]+ failed|nccl operation.*(remote|network)|connection (reset|closed) by peer"
+                    r"|coordination ?service|heartbeat timeout|sending heartbeats")  # fmt: skip
 
 
 class Group:
     """The processes that train together; each holds one such object, from joining the others to its end."""
 
-    _joined: ClassVar["Group | None"] = None
+    joined: ClassVar["Group | None"] = None  # by this process: one, as jax.distributed has one state for a process
 
     def __init__(self, process: int = 0, processes: int = 1, client: Any = None) -> None:
         """Process number `process` of `processes`, with jax's client of their coordination service; or one alone."""
         self.several, self.first = processes > 1, process == 0  # the first process is the one that prints and writes
         self.speaks = True  # whether this process prints the error it ends with: what all share is printed once
         self._process, self._processes, self._client = process, processes, client
-        self._topics = itertools.count(1)  # each is one question that every process answers
-        self._stop_points = itertools.count(1)
+        self._questions, self._stop_points = itertools.count(1), itertools.count(1)
         self._all_end = False  # whether all processes are known to end now
         self._patience = 120_000  # milliseconds for which a process that fails waits for the others to learn of it
 
     @classmethod
     def join(cls, config: Config) -> "Group":
-        """Joins the other processes, if the flags or the launcher's environment say that there are any.
+        """Joins the other processes, if the flags or the launcher speak of any; raises InputError where that fails.
 
         This is done once: later runs in the same process get the same group.
-
-        Raises:
-          InputError: half a configuration, a port that is taken, a coordinator that cannot be reached.
         """
         place = find_place(config)
         if not jax.distributed.is_initialized():  # else an earlier run has joined them, or the caller of `train`
             if place is None:
                 return cls()
             join(place, config)
-            atexit.register(_end_at_once_after_an_error)
-        if cls._joined is None:
-            cls._joined = cls(global_state.process_id, global_state.num_processes, global_state.client)
-        return cls._joined
-
-    @classmethod
-    def joined(cls) -> "Group | None":
-        """The group that this process has joined. One for each process, as jax.distributed has one state for each."""
-        return cls._joined
+            atexit.register(_end_a_failed_script)
+        if cls.joined is None:
+            cls.joined = cls(global_state.process_id, global_state.num_processes, global_state.client)
+        return cls.joined
 
     def exchange(self, value: T) -> list[T]:
-        """The value of each process, in their order, once all have come; a collective. Values are JSON's.
-
-        Raises:
-          InputError, ProcessEnded: a process has failed instead of coming here; see `together`.
-        """
+        """Each process's JSON value, in their order; a collective. Raises if one has failed instead; see `together`."""
         if not self.several:
             return [value]
-        topic = next(self._topics)
-        self._post(topic, {"value": value})
-        messages = self._read(topic, _HOUR)
-        if self.first:  # whoever has come to this topic has read the last one
-            self._client.key_value_delete(f"distmlp/{topic - 1}/")
-        self._raise_failure(messages)
-        return [message["value"] for message in messages]
+        answers = self._ask({"value": value}, _HOUR)
+        self._raise_failure(answers)
+        return [answer["value"] for answer in answers]
 
-    def _post(self, topic: int, message: dict[str, Any]) -> None:
-        """Gives this process's answer on a topic, once; a JSON value."""
-        self._client.key_value_set(f"distmlp/{topic}/{self._process}", json.dumps(message))
-
-    def _read(self, topic: int, milliseconds: int) -> list[dict[str, Any]]:
-        """The answer of each process, in their order; waits for each so long, and raises jax's error then."""
-        keys = [f"distmlp/{topic}/{process}" for process in range(self._processes)]
-        return [json.loads(self._client.blocking_key_value_get(key, milliseconds)) for key in keys]
+    def _ask(self, answer: Answer, milliseconds: int) -> list[Answer]:
+        """Every process's answer to the next question; waits so long for each of them, and raises jax's error then."""
+        question = next(self._questions)
+        self._client.key_value_set(f"distmlp/{question}/{self._process}", json.dumps(answer))
+        keys = [f"distmlp/{question}/{process}" for process in range(self._processes)]
+        answers = [json.loads(self._client.blocking_key_value_get(key, milliseconds)) for key in keys]
+        if self.first:  # whoever has answered this question has read the answers to the last one
+            self._client.key_value_delete(f"distmlp/{question - 1}/")
+        return answers
 
     def barrier(self) -> None:
         """Waits for all processes. Gloo gives up one that comes 30 s after the others to their first collective."""
@@ -120,10 +108,7 @@ class Group:
         return list(dict.fromkeys(self.exchange(socket.gethostname())))
 
     def gather(self, values: np.ndarray) -> np.ndarray:
-        """An int32 array of each process, [processes, ...]; a collective of the devices, for much or frequent data.
-
-        Unlike an `exchange` it fails at once when a process has ended, and hears of no failure before that.
-        """
+        """An int32 array of each process, [processes, ...]; a collective of the devices, for much or frequent data."""
         if not self.several:
             return values[None]
         with jax.transfer_guard("allow"):
@@ -147,24 +132,22 @@ class Group:
     def stop_point(self, signum: int | None) -> int | None:
         """The signal to stop for, if any process has got one and this is where all of them stop, else None.
 
-        With one process that is its own, `signum`. With several `request_stop` has been called for it; all call this
-        method equally often.
+        Several processes call this equally often, after `request_stop` for a signal.
         """
         if not self.several:
             return signum
         if not multihost_utils.reached_preemption_sync_point(next(self._stop_points)):
             return None
         received = self.gather(np.array(signum or 0, np.int32))
-        self.part(speaks=self.first)
+        self._all_end, self.speaks = True, self.first
         return int(received[received > 0][0]) if received.any() else signal.SIGTERM
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """What fails within it in one of several processes ends all of them soon, each with an error that says why.
 
-        A failure takes part in the next `exchange`, where the others learn of it; those that are in a collective of
-        the devices learn by the end of this process. Another process's end becomes ProcessEnded, whatever it is
-        wrapped in.
+        A failure takes part in the next `exchange`, where the others learn of it; those in a collective of the devices
+        learn by the end of this process. Another process's end becomes ProcessEnded, whatever it is wrapped in.
         """
         try:
             yield
@@ -177,34 +160,26 @@ class Group:
 
     def _fail(self, error: Exception) -> None:
         """Tells the others of this process's error, and hears whether they fail, too."""
-        topic = next(self._topics)
+        kind = "InputError" if isinstance(error, InputError) else type(error).__name__
         try:
-            kind = "InputError" if isinstance(error, InputError) else type(error).__name__
-            self._post(topic, {"failed": [kind, str(error), socket.gethostname()]})
-            messages = self._read(topic, self._patience)
+            answers = self._ask({"failed": [kind, str(error), socket.gethostname()]}, self._patience)
         except Exception:  # the others are busy elsewhere, or gone
             return
-        if all(message.get("failed", [])[:2] == [kind, str(error)] for message in messages):
-            self.part(speaks=self.first)
-        elif kind == "InputError":
-            self._raise_failure(messages)
-        else:
-            self.part(speaks=True)
+        shared = all(answer.get("failed", [])[:2] == [kind, str(error)] for answer in answers)
+        if kind == "InputError" and not shared:
+            self._raise_failure(answers)
+        self._all_end, self.speaks = True, self.first or not shared
 
-    def _raise_failure(self, messages: list[dict[str, Any]]) -> None:
+    def _raise_failure(self, answers: list[Answer]) -> None:
         """Raises, in every process the same, what the first of those that failed has said."""
-        for process, message in enumerate(messages):
-            if "failed" in message:
-                self.part(speaks=self.first)
-                kind, text, host = message["failed"]
-                name = f"process {process} of {len(messages)} on {host}"
+        for process, answer in enumerate(answers):
+            if "failed" in answer:
+                self._all_end, self.speaks = True, self.first
+                kind, text, host = answer["failed"]
+                name = f"process {process} of {len(answers)} on {host}"
                 if kind == "InputError":
                     raise InputError(f"{name}: {text}")
                 raise ProcessEnded(f"{name} ended by an error ({kind}): its own output says why")
-
-    def part(self, speaks: bool) -> None:
-        """From now on all processes are known to end; `speaks` is whether this one says why."""
-        self._all_end, self.speaks = True, speaks
 
     def go_in_step(self) -> None:
         """From here on all wait for one another within a step: a process that fails need not wait for the others."""
@@ -214,10 +189,13 @@ class Group:
         """A line for an error whose cause is that another process ended; None for one of this process's own."""
         if not self.several or isinstance(error, InputError):  # an InputError is a verdict, whatever it was found by
             return None
-        for cause in _causes(error):
-            if _is_of_the_runtime(cause) and _ENDED.search(str(cause)):
-                return (f"another process ended or was cut off ({one_line(cause, 200)}): its own output says why; the "
+        chain = [error]
+        for link in chain:  # which grows by what each link was raised from, or while handling
+            if _raised_by_jax(link) and _ENDED.search(str(link)):
+                return (f"another process ended or was cut off ({one_line(link, 200)}): its own output says why; the "
                         "launcher's restart resumes from the newest checkpoint")
+            causes = (link.__cause__, link.__context__)
+            chain += [cause for cause in causes if cause is not None and cause not in chain]
         return None
 
     def leave(self) -> None:
@@ -227,40 +205,21 @@ class Group:
                 jax.distributed.shutdown()
 
 
-def _end_at_once_after_an_error() -> None:
+def _raised_by_jax(error: BaseException) -> bool:
+    """Whether jax's runtime raised this error; else it comes from the user's code, the data, the disk or this package.
+
+    The runtime raises JaxRuntimeError. Only what a call of a jitted function meets becomes a ValueError, in the caller,
+    and what keeps the backend from starting a RuntimeError, in jax.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    package = frames[-1].f_globals.get("__name__", "").partition(".")[0] if frames else ""
+    in_jax_or_its_caller = type(error) in (ValueError, RuntimeError) and package in ("jax", "orbax", "distmlp")
+    return isinstance(error, jax.errors.JaxRuntimeError) or in_jax_or_its_caller
+
+
+def _end_a_failed_script() -> None:
     """A script that ends by an exception does not wait in jax's shutdown for processes that are busy elsewhere."""
-    group = Group.joined()
-    if hasattr(sys, "last_value") and group is not None and not group._all_end:
+    if hasattr(sys, "last_value") and Group.joined and not Group.joined._all_end:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-
-
-# What jax and its libraries say when another process is gone.
-_ENDED = re.compile(r"gloo|coordination ?service|heartbeat|connection (reset|closed) by peer|nccl.*(remote|network)",
-                    re.IGNORECASE | re.DOTALL)  # fmt: skip
-_RUNTIME = ("jax", "jaxlib", "orbax", "tensorstore", "distmlp")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and all that it was raised from or while handling."""
-    seen: list[BaseException] = []
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop()
-        if current is not None and current not in seen:
-            seen.append(current)
-            pending += [current.__cause__, current.__context__]
-            yield current
-
-
-def _is_of_the_runtime(error: BaseException) -> bool:
-    """Whether jax, or what it works with, raised this error: only then its text may speak of other processes."""
-    if isinstance(error, jax.errors.JaxRuntimeError):
-        return True
-    if isinstance(error, OSError) or type(error).__module__ == errors.__name__ or error.__traceback__ is None:
-        return False
-    traceback = error.__traceback__
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _RUNTIME

@@ -27,23 +27,20 @@ class Place(NamedTuple):
     coordinator: str  # HOST:PORT, where process 0 listens
     processes: int
     process: int
-    local_rank: int
-    local_size: int
+    local_rank: int = 0  # where nothing says how processes share a host, each is taken to be alone on its own
+    local_size: int = 1
 
     def __str__(self) -> str:
         return f"process {self.process} of {self.processes} on {socket.gethostname()}"
 
 
 def find_place(config: Config) -> Place | None:
-    """The flags' word, else torchrun's, Kubeflow's, or what jax detects: Open MPI, Slurm, TPU; None: one process.
-
-    Raises:
-      InputError: the environment speaks of several processes but does not say how to find them.
+    """This process's place by the flags, else by torchrun, Kubeflow or what jax detects (Slurm, TPU, ...); None: alone.
+    InputError: the environment speaks of several processes but does not say how to find them.
     """
     env = os.environ
     if config.coordinator_address:
-        # Without a launcher nothing says how processes share a host; each is taken to be alone on its own.
-        return Place(config.coordinator_address, config.num_processes, config.process_id, 0, 1)
+        return Place(config.coordinator_address, config.num_processes, config.process_id)
     torchrun = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not env.get(name)]
     if not torchrun:
         # Where torchrun's agent keeps its own store at MASTER_PORT, the next port is jax's.
@@ -55,9 +52,14 @@ def find_place(config: Config) -> Place | None:
                          f"or {_EXPLICITLY}")
     elif "COORDINATOR_ADDRESS" in env and _JOB_NAMES & env.keys():  # of Kubeflow's JAXJob, and configs/kubernetes.yaml
         address = f"{env['COORDINATOR_ADDRESS']}:{_number('COORDINATOR_PORT')}"
-        place = Place(address, _number("NUM_PROCESSES"), _number("PROCESS_ID"), 0, 1)
-    elif _number("OMPI_COMM_WORLD_SIZE", 1) > 1:
-        place = _open_mpi(config)
+        place = Place(address, _number("NUM_PROCESSES"), _number("PROCESS_ID"))
+    elif (size := _number("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        rank, address = _number("OMPI_COMM_WORLD_RANK"), env.get("JAX_COORDINATOR_ADDRESS", "")
+        local = _number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE")
+        if not address and "OMPI_MCA_orte_hnp_uri" not in env:  # Open MPI 5 no longer says where mpirun runs
+            raise InputError("this Open MPI does not say where process 0 is: add "
+                             "-x JAX_COORDINATOR_ADDRESS=HOST:PORT to mpirun's arguments, with process 0's host")
+        place = Place(address, size, rank, *local) if address else _as_jax_says("Open MPI", config, *local)
     elif _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         # 2(x3),1: two tasks on each of three nodes, one on the fourth
         tasks = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", env.get("SLURM_STEP_TASKS_PER_NODE", ""))
@@ -65,9 +67,9 @@ def find_place(config: Config) -> Place | None:
         node = _number("SLURM_NODEID")
         place = _as_jax_says("Slurm", config, _number("SLURM_LOCALID"), tasks[node] if node < len(tasks) else 1)
     elif "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
-        place = _as_jax_says("Kubernetes (jax needs the package kubernetes)", config, 0, 1)
+        place = _as_jax_says("Kubernetes (jax needs the package kubernetes)", config)
     elif "," in env.get("TPU_WORKER_HOSTNAMES", ""):
-        place = _as_jax_says("the TPU pod", config, 0, 1)
+        place = _as_jax_says("the TPU pod", config)
     else:
         _refuse_leftovers()
         return None
@@ -87,73 +89,54 @@ def _number(name: str, default: int | None = None) -> int:
                          f"mend it, or {_EXPLICITLY}") from None
 
 
-def _open_mpi(config: Config) -> Place:
-    env = os.environ
-    local = _number("OMPI_COMM_WORLD_LOCAL_RANK"), _number("OMPI_COMM_WORLD_LOCAL_SIZE")
-    rank, size = _number("OMPI_COMM_WORLD_RANK"), _number("OMPI_COMM_WORLD_SIZE")
-    if address := env.get("JAX_COORDINATOR_ADDRESS"):
-        return Place(address, size, rank, *local)
-    if "OMPI_MCA_orte_hnp_uri" not in env:  # Open MPI 5 no longer says where mpirun runs
-        raise InputError("this Open MPI does not say where process 0 is: add "
-                         "-x JAX_COORDINATOR_ADDRESS=HOST:PORT to mpirun's arguments, with process 0's host")
-    return _as_jax_says("Open MPI", config, *local)
-
-
-def _as_jax_says(name: str, config: Config, local_rank: int, local_size: int) -> Place:
+def _as_jax_says(name: str, config: Config, local_rank: int = 0, local_size: int = 1) -> Place:
     """What jax detects in the environment of `name`."""
-    given, seconds = os.environ.get("JAX_COORDINATOR_ADDRESS"), int(config.startup_seconds)
+    reason = ", jax does not recognize it"
     try:
         address, processes, process, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            given, None, None, None, None, seconds
-        )
+            os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(config.startup_seconds))
+        if address is not None and processes is not None and process is not None:
+            return Place(address, processes, process, local_rank, local_size)
     except Exception as error:  # from variables that are missing to web services that do not answer
-        raise InputError(f"{name} is only half configured ({type(error).__name__}: {one_line(error)}): "
-                         f"mend it, or {_EXPLICITLY}") from None
-    if address is None or processes is None or process is None:
-        raise InputError(f"{name} is only half configured, jax does not recognize it: mend it, or {_EXPLICITLY}")
-    return Place(address, processes, process, local_rank, local_size)
+        reason = f" ({type(error).__name__}: {one_line(error)})"
+    raise InputError(f"{name} is only half configured{reason}: mend it, or {_EXPLICITLY}")
 
 
 def _refuse_leftovers() -> None:
     """Raises InputError for signs of a launcher whose processes would each train alone."""
-    env = os.environ
     for name in ("WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS"):
         if _number(name, 1) > 1:
             remedy = "start with srun" if name == "SLURM_NTASKS" else "start with torchrun, srun or Open MPI's mpirun"
-            raise InputError(f"{name}={env[name]} speaks of several processes, but the variables to find them by are "
-                             f"not set: {remedy}, or {_EXPLICITLY}, or unset {name} to train in one process")
-    if "JAX_COORDINATOR_ADDRESS" in env:
+            raise InputError(f"{name}={os.environ[name]} speaks of several processes, but the variables to find them "
+                             f"by are not set: {remedy}, or {_EXPLICITLY}, or unset {name} to train in one process")
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
         raise InputError(f"JAX_COORDINATOR_ADDRESS is set, but which process this is is not: {_EXPLICITLY}")
 
 
 def join(place: Place, config: Config) -> None:
-    """Starts jax.distributed, after checks: without them jax would end this process by a signal and say nothing.
-
-    Raises:
-      InputError: the port is taken, the coordinator cannot be reached, or the GPUs cannot be shared.
+    """Starts jax.distributed, with checks of this file's own: jax's would end the process by a signal and say nothing.
+    If others do not come in time, it says so and ends this process; all else that goes wrong is an InputError.
     """
-    deadline = time.monotonic() + config.startup_seconds
+    deadline, waited = time.monotonic() + config.startup_seconds, f"Waited --startup_seconds={config.startup_seconds:g}"
+    address = split_address(place.coordinator)
     if place.process == 0:
-        _check_port(place.coordinator)
-    else:
-        _check_reachable(place, deadline, config.startup_seconds)
-    timer = threading.Timer(deadline - time.monotonic(), _give_up, (place, config.startup_seconds))
+        _check_port(address[1])
+    elif error := _keep_trying(lambda: socket.create_connection(address, timeout=2).close(), deadline):
+        raise JoinError(f"{place} cannot reach the coordinator at {place.coordinator} ({error}): is process 0 running, "
+                        f"and the port open? {waited}")
+    late = f"{place} is at {place.coordinator}, but not all the others came: is each of them running, with this address"
+    timer = threading.Timer(deadline - time.monotonic(), _give_up, [f"{late}? {waited}"])
     timer.daemon = True
     timer.start()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(
-            place.coordinator,
-            place.processes,
-            place.process,
-            local_device_ids=local_gpus(place, config),
+            place.coordinator, place.processes, place.process, local_device_ids=local_gpus(place, config),
             cluster_detection_method="deactivate",  # else jax would take one GPU per process
-            initialization_timeout=int(config.startup_seconds) + 60,
-            heartbeat_timeout_seconds=config.heartbeat_seconds,
-        )
+            initialization_timeout=int(config.startup_seconds) + 60, heartbeat_timeout_seconds=config.heartbeat_seconds,
+        )  # fmt: skip
     except RuntimeError as error:
-        raise JoinError(f"{place} could not join the others at {place.coordinator} "
-                        f"({one_line(error, 200)})") from None
+        raise JoinError(f"{place} could not join the others at {place.coordinator} ({one_line(error, 200)})") from None
     finally:
         timer.cancel()
         if handler is not None and threading.current_thread() is threading.main_thread():
@@ -161,19 +144,13 @@ def join(place: Place, config: Config) -> None:
 
 
 def local_gpus(place: Place, config: Config) -> list[int] | None:
-    """This process's equal part of the host's GPUs; all that it sees where the launcher has dealt them already.
-
-    Raises:
-      InputError: the GPUs cannot be shared equally.
-    """
+    """This process's equal part of the host's GPUs, or all that it sees where the launcher has dealt them already."""
     env = os.environ
     if "cpu" in (config.platform, env.get("JAX_PLATFORMS")):
         return None
     visible = env.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        count = len([name for name in visible.split(",") if name and name != "-1"])
-    else:
-        count = machine.nvidia_cards()
+    named = [name for name in (visible or "").split(",") if name not in ("", "-1")]
+    count = machine.nvidia_cards() if visible is None else len(named)
     per_task = {"SLURM_GPUS_PER_TASK", "SLURM_NTASKS_PER_GPU"} & env.keys()
     if not count or per_task or (count < place.local_size and "TORCHELASTIC_RUN_ID" not in env):
         return list(range(count)) or None
@@ -190,21 +167,13 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _check_port(address: str) -> None:
-    port = split_address(address)[1]
+def _check_port(port: int) -> None:
     with socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         deadline = time.monotonic() + 5  # before a restart, the last process 0 may still be on its way out
         if error := _keep_trying(lambda: probe.bind(("", port)), deadline):
             raise InputError(f"the coordinator's port {port} cannot be used ({error.strerror}): "
                              "give another port in --coordinator_address, or to the launcher")
-
-
-def _check_reachable(place: Place, deadline: float, seconds: float) -> None:
-    address = split_address(place.coordinator)
-    if error := _keep_trying(lambda: socket.create_connection(address, timeout=2).close(), deadline):
-        raise JoinError(f"{place} cannot reach the coordinator at {place.coordinator} ({error}): is process "
-                        f"0 running, and the port open? Waited --startup_seconds={seconds:g}")
 
 
 def _keep_trying(act: Callable[[], object], deadline: float) -> OSError | None:
@@ -219,7 +188,6 @@ def _keep_trying(act: Callable[[], object], deadline: float) -> OSError | None:
         time.sleep(0.2)
 
 
-def _give_up(place: Place, seconds: float) -> None:
-    print(f"distmlp: error: {place} is at {place.coordinator}, but not all the others came: is each of them running, "
-          f"with this address? Waited --startup_seconds={seconds:g}", file=sys.stderr, flush=True)
+def _give_up(text: str) -> None:
+    print(f"distmlp: error: {text}", file=sys.stderr, flush=True)
     os._exit(2)

@@ -1,4 +1,1 @@
-"""Files and arrays -> batches: what is read, what is checked, and in which order examples come.
-
-Nothing here knows of devices; how batches reach them is `parallel`.
-"""
+"""Files and arrays -> batches: what is read and checked, and in which order. How they reach devices is `parallel`."""

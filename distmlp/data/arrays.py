@@ -1,9 +1,8 @@
 """What every source of data gives, a Part for each part of the data set; and the arrays in .npz and .npy files."""
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from distmlp.errors import InputError, one_line
 _PARTS = {"train": ("train", "training"), "test": ("test",), "validation": ("val", "valid", "validation")}
 _FEATURES = ("x", "data", "images", "features", "inputs")
 _LABELS = ("y", "target", "targets", "label", "labels")
-_T = TypeVar("_T")
 
 
 class Part(NamedTuple):
@@ -24,24 +22,20 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The parts that a source has, and the names that it gives to classes and features."""
+    """What the function `source` of each kind of source makes, or it raises an InputError, which says what is wrong."""
 
     parts: dict[str, Part]  # train; test and validation where there are such
     names: list[str] | None = None  # of the classes, by number
     columns: list[str] | None = None  # names of the features
 
 
-def by_part(found: Mapping[str, _T]) -> dict[str, _T]:
+def by_part(found: Mapping[str, Path]) -> dict[str, Path]:
     """Of files or folders by name, those that are named as a part is."""
     return {part: found[name] for part, names in _PARTS.items() for name in names if name in found}
 
 
 def source(path: Path) -> Source:
-    """The arrays in an .npz file, or in a folder of .npy files, which are memory-mapped.
-
-    Raises:
-      InputError: they cannot be read, or are not named as features and labels are.
-    """
+    """The arrays in an .npz file, or in a folder of .npy files, which are memory-mapped."""
     if path.is_dir():
         files = {file.stem: file for file in sorted(path.glob("*.npy"))}
         return _chosen(path, files, lambda name: _load(files[name], mmap_mode="r"))
@@ -49,7 +43,7 @@ def source(path: Path) -> Source:
         loaded = _load(path, file)
         if not isinstance(loaded, Mapping):
             raise InputError(f"{path} holds a single array: give an .npz file of features and labels")
-        with contextlib.closing(loaded):  # type: ignore[type-var] # an NpzFile, which is a Mapping, too
+        with loaded:  # type: ignore[attr-defined] # an NpzFile, which is a Mapping, too
             return _chosen(path, loaded, lambda name: _load(path, loaded, name))
 
 

@@ -20,7 +20,7 @@ from distmlp.data.order import Order
 from distmlp.errors import InputError, one_line
 
 _CHUNK = 256  # steps whose indices are computed at once
-
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
 
 
@@ -33,20 +33,12 @@ class Batch(NamedTuple):
     weight_sum: Any  # float32 []: of the whole global batch
     indices: Any = None  # int64 [local shards, rows]: which examples they are; stays on the host
 
-    @property
-    def arrays(self) -> tuple[Any, Any, Any, Any]:
-        """What the devices need."""
-        return self[:4]
-
 
 class _Rows(torch.utils.data.Dataset[Any]):
     """The data set as the DataLoader sees it: an item is what ExampleLoader yields, or what is wrong with it."""
 
     def __init__(self, dataset: Examples) -> None:
         self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | InputError:
         indices, weights = step
@@ -66,17 +58,15 @@ class _Rows(torch.utils.data.Dataset[Any]):
 
 
 def _identity(batch: Any) -> Any:
-    return batch
-
-
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+    return batch  # what torch does by itself would make tensors of the arrays
 
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Processes that are started meanwhile never see what asks for a stop: such signals reach the whole process group,
-    and only the trainer, which saves, is to act on them (run/signals.py)."""
-    resource_tracker.ensure_running()  # its own start would unblock them
+    """Processes that are started within this context never see a signal that asks for a stop: it reaches the whole
+    process group, and only the trainer, which saves, is to act on it (run/signals.py).
+    """
+    resource_tracker.ensure_running()  # when it starts, it unblocks the signals
     others = multiprocessing.active_children()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
@@ -85,33 +75,24 @@ def _blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for process in multiprocessing.active_children():
         if process not in others:
-            atexit.register(process.kill)  # multiprocessing's SIGTERM would not end it, and its wait never
+            atexit.register(process.kill)  # multiprocessing sends SIGTERM, which is blocked, and waits for ever
 
 
 class ExampleLoader(torch.utils.data.DataLoader[Any]):
     """torch's DataLoader over steps, each given by example indices (int64) and weights (float32) of one shape.
 
     Yields (images [..., features], labels, weights, indices). For rows of weight 0 nothing is read: they are zeros.
-
-    Args:
-      steps: can be iterated over again and again.
-      num_workers: spawned processes that read ahead; only used where items are read one by one.
-      seed: of the random numbers in these processes.
+    Where items are read one by one, `num_workers` spawned processes read ahead; `seed` is of their random numbers.
     """
 
     def __init__(self, dataset: Examples, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
-        self._examples = dataset
+        self.examples = dataset
         num_workers = num_workers if dataset.one_by_one else 0
         super().__init__(
-            _Rows(dataset),
-            batch_size=None,
-            sampler=steps,
-            collate_fn=_identity,
-            num_workers=num_workers,
-            # JAX is multithreaded: a forked worker can deadlock.
-            multiprocessing_context="spawn" if num_workers else None,
-            persistent_workers=bool(num_workers),
-            generator=torch.Generator().manual_seed(seed),  # else every epoch would draw from torch's global one
+            _Rows(dataset), batch_size=None, sampler=steps, collate_fn=_identity,
+            num_workers=num_workers, persistent_workers=bool(num_workers),
+            multiprocessing_context="spawn" if num_workers else None,  # JAX has threads: a forked worker can deadlock
+            generator=torch.Generator().manual_seed(seed),  # without it each epoch draws from torch's global one
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch's is of a class of its own
@@ -120,7 +101,7 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
             try:
                 steps = super().__iter__()
             except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise InputError(f"{self._examples.name} cannot be sent to the processes of --num_workers="
+                raise InputError(f"{self.examples.name} cannot be sent to the processes of --num_workers="
                                  f"{self.num_workers} ({one_line(error)}): give it functions that can be imported "
                                  "instead of lambdas and open files, or give --num_workers=0") from error
         for rows in steps:
@@ -151,21 +132,13 @@ class _RestOfEpoch(torch.utils.data.Sampler[Step]):
 class NumpyLoader(ExampleLoader):
     """Yields the `Batch`es of an epoch from the current position on; the same (seed, epoch, step) is the same batch.
 
-    Args:
-      dataset, num_workers: see ExampleLoader.
-      batch_size, num_shards, shuffle, seed: see Order, which says what examples a batch has.
-      local_shards: the shards to yield, in this order; those from num_shards on are empty. All, if None.
+    Order says which examples a batch has. Of its shards, those of `local_shards` are yielded, in this order, and all if
+    that is None; shards from num_shards on are empty.
     """
 
     def __init__(
-        self,
-        dataset: Examples,
-        batch_size: int,
-        num_shards: int = 1,
-        local_shards: Sequence[int] | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        num_workers: int = 0,
+        self, dataset: Examples, batch_size: int, num_shards: int = 1, local_shards: Sequence[int] | None = None,
+        shuffle: bool = False, seed: int = 0, num_workers: int = 0,
     ) -> None:
         self.order = Order(len(dataset), batch_size, num_shards, shuffle, seed)
         self.local_shards = range(num_shards) if local_shards is None else local_shards
@@ -179,7 +152,7 @@ class NumpyLoader(ExampleLoader):
     def empty_batch(self) -> Batch:
         """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""
         rows = len(self.local_shards), self.order.rows
-        images = np.zeros((*rows, self._examples.num_features), self._examples.dtype)
+        images = np.zeros((*rows, self.examples.num_features), self.examples.dtype)
         return Batch(images, np.zeros(rows, np.int32), np.zeros(rows, np.float32), np.float32(0))
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override] # torch's is of a class of its own

@@ -1,4 +1,4 @@
-"""The data of a run: what its source gives, divided into parts and checked."""
+"""The data of a run: what its source gives, divided into parts and checked; and the statistics that scale inputs."""
 
 import dataclasses
 import hashlib
@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.config import FROM_PYTHON, Config
-from distmlp.data import given, named, read
-from distmlp.data.arrays import Part, Source
-from distmlp.data.examples import ArrayDataset, Examples, ItemDataset
+from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
+from distmlp.data import arrays, given, named, tables
+from distmlp.data.arrays import Source
+from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks
 from distmlp.data.labels import Classes, find_classes
-from distmlp.data.splits import hold_out
-from distmlp.errors import InputError
+from distmlp.errors import InputError, one_line
 
-__all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "load"]
+__all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "input_scaling", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,31 +38,26 @@ class Data:
         """Digests of the parts, and of the names of classes and columns if there are any."""
         prints = [part.fingerprint() for part in self.parts]
         if self.classes or self.columns:
-            names = repr((self.classes, self.columns)).encode()
-            prints.append(hashlib.blake2b(names, digest_size=16).hexdigest())
+            prints.append(hashlib.blake2b(repr((self.classes, self.columns)).encode(), digest_size=16).hexdigest())
         return " ".join(prints)
 
     def modified(self) -> list[int | None]:
-        """Of each part; see Examples.modified."""
+        """When the file of each part was last written; see Examples.modified."""
         return [part.modified() for part in self.parts]
 
     def info(self) -> dict[str, Any]:
         """What a checkpoint says of the data, as JSON values, so that the model can be used without them."""
-        first, resident = self.train, self.train.resident
-        largest = float(resident[0].max()) if resident else None
+        largest = float(self.train.resident[0].max()) if self.train.resident else None
         return {
-            "name": self.name,
-            "classes": self.classes,
-            "columns": self.columns,
-            "shape": list(first.shape),  # of one example
-            "dtype": str(first.dtype),
-            "largest": largest,  # training value
-            "background": _background(first, largest),  # of pictures: 0 dark .. 1 bright
+            "name": self.name, "classes": self.classes, "columns": self.columns,
+            "shape": list(self.train.shape), "dtype": str(self.train.dtype),  # of one example
+            "largest": largest,  # value in the training set
+            "background": _background(self.train, largest),  # of pictures: 0 dark .. 1 bright
         }
 
 
 def _background(dataset: Examples, largest: float | None) -> float | None:
-    """The median of the outermost values of some pictures, over the largest value; None where these are none."""
+    """The median of the values at the edges of some pictures, over the largest value; None where there are none."""
     shape = [size for size in dataset.shape if size != 1]
     if not dataset.resident or not largest or len(shape) != 2 or min(shape) < 3:
         return None
@@ -73,41 +67,33 @@ def _background(dataset: Examples, largest: float | None) -> float | None:
 
 
 def load(
-    config: Config,
-    train_set: Any = None,
-    test_set: Any = None,
-    validation_set: Any = None,
+    config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None,
     info: dict[str, Any] | None = None,
 ) -> Data:
-    """The data of a run: what --dataset names, or sets given from Python.
+    """The data of a run: what --dataset names, or sets given from Python; an InputError if they cannot be trained on.
 
     Args:
       train_set, test_set, validation_set: pairs of arrays (x, y), or map-style Datasets of pairs or dicts.
       info: what a model's checkpoint says of the data that it has learned from: these have the same classes, and the
         same columns by name. Nothing is held out for it: a source without a test set is one.
-
-    Raises:
-      InputError: there are no such data, or they cannot be trained on.
     """
     if train_set is not None:
         source = given.source(train_set, test_set, validation_set)
     elif test_set is None and validation_set is None:
         by_name = named.LOADERS.get(config.dataset)
-        source = by_name(config) if by_name else read.source(config, info)
+        source = by_name(config) if by_name else _read(config, info)
     else:
         raise InputError("test_set and validation_set go with a train_set: give it, too")
     known = Classes.named(info["classes"]) if info and info.get("classes") else _classes(config, source)
-    parts = {name: _examples(part, known) for name, part in source.parts.items()}
-    if info is not None:
-        config = dataclasses.replace(config, test_fraction=0.0, validation_fraction=0.0)
+    parts: dict[str, Examples] = {
+        name: ItemDataset(part.features, part.name, known) if part.labels is None
+        else ArrayDataset(part.features, known.encode(part.labels, part.name), part.name)
+        for name, part in source.parts.items()
+    }
+    if info is None:
+        _hold_out(config, parts, known.names)
+    else:
         parts.setdefault("test", parts["train"])
-    for name in ("test", "validation"):
-        fraction = getattr(config, f"{name}_fraction")
-        if fraction and name in parts:
-            raise InputError(f"--{name}_fraction={fraction}: {parts['train'].name} comes with a {name} set, "
-                             f"{parts[name].name}: leave the flag out")
-        if fraction:
-            parts["train"], parts[name] = hold_out(parts["train"], name, fraction, config.seed, known.names)
     train = parts["train"]
     if "test" not in parts:
         raise InputError(f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
@@ -118,6 +104,28 @@ def load(
     name = Path(config.dataset).stem.removeprefix(FROM_PYTHON)
     return Data(train, parts["test"], train.num_features, known.number, name, parts.get("validation"), known.names,
                 source.columns)
+
+
+def _read(config: Config, info: dict[str, Any] | None) -> Source:
+    """The parts of what lies at the path that --dataset gives."""
+    path = Path(config.dataset)
+    if config.dataset.startswith(FROM_PYTHON):
+        raise InputError(f"--dataset={path}: the data of this run were given from Python: "
+                         "give them to train(config, train_set, test_set) again")
+    if not path.exists():
+        raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, an .npz, .csv or "
+                         ".parquet file, a folder of .npy files, or one of class folders with pictures")
+    if path.suffix.lower() in tables.SUFFIXES and not path.is_dir():
+        return tables.source(config, {"train": path}, info)
+    if path.is_dir() and not any(path.glob("*.npy")):
+        found = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in tables.SUFFIXES}
+        if found:
+            return tables.source(config, arrays.by_part(found) or found, info)
+        if any(inner.is_dir() for inner in path.iterdir()):
+            from distmlp.data import pictures
+
+            return pictures.source(config, path)
+    return arrays.source(path)
 
 
 def _classes(config: Config, source: Source) -> Classes:
@@ -134,7 +142,49 @@ def _classes(config: Config, source: Source) -> Classes:
     return find_classes(listed, train.name, 0)
 
 
-def _examples(part: Part, classes: Classes) -> Examples:
-    if part.labels is None:
-        return ItemDataset(part.features, part.name, classes)
-    return ArrayDataset(part.features, classes.encode(part.labels, part.name), part.name)
+def _hold_out(config: Config, parts: dict[str, Examples], names: list[str] | None) -> None:
+    """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set.
+
+    They are drawn by the seed, with the classes (of these names) in proportion, and are in the order of the set. Labels
+    that are not known are all alike, and so have no influence.
+    """
+    for part in ("test", "validation"):
+        fraction, whole = getattr(config, f"{part}_fraction"), parts["train"]
+        if not fraction:
+            continue
+        from sklearn.model_selection import train_test_split
+
+        flag = f"--{part}_fraction={fraction}"
+        if part in parts:
+            raise InputError(f"{flag}: {whole.name} comes with a {part} set, {parts[part].name}: leave the flag out")
+        single = np.flatnonzero(np.bincount(whole.labels) == 1)
+        if len(single):
+            raise InputError(f"{flag}: class {names[single[0]] if names else single[0]} of {whole.name} "
+                             "has a single example, and each part needs one: remove it, or give the parts as files")
+        try:
+            stay, held = train_test_split(np.arange(len(whole)), test_size=fraction, stratify=whole.labels,
+                                          random_state=config.seed)
+        except ValueError as error:
+            raise InputError(f"{flag} does not divide the {len(whole)} examples of {whole.name} "
+                             f"({one_line(error)}): give another fraction") from None
+        parts["train"] = whole.part(np.sort(stay), whole.name)
+        parts[part] = whole.part(np.sort(held), f"{whole.name} ({part} part)")
+
+
+def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
+    """() or (shift, scale), float32 [features]: the network's input is (x - shift) * scale.
+
+    They are computed once and carried in every checkpoint. unit divides by the training set's largest absolute value,
+    standard gives each feature mean 0 and standard deviation 1 over that set; constant features become 0.
+    """
+    if config.input_scaling == "none":
+        return ()
+    width, count = data.num_features, len(data.train)
+    if config.input_scaling == "unit":
+        largest = max(max(float(block.max()), -float(block.min())) for block in blocks(data.train))
+        return np.zeros(width, np.float32), np.full(width, 1 / (largest or 1), np.float32)
+    mean = sum((block.sum(axis=0, dtype=np.float64) for block in blocks(data.train)), np.zeros(width)) / count
+    squares = sum((((block - mean) ** 2).sum(axis=0) for block in blocks(data.train)), np.zeros(width))
+    deviation = np.sqrt(squares / count)
+    scale = np.divide(1, deviation, out=np.zeros(width), where=deviation > 0)
+    return mean.astype(np.float32), scale.astype(np.float32)

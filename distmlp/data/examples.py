@@ -6,9 +6,9 @@ otherwise; labels are int32 [N].
 
 import copy
 import hashlib
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch.utils.data
@@ -44,8 +44,7 @@ class Examples(Protocol):
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The examples at these positions, an integer array of any shape: features [..., features] and labels [...].
 
-        Raises:
-          InputError: one that is read only now cannot be trained on.
+        An InputError says that one which is read only now cannot be trained on.
         """
 
     def part(self, rows: np.ndarray, name: str) -> "Examples":
@@ -55,31 +54,23 @@ class Examples(Protocol):
         """A digest that is the same for the same examples, on any host."""
 
     def modified(self) -> int | None:
-        """When the features' file was last written, in ns; None where the fingerprint covers them all.
-
-        No part of the fingerprint: a copy on another host has another time, and is the same set.
+        """When the features' file was last written, in ns; None where the fingerprint covers them all. It is no part of
+        the fingerprint: a copy on another host has another time, and is the same set.
         """
 
 
-class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
-    """A labelled array, in memory or memory-mapped.
-
-    Args:
-      images: numbers [N, ...].
-      labels: class numbers [N].
-
-    Raises:
-      InputError: shapes, dtypes or values that cannot be trained on.
-    """
+class ArrayDataset:
+    """Numbers [N, ...] with class numbers [N]. Those in memory are checked here, mapped ones as they are read."""
 
     one_by_one = False
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, name: str) -> None:
         self.name, self._mapped = name, isinstance(images, np.memmap)
-        self._rows: np.ndarray | None = None  # positions in a mapped array; all, if None
+        self._covered = not self._mapped or images.nbytes <= _READ_WHOLE  # whether the fingerprint covers each value
+        self._rows: np.ndarray | None = None  # the positions in a memory-mapped array; None: all of them
         if images.ndim and len(images) == 0:
             raise InputError(f"{name} is empty: give at least one example")
-        shape = images.shape[1:]
+        self.shape = images.shape[1:]
         images = images.reshape(len(images), -1) if images.ndim else images
         if images.ndim != 2 or images.shape[1] == 0 or images.dtype.kind not in "uifb":
             raise InputError(f"{name}: features must be numbers of shape [examples, ...], "
@@ -87,7 +78,6 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         if len(labels) != len(images):
             raise InputError(f"{name} has {len(images)} examples but {len(labels)} labels: give as many of both")
         self.labels = np.ascontiguousarray(labels, dtype=np.int32)
-        self.shape = shape
         self.images = images if self._mapped else self._finite(_features(images))
         self.num_features, self.dtype = images.shape[1], _features(images[:1]).dtype
 
@@ -103,10 +93,8 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         images = self.images[rows]
         return self._finite(_features(images), rows) if self._mapped else images, self.labels[indices]
 
-    __getitem__ = take  # what torch calls it
-
     def _finite(self, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """The images, which are those at `rows`, or all; InputError if a value is not finite."""
+        """These images, which are those at `rows` or all, if their values are finite; else an InputError."""
         # A sum is finite unless a value is not (or unless it overflows): one fast pass, the slow one only if needed.
         if images.dtype == np.float32 and not np.isfinite(images.sum(dtype=np.float64)):
             bad = np.argwhere(~np.isfinite(images).all(axis=-1))
@@ -116,8 +104,7 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return images
 
     def part(self, rows: np.ndarray, name: str) -> "ArrayDataset":
-        """See Examples.part: of a memory-mapped array nothing is copied."""
-        part = copy.copy(self)
+        part = copy.copy(self)  # of a memory-mapped array nothing is copied
         part.name, part.labels = name, self.labels[rows]
         if self._mapped:
             part._rows = rows if self._rows is None else self._rows[rows]
@@ -125,22 +112,14 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             part.images = self.images[rows]
         return part
 
-    @property
-    def _covered(self) -> bool:
-        """Whether the fingerprint covers each value."""
-        return not self._mapped or self.images.nbytes <= _READ_WHOLE
-
     def fingerprint(self) -> str:
         """Digest of shape, dtype and labels, and of the features: of a memory-mapped set of more than 1 GiB, of 4096
-        spaced rows only. See `modified` for what tells of its others.
-
-        Raises:
-          InputError: a value that was read is NaN or infinite: before training, not after.
+        spaced rows only (`modified` tells of its others). Finds values that are NaN or infinite, before training.
         """
         digest = hashlib.blake2b(f"{self.images.shape} {self.images.dtype}".encode(), digest_size=16)
         digest.update(self.labels.data)
         spaced = np.linspace(0, len(self) - 1, 4096).astype(int)
-        for images in blocks(self) if self._covered else [self.take(spaced)[0]]:
+        for images in blocks(self) if self._covered else (self.take(spaced)[0],):
             digest.update(np.ascontiguousarray(images).data)
         return digest.hexdigest()
 
@@ -148,26 +127,21 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return None if self._covered else Path(self.images.filename).stat().st_mtime_ns  # type: ignore[attr-defined] # a memmap
 
 
-class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Any map-style Dataset of pairs or dicts; items are read, and checked, one by one.
-
-    Raises:
-      InputError: it is empty; or, as items are read, one that cannot be trained on.
-    """
+class ItemDataset:
+    """Any map-style Dataset of pairs or dicts that is not empty; items are read, and checked, one by one."""
 
     one_by_one, resident = True, None
 
-    def __init__(self, dataset: "torch.utils.data.Dataset[Any]", name: str, classes: Classes) -> None:
+    def __init__(self, dataset: Any, name: str, classes: Classes) -> None:
         self.dataset, self.name, self.classes = dataset, name, classes
         if len(self) == 0:
             raise InputError(f"{name} is empty: give at least one example")
-        self.shape: tuple[int, ...] = ()
         self.num_features, self.dtype = 0, np.dtype(np.float32)  # until the first item is read
-        first = self._item(0)[0]
+        first, _ = self._item(0)
         self.num_features, self.dtype, self.shape = first.size, first.dtype, first.shape
 
     def __len__(self) -> int:
-        return len(cast(Sized, self.dataset))
+        return len(self.dataset)
 
     def _item(self, index: int) -> tuple[np.ndarray, int]:
         where = f"{self.name}: example {index}"
@@ -191,16 +165,12 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return image, number
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indices = np.asarray(indices)
         items = [self._item(int(i)) for i in indices.flat]
         images = np.stack([image.ravel() for image, _ in items], dtype=self.dtype).reshape(*indices.shape, -1)
         return images, np.array([label for _, label in items], np.int32).reshape(indices.shape)
 
-    __getitem__ = take  # what torch calls it
-
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N]; all 0 where the Dataset does not list them: no item is read for it."""
         listed = given.listed_labels(self.dataset)
         return np.zeros(len(self), np.int32) if listed is None else self.classes.encode(listed, self.name)
 
@@ -208,17 +178,14 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return ItemDataset(torch.utils.data.Subset(self.dataset, rows.tolist()), name, self.classes)
 
     def fingerprint(self) -> str:
-        """Digest of the length, of the first item's shape and dtype, and of `.targets` or `.labels` if there are any.
-
-        Not of values: a data set with random augmentation has others at each reading.
-        """
+        """Digest of length, the first item's shape and dtype, and listed labels; not of values, which may be random."""
         digest = hashlib.blake2b(f"{len(self)} {self.shape} {self.dtype}".encode(), digest_size=16)
         listed = given.listed_labels(self.dataset)
         digest.update(b"" if listed is None else repr(listed.tolist()).encode())
         return digest.hexdigest()
 
     def modified(self) -> None:
-        """None: files that a Dataset reads are its own affair."""
+        """Files that a Dataset reads are its own affair."""
 
 
 def blocks(dataset: Examples) -> Iterator[np.ndarray]:

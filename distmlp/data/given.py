@@ -14,11 +14,7 @@ _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), 
 
 
 def source(train_set: Any, test_set: Any = None, validation_set: Any = None) -> Source:
-    """The parts of the data that were given, each a pair of arrays (x, y), or a map-style Dataset of pairs or dicts.
-
-    Raises:
-      InputError: one is neither.
-    """
+    """The parts of the data that were given, each a pair of arrays (x, y), or a map-style Dataset of pairs or dicts."""
     parts: dict[str, Part] = {}
     names = columns = None
     for part, dataset in (("train", train_set), ("test", test_set), ("validation", validation_set)):
@@ -28,7 +24,12 @@ def source(train_set: Any, test_set: Any = None, validation_set: Any = None) -> 
             listed = getattr(pair[0], "columns", None)
             columns = columns or (None if listed is None else [str(column) for column in listed])
         elif dataset is not None:
-            _check_map_style(dataset, name)
+            kind, map_style = type(dataset).__name__, hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+            if not map_style or isinstance(dataset, torch.utils.data.IterableDataset):
+                raise InputError(f"{name} is a {kind}, whose examples cannot be asked for by number: give a map-style "
+                                 "Dataset (with __getitem__ and __len__), list(...) of it, or arrays (x, y)")
+            if isinstance(dataset, (np.ndarray, torch.Tensor)) or hasattr(dataset, "to_numpy"):
+                raise InputError(f"{name} is a single {kind}: give a pair (x, y) of features and labels")
             parts[part] = Part(dataset, None, name)
         names = names or _class_names(dataset)
     return Source(parts, names, columns)
@@ -54,22 +55,8 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
 
 
-def _check_map_style(dataset: Any, name: str) -> None:
-    if isinstance(dataset, torch.utils.data.IterableDataset) or not (
-        hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-    ):
-        raise InputError(f"{name} is a {type(dataset).__name__}, whose examples cannot be asked for by number: give a "
-                         "map-style Dataset (with __getitem__ and __len__), list(...) of it, or arrays (x, y)")
-    if isinstance(dataset, (np.ndarray, torch.Tensor)) or hasattr(dataset, "to_numpy"):
-        raise InputError(f"{name} is a single {type(dataset).__name__}: give a pair (x, y) of features and labels")
-
-
 def pair(item: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The image and the label of a Dataset's item.
-
-    Raises:
-      TypeError, ValueError: it is neither a pair nor a dict with the usual names.
-    """
+    """The image and the label of a Dataset's item; TypeError or ValueError: no pair, nor a dict of the usual names."""
     if isinstance(item, dict):
         found = [next((item[name] for name in names if name in item), None) for names in (_IMAGES, _LABELS)]
         if found[0] is None or found[1] is None:
@@ -83,8 +70,7 @@ def _class_names(dataset: Any) -> list[str] | None:
     """The names of the classes by number, where a Dataset says them as torchvision's or Hugging Face's do."""
     while isinstance(dataset, torch.utils.data.Subset):
         dataset = dataset.dataset
-    names = getattr(dataset, "classes", None)
-    features = getattr(dataset, "features", None)
+    names, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
     if names is None and isinstance(features, dict):
         names = next((getattr(features[name], "names", None) for name in _LABELS if name in features), None)
     return [str(name) for name in names] if isinstance(names, (list, tuple)) and names else None

@@ -17,24 +17,20 @@ class Classes(NamedTuple):
 
     @classmethod
     def named(cls, names: list[str]) -> "Classes":
-        """Classes of which only the names are known: those that read as numbers are what the labels were."""
+        """Classes of which only the names are known. Names that are whole numbers were the labels themselves."""
         try:
             return cls(len(names), names, np.array([int(name) for name in names]))
         except ValueError:
             return cls(len(names), names)
 
     def encode(self, labels: Any, name: str) -> np.ndarray:
-        """Labels as class numbers, int32 [N].
-
-        Raises:
-          InputError: a label that is none of the classes, or cannot be one; `name` says whose.
-        """
-        labels, values = as_values(labels, name), self.values
+        """Labels as class numbers, int32 [N]; an InputError for one that is none of the classes. `name` says whose."""
+        labels, values = _values(labels, name), self.values
         if values is None and self.names and labels.dtype.kind == "U":
             values = np.array(self.names)
         if values is None:
-            if labels.dtype.kind not in "iu":
-                labels = _whole(labels, name, "the training set's are whole numbers")
+            if labels.dtype.kind == "U":
+                raise InputError(f"{name}: label {str(labels[0])!r} is text, but the training set's are whole numbers")
             for label in (int(labels.min()), int(labels.max())):
                 if not 0 <= label < self.number:
                     raise InputError(f"{name}: label {label} is out of range for {self.number} classes; mend the labels"
@@ -46,27 +42,22 @@ class Classes(NamedTuple):
         found = order[np.minimum(np.searchsorted(values, labels, sorter=order), len(values) - 1)]
         strange = np.flatnonzero(values[found] != labels)
         if len(strange):
-            (unseen,), where = _texts(labels[strange[:1]]), _of(strange[0], labels)
+            where = f" of example {strange[0]}" if len(labels) > 1 else ""  # `name` has the number of a single one
+            (unseen,) = _texts(labels[strange[:1]])
             raise InputError(f"{name}: the training set does not have the label {unseen}{where}: its classes are "
                              f"{listed(self.names or [])}; mend the label or remove the example")
         return np.asarray(found, np.int32)
 
 
 def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | None = None) -> Classes:
-    """The classes of a training set.
+    """The classes of a training set, whose labels are text, bytes, booleans, whole numbers, or one-hot rows.
 
     Whole numbers from 0 on are their own classes, also where one in between does not occur, and so are all where
-    --num_classes is given. Anything else is mapped by its sorted distinct values.
-
-    Args:
-      labels: text, bytes, booleans, whole numbers, or one-hot rows.
-      known: the number of classes, if it was given.
-      names: of the classes by number, where the source says them.
-
-    Raises:
-      InputError: labels that cannot be classes: fractions, NaN, soft targets, a different value for each example.
+    --num_classes is given (`known`) or the source says the names of the classes by number. Anything else is mapped by
+    its sorted distinct values. Labels that cannot be classes are an InputError: fractions, NaN, soft targets, a
+    different value for each example.
     """
-    values = as_values(labels, name)
+    values = _values(labels, name)
     given, known = known, known or len(names or ())
     numbers = values.dtype.kind in "iu" and (np.asarray(labels).dtype.kind != "f" or np.ndim(labels) > 1)
     if values.dtype.kind in "iu" and (known or (numbers and values.min() == 0)):
@@ -90,12 +81,8 @@ def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | 
     return found
 
 
-def as_values(labels: Any, name: str) -> np.ndarray:
-    """Labels as one value each, [N]: integers, booleans, or text.
-
-    Raises:
-      InputError: they cannot be classes.
-    """
+def _values(labels: Any, name: str) -> np.ndarray:
+    """Labels as one value each, [N]: integers, booleans, or text; an InputError if they cannot be classes."""
     labels = np.asarray(labels)
     if labels.ndim and not len(labels):
         raise InputError(f"{name} is empty: give at least one example")
@@ -108,48 +95,27 @@ def as_values(labels: Any, name: str) -> np.ndarray:
         labels = labels.argmax(axis=1)
     if labels.ndim != 1:
         raise InputError(f"{name}: labels must have the shape [N] or one-hot [N, classes], not {list(labels.shape)}")
-    if labels.dtype.kind == "O":
-        labels = _from_objects(labels, name)
+    if labels.dtype.kind == "O":  # Python objects
+        missing = [i for i, label in enumerate(labels) if label is None or label != label]  # noqa: PLR0124 - NaN
+        if missing:
+            raise InputError(f"{name}: example {missing[0]} has no label: remove or mend it")
+        numbers = all(isinstance(label, (bool, int, float, np.number, np.bool_)) for label in labels)
+        labels = np.array(labels.tolist() if numbers else _texts(labels))
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
     if labels.dtype.kind == "f":
-        labels = _whole(labels, name, "classes are named by whole numbers or text")
+        labels = labels.astype(np.float64)
+        bad = np.flatnonzero(~(np.isfinite(labels) & (labels == np.floor(labels)) & (np.abs(labels) < 2**53)))
+        if len(bad):
+            label, where = labels[bad[0]], f" of example {bad[0]}" if len(labels) > 1 else ""  # else in `name`
+            remedy = "round or group the values first, as in numpy.digitize(y, bounds)"
+            raise InputError(f"{name}: label {label}{where} is no class, classes are named by whole numbers or text: "
+                             f"{remedy if np.isfinite(label) else 'remove or mend it'}")
+        labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iubU":
         raise InputError(f"{name}: labels must name classes, by text or whole numbers, not be of type {labels.dtype}")
     return np.asarray(labels)
 
 
-def _from_objects(labels: np.ndarray, name: str) -> np.ndarray:
-    """Python objects as text, or as numbers if all are."""
-    missing = [i for i, label in enumerate(labels) if label is None or label != label]  # noqa: PLR0124 - NaN
-    if missing:
-        raise InputError(f"{name}: example {missing[0]} has no label: remove or mend it")
-    if all(isinstance(label, (bool, int, float, np.number, np.bool_)) for label in labels):
-        return np.array(labels.tolist())
-    return np.array([label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels])
-
-
-def _whole(labels: np.ndarray, name: str, why: str) -> np.ndarray:
-    """Numbers as integers.
-
-    Raises:
-      InputError: one is NaN or has a fraction, or is no number.
-    """
-    if labels.dtype.kind == "U":
-        raise InputError(f"{name}: label {str(labels[0])!r} is text, but {why}")
-    labels = labels.astype(np.float64)
-    bad = np.flatnonzero(~(np.isfinite(labels) & (labels == np.floor(labels)) & (np.abs(labels) < 2**53)))
-    if len(bad):
-        label, example = labels[bad[0]], bad[0]
-        raise InputError(f"{name}: label {label}{_of(example, labels)} is no class, {why}: "
-                         + ("remove or mend it" if not np.isfinite(label) else
-                            "round or group the values first, as in numpy.digitize(y, bounds)"))
-    return labels.astype(np.int64)
-
-
-def _of(example: int, labels: np.ndarray) -> str:
-    return f" of example {example}" if len(labels) > 1 else ""  # a single one has its number in the message already
-
-
 def _texts(values: np.ndarray) -> list[str]:
-    return [str(value) for value in values.tolist()]
+    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -26,9 +27,8 @@ def _digits(config: Config) -> Source:
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images.reshape(-1, 8, 8).astype(np.uint8), labels, test_size=0.2, stratify=labels, random_state=0
-    )
+    images = images.reshape(-1, 8, 8).astype(np.uint8)
+    x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
     return _named(config, (x_train, y_train), (x_test, y_test))
 
 
@@ -38,14 +38,13 @@ def _mnist(config: Config) -> Source:
         train, test = [(_idx(raw / f"{part}-images-idx3-ubyte"), _idx(raw / f"{part}-labels-idx1-ubyte"))
                        for part in ("train", "t10k")]
     except (OSError, ValueError):  # torchvision downloads, or says what is damaged
-        return _torchvision("MNIST")(config)
+        return _torchvision(config, "MNIST")
     return _named(config, train, test)
 
 
 def _idx(file: Path) -> np.ndarray:
-    """The array in a file of MNIST's own format: two zeros, 8 for bytes, the number of axes, their sizes, the bytes.
-
-    Importing torchvision takes longer than an epoch.
+    """The array in a file of MNIST's own format: two zeros, 8 for bytes, the number of axes, their sizes, the bytes. It
+    is read here, because importing torchvision takes longer than an epoch.
     """
     data = file.read_bytes()
     if data[:3] != b"\0\0\x08":
@@ -55,25 +54,21 @@ def _idx(file: Path) -> np.ndarray:
     return array.astype(np.int64) if array.ndim == 1 else array
 
 
-def _torchvision(class_name: str) -> Callable[[Config], Source]:
-    def read(config: Config) -> Source:
-        import torchvision.datasets
+def _torchvision(config: Config, class_name: str) -> Source:
+    import torchvision.datasets
 
-        kind = getattr(torchvision.datasets, class_name)
-        folder = Path(config.data_dir) / class_name / "raw"
-        try:
-            with _one_at_a_time(config.data_dir), contextlib.redirect_stdout(io.StringIO()):  # it prints each address
-                sets = [kind(config.data_dir, train=train, download=True) for train in (True, False)]
-        except Exception as error:  # damage surfaces as any of a dozen types
-            if isinstance(error, OSError) or "download" in str(error) or "corrupted" in str(error):
-                raise InputError(f"--dataset={config.dataset} is not in {folder} and could not be downloaded "
-                                 f"({one_line(error)}): connect, or give --data_dir=FOLDER that holds it") from None
-            raise InputError(f"--dataset={config.dataset}: the files in {folder} are damaged ({one_line(error)}): "
-                             "delete them to download them again") from None
-        train, test = [(each.data.numpy(), each.targets.numpy()) for each in sets]
-        return _named(config, train, test, None if class_name == "MNIST" else sets[0].classes)
-
-    return read
+    kind, folder = getattr(torchvision.datasets, class_name), Path(config.data_dir) / class_name / "raw"
+    try:
+        with _one_at_a_time(config.data_dir), contextlib.redirect_stdout(io.StringIO()):  # it prints each address
+            sets = [kind(config.data_dir, train=train, download=True) for train in (True, False)]
+    except Exception as error:  # damage surfaces as any of a dozen types
+        if isinstance(error, OSError) or "download" in str(error) or "corrupted" in str(error):
+            raise InputError(f"--dataset={config.dataset} is not in {folder} and could not be downloaded "
+                             f"({one_line(error)}): connect, or give --data_dir=FOLDER that holds it") from None
+        raise InputError(f"--dataset={config.dataset}: the files in {folder} are damaged ({one_line(error)}): "
+                         "delete them to download them again") from None
+    train, test = [(each.data.numpy(), each.targets.numpy()) for each in sets]
+    return _named(config, train, test, None if class_name == "MNIST" else sets[0].classes)
 
 
 def _synthetic(config: Config) -> Source:
@@ -92,10 +87,10 @@ def _synthetic(config: Config) -> Source:
     return _named(config, draw(config.synthetic_examples), draw(max(1, config.synthetic_examples // 6)))
 
 
-LOADERS: dict[str, Callable[[Config], Source]] = {  # they raise InputError for a set that is not there, or damaged
+LOADERS: dict[str, Callable[[Config], Source]] = {  # InputError: a set is not there, or damaged
     "digits": _digits,
     "mnist": _mnist,
-    "fashion_mnist": _torchvision("FashionMNIST"),
+    "fashion_mnist": functools.partial(_torchvision, class_name="FashionMNIST"),
     "synthetic": _synthetic,
 }
 

@@ -6,8 +6,8 @@ which torch's DistributedSampler deals to the shards.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence, Sized
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,10 +38,8 @@ class Order:
         return min(self.batch_size, self.size - step * self.batch_size)
 
     def indices(self, epoch: int, start: int, stop: int, shards: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The examples of an epoch's steps start..stop-1 in these shards, of which those from num_shards on are empty.
-
-        Returns:
-          indices int64 and weights float32, each [steps, shards, rows]; a row of weight 0 only fills up its shard.
+        """The examples of an epoch's steps start..stop-1 in these shards, of which those from num_shards on are empty:
+        indices int64 and weights float32, each [steps, shards, rows]. A row of weight 0 only fills up its shard.
         """
         indices = np.zeros((stop - start, len(shards), self.rows), np.int64)
         weights = np.zeros(indices.shape, np.float32)
@@ -61,24 +59,20 @@ class Order:
 
 
 class ShardSampler(DistributedSampler[Any]):
-    """torch's DistributedSampler (same seed, epoch and replica: same order), but it repeats no example to fill up.
-
-    Shard s of S holds the positions p of the epoch's permutation with p ≡ s (mod S), ascending.
+    """torch's DistributedSampler (same seed, epoch and replica: same order), but it repeats no example to fill up:
+    shard s of S holds the positions p of the epoch's permutation with p ≡ s (mod S), ascending.
     """
-
-    @property
-    def _size(self) -> int:
-        return len(cast(Sized, self.dataset))  # torch declares no length of a Dataset
 
     def indices(self) -> np.ndarray:
         """This shard's example indices in this epoch, int64: a view of the shared permutation."""
-        return _permutation(self._size, self.shuffle, self.seed + self.epoch)[self.rank :: self.num_replicas]
+        size = len(self.dataset)  # type: ignore[arg-type] # torch declares no length of a Dataset
+        return _permutation(size, self.shuffle, self.seed + self.epoch)[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices().tolist())
 
     def __len__(self) -> int:
-        return len(range(self.rank, self._size, self.num_replicas))
+        return len(self.indices())
 
 
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's

@@ -34,10 +34,7 @@ def source(config: Config, path: Path) -> Source:
 class ImageFolder(torch.utils.data.Dataset[tuple[np.ndarray, str]]):
     """The pictures below a folder, uint8 [height, width] or [height, width, 3], and the names of their classes.
 
-    `like` is of the training set, whose pictures' shape and kind the others must have.
-
-    Raises:
-      InputError: there are no class folders, or one is empty; a picture is broken or of another size.
+    `like` is of the training set, whose pictures' shape and kind the others must have; else they are an InputError.
     """
 
     def __init__(self, root: Path, config: Config, like: "ImageFolder | None" = None) -> None:
@@ -46,8 +43,7 @@ class ImageFolder(torch.utils.data.Dataset[tuple[np.ndarray, str]]):
         try:
             found = torchvision.datasets.ImageFolder(root)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"{root} is no folder of class folders with pictures ({one_line(error)})"
-                             ) from None
+            raise InputError(f"{root} is no folder of class folders with pictures ({one_line(error)})") from None
         self.classes, self.paths = found.classes, [Path(path) for path, _ in found.samples]
         self.targets = [found.classes[number] for _, number in found.samples]
         self._size, self._mode, self._auto = config.image_size, config.image_mode, config.image_mode == "auto"

@@ -16,18 +16,12 @@ _LABEL_NAMES = ("label", "target", "class", "y")
 
 
 def source(config: Config, files: dict[str, Path], info: dict[str, Any] | None) -> Source:
-    """The parts that tables hold; they find their columns by those of the training set, or of a model.
-
-    Raises:
-      InputError: a file cannot be read as a table, or has not the columns or values that it needs.
-    """
+    """The parts that tables hold; they find their columns by those of the training set, or of a model."""
     if "train" not in files:
         raise InputError(f"{config.dataset} holds no train.csv or train.parquet, but {', '.join(files)}: "
                          "name the parts train, test and val, or give a single file")
     tables = {part: _read(path) for part, path in files.items()}
-    names, path = tables["train"].column_names, files["train"]
-    label = _label_column(config, names, path)
-    columns = info["columns"] if info and info.get("columns") else _feature_columns(config, names, label, path)
+    label, columns = _columns(config, tables["train"].column_names, files["train"], (info or {}).get("columns"))
     parts = {
         part: Part(_features(table, columns, files[part]), _labels(table, label, files[part]), str(files[part]))
         for part, table in tables.items()
@@ -59,39 +53,52 @@ def _read(path: Path) -> Any:
     return table
 
 
-def _label_column(config: Config, names: Sequence[str], path: Path) -> str:
-    """The name of the column of the labels: --label_column, or the one named label, target, class or y."""
+def _columns(config: Config, names: Sequence[str], path: Path, known: list[str] | None) -> tuple[str, list[str]]:
+    """The label column's name: --label_column, or the one named label, target, class or y. And those of the features:
+    the columns that a model knows already, else all but the labels' and --ignore_columns, in the file's order.
+    """
     given = config.label_column
     found = [name for name in names if name == given or (not given and name.strip().lower() in _LABEL_NAMES)]
     if len(found) != 1:
-        raise InputError(f"{path} has {len(found) or 'no'} columns "
-                         + (f"named {given}" if given else f"named {', '.join(_LABEL_NAMES)}")
-                         + f": give --label_column, one of {listed(names)}")
-    return found[0]
-
-
-def _feature_columns(config: Config, names: Sequence[str], label: str, path: Path) -> list[str]:
-    """The names of all columns but that of the labels and --ignore_columns, in the file's order."""
+        raise InputError(f"{path} has {len(found) or 'no'} columns named {given or ', '.join(_LABEL_NAMES)}: "
+                         f"give --label_column, one of {listed(names)}")
+    if known:
+        return found[0], known
     ignored = [name.strip() for name in config.ignore_columns.split(",") if name.strip()]
     strange = [name for name in ignored if name not in names]
     if strange:
         raise InputError(f"--ignore_columns={strange[0]}: {path} has no such column, it has {listed(names)}")
-    left_out = {label, *ignored}
+    left_out = {found[0], *ignored}
     columns = [name for name in names if name not in left_out]
     if not columns:
         raise InputError(f"{path} has no columns of features beside {listed(sorted(left_out))}")
-    return columns
+    return found[0], columns
 
 
 def _features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
-    """The columns as float32 [rows, columns]. Messages name the column and the row of a value, the first being 1."""
+    """The columns as float32 [rows, columns], True being 1. Messages name the row of a value, the first being 1."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise InputError(f"{path} lacks the column {missing[0]}: it has {listed(table.column_names)}")
-    values = np.empty((table.num_rows, len(columns)), np.float32)
+    features = np.empty((table.num_rows, len(columns)), np.float32)
     for i, name in enumerate(columns):
-        values[:, i] = _numbers(table.column(name), name, path)
-    return values
+        values = table.column(name)
+        if values.null_count:
+            raise InputError(f"{path}: row {_first_null(values)} of column {name} has no value: remove the row, "
+                             f"fill it in, or give --ignore_columns={name}")
+        if _is_text(values):
+            values = _parsed(pc.utf8_trim_whitespace(values), pa.float64(), pa.bool_())
+        if pa.types.is_boolean(values.type):
+            values = values.cast(pa.uint8())
+        if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+            row = next((i for i, value in enumerate(values.to_pylist()) if not _is_number(value)), 0)
+            raise InputError(f"{path}: row {row + 1} of column {name} is {values[row].as_py()!r}, not a number: give "
+                             f"--ignore_columns={name}, or replace the column by numbers, one of 0 and 1 for each kind")
+        features[:, i] = np.asarray(values.to_numpy(), np.float64)
+    return features
 
 
 def _labels(table: Any, column: str, path: Path) -> np.ndarray:
@@ -100,30 +107,11 @@ def _labels(table: Any, column: str, path: Path) -> np.ndarray:
 
     values = table.column(column)
     if values.null_count:
-        raise InputError(f"{path}: row {_first(values.is_null()) + 1} has no label in column {column}: remove the row")
+        raise InputError(f"{path}: row {_first_null(values)} has no label in column {column}: remove the row")
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     values = _parsed(values, pa.int64(), pa.float64())
     return np.array(values.to_pylist()) if _is_text(values) else np.asarray(values.to_numpy())
-
-
-def _numbers(values: Any, name: str, path: Path) -> np.ndarray:
-    """One column as float64; booleans are 0 and 1."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if values.null_count:
-        raise InputError(f"{path}: row {_first(values.is_null()) + 1} of column {name} has no value: remove the row, "
-                         f"fill it in, or give --ignore_columns={name}")
-    if _is_text(values):
-        values = _parsed(pc.utf8_trim_whitespace(values), pa.float64(), pa.bool_())
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.uint8())
-    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        row = next((i for i, value in enumerate(values.to_pylist()) if not _is_number(value)), 0)
-        raise InputError(f"{path}: row {row + 1} of column {name} is {values[row].as_py()!r}, not a number: give "
-                         f"--ignore_columns={name}, or replace the column by numbers, one of 0 and 1 for each kind")
-    return np.asarray(values.to_numpy(), np.float64)
 
 
 def _is_text(values: Any) -> bool:
@@ -146,5 +134,5 @@ def _is_number(value: Any) -> bool:
     return True
 
 
-def _first(mask: Any) -> int:
-    return int(np.flatnonzero(mask.to_numpy())[0])
+def _first_null(values: Any) -> int:
+    return values.is_null().index(True).as_py() + 1

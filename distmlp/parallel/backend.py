@@ -23,6 +23,11 @@ from distmlp.errors import InputError
 # Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
 # 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
 INVARIANT_CPU_THREADS = 16
+# On GPUs: all products by cuBLAS. It takes bias and ReLU into them, where XLA's own (Triton) are split and leave each a
+# kernel; and XLA's have no configuration to fall back on where none may be tried out.
+_GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# Library calls that give the same bits in every run and for every process: nothing is chosen by timing it.
+_GPU_DETERMINISM = {"xla_gpu_deterministic_ops": True}
 _CACHE_BYTES = 1 << 30  # the programs used least recently go
 _MISSING = {
     "gpu": "install the NVIDIA driver and `pip install 'distmlp[cuda]'`, or train on the CPU with --platform=cpu",
@@ -45,33 +50,26 @@ def prepared(config: Config) -> Iterator[None]:
                          "jax.debug.print and jax.debug.breakpoint look into a compiled step")
     if not xla_bridge.backends_are_initialized():
         _set_environment(config)
-    with _settings(_platform(config) | _compilation_cache(config)), pinned(config):
+    with settings(_platform(config) | _compilation_cache(config)), pinned(config):
         yield
 
 
 @contextlib.contextmanager
-def uncached() -> Iterator[None]:
-    """Everything is compiled anew within it: a program for devices that are not here cannot be read from a cache."""
-    with _settings({"jax_enable_compilation_cache": False}):
-        yield
-
-
-@contextlib.contextmanager
-def _settings(values: dict[str, Any]) -> Iterator[None]:
+def settings(values: dict[str, Any]) -> Iterator[None]:
     """Within this context, JAX's settings of these names are these."""
+
+    def update(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        if values:
+            compilation_cache.reset_cache()  # it looks at them once only
+
     before = {name: jax.config.values[name] for name in values}
     try:
-        _update(values)
+        update(values)
         yield
     finally:
-        _update(before)
-
-
-def _update(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        jax.config.update(name, value)
-    if values:
-        compilation_cache.reset_cache()  # it looks at them once only
+        update(before)
 
 
 def _platform(config: Config) -> dict[str, Any]:
@@ -87,8 +85,11 @@ def _compilation_cache(config: Config) -> dict[str, Any]:
     """Keeps compiled programs in config.compilation_cache_dir, unless the caller has a folder of its own for them."""
     if not config.compilation_cache_dir or jax.config.values["jax_compilation_cache_dir"]:
         return {}
+    # CPU programs depend on more than jax looks at: the processor's features, and the number of XLA's threads.
+    digest = hashlib.sha256(machine.processor_features().encode()).hexdigest()[:12]
+    key = f"lru-{digest}-{os.environ.get('PJRT_NPROC') or os.environ.get('NPROC') or os.cpu_count()}"
     return {
-        "jax_compilation_cache_dir": str(Path(config.compilation_cache_dir).expanduser() / _cache_key()),
+        "jax_compilation_cache_dir": str(Path(config.compilation_cache_dir).expanduser() / key),
         "jax_compilation_cache_max_size": _CACHE_BYTES,
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # jax's default of 1 s would skip this MLP
     }
@@ -171,19 +172,15 @@ def pinned(config: Config) -> Iterator[None]:
         yield
 
 
-def _cache_key() -> str:
-    """What CPU programs depend on besides what jax looks at: the processor's features and XLA's thread count."""
-    digest = hashlib.sha256(machine.processor_features().encode()).hexdigest()[:12]
-    return f"lru-{digest}-{os.environ.get('PJRT_NPROC') or os.environ.get('NPROC') or os.cpu_count()}"
-
-
 def _set_environment(config: Config) -> None:
     if not jax.config.values["jax_platforms"] and _looks_in_vain():
         jax.config.update("jax_platforms", "cpu")
+    flag = re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    emulated = max(jax.config.values["jax_num_cpu_devices"], 0) or int((flag or [1])[-1])
     if config.reduction == "invariant":
         os.environ.setdefault("PJRT_NPROC", str(INVARIANT_CPU_THREADS))
-    elif (devices := _emulated_devices()) > 1:
-        os.environ.setdefault("PJRT_NPROC", str(max(INVARIANT_CPU_THREADS, 2 * devices)))
+    elif emulated > 1:
+        os.environ.setdefault("PJRT_NPROC", str(max(INVARIANT_CPU_THREADS, 2 * emulated)))
 
 
 def _looks_in_vain() -> bool:
@@ -194,8 +191,19 @@ def _looks_in_vain() -> bool:
     return not found and not Path("/dev/kfd").exists()  # AMD's
 
 
-def _emulated_devices() -> int:
-    if (configured := jax.config.values["jax_num_cpu_devices"]) > 0:
-        return int(configured)
-    found = re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    return int(found[-1]) if found else 1
+def gpu_options(invariant: bool) -> dict[str, Any]:
+    """What XLA is told on GPUs beyond its defaults, unless XLA_FLAGS says otherwise."""
+    options = _GPU_OPTIONS | (_GPU_DETERMINISM if invariant else {})
+    return {name: value for name, value in options.items() if name not in os.environ.get("XLA_FLAGS", "")}
+
+
+def check_cpu_threads() -> None:
+    """Raises InputError unless XLA's CPU pool has the threads that the invariant reduction's bits depend on."""
+    threads = os.environ.get("PJRT_NPROC")
+    if threads != str(INVARIANT_CPU_THREADS):
+        state = f"is {threads}" if threads else "was not set when JAX's backend started"
+        raise InputError(f"--reduction=invariant needs PJRT_NPROC={INVARIANT_CPU_THREADS} in the environment, "
+                         f"which {state}: start again with it (in a notebook, restart the kernel and run this first)")
+    if jax.local_device_count() > INVARIANT_CPU_THREADS:
+        raise InputError(f"--reduction=invariant on CPU takes at most {INVARIANT_CPU_THREADS} emulated devices "
+                         f"a process, not {jax.local_device_count()}: lower xla_force_host_platform_device_count")

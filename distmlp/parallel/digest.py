@@ -7,20 +7,21 @@ unseen once in 2^32 cases. Plain weights would not do: words times 1, 3, 5, ... 
 """
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import PartitionSpec as P
 
 from distmlp.errors import DivergedError, ReplicaError
-from distmlp.parallel.mesh import AXIS, Layout
+
+if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not need
+    from distmlp.parallel.layout import Layout
 
 
 def array_digest(array: jax.Array) -> jax.Array:
-    """uint32 [] of an array of a 32-bit type."""
+    """The digest, uint32 [], of an array of a 32-bit type."""
     return _words_digest(jax.lax.bitcast_convert_type(array, jnp.uint32).ravel(), jnp)
 
 
@@ -38,20 +39,16 @@ def _words_digest(words: Any, xp: Any) -> Any:
 
 
 class StateDigest:
-    """Computes, on every device, the digest of each array of a state, and whether all its values are finite."""
+    """Computes, on every device, the digests of a state that lies as `specs` say, and whether all values are finite."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: "Layout", specs: Any) -> None:
         def body(state: Any) -> jax.Array:
             leaves = jax.tree.leaves(state)
             finite = jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]).all()
             digests = jnp.stack([array_digest(leaf) for leaf in leaves])
             return jnp.append(digests, finite.astype(jnp.uint32))[None]
 
-        if layout.parallelism == "single":
-            self._by_device = jax.jit(body)
-        else:  # check_vma=False: the very point is that the copies may differ
-            mapped = jax.shard_map(body, mesh=layout.mesh, in_specs=P(), out_specs=P(AXIS), check_vma=False)
-            self._by_device = jax.jit(mapped)
+        self._by_device = layout.wrap_each(body, (specs,))
 
     def lower(self, state: Any) -> jax.stages.Lowered:
         """The program, ready to be compiled, for states like this one, which may be abstract."""

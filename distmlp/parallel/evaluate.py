@@ -13,8 +13,8 @@ from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import ExampleLoader, Step
 from distmlp.data.examples import Examples
-from distmlp.parallel.mesh import AXIS, Layout
-from distmlp.parallel.step import State, wrap
+from distmlp.parallel.layout import Layout
+from distmlp.parallel.specs import DEALT, STATE, State
 
 _AHEAD = 4  # steps in flight; emulated devices can deadlock when dozens are
 
@@ -40,47 +40,48 @@ class Evaluator:
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
-        self._readers: dict[Examples, ExampleLoader] = {}  # each keeps its workers
+        self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
+        compute_dtype = config.compute_dtype
 
         def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
             inputs = model.scale_inputs(images, state.scaling)
-            log_probs = model.batched_predict(state.params, inputs, config.compute_dtype)
+            log_probs = model.batched_predict(state.params, inputs, compute_dtype)
             losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
             predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
             result = jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
-            if layout.parallelism == "single":
+            if layout.axis is None:
                 return result
-            return jax.lax.all_gather(result, AXIS, axis=1, tiled=True, to="invarying")
+            return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
 
-        self._losses: Any = wrap(body, layout, (0, 0), donate=False)
+        self._losses: Any = layout.wrap(body, (STATE, DEALT, DEALT), donate=False)
 
     def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
         rows = self.rows * len(self.layout.local_positions)
         images = jax.ShapeDtypeStruct((rows, dataset.num_features), dataset.dtype)
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
-        return self._losses.lower(state, *self.layout.abstract((images, labels), (0, 0)))
+        return self._losses.lower(state, *self.layout.abstract((images, labels), DEALT))
 
     def close(self) -> None:
         """Ends the workers."""
-        for reader in self._readers.values():
-            reader.close()
+        for loader in self._loaders.values():
+            loader.close()
 
     def __call__(self, state: State, dataset: Examples, poll: Callable[[], None] = lambda: None) -> Evaluation:
         """Calls `poll` before each step; it may raise to stop the evaluation."""
-        if dataset not in self._readers:
-            self._readers[dataset] = ExampleLoader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
+        if dataset not in self._loaders:
+            self._loaders[dataset] = ExampleLoader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
         pending: deque[jax.Array] = deque()
         results = []
-        for images, labels, *_ in self._readers[dataset]:
+        for images, labels, *_ in self._loaders[dataset]:
             poll()
-            pending.append(self._losses(state, *self.layout.put((images, labels), (0, 0))))
+            pending.append(self._losses(state, *self.layout.put((images, labels), DEALT)))
             if len(pending) > _AHEAD:
                 results.append(np.asarray(pending.popleft()))
         results += [np.asarray(result) for result in pending]
         losses, correct, predicted = np.concatenate(results, axis=1)[:, : len(dataset)].astype(np.float64)
-        loss = float(losses.sum() / len(dataset))
-        return Evaluation(loss, int(correct.sum()), len(dataset), predicted.astype(np.int32))
+        mean = float(losses.sum() / len(dataset))
+        return Evaluation(mean, int(correct.sum()), len(dataset), predicted.astype(np.int32))
 
 
 @dataclasses.dataclass

@@ -1,141 +1,254 @@
-"""How steps get their data: chunk by chunk from the host, or by index from a copy of the data set on each device.
+"""The feed advances a state: it gives each dispatch, which is a number of steps in one program, the data it needs.
 
-Both run the same step on the same examples; only the way of the bytes differs.
+The data of a dispatch come from the host, batch by batch (`HostBatches`), or each device holds the whole data set and
+is told which examples to take (`DeviceBatches`). Both give the same steps the same examples; only the way of the bytes
+differs.
 """
 
+import functools
 import itertools
+import math
+import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from distmlp.config import Config
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.examples import Examples
-from distmlp.parallel.dispatch import Feed, Pace
-from distmlp.parallel.mesh import Layout
-from distmlp.parallel.step import State, TrainStep
+from distmlp.errors import InputError
+from distmlp.parallel.layout import Layout
+from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, stacked
+from distmlp.parallel.step import TrainStep
 
-_LARGEST_DISPATCH = 512  # steps
+_FIXED_DISPATCH = 32  # steps, where the processes cannot each go by its own clock
+_DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
+_LARGEST_DISPATCH = 512  # steps, of data on the device
 _ACCELERATOR_DISPATCH = 64  # steps: some milliseconds of a GPU's, each of which is a program of this very length
-_LARGEST_CHUNK = 16  # steps per dispatch of HostFeed
-_CHUNK_BYTES = 4 << 20  # of images per dispatch of HostFeed, over all processes
+_LARGEST_CHUNK = 16  # steps per dispatch, of data from the host
+_CHUNK_BYTES = 4 << 20  # of images per dispatch, over all processes
 _PREFETCH = 2  # chunks on their way to the devices while one is worked on
 
 
-class HostFeed(Feed):
-    """A chunk of steps per dispatch, on batches gathered and sent while the devices work on the chunk before."""
+class Steps(NamedTuple):
+    """What a dispatch did, in n steps."""
+
+    losses: jax.Array  # float32 [n or more]; not waited for
+    sizes: list[int]  # [n]: examples in each global batch
+    indices: np.ndarray  # int64 [n, local shards, rows]: this process's examples
+    weights: np.ndarray  # float32 [n, local shards, rows]: 0 for rows that only fill up a shard
+
+
+class Taken(NamedTuple):
+    """The data of a dispatch: its steps are those from `start` on of `arrays`, which may hold more."""
+
+    arrays: Any  # on the devices
+    start: int
+    sizes: list[int]  # these three as in Steps
+    indices: np.ndarray
+    weights: np.ndarray
+
+
+class Pace:
+    """How many steps a dispatch has: so many as take about a quarter of a second, found out by doubling.
+
+    Several processes must dispatch alike, whatever their clocks say: there, and where it is given, a fixed number.
+    """
+
+    def __init__(self, given: int, largest: int) -> None:
+        self._adapts = given == 0 and jax.process_count() == 1
+        self.largest, self._last = largest, -math.inf
+        self.steps = 1 if self._adapts else min(given or _FIXED_DISPATCH, largest)
+
+    def tick(self) -> None:
+        """To be called once per dispatch. The losses of the one before are read in between: ticks are one apart."""
+        now = time.monotonic()
+        if self._adapts and now - self._last < _DISPATCH_SECONDS:
+            self.steps = min(2 * self.steps, self.largest)
+        elif self._adapts and now - self._last > 4 * _DISPATCH_SECONDS:
+            self.steps = max(1, self.steps // 2)
+        self._last = now
+
+
+class Feed:
+    """Advances a state by dispatches of up to `pace.largest` steps.
+
+    In a loop whose length is not known a GPU waits for the host at every turn: there, whole dispatches have a program
+    of their own. (A loop of a single turn would be none, and could round differently.)
+    """
 
     def __init__(
-        self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int, steps_per_dispatch: int = 0
+        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace
     ) -> None:
-        self._total_steps, self._empty = total_steps, loader.empty_batch()
-        batch_bytes = self._empty.images.nbytes * loader.order.num_shards // len(self._empty.images)
-        pace = Pace(steps_per_dispatch, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
-        self._chunks: Iterator[tuple[list[jax.Array], list[int]]] | None = None
-        self._chunk: list[jax.Array] = []
-        self._counts: list[int] = []  # of the chunk's steps
-        self._used = 0  # of the chunk's steps
+        self._layout, self._batches, self._pace = layout, batches, pace
+        size = pace.largest
 
-        def batch(i: Any, *arrays: Any) -> Batch:
-            return Batch(*(array[i] for array in arrays))
+        def run(state: State, arrays: Any, bounds: Any) -> tuple[State, jax.Array]:
+            """Steps bounds[0]..bounds[1]-1 and their losses; traced bounds: one compilation for any number."""
 
-        super().__init__(layout, loader, train_step, pace, batch, (1, 1, 1, None, None))
+            def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+                state, losses = carry
+                state, loss = train_step(state, batches.batch(arrays, i))
+                return state, jax.lax.dynamic_update_index_in_dim(losses, loss, i - bounds[0], 0)
 
-    def _like(self) -> list[Any]:
-        chunk = [jax.ShapeDtypeStruct((self._size, *np.shape(part)), part.dtype) for part in self._empty.arrays]
-        return [*chunk, jax.ShapeDtypeStruct((2,), np.int32)]
+            return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size, jnp.float32)))
 
-    def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
-        if self._chunks is None:
-            self._chunks = self._prefetched(step)
-        self._pace.tick()
-        if self._used == len(self._counts):
-            (self._chunk, self._counts), self._used = next(self._chunks), 0
-        start, stop = self._used, min(self._used + limit - step, len(self._counts))
-        bounds = self._layout.put([np.array([start, stop], np.int32)], self._axes[-1:])
-        state, losses = self._dispatch(state, self._chunk + bounds, stop - start)
-        self._used = stop
-        return state, losses, self._counts[start:stop]
+        def run_whole(state: State, arrays: Any) -> tuple[State, jax.Array]:
+            return run(state, arrays, (0, size))
 
-    def _prefetched(self, step: int) -> Iterator[tuple[list[jax.Array], list[int]]]:
-        queue: deque[tuple[list[jax.Array], list[int]]] = deque()
-        for chunk in self._from(step):
-            queue.append((self._put(chunk), [int(batch.weight_sum) for batch in chunk]))
-            if len(queue) > _PREFETCH:
-                yield queue.popleft()
-        yield from queue
+        self._any: Any = layout.wrap(run, (STATE, batches.specs, REPLICATED))
+        self._whole: Any = layout.wrap(run_whole, (STATE, batches.specs)) if layout.accelerated and size > 1 else None
 
-    def _from(self, step: int) -> Iterator[list[Batch]]:
-        """Chunks of the steps from `step` on."""
-        while step < self._total_steps:
-            epoch, start = divmod(step, self._loader.order.steps_per_epoch)
-            self._loader.set_position(epoch, start)
-            batches = itertools.islice(self._loader, self._total_steps - step)
-            while chunk := list(itertools.islice(batches, self._pace.steps)):
-                for number, batch in enumerate(chunk, start=step + 1):
-                    self.fetched(number, batch.indices, batch.weights)
-                yield chunk
-                step += len(chunk)
-
-    def _put(self, chunk: list[Batch]) -> list[jax.Array]:
-        """The chunk's arrays, of one static shape: what lies behind its last step is not read."""
-        chunk = chunk + [chunk[-1]] * (self._size - len(chunk))
-        arrays = [np.stack(parts) for parts in zip(*(batch.arrays for batch in chunk), strict=True)]
-        return self._layout.put(arrays, self._axes[:-1])
-
-
-class DeviceFeed(Feed):
-    """Many steps per dispatch, on data of which each device holds a copy; `steps_per_dispatch` at most, if not 0."""
-
-    def __init__(
-        self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: Examples, steps_per_dispatch: int
-    ) -> None:
-        self._host_data = list(dataset.resident or ())
-        size = steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
-        pace = Pace(steps_per_dispatch, size)
-
-        def batch(i: Any, images: Any, labels: Any, indices: Any, weights: Any, sums: Any) -> Batch:
-            # Of indices that are known to be good: looking for others costs a GPU a kernel.
-            rows, found = (
-                array.at[indices[i]].get(mode="promise_in_bounds", wrap_negative_indices=False)
-                for array in (images, labels)
-            )
-            return Batch(rows, found, weights[i], sums[i])
-
-        super().__init__(layout, loader, train_step, pace, batch, (None, None, 1, 1, None, None))
+    def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
+        """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
+        arrays = self._layout.abstract(self._batches.like(), self._batches.specs)
+        bounds = self._layout.abstract(jax.ShapeDtypeStruct((2,), np.int32), REPLICATED)
+        return self._whole.lower(state, arrays) if whole and self._whole else self._any.lower(state, arrays, bounds)
 
     def compile(self, state: State) -> None:
-        self._data = self._layout.put(self._host_data, (None, None))
-        super().compile(state)
+        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch."""
+        options = self._layout.compiler_options
+        lowered = [self.lower(state, whole) for whole in ((True, False) if self._whole else (False,))]
+        *whole, self._any = [each.compile(options) for each in lowered]
+        self._whole = whole[0] if whole else None
 
-    def _like(self) -> list[Any]:
-        return [*self._host_data, *self._host_arguments(0, 0, 0, 0)]
-
-    def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
-        order = self._loader.order
-        epoch, start = divmod(step, order.steps_per_epoch)
+    def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
+        """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
         self._pace.tick()
-        stop = min(start + self._pace.steps, start + limit - step, order.steps_per_epoch)
-        arguments = [*self._data, *self._layout.put(self._host_arguments(epoch, start, stop, step), self._axes[2:])]
-        state, losses = self._dispatch(state, arguments, stop - start)
-        return state, losses, [order.examples(k) for k in range(start, stop)]
+        arrays, start, sizes, indices, weights = self._batches.take(step, limit)
+        count = len(sizes)
+        if self._whole and count == self._pace.largest:
+            state, losses = self._whole(state, arrays)
+        else:
+            bounds = self._layout.put(np.array([start, start + count], np.int32), REPLICATED)
+            state, losses = self._any(state, arrays, bounds)
+        return state, Steps(losses, sizes, indices, weights)
 
-    def _host_arguments(self, epoch: int, start: int, stop: int, step: int) -> list[np.ndarray]:
-        """The dispatch's own arguments, of one static shape: rows behind the last step are not read.
 
-        `start` and `stop` count the epoch's steps; `step` of the run's come before.
-        """
-        order = self._loader.order
-        indices, weights = order.indices(epoch, start, stop, self._loader.local_shards)
-        for number, rows in enumerate(zip(indices, weights, strict=True), start=step + 1):
-            self.fetched(number, *rows)
-        sums = np.array([order.examples(k) for k in range(start, stop)], np.float32)
+class HostBatches:
+    """Batches that the loader yields, in chunks: sent while the devices work on the chunks before."""
 
-        def fill(array: np.ndarray) -> np.ndarray:
-            full = np.zeros((self._size, *array.shape[1:]), array.dtype)
-            full[: len(array)] = array
-            return full
+    specs = stacked(BATCH)
 
-        return [fill(indices.astype(np.int32)), fill(weights), fill(sums), np.array([0, stop - start], np.int32)]
+    def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, total_steps: int) -> None:
+        self._layout, self._loader, self._pace, self._total_steps = layout, loader, pace, total_steps
+        self._chunks: Iterator[Taken] = iter(())
+        self._chunk = Taken(None, 0, [], np.empty(0), np.empty(0))  # of whose steps the first `start` are used up
+        self._next = -1  # the step that comes next
+
+    def like(self) -> Batch:
+        """Shapes and dtypes like this process's part of a dispatch's arrays."""
+        empty, size = self._loader.empty_batch(), self._pace.largest
+        return jax.tree.map(lambda part: jax.ShapeDtypeStruct((size, *np.shape(part)), part.dtype), empty)
+
+    def batch(self, arrays: Batch, i: Any) -> Batch:
+        """Inside the program: batch i of a dispatch's arrays."""
+        return jax.tree.map(lambda array: array[i], arrays)
+
+    def take(self, step: int, limit: int) -> Taken:
+        """The data of the steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
+        if step != self._next:
+            self._chunks, self._chunk = self._sent_ahead(step), self._chunk._replace(start=len(self._chunk.sizes))
+        if self._chunk.start == len(self._chunk.sizes):
+            self._chunk = next(self._chunks)
+        arrays, start, sizes, indices, weights = self._chunk
+        stop = min(start + limit - step, len(sizes))
+        self._chunk, self._next = self._chunk._replace(start=stop), step + stop - start
+        return Taken(arrays, start, sizes[start:stop], indices[start:stop], weights[start:stop])
+
+    def _sent_ahead(self, step: int) -> Iterator[Taken]:
+        queue: deque[Taken] = deque()
+        while step < self._total_steps:
+            self._loader.set_position(*divmod(step, self._loader.order.steps_per_epoch))
+            batches = itertools.islice(self._loader, self._total_steps - step)
+            while chunk := list(itertools.islice(batches, self._pace.steps)):
+                queue.append(self._send(chunk))
+                if len(queue) > _PREFETCH:
+                    yield queue.popleft()
+                step += len(chunk)
+        yield from queue
+
+    def _send(self, chunk: list[Batch]) -> Taken:
+        """The chunk's arrays, of one static shape: what lies behind its last step is not read."""
+        filled = [batch._replace(indices=None) for batch in chunk + [chunk[-1]] * (self._pace.largest - len(chunk))]
+        arrays = self._layout.put(jax.tree.map(lambda *parts: np.stack(parts), *filled), self.specs)
+        indices, weights = (np.stack(part) for part in zip(*((b.indices, b.weights) for b in chunk), strict=True))
+        return Taken(arrays, 0, [int(batch.weight_sum) for batch in chunk], indices, weights)
+
+
+class DeviceBatches:
+    """Batches that each device gathers from its own copy of the data set. Methods are as HostBatches'."""
+
+    specs = SELECTION
+
+    def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, data: tuple[np.ndarray, np.ndarray]) -> None:
+        self._layout, self._pace, self._host_data = layout, pace, data
+        self._order, self._shards = loader.order, loader.local_shards
+
+    @functools.cached_property
+    def _data(self) -> tuple[jax.Array, jax.Array]:
+        """The data set on the devices."""
+        return self._layout.put(self._host_data, (SELECTION.images, SELECTION.labels))
+
+    def like(self) -> Selection:
+        return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), []))
+
+    def batch(self, arrays: Selection, i: Any) -> Batch:
+        # Of indices that are known to be good: looking for others costs a GPU a kernel.
+        images, labels = (
+            array.at[arrays.indices[i]].get(mode="promise_in_bounds", wrap_negative_indices=False)
+            for array in (arrays.images, arrays.labels)
+        )
+        return Batch(images, labels, arrays.weights[i], arrays.weight_sums[i])
+
+    def take(self, step: int, limit: int) -> Taken:
+        epoch, start = divmod(step, self._order.steps_per_epoch)
+        stop = min(start + self._pace.steps, start + limit - step, self._order.steps_per_epoch)
+        indices, weights = self._order.indices(epoch, start, stop, self._shards)
+        sizes = [self._order.examples(k) for k in range(start, stop)]
+        chosen = self._layout.put(self._chosen(indices, weights, sizes), tuple(SELECTION[2:]))
+        return Taken(Selection(*self._data, *chosen), 0, sizes, indices, weights)
+
+    def _chosen(self, indices: np.ndarray, weights: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, ...]:
+        """The dispatch's own arrays, of one static shape: rows behind the last step are not read."""
+        arrays = indices.astype(np.int32), weights, np.array(sizes, np.float32)
+        return tuple(
+            np.concatenate([array, np.zeros((self._pace.largest - len(array), *array.shape[1:]), array.dtype)])
+            for array in arrays
+        )
+
+
+def make_feed(
+    config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int
+) -> Feed:
+    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says."""
+    given, examples = config.steps_per_dispatch, loader.examples
+    if placement == "device" and examples.resident is not None:
+        pace = Pace(given, given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH))
+        return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace)
+    batch_bytes = loader.order.num_shards * loader.order.rows * examples.num_features * examples.dtype.itemsize
+    pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
+    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace)
+
+
+def choose_placement(config: Config, examples: Examples, layout: Layout) -> tuple[str, str]:
+    """Where the training set lies, host or device, and why.
+
+    Raises:
+      InputError: --data_placement=device for data that are read from files as they are needed.
+    """
+    if examples.resident is None:
+        if config.data_placement == "device":
+            raise InputError(f"--data_placement=device needs data in memory, and {examples.name} is read from its "
+                             "files: give --data_placement=host")
+        return "host", "read as needed"
+    if config.data_placement != "auto":
+        return config.data_placement, "asked for"
+    room, size = layout.device_memory // 4, examples.resident[0].nbytes
+    if size > room:
+        return "host", f"{size / 1e6:,.1f} MB are more than a quarter of a device's memory"
+    return "device", f"{size / 1e6:,.1f} MB fit"

@@ -13,29 +13,33 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.flatten_util import ravel_pytree
 
-ShardFunction = Callable[[Any], Any]
+from distmlp.parallel.layout import Layout
+
+Shards = Any  # a tree of arrays [shards, ...]: a device's shards of a batch
+Sums = Any  # a tree of float32 arrays: what is added up over all shards of all devices
+
 _UNROLLED = 16  # shards of a device that accelerators take without a loop, which costs them a kernel for every array
 _LARGE = 1 << 16  # elements of an array that is a message of its own
 
 
-def fast(function: ShardFunction, shards: Any, axis: str | None, in_pairs: int = 0) -> Any:
-    """The sum of `function` over this device's shards (leading axis of `shards`) and over the devices of `axis`.
+def fast(function: Callable[[Any], Sums], shards: Shards, layout: Layout) -> Sums:
+    """The sum of `function` over this device's shards, and over the devices.
 
-    in_pairs: if not 0, the number of devices, a power of two, which add in pairs at distances 1, 2, 4, ... (recursive
-    doubling) instead of by XLA's all-reduce: over Gloo that takes half the time or less.
+    Where the layout says so, devices, of which there are a power of two, add in pairs at distances 1, 2, 4, ...
+    (recursive doubling) instead of by XLA's all-reduce: over Gloo that takes half the time or less.
     """
     first = function(jax.tree.map(lambda x: x[0], shards))
     rest = jax.tree.map(lambda x: x[1:], shards)
     total, _ = jax.lax.scan(lambda total, shard: (_add(total, function(shard)), None), first, rest)
-    if axis is None:
+    if layout.axis is None:
         return total
-    if not in_pairs:
-        return jax.lax.psum(total, axis)
+    if not layout.adds_in_pairs:
+        return jax.lax.psum(total, layout.axis)
     parts, restore = _pack(total)
-    distance = 1
-    while distance < in_pairs:  # both of a pair add the same two numbers: all devices end with the same bits
-        pairs = [(device, device ^ distance) for device in range(in_pairs)]
-        parts = [part + jax.lax.ppermute(part, axis, pairs) for part in parts]
+    distance, count = 1, len(layout.devices)
+    while distance < count:  # both of a pair add the same two numbers: all devices end with the same bits
+        pairs = [(device, device ^ distance) for device in range(count)]
+        parts = [part + jax.lax.ppermute(part, layout.axis, pairs) for part in parts]
         distance *= 2
     return restore(parts)
 
@@ -52,10 +56,7 @@ def _pack(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]
     return [small, *(leaf for leaf in leaves if leaf.size >= _LARGE)], restore
 
 
-def invariant(
-    function: Callable[..., Any], shards: Any, axis: str | None, num_shards: int, num_devices: int,
-    shared: Sequence[Any] = (), on_cpu: bool = True,
-) -> Any:
+def invariant(function: Callable[..., Sums], shards: Shards, shared: Sequence[Any], layout: Layout) -> Sums:
     """The same sum, to the bit, on any number of devices. Shards from num_shards on are empty and left out.
 
     It is of function(shard, *shared); the function must close over no array.
@@ -63,9 +64,9 @@ def invariant(
     The exchange is an all-reduce with its middle opened up: each device receives every shard's slice of the flattened
     values (all-to-all), adds the slices along the tree, and hands its sum to all (all-gather).
     """
-    isolate = isolated(function, on_cpu)
-    parts = _each(lambda shard: isolate(shard, *shared), shards, unrolled=not on_cpu)
-    per_device = len(parts)
+    isolate, axis = isolated(function, layout), layout.axis
+    parts = _each(lambda shard: isolate(shard, *shared), shards, unrolled=layout.accelerated)
+    per_device, num_shards, num_devices = len(parts), layout.num_shards, len(layout.devices)
     if num_devices == 1:
         total = _tree_sum(parts[:num_shards])
         return total if axis is None else jax.lax.psum(total, axis)  # over one device: marks it as replicated
@@ -84,7 +85,7 @@ def invariant(
     return restore(jax.lax.all_gather(total, axis, tiled=True, to="invarying")[:size])
 
 
-def _each(function: ShardFunction, shards: Any, unrolled: bool) -> list[Any]:
+def _each(function: Callable[[Any], Sums], shards: Shards, unrolled: bool) -> list[Sums]:
     """`function` of each shard, one after the other: a batched vmap gives other bits."""
     count = jax.tree.leaves(shards)[0].shape[0]
 
@@ -97,7 +98,7 @@ def _each(function: ShardFunction, shards: Any, unrolled: bool) -> list[Any]:
     return [pick(values, i) for i in range(count)]
 
 
-def isolated(function: Callable[..., Any], on_cpu: bool) -> Callable[..., Any]:
+def isolated(function: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
     """`function` as a computation that XLA does not fuse with what is around it.
 
     What is around it depends on the device count: a loop over one shard, for instance, is no loop. Fused differently,
@@ -114,15 +115,15 @@ def isolated(function: Callable[..., Any], on_cpu: bool) -> Callable[..., Any]:
     def between_barriers(*args: Any) -> Any:
         return jax.lax.optimization_barrier(function(*jax.lax.optimization_barrier(args)))
 
-    return call if on_cpu else between_barriers
+    return between_barriers if layout.accelerated else call
 
 
-def _tree_sum(parts: list[Any]) -> Any:
+def _tree_sum(parts: list[Sums]) -> Sums:
     while len(parts) > 1:
         odd = parts[-1:] if len(parts) % 2 else []
         parts = [_add(a, b) for a, b in zip(parts[0::2], parts[1::2], strict=False)] + odd
     return parts[0]
 
 
-def _add(a: Any, b: Any) -> Any:
+def _add(a: Sums, b: Sums) -> Sums:
     return jax.tree.map(jnp.add, a, b)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from distmlp.config import Config
-from distmlp.parallel.mesh import Layout
+from distmlp.parallel.layout import Layout
 from distmlp.plan.cost import Seconds
 
 _FEW_EXAMPLES = 32  # on an accelerator: with fewer, it starts kernels and does nothing else

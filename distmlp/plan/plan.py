@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from distmlp import training
 from distmlp.config import Config, resolve_paths
 from distmlp.data import datasets
 from distmlp.errors import InputError
-from distmlp.parallel import backend, program
-from distmlp.parallel.mesh import Layout, make_layout
-from distmlp.parallel.program import device_memory
+from distmlp.parallel import backend
+from distmlp.parallel.layout import Layout, make_layout
 from distmlp.plan import cards, cost, rates, targets
 from distmlp.plan.advice import warnings
 from distmlp.plan.cards import Card
@@ -42,7 +42,9 @@ def make(config: Config, target: str = "", figures: Mapping[str, float] | None =
     if target:  # of this machine, only the CPU is asked for
         config = dataclasses.replace(config, platform="cpu")
         targets.prepare()
-    with backend.uncached(), backend.prepared(config):  # the time of compiling is to be seen
+    # Everything is compiled anew: the time of it is to be seen, and a program for devices that are not here cannot be
+    # read from a cache.
+    with backend.settings({"jax_enable_compilation_cache": False}), backend.prepared(config):
         return _make(config, target, figures or {})
 
 
@@ -51,7 +53,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     config = resolve_paths(config)
     data = datasets.load(config)
     layout = make_layout(config, devices, card.memory if card else 0)
-    parts = program.build(config, data, layout)
+    parts = training.build(config, data, layout)
     lowered = parts.feed.lower(parts.state)
     started = time.perf_counter()
     compiled = lowered.compile(layout.compiler_options)
@@ -61,7 +63,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     examples = rows * layout.shards_per_device
     state_bytes = _bytes(parts.state)
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
-        layout.devices[0], device_memory(layout), examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
+        layout.devices[0], layout.device_memory, examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
     )
     card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # make has checked the names
     analysis: Any = compiled.memory_analysis()
@@ -83,8 +85,8 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
         "layers": sizes,
         "batch": {"global": config.batch_size, "per_device": examples, "per_shard": rows},
         "steps_per_epoch": parts.loader.order.steps_per_epoch,
-        "total_steps": parts.total_steps,
-        "epochs": parts.total_steps / parts.loader.order.steps_per_epoch,
+        "total_steps": parts.cadence.total_steps,
+        "epochs": parts.cadence.total_steps / parts.loader.order.steps_per_epoch,
         "data_placement": parts.placement[0],
         "first_examples": _first_examples(parts.loader, layout),
         "collectives": {kind: count for kind, (count, _) in module.messages().items()},

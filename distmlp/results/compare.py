@@ -10,9 +10,10 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.errors import InputError, listed
-from distmlp.run import store
+from distmlp.results import checkpoints
 from distmlp.run.ledger import examples_sum
-from distmlp.run.metrics import Metrics
+from distmlp.run.log import read_lines
+from distmlp.run.store import DamageError
 
 _METRICS = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy",
             "test_correct", "test_count", "params_sha256")
@@ -72,7 +73,7 @@ def compare(a: Path, b: Path) -> Comparison:
       InputError: one is no run, or they have no step in common to compare.
     """
     found, runs = Comparison(), (a, b)
-    steps = [store.steps(run) for run in runs]
+    steps = [checkpoints.steps(run) for run in runs]
     for name, run, have in zip("AB", runs, steps, strict=True):
         found.say(name, f"{run}: checkpoints of step {', '.join(map(str, sorted(have)))}")
     _settings(found, runs, steps)
@@ -81,7 +82,7 @@ def compare(a: Path, b: Path) -> Comparison:
         _epochs(found, name, ledger)
     compared = {
         *_ledgers(found, *(ledger.steps for ledger in ledgers)),
-        *_metrics(found, [Metrics(run / "metrics.jsonl", quiet=True).history for run in runs]),
+        *_metrics(found, [read_lines(run) for run in runs]),
         *_checkpoints(found, runs, sorted(set(steps[0]) & set(steps[1]))),
     }
     if not compared:
@@ -99,8 +100,8 @@ def compare(a: Path, b: Path) -> Comparison:
 def _settings(found: Comparison, runs: tuple[Path, Path], steps: list[list[int]]) -> None:
     """Settings and data, as the newest checkpoints know them: they explain, and decide nothing."""
     try:
-        metas = [store.read_unverified(run, have[0]).meta for run, have in zip(runs, steps, strict=True)]
-    except store.DamageError:
+        metas = [checkpoints.read_unverified(run, have[0]).meta for run, have in zip(runs, steps, strict=True)]
+    except DamageError:
         return
     first, second = (meta["settings"] for meta in metas)
     decides = {field.name: field.metadata["scope"] in ("experiment", "length") for field in dataclasses.fields(Config)}
@@ -190,13 +191,13 @@ def _checkpoints(found: Comparison, runs: tuple[Path, Path], common: list[int]) 
     return compared
 
 
-def _read(found: Comparison, name: str, run: Path, step: int) -> store.Stored | None:
+def _read(found: Comparison, name: str, run: Path, step: int) -> checkpoints.Stored | None:
     """A checkpoint with what is wrong with it told; None if it cannot be read, or was deleted by its run meanwhile."""
     stored = None
     try:
-        stored = store.read_unverified(run, step)
+        stored = checkpoints.read_unverified(run, step)
         stored.verify()
-    except store.DamageError as error:
+    except DamageError as error:
         if (run / "checkpoints" / str(step)).is_dir():
             found.say("checkpoint", f"{step} of {name} is damaged: {error}", step)
     return stored

@@ -12,8 +12,8 @@ from distmlp.config import Config
 from distmlp.data import datasets
 from distmlp.parallel import backend
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.parallel.mesh import Layout
-from distmlp.parallel.step import State
+from distmlp.parallel.layout import Layout
+from distmlp.parallel.specs import STATE, State
 
 _BLOCK = 1024  # items read at a time
 _WIDTH = 80  # columns of a terminal
@@ -89,7 +89,7 @@ def evaluate(
     """
     with backend.prepared(config):
         layout = Layout((jax.devices()[0],), "single", 1)
-        result = Evaluator(config, layout)(layout.replicate(State(params, (), jnp.int32(step), scaling)), dataset)
+        result = Evaluator(config, layout)(layout.put(State(params, (), jnp.int32(step), scaling), STATE), dataset)
     labels, numbers = _labels(dataset), range(len(classes))
     values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
     return Evaluation(

@@ -15,8 +15,10 @@ from distmlp import model
 from distmlp.config import Config
 from distmlp.errors import InputError, listed
 from distmlp.parallel import backend
-from distmlp.run import store
-from distmlp.run.metrics import Metrics, best
+from distmlp.progress import best
+from distmlp.results import checkpoints
+from distmlp.run.log import read_lines
+from distmlp.run.store import DamageError
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
     from distmlp.data.datasets import Examples
@@ -140,14 +142,14 @@ def load(run: "str | Path", checkpoint: str | int = "") -> Model:
     return Model(path, stored.step, params, scaling, config, stored.meta)
 
 
-def _read(run: Path, checkpoint: str) -> store.Stored:
+def _read(run: Path, checkpoint: str) -> checkpoints.Stored:
     for _ in range(_CHOICES):
         step = _choose(run, checkpoint)
         try:
-            return store.read(run, step)
-        except store.DamageError as error:
+            return checkpoints.read(run, step)
+        except DamageError as error:
             if (run / "checkpoints" / str(step)).is_dir():
-                others = [str(other) for other in store.steps(run) if other != step]
+                others = [str(other) for other in checkpoints.steps(run) if other != step]
                 remedy = f"give --checkpoint={' or '.join(others)}" if others else "bring it back from a copy"
                 raise InputError(f"checkpoint {step} of {run} is damaged ({error}): {remedy}") from None
     raise InputError(f"the checkpoints of {run} are deleted faster than they can be read: "
@@ -156,11 +158,11 @@ def _read(run: Path, checkpoint: str) -> store.Stored:
 
 def _choose(run: Path, checkpoint: str) -> int:
     """The step of the checkpoint that `load` is asked for; raises InputError if there is none."""
-    found = store.steps(run)
+    found = checkpoints.steps(run)
     if checkpoint == "newest":
         return found[0]
     if checkpoint in ("", "best"):
-        history = Metrics(run / "metrics.jsonl", quiet=True).history
+        history = read_lines(run)
         step = best([line for line in history if line["step"] in found])["step"]
         if not step and checkpoint:
             raise InputError(f"--checkpoint=best: no checkpoint of {run} was evaluated; give --checkpoint=newest")

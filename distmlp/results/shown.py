@@ -10,11 +10,11 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.errors import InputError
-from distmlp.results import charts, splits
+from distmlp.progress import best
+from distmlp.results import charts, checkpoints, splits
 from distmlp.results.load import Model, load
 from distmlp.results.pictures import PictureShape, picture_shape
-from distmlp.run import store
-from distmlp.run.metrics import Metrics, best
+from distmlp.run.log import read_lines
 
 _MISTAKES, _NEURONS = 24, 32  # that are shown
 
@@ -91,10 +91,10 @@ class Run:
 def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     """What there is of the run in this folder; raises InputError as load does."""
     model = load(path, checkpoint)
-    history = Metrics(path / "metrics.jsonl", quiet=True).history
+    history = read_lines(path)
     lines = [line for line in history if not line.get("final")]
-    final = next((line for line in history if line.get("final")), {})
-    times = [(step, _time(path / "checkpoints" / str(step))) for step in store.steps(path)]
+    final: dict[str, Any] = next((line for line in history if line.get("final")), {})
+    times = [(step, _time(path / "checkpoints" / str(step))) for step in checkpoints.steps(path)]
     sessions = path / "sessions.jsonl"
     noted = [json.loads(line) for line in sessions.read_text().splitlines()] if sessions.exists() else []
     run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, noted, 0)

@@ -8,9 +8,10 @@ The first line says how many training examples there are and how many steps an e
     loss      as an exact hexadecimal float
     digests   of the state's arrays after it, where they were taken
 
-A checkpoint is only saved once the lines up to its step are on disk, and a resumed run drops those beyond it.
+A checkpoint is only saved once the lines up to its step are on disk, and a resumed run drops the lines beyond it.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from distmlp.cluster.group import Group
+from distmlp.parallel.feed import Steps
 from distmlp.run.workdir import replace_file, sync, writing
 
 
 def examples_sum(indices: np.ndarray) -> int:
     """The sum, modulo 2^64, of example indices each mixed by a one-to-one function (splitmix64's).
 
-    It does not depend on their order: those of a whole epoch always give that of 0..N-1.
+    It does not depend on their order: the examples of a whole epoch always have the sum of 0, 1, ..., N-1.
     """
     mixed = indices.astype(np.uint64).ravel() + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -33,61 +35,52 @@ def examples_sum(indices: np.ndarray) -> int:
 
 
 class Ledger:
-    """The ledger of a run, kept if `enabled`; its methods but `start` and `flush` see one process's share of a step."""
+    """The ledger of a run, kept if `enabled`: each process reports its share of a step, and process 0 writes."""
 
     def __init__(self, workdir: Path, enabled: bool, examples: int, steps_per_epoch: int, group: Group) -> None:
         self.path, self.enabled, self._group = workdir / "ledger.jsonl", enabled, group
         self._header = {"examples": examples, "steps_per_epoch": steps_per_epoch}
-        self._fetched: dict[int, tuple[int, int]] = {}  # count and examples_sum, by step; some steps ahead
+        self._fetched: dict[int, tuple[int, int]] = {}  # count and examples_sum, by step
         self._losses: dict[int, float] = {}
         self._digests: dict[int, dict[str, str]] = {}
 
     def start(self, step: int) -> None:
-        """Drops what lies beyond `step`, where training now goes on."""
+        """Drops the lines beyond `step`, from where training now goes on."""
         if not self._group.first or not (self.enabled or self.path.exists()):
             return
-        kept = [json.dumps(self._header)]
-        if self.path.exists():
-            for text in self.path.read_text().splitlines()[1:]:
-                if not text.endswith("}") or json.loads(text)["step"] > step:
-                    break  # beyond the checkpoint, or torn by a crash, and then it is beyond, too
-                kept.append(text)
-        replace_file(self.path, "\n".join(kept) + "\n")
+        lines = self.path.read_text().splitlines()[1:] if self.path.exists() else []
+        # A line that was torn by a crash is of a step beyond the checkpoint, too.
+        kept = itertools.takewhile(lambda text: text.endswith("}") and json.loads(text)["step"] <= step, lines)
+        replace_file(self.path, "\n".join([json.dumps(self._header), *kept]) + "\n")
 
-    def fetched(self, step: int, indices: np.ndarray, weights: np.ndarray) -> None:
-        """The examples that this process fetched for the update that completes `step`; weight 0 fills up."""
+    def add(self, last: int, steps: Steps, digests: dict[str, str] | None) -> None:
+        """Takes note of this process's examples in a dispatch that has completed update number `last`."""
         if self.enabled:
-            taken = indices[weights > 0]
-            self._fetched[step] = len(taken), examples_sum(taken)
+            first = last - len(steps.sizes) + 1
+            for step, (indices, weights) in enumerate(zip(steps.indices, steps.weights, strict=True), first):
+                taken = indices[weights > 0]  # weight 0 fills up
+                self._fetched[step] = len(taken), examples_sum(taken)
+            if digests is not None:
+                self._digests[last] = digests
 
     def loss(self, step: int, loss: float) -> None:
         if self.enabled:
             self._losses[step] = loss
 
-    def digests(self, step: int, digests: dict[str, str]) -> None:
-        if self.enabled:
-            self._digests[step] = digests
-
     def flush(self) -> None:
-        """Writes the lines of all steps whose losses are known; a collective.
-
-        Raises:
-          WriteError: they could not be written.
-        """
+        """Writes the lines of all steps whose losses are known, or raises WriteError; a collective."""
         if not self._losses:
             return
         shares = [self._fetched.pop(step) for step in self._losses]
-        # 64 bits travel as two halves: jax has integers of 32.
+        # Each sum of 64 bits is sent as two integers of 32 bits, for jax has no longer ones.
         halves = np.array([(count, total & 0xFFFFFFFF, total >> 32) for count, total in shares], np.uint32)
         counts, low, high = self._group.gather(halves.view(np.int32)).view(np.uint32).sum(axis=0, dtype=np.uint64).T
         totals = low + (high << np.uint64(32))
-        lines: list[dict[str, Any]] = [
-            {"step": step, "count": int(count), "examples": f"{int(total):016x}", "loss": loss.hex()}
-            for (step, loss), count, total in zip(self._losses.items(), counts, totals, strict=True)
-        ]
-        for line in lines:
-            if line["step"] in self._digests:
-                line["digests"] = self._digests.pop(line["step"])
+        lines: list[dict[str, Any]] = []
+        for (step, loss), count, total in zip(self._losses.items(), counts, totals, strict=True):
+            lines.append({"step": step, "count": int(count), "examples": f"{int(total):016x}", "loss": loss.hex()})
+            if step in self._digests:
+                lines[-1]["digests"] = self._digests.pop(step)
         self._losses.clear()
         if self._group.first:
             with writing(self.path):

@@ -10,23 +10,23 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-# SIGHUP: the connection to the terminal is lost. SIGUSR1 and SIGUSR2: what batch systems send before the time is up.
+# SIGHUP: the connection to the terminal is lost. SIGUSR1, SIGUSR2: a batch system says that a job's time is nearly up.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-ONE_PRESS = 0.1  # seconds within which the same signal is one: `timeout` sends it to a process and to its group
-_STDERR = 2  # the descriptor: in notebooks and under test runners sys.stderr may have none
+ONE_PRESS = 0.1  # seconds within which a repeated signal counts once: `timeout` sends it to a process and its group
+_STDERR = 2  # a descriptor: the sys.stderr of notebooks and test runners may have none
 
 
 def tell(text: str) -> None:
-    """A line on standard error, from signal handlers and threads; whether anybody reads it or not."""
+    """A line on standard error, from signal handlers and threads; it is lost where the descriptor is closed."""
     with contextlib.suppress(OSError):
         os.write(_STDERR, f"distmlp: {text}\n".encode())
 
 
 class Signals:
-    """Within this context the first of STOP_SIGNALS only asks for a stop: `received` is its number.
+    """Within this context the first of STOP_SIGNALS only asks for a stop: `received` is its number, `notify` is called.
 
-    The same signal once more does what it did before; in a notebook Ctrl-C raises KeyboardInterrupt. A signal that is
-    ignored, as SIGHUP is under nohup, stays so. `notify` is called at the first.
+    The same signal once more has the effect it has outside; in a notebook Ctrl-C raises KeyboardInterrupt. A signal
+    that is ignored, as SIGHUP is under nohup, stays ignored.
     """
 
     def __init__(self, notify: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python delivers no signals
             for signum in STOP_SIGNALS:
-                if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # None: a C library's
+                if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # None: a handler set in C
                     self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -48,17 +48,12 @@ class Signals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        last = self._seen.setdefault(signum, now)
-        if now - last >= ONE_PRESS:
-            self._as_before(signum, frame)
-        elif self.received is None:
-            self.received = signum
-            tell(f"{signal.Signals(signum).name}: saving at the next step; once more stops at once")
-            self._notify()
-
-    def _as_before(self, signum: int, frame: FrameType | None) -> None:
-        previous = self._previous[signum]
-        if callable(previous):
+        if now - self._seen.setdefault(signum, now) < ONE_PRESS:
+            if self.received is None:
+                self.received = signum
+                tell(f"{signal.Signals(signum).name}: saving at the next step; once more stops at once")
+                self._notify()
+        elif callable(previous := self._previous[signum]):
             previous(signum, frame)
         else:
             signal.signal(signum, previous)
@@ -66,9 +61,9 @@ class Signals:
 
 
 class Watchdog:
-    """Within this context, ends the process if `beat` is not called for `seconds`, and says so; 0: never.
+    """Within this context, ends the process with a message if `beat` is not called for `seconds`; 0: never.
 
-    A thread can do it: what may hang, collectives and reading of files, lets other threads run.
+    A thread does this, for what may hang lets other threads run: collectives and the reading of files.
     """
 
     _TICKS = 10
@@ -88,7 +83,7 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        idle = 0  # ticks, not a difference of clocks: of a process that was stopped and goes on, one has passed
+        idle = 0  # ticks without a beat: a process stopped for hours (SIGSTOP) has missed one when it goes on
         while not self._over.wait(self.seconds / self._TICKS):
             idle, self._beaten = 0 if self._beaten else idle + 1, False
             if idle >= self._TICKS:

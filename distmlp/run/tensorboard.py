@@ -11,21 +11,22 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams, text
 
 from distmlp.config import Config, as_text
+from distmlp.progress import Line
 
 
-class EventFile:
-    """A file of events, written at once: it raises OSError.
+class EventFile(RecordWriter):  # type: ignore[misc]
+    """A file of events; each is written before the method returns, which raises an OSError of the disk.
 
-    tensorboardX's SummaryWriter writes in a thread, which one error of the disk ends; training then hangs in its queue.
+    tensorboardX's SummaryWriter writes in a thread, which one such error ends; training then hangs in its queue.
     """
 
     def __init__(self, folder: Path, purge_step: int, config: Config) -> None:
-        """Creates the file; TensorBoard will show nothing that is in older ones from `purge_step` on.
+        """Creates the file; TensorBoard then shows nothing from older files of step `purge_step` or later.
 
-        It shows all of the run's settings as a text, and those that decide its result as hyperparameters.
+        It shows all settings of the run as a text, and those that decide its result as hyperparameters.
         """
         folder.mkdir(exist_ok=True)
-        self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
+        super().__init__(str(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
         deciding = {name: value if isinstance(value, (bool, int, float)) else as_text(value)
@@ -35,13 +36,11 @@ class EventFile:
         for summary in (*hparams(deciding, metrics), text("settings", f"| setting | value |\n| --- | --- |\n{rows}")):
             self._write(step=purge_step - 1, summary=summary)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._write(step=step, summary=Summary(value=scalars))
-        self._file.flush()
+    def scalars(self, line: Line) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in line.items()
+                   if type(value) in (int, float) and name not in ("step", "epoch")]  # fmt: skip
+        self._write(step=line["step"], summary=Summary(value=scalars))
+        self.flush()
 
     def _write(self, **fields: Any) -> None:
-        self._file.write(Event(wall_time=time.time(), **fields).SerializeToString())
-
-    def close(self) -> None:
-        self._file.close()
+        self.write(Event(wall_time=time.time(), **fields).SerializeToString())

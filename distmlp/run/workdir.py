@@ -1,4 +1,4 @@
-"""The folder of one run: who may write to it, and what it holds besides metrics and checkpoints."""
+"""The folder of one run: which process may write to it, and what all its files are written by."""
 
 import contextlib
 import fcntl
@@ -11,21 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distmlp import flags
 from distmlp.cluster.group import Group
-from distmlp.config import FROM_PYTHON, Config
+from distmlp.config import FROM_PYTHON, Config, run_flags
 from distmlp.errors import InputError, WriteError
 
 
 class Workdir:
-    """WORKDIR, locked for this process; the lock dies with its holder."""
+    """WORKDIR, locked for this run: the system frees the lock when the process that holds it ends, however it ends."""
 
     def __init__(self, config: Config, group: Group) -> None:
-        """Creates the folder if need be, and takes the lock; of several processes, the first one does.
-
-        Raises:
-          InputError: it is no folder, cannot be written to, or another run is using it.
-        """
+        """Creates the folder if need be, and locks it, or raises InputError; of several processes the first does so."""
         name = f"{Path(config.dataset.removeprefix(FROM_PYTHON)).stem or 'run'}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         self.path = Path(config.workdir) if config.workdir else new_path(Path("runs").absolute() / name)
         self._group, self._lock = group, -1
@@ -54,7 +49,7 @@ class Workdir:
             os.write(self._lock, secrets.token_bytes(16))
 
     def _check_shared(self) -> None:
-        """Every process must see what the first one wrote into the lock file."""
+        """Raises InputError unless every process sees what the first one wrote into the lock file."""
         self._group.barrier()
         lock = self.path / "lock"
         first, *others = self._group.exchange(lock.read_bytes().hex() if lock.exists() else None)
@@ -65,10 +60,10 @@ class Workdir:
 
     def write_run_flags(self, config: Config) -> None:
         if self._group.first:
-            replace_file(self.path / "run.flags", flags.run_flags(config))
+            replace_file(self.path / "run.flags", run_flags(config))
 
     def record_session(self, **facts: Any) -> None:
-        """Adds a line to sessions.jsonl: when, where and how training started or ended; it fails without an error."""
+        """Adds a line to sessions.jsonl: when, where and how training started or ended. A full disk is no error."""
         if self._group.first:
             with contextlib.suppress(OSError), (self.path / "sessions.jsonl").open("a") as file:
                 file.write(json.dumps({"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", **facts}) + "\n")
@@ -79,7 +74,7 @@ class Workdir:
 
 
 def replace_file(target: Path, text: str) -> None:
-    """Writes a text file so that a crash leaves the old or the new one."""
+    """Writes a text file so that a crash leaves either the old text or the new one."""
     temporary = target.with_name(target.name + ".tmp")
     with writing(target):
         temporary.write_text(text)
@@ -90,7 +85,7 @@ def replace_file(target: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes an OSError of the disk a WriteError."""
+    """Makes an OSError within it a WriteError of this path."""
     try:
         yield
     except OSError as error:
@@ -98,7 +93,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Returns when the disk holds what was written to a file, or a folder's names."""
+    """Returns when the disk holds what was written to a file, or which names are in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,6 +102,6 @@ def sync(path: Path) -> None:
 
 
 def new_path(path: Path) -> Path:
-    """This path, or if there is one already the first of NAME-2, NAME-3, ... that there is not."""
+    """This path, or if it exists the first of NAME-2, NAME-3, ... that does not exist."""
     names = itertools.chain([path.name], (f"{path.stem}-{n}{path.suffix}" for n in itertools.count(2)))
     return next(new for name in names if not (new := path.with_name(name)).exists())

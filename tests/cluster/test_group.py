@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,42 +105,72 @@ def test_an_error_while_the_others_are_in_a_collective_does_not_wait_for_them(st
 GLOO = "UNKNOWN: Gloo all-reduce failed: [gloo/pair.cc:538] Read error [10.0.0.1]:33003: Connection reset by peer"
 
 
-def raised(error: Exception, cause: Exception | None = None, handling: Exception | None = None) -> Callable[[], None]:
-    def act() -> None:
-        if handling is not None:
-            try:
-                raise handling
-            except Exception:
-                raise error from cause
+RAISING = """
+def act(error, cause, handling):
+    try:
+        raise handling
+    except Exception:
         raise error from cause
+"""
 
-    return act
+
+def raised(error: Exception, by: str, cause: Exception | None = None, handling: Exception | None = None) -> Exception:
+    """This error as it is caught after code of module `by` has raised it, `from` a cause or while handling another."""
+    code: dict[str, Any] = {"__name__": by}
+    exec(RAISING, code)
+    with pytest.raises(type(error)) as caught:
+        code["act"](error, cause, handling or Exception())
+    return caught.value
 
 
-@pytest.mark.parametrize("act", [
-    raised(JaxRuntimeError(GLOO)),
-    raised(RuntimeError("x"), cause=JaxRuntimeError(GLOO)),
-    raised(RuntimeError("x"), handling=JaxRuntimeError("UNAVAILABLE: Failed to send RPC to coordination service.")),
-    raised(WriteError(Path("checkpoints"), "a checkpoint was not saved"), handling=JaxRuntimeError(GLOO)),
-    raised(JaxRuntimeError("NCCL operation ncclAllReduce failed: remote process exited or there was a network error")),
-])  # fmt: skip
-def test_the_end_of_another_process_is_taken_for_nothing_else(
-    act: Callable[[], None], store: Store, group: Group
-) -> None:
+@pytest.mark.parametrize("error", [
+    raised(JaxRuntimeError(GLOO), "jax._src.array"),
+    raised(JaxRuntimeError("UNAVAILABLE: Failed to send RPC to coordination service."), "distmlp.cluster.group"),
+    raised(JaxRuntimeError("NCCL operation ncclAllReduce failed: remote process exited or there was a network error"),
+           "jax._src.api"),
+    raised(ValueError(GLOO), "distmlp.parallel.digest"),  # calls a jitted function
+    raised(RuntimeError(f"Unable to initialize backend 'cpu': {GLOO} (you may need to ...)"), "jax._src.xla_bridge"),
+    raised(RuntimeError("x"), "orbax.checkpoint", cause=JaxRuntimeError(GLOO)),
+    raised(KeyError("x"), "users_data", handling=JaxRuntimeError(GLOO)),
+    raised(WriteError(Path("run/checkpoints"), "a checkpoint was not saved"), "distmlp.run.checkpoint",
+           handling=raised(ValueError("x"), "orbax.checkpoint", handling=JaxRuntimeError(GLOO))),
+], ids=["collective", "service", "nccl", "jitted", "backend", "cause", "context", "write"])  # fmt: skip
+def test_the_end_of_another_process_is_taken_for_nothing_else(error: Exception, store: Store, group: Group) -> None:
     line = (r"^another process ended or was cut off \(.*\): its own output says why; the launcher's restart resumes "
             r"from the newest checkpoint$")  # fmt: skip
     with pytest.raises(ProcessEnded, match=line) as caught, group.together():
-        act()
+        raise error
     assert "\n" not in str(caught.value)
     assert store.values == {}
 
 
 @pytest.mark.parametrize("error", [
-    ValueError("cannot decode img7.png"), WriteError(Path("x"), "No space left on device"),
-    InputError("--dataset=mnist could not be downloaded (Connection reset by peer)"),
-], ids=["user", "disk", "input"])  # fmt: skip
-def test_an_error_of_its_own_is_not_taken_for_the_end_of_another(error: Exception, store: Store, group: Group) -> None:
+    raised(ValueError("cannot decode img7.png"), "users_data"),
+    raised(RuntimeError("heartbeat timeout: no file of the sensor"), "users_data"),
+    raised(RuntimeError("Gloo connectFullMesh failed"), "torch.distributed"),  # of a group of the user's own
+    raised(ConnectionResetError(104, "Connection reset by peer"), "multiprocessing.connection"),
+    raised(KeyError("heartbeat"), "distmlp.data.tables"),
+    raised(InputError("--dataset=mnist could not be downloaded (Connection reset by peer)"), "distmlp.data.named",
+           handling=JaxRuntimeError(GLOO)),
+    raised(WriteError(Path("/scratch/gloo all-reduce failed/run"), "No space left on device"), "distmlp.run.workdir"),
+    raised(WriteError(Path("/scratch/gloor/run/checkpoints"), "a checkpoint was not saved"), "distmlp.run.checkpoint",
+           handling=raised(ValueError('NOT_FOUND: "/scratch/gloor/run/heartbeat/d"'), "orbax.checkpoint")),
+    raised(JaxRuntimeError("INTERNAL: /scratch/gloor/run/profile: Permission denied"), "jax._src.profiler"),
+], ids=["user", "heartbeat", "gloo", "worker", "column", "input", "disk", "path", "profile"])  # fmt: skip
+def test_an_error_of_its_own_is_not_taken_for_the_end_of_another(error: Exception, group: Group) -> None:
+    """Whatever names and paths the user has chosen."""
     assert group.ended_elsewhere(error) is None
+
+
+def test_a_process_joins_the_others_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run in it asks its questions after those of the first, whose answers the others have kept."""
+    monkeypatch.setattr(Group, "joined", None)
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    for name, value in (("process_id", 0), ("num_processes", 2), ("client", store)):
+        monkeypatch.setattr(f"distmlp.cluster.group.global_state.{name}", value)
+    for question in (1, 2):
+        other(store, question, value=question)
+        assert Group.join(small_config("digits")).exchange(0) == [0, question]
 
 
 def test_in_one_process_nothing_is_taken_for_the_end_of_another() -> None:
@@ -152,10 +181,11 @@ def test_in_one_process_nothing_is_taken_for_the_end_of_another() -> None:
 
 
 def test_one_process_without_room_makes_all_send_batches(
-    store: Store, group: Group, monkeypatch: pytest.MonkeyPatch
+    store: Store, group: Group, npz: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distmlp.parallel.program.choose_placement", lambda *args: ("device", "1 MB fit"))
+    monkeypatch.setattr("distmlp.loop.choose_placement", lambda *args: ("device", "1 MB fit"))
     other(store, 1, value=["host", "1 MB are more than a quarter of a device's memory"])
-    data: Any = type("Data", (), {"train": None})
-    where, why = loop._agreed_placement(small_config("digits"), data, None, group)
-    assert (where, why) == ("host", "1 MB are more than a quarter of a device's memory")
+    config = small_config(npz)
+    monkeypatch.setattr(Group, "agree", lambda self, facts: None)
+    _, _, parts = loop._prepared(config, group)
+    assert parts.placement == ("host", "1 MB are more than a quarter of a device's memory")

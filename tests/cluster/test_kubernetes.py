@@ -7,8 +7,9 @@ import kubernetes_validate
 import pytest
 from drills import pods
 
-from distmlp import Config, flags
+from distmlp import Config
 from distmlp.cluster.place import Place, find_place
+from launch import flags
 from launch.cli import VERBS
 
 VERSIONS = ["1.31", kubernetes_validate.latest_version()]  # the first with podFailurePolicy for all
@@ -51,6 +52,7 @@ def test_the_pods_command_line_is_right_and_what_they_write_is_on_the_volume() -
     (mount,) = container["volumeMounts"]
     assert mount["name"] == volume["name"]
     for path in (config.workdir, config.data_dir):
+        assert path is not None
         assert path.startswith(mount["mountPath"] + "/")
     gpus = container["resources"]["limits"]["nvidia.com/gpu"]
     assert config.expect_devices == gpus * pods.objects()["Job"]["spec"]["completions"]

@@ -93,7 +93,7 @@ def says_that_another_ended(process: groups.Process, code: int) -> None:
 
 
 @pytest.mark.parametrize(("instant", "signum"), [
-    ("metrics.describe", None),  # at the end of an epoch
+    ("log.describe", None),  # at the end of an epoch
     ("group.multihost_utils.reached_preemption_sync_point", signal.SIGTERM),  # where all stop for the signal
 ])  # fmt: skip
 def test_a_process_that_dies_between_two_collectives_ends_the_others_at_once(
@@ -103,7 +103,7 @@ def test_a_process_that_dies_between_two_collectives_ends_the_others_at_once(
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal\n"
         "from distmlp.cluster import group\n"
-        "from distmlp.run import metrics\n"
+        "from distmlp.run import log\n"
         f"real = {instant}\n"
         "def dying(*args):\n"
         "    result = real(*args)\n"
@@ -265,10 +265,14 @@ def test_a_port_that_is_taken_is_refused(tmp_path: Path) -> None:
         assert f"port {port} cannot be used (Address already in use)" in alone(tmp_path, *place).errors[0]
 
 
-def test_a_coordinator_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [False, True])
+def test_a_coordinator_that_cannot_be_reached_is_named(launcher: bool, tmp_path: Path) -> None:
+    """Also by a process that has a launcher and is not the first: only itself knows what it could not do."""
     port = groups.free_port()
-    place = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--process_id=1", "--startup_seconds=2")
-    error = alone(tmp_path, *place).errors[0]
+    flags = (f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", "--process_id=1")
+    env = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    process = alone(tmp_path, "--startup_seconds=2", *(() if launcher else flags), **(env if launcher else {}))
+    error = process.errors[0]
     assert f"process 1 of 2 on {HOST} cannot reach the coordinator at 127.0.0.1:{port}" in error
     assert "--startup_seconds=2" in error
 

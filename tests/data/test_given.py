@@ -20,7 +20,7 @@ from distmlp.data.batches import ExampleLoader, NumpyLoader
 from distmlp.data.datasets import ItemDataset, load
 from distmlp.data.labels import Classes
 from distmlp.parallel.evaluate import Evaluator, _Steps
-from distmlp.parallel.mesh import make_layout
+from distmlp.parallel.layout import make_layout
 from distmlp.run.signals import STOP_SIGNALS
 
 
@@ -127,9 +127,9 @@ def test_what_cannot_be_sent_to_workers_is_one_line() -> None:
 def test_items_of_other_types_than_the_first_are_refused() -> None:
     items: Any = [(np.ones(4, np.uint8), 1), (np.full(4, 0.5), 0)]
     with pytest.raises(InputError, match="example 1 has values of type float32, but example 0 of uint8"):
-        ItemDataset(items, "x", Classes(2))[[0, 1]]
+        ItemDataset(items, "x", Classes(2)).take(np.arange(2))
     items.reverse()
-    assert ItemDataset(items, "x", Classes(2))[[0, 1]][0].dtype == np.float32
+    assert ItemDataset(items, "x", Classes(2)).take(np.arange(2))[0].dtype == np.float32
 
 
 def test_data_given_from_python_have_their_own_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_mnist_is_what_torchvision_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named, "_torchvision", lambda name: pytest.fail("torchvision was asked, which takes a second"))
+    monkeypatch.setattr(named, "_torchvision", lambda *_: pytest.fail("torchvision was asked, which takes a second"))
     data = datasets.load(Config(dataset="mnist", data_dir=str(folder)))
     for part, train in ((data.train, True), (data.test, False)):
         images, labels = part.take(np.arange(len(part)))

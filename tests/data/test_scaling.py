@@ -8,8 +8,7 @@ from conftest import make_arrays
 
 from distmlp import Config
 from distmlp.data import examples
-from distmlp.data.datasets import ArrayDataset, Data
-from distmlp.data.scaling import input_scaling
+from distmlp.data.datasets import ArrayDataset, Data, input_scaling
 
 
 def data(x_train: np.ndarray) -> Data:

@@ -29,8 +29,8 @@ from distmlp.config import Config
 from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
-from distmlp.parallel.mesh import make_layout
-from distmlp.parallel.step import State
+from distmlp.parallel.layout import make_layout
+from distmlp.parallel.specs import STATE, State
 from distmlp.run.store import Store, quiet
 
 from . import runs
@@ -86,7 +86,7 @@ class Restores:
         self.prepared = ExitStack()
         self.prepared.enter_context(backend.prepared(config))
         layout = make_layout(config)
-        self.digest, self.workdir, self.original = StateDigest(layout), folder / "workdir", folder / "original"
+        self.digest, self.workdir, self.original = StateDigest(layout, STATE), folder / "workdir", folder / "original"
         self.original.mkdir()
         optimizer, rng = optim.make(config, 100), np.random.default_rng(0)
         params = model.init_network_params([64, *config.hidden_sizes, 10], jax.random.key(0))
@@ -95,7 +95,7 @@ class Restores:
         checkpoints = self._open(self.original)
         for step in STEPS:
             state = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
-            self.target = layout.replicate(state._replace(step=np.int32(step)))
+            self.target = layout.put(state._replace(step=np.int32(step)), STATE)
             meta = {"settings": config.settings(), "totals": {"loss": rng.random(), "examples": 64 * step}}
             checkpoints.save(step, self.target, meta)
             self.saved[step] = params_sha256(self.target), meta

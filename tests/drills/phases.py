@@ -55,16 +55,14 @@ class Phase:
 
 def main(argv: list[str]) -> None:
     phase = Phase(argv.pop(1))
-    from distmlp import loop
     from distmlp.parallel import evaluate, feed
-    from distmlp.run import resume, store
+    from distmlp.run import keeping, store
 
     phase.around(evaluate.Evaluator, "__call__", "evaluate")
     phase.around_saves(store.Store, "_save")
-    phase.around(resume.Resume, "restore", "restore")
-    phase.around(loop.Trainer, "_finish", "final", "end")
-    for kind in (feed.HostFeed, feed.DeviceFeed):
-        phase.around(kind, "compile", "compile", "train")
+    phase.around(keeping.Keeping, "restored", "restore")
+    phase.around(keeping.Keeping, "finish", "final", "end")
+    phase.around(feed.Feed, "compile", "compile", "train")
     phase.set("setup")
     train.main(argv)
 

@@ -17,7 +17,6 @@ from jax.experimental.compilation_cache import compilation_cache
 from distmlp import Config, InputError, optim, train
 from distmlp.parallel import backend
 from distmlp.parallel.digest import params_sha256
-from distmlp.parallel.mesh import make_layout
 from distmlp.parallel.step import initial_state
 
 SIZES = [12, 8, 4]
@@ -91,7 +90,7 @@ def test_seed_decides_the_initial_parameters_and_the_order(shuffle: bool, npz: s
         expected = tutorial.train_epoch(expected, images, labels, config.batch_size, 4)
     for array, reference in zip(jax.tree.leaves(train(config).params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(array, reference, rtol=0, atol=1e-6)
-    other = initial_state(make_layout(Config(num_devices=1)), SIZES, 4, optim.make(config, 1), ())
+    other = initial_state(SIZES, 4, optim.make(config, 1), ())
     assert abs(np.asarray(other.params[0][0]) - np.asarray(expected[0][0])).max() > 1e-3
 
 

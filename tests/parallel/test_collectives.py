@@ -11,7 +11,9 @@ import pytest
 from distmlp import model, optim
 from distmlp.config import Config
 from distmlp.data.batches import Batch
-from distmlp.parallel import mesh, step
+from distmlp.parallel import step
+from distmlp.parallel.layout import Layout, make_layout
+from distmlp.parallel.specs import BATCH, STATE, State
 
 SIZES = [12, 16, 16, 4]
 # XLA's combiner leaves one all-reduce of the loss and all six gradients together.
@@ -27,21 +29,17 @@ def collectives(text: str) -> dict[str, int]:
 
 def compiled_step(**settings: Any) -> str:
     config = Config(batch_size=16, **settings)
-    layout = mesh.make_layout(config)
+    layout = make_layout(config)
     optimizer = optim.make(config, 10)
     params = model.init_network_params(SIZES, jax.random.key(0))
-    state = layout.replicate(
-        jax.tree.map(np.asarray, step.State(params, optimizer.init(params), jnp.int32(0), ()))
-    )
+    state = State(params, optimizer.init(params), jnp.int32(0), ())
+    state = layout.put(jax.tree.map(np.asarray, state), STATE)
     rows = -(-16 // layout.num_shards)
     shape = (layout.shards_per_device * len(layout.devices), rows)
-    batch = layout.put(
-        (np.zeros((*shape, SIZES[0]), np.uint8), np.zeros(shape, np.int32), np.ones(shape, np.float32),
-         np.float32(16)), (0, 0, 0, None),
-    )
-    train_step = step.make_train_step(config, layout, SIZES[-1], optimizer)
-    wrapped = step.wrap(lambda state, *arrays: train_step(state, Batch(*arrays)), layout, (0, 0, 0, None))
-    return str(wrapped.lower(state, *batch).compile().as_text())  # type: ignore[attr-defined]
+    batch = Batch(np.zeros((*shape, SIZES[0]), np.uint8), np.zeros(shape, np.int32), np.ones(shape, np.float32),
+                  np.float32(16))  # fmt: skip
+    wrapped = layout.wrap(step.make_train_step(config, layout, SIZES[-1], optimizer), (STATE, BATCH))
+    return str(wrapped.lower(state, layout.put(batch, BATCH)).compile().as_text())
 
 
 @pytest.mark.parametrize("parallelism", ["shard_map", "pmap"])
@@ -55,7 +53,7 @@ def test_fast_is_one_all_reduce(parallelism: str, num_devices: int) -> None:
 @pytest.mark.parametrize(("num_devices", "rounds"), [(2, 1), (8, 3)])
 def test_fast_in_pairs_has_no_all_reduce(num_devices: int, rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What several CPU processes compile."""
-    monkeypatch.setattr(mesh.Layout, "adds_in_pairs", True)
+    monkeypatch.setattr(Layout, "adds_in_pairs", True)
     found = collectives(compiled_step(parallelism="shard_map", num_devices=num_devices))
     assert found == {"collective-permute": rounds}  # all arrays are small: one message
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from distmlp import Config
 from distmlp.errors import DivergedError, ReplicaError
 from distmlp.parallel.digest import StateDigest, array_digest, params_sha256
-from distmlp.parallel.mesh import Layout, make_layout
+from distmlp.parallel.layout import Layout, make_layout
+from distmlp.parallel.specs import REPLICATED
 
 ARRAY = np.random.default_rng(0).standard_normal(37).astype(np.float32)
 
@@ -34,13 +35,13 @@ def test_exchanged_words_show() -> None:
 
 
 def state(layout: Layout) -> Any:
-    return layout.replicate({"w": ARRAY, "step": np.int32(7)})
+    return layout.put({"w": ARRAY, "step": np.int32(7)}, REPLICATED)
 
 
 @pytest.mark.parametrize(("parallelism", "devices"), [("single", 1), ("shard_map", 3), ("pmap", 8)])
 def test_the_digest_does_not_depend_on_the_devices(parallelism: str, devices: int) -> None:
     layout = make_layout(Config(parallelism=parallelism, num_devices=devices))
-    digests = StateDigest(layout).check(state(layout), 7)
+    digests = StateDigest(layout, REPLICATED).check(state(layout), 7)
     assert digests == {
         "['step']": f"{int(array_digest(jnp.int32(7))):08x}",
         "['w']": f"{int(array_digest(jnp.asarray(ARRAY))):08x}",
@@ -53,9 +54,9 @@ def test_a_device_whose_copy_differs_is_named() -> None:
     copies = [np.array(ARRAY) for _ in range(4)]
     copies[2].view(np.uint32)[5] ^= np.uint32(1)
     arrays = [jax.device_put(copy, device) for copy, device in zip(copies, layout.devices, strict=True)]
-    w = jax.make_array_from_single_device_arrays(ARRAY.shape, layout.placement(None), arrays)
+    w = jax.make_array_from_single_device_arrays(ARRAY.shape, layout.sharding(REPLICATED), arrays)
     with pytest.raises(ReplicaError, match=r"after step 9 .*\['w'\] on device 0 and device 2 differ"):
-        StateDigest(layout).check(good | {"w": w}, 9)
+        StateDigest(layout, REPLICATED).check(good | {"w": w}, 9)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -65,7 +66,7 @@ def test_values_that_are_not_finite(value: float, devices: int) -> None:
     broken = ARRAY.copy()
     broken[5] = value
     with pytest.raises(DivergedError, match="not finite after step 3"):
-        StateDigest(layout).check(layout.replicate({"w": broken}), 3)
+        StateDigest(layout, REPLICATED).check(layout.put({"w": broken}, REPLICATED), 3)
 
 
 def test_params_sha256_is_over_the_leaves_in_tree_order() -> None:

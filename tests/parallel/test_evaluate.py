@@ -12,15 +12,15 @@ from distmlp import Config, model
 from distmlp.data.datasets import ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.parallel.mesh import make_layout
-from distmlp.parallel.step import State
+from distmlp.parallel.layout import make_layout
+from distmlp.parallel.specs import STATE, State
 
 CONFIG = Config(eval_batch_size=7)
 
 
 def state(scaling: Any = ()) -> State:
     params = jax.tree.map(lambda a: 5 * np.asarray(a), model.init_network_params([12, 8, 4], jax.random.key(1)))
-    return make_layout(CONFIG).replicate(State(params, (), np.int32(0), scaling))
+    return make_layout(CONFIG).put(State(params, (), np.int32(0), scaling), STATE)
 
 
 def test_loss_and_accuracy_are_the_tutorials() -> None:

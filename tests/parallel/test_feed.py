@@ -10,10 +10,10 @@ from conftest import make_arrays
 from distmlp import Config, InputError, model, optim
 from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
-from distmlp.parallel.feed import DeviceFeed, HostFeed
-from distmlp.parallel.mesh import make_layout
-from distmlp.parallel.program import choose_placement
-from distmlp.parallel.step import State, make_train_step
+from distmlp.parallel.feed import choose_placement, make_feed
+from distmlp.parallel.layout import make_layout
+from distmlp.parallel.specs import STATE, State
+from distmlp.parallel.step import make_train_step
 
 TOTAL = 13  # steps: two epochs of five and a part of the third
 
@@ -25,26 +25,23 @@ def dataset() -> ArrayDataset:
 
 def run(kind: str, devices: int, begin: tuple[int, Any] | None = None, stop: int = TOTAL, per_dispatch: int = 0) -> Any:
     """The state at step `stop`, on the host, and the losses and example counts of the steps made."""
-    config = Config(batch_size=20, shuffle=True, num_devices=devices, momentum=0.9, reduction="invariant")
+    config = Config(batch_size=20, shuffle=True, num_devices=devices, momentum=0.9, reduction="invariant",
+                    steps_per_dispatch=per_dispatch)  # fmt: skip
     layout, optimizer = make_layout(config), optim.make(config, TOTAL)
     loader = NumpyLoader(dataset(), 20, layout.num_shards, layout.local_shards, shuffle=True)
     step_function = make_train_step(config, layout, 4, optimizer)
-    feed: Any
-    if kind == "host":
-        feed = HostFeed(layout, loader, step_function, TOTAL)
-    else:
-        feed = DeviceFeed(layout, loader, step_function, dataset(), per_dispatch)
+    feed = make_feed(config, layout, loader, step_function, kind, TOTAL)
     params = model.init_network_params([12, 8, 4], jax.random.key(0))
     step, host_state = begin or (0, jax.tree.map(np.asarray, State(params, optimizer.init(params), np.int32(0), ())))
-    state = layout.replicate(host_state)
+    state = layout.put(host_state, STATE)
     feed.compile(state)
     losses: list[float] = []
     counts: list[int] = []
     while step < stop:
-        state, found, made = feed.advance(state, step, stop)
-        losses += np.atleast_1d(np.asarray(found))[: len(made)].tolist()
-        counts += made
-        step += len(made)
+        state, made = feed.advance(state, step, stop)
+        losses += np.asarray(made.losses)[: len(made.sizes)].tolist()
+        counts += made.sizes
+        step += len(made.sizes)
     assert step == stop
     return jax.tree.map(np.asarray, state), losses, counts
 

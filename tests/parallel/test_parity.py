@@ -12,8 +12,9 @@ from distmlp import Config, model, optim
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.datasets import ArrayDataset
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.parallel.mesh import Layout, make_layout
-from distmlp.parallel.step import State, gradients, make_train_step, wrap
+from distmlp.parallel.layout import Layout, make_layout
+from distmlp.parallel.specs import BATCH, STATE, State
+from distmlp.parallel.step import gradients, make_train_step
 
 CLASSES, FEATURES = 10, 784
 SIZES = [FEATURES, 64, 32, CLASSES]
@@ -38,14 +39,14 @@ def sharded_gradients(config: Config, data: ArrayDataset) -> list[list[np.ndarra
     layout = make_layout(config)
     loader = NumpyLoader(data, config.batch_size, layout.num_shards, layout.local_shards)
 
-    def body(state: State, *batch: Any) -> tuple[State, jax.Array]:
-        loss, grads = gradients(state, Batch(*batch), config, layout, CLASSES)
+    def body(state: State, batch: Batch) -> tuple[State, jax.Array]:
+        loss, grads = gradients(state, batch, layout, CLASSES)
         return state._replace(params=grads), loss  # in place of the parameters, so that donation has its use
 
-    step, axes, found = wrap(body, layout, (0, 0, 0, None)), (0, 0, 0, None), []
+    step, found = layout.wrap(body, (STATE, BATCH)), []
     for batch in loader:
-        state = layout.replicate(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())))
-        state, _ = step(state, *layout.put(batch.arrays, axes))
+        state = layout.put(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())), STATE)
+        state, _ = step(state, layout.put(batch._replace(indices=None), BATCH))
         found.append([np.asarray(g) for g in jax.tree.leaves(state.params)])
     return found
 
@@ -116,17 +117,14 @@ def test_one_device_is_the_tutorial_to_the_bit() -> None:
     data, config = dataset(336), Config(num_devices=1)
     layout, optimizer = make_layout(config), optim.make(config, 6)
     loader = NumpyLoader(data, config.batch_size)
-    step = wrap(
-        lambda state, *b: make_train_step(config, layout, CLASSES, optimizer)(state, Batch(*b)),
-        layout, (0, 0, 0, None),
-    )
+    step = layout.wrap(make_train_step(config, layout, CLASSES, optimizer), (STATE, BATCH))
     initial = model.init_network_params(SIZES, jax.random.key(0))
-    state = layout.replicate(jax.tree.map(np.asarray, State(initial, optimizer.init(initial), np.int32(0), ())))
+    state = layout.put(jax.tree.map(np.asarray, State(initial, optimizer.init(initial), np.int32(0), ())), STATE)
     expected = tutorial.initial(SIZES)
     for epoch in range(2):
         loader.set_position(epoch)
         for batch in loader:
-            state, _ = step(state, *layout.put(batch.arrays, (0, 0, 0, None)))
+            state, _ = step(state, layout.put(batch._replace(indices=None), BATCH))
         expected = tutorial.train_epoch(expected, data.images, data.labels, 128, CLASSES)
     assert int(state.step) == 6
     for array, reference in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
@@ -140,7 +138,7 @@ def test_evaluation_is_the_same_on_1_to_8_devices(examples: int) -> None:
     for parallelism, devices in WRAPPINGS:
         config = Config(parallelism=parallelism, num_devices=devices, eval_batch_size=64)
         layout = make_layout(config)
-        state = layout.replicate(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())))
+        state = layout.put(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())), STATE)
         results.add(Evaluator(config, layout)(state, data))
     assert len(results) == 1
     result = results.pop()

@@ -10,8 +10,9 @@ import pytest
 from conftest import REPOSITORY, RunTrain, small_config
 from jax._src import xla_bridge
 
-from distmlp import Config, InputError, flags, machine, train
+from distmlp import Config, InputError, machine, train
 from distmlp.parallel import backend
+from launch import flags
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """The two reductions as sums: of what, and in which order."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import DEVICES
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from distmlp.parallel import reduce
-from distmlp.parallel.mesh import AXIS
+from distmlp.parallel.layout import Layout
+from distmlp.parallel.specs import DEALT
 
 
 def tree_order_sum(values: np.ndarray) -> np.ndarray:
@@ -36,13 +34,10 @@ def reduced(kind: str, shard_values: np.ndarray, devices: int) -> np.ndarray:
         def function(x: jax.Array) -> dict[str, jax.Array]:
             return {"a": x[:5], "b": x[5:].reshape(2, 4)}
 
-        if kind in ("fast", "pairs"):
-            return reduce.fast(function, part, AXIS, devices if kind == "pairs" else 0)
-        return reduce.invariant(function, part, AXIS, shards, devices)
+        return reduce.fast(function, part, layout) if kind == "fast" else reduce.invariant(function, part, (), layout)
 
-    mesh = Mesh(np.array(jax.devices()[:devices]), (AXIS,))
-    mapped = jax.shard_map(body, mesh=mesh, in_specs=P(AXIS), out_specs=P(), check_vma=kind != "pairs")
-    result = jax.jit(mapped)(jnp.asarray(filled))
+    layout = Layout(tuple(jax.devices()[:devices]), "shard_map", shards)
+    result = layout.wrap(body, (DEALT,), donate=False)(layout.put(filled, DEALT))
     for array in result.values():  # the copies of all devices
         for shard in array.addressable_shards:
             np.testing.assert_array_equal(shard.data, array)
@@ -63,6 +58,7 @@ def test_invariant_adds_along_one_tree_whatever_the_devices(shards: int) -> None
 )
 def test_fast_is_a_sum(kind: str, shards: int, devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reduce, "_LARGE", 6)  # one array is small, the other large
+    monkeypatch.setattr(Layout, "adds_in_pairs", kind == "pairs")
     exact = values(shards).astype(np.float64).sum(axis=0)
     scale = np.abs(values(shards)).astype(np.float64).sum(axis=0)
-    assert (np.abs(reduced(kind, values(shards), devices) - exact) <= 1e-6 * scale).all()
+    assert (np.abs(reduced("fast", values(shards), devices) - exact) <= 1e-6 * scale).all()

@@ -10,10 +10,11 @@ import tutorial
 from conftest import make_arrays
 
 from distmlp import Config, model, optim
-from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
-from distmlp.parallel.mesh import make_layout
-from distmlp.parallel.step import State, make_train_step, wrap
+from distmlp.parallel.layout import make_layout
+from distmlp.parallel.specs import BATCH, STATE, State
+from distmlp.parallel.step import make_train_step
 
 SIZES = [12, 8, 4]
 
@@ -23,12 +24,10 @@ def one_step(config: Config, images: np.ndarray, scaling: Any = (), params: Any 
     loader = NumpyLoader(ArrayDataset(images, make_arrays()["y_train"], "x"), config.batch_size, layout.num_shards,
                          layout.local_shards)  # fmt: skip
     params = params or model.init_network_params(SIZES, jax.random.key(0))
-    state = layout.replicate(jax.tree.map(np.asarray, State(params, optimizer.init(params), np.int32(4), scaling)))
-    step = make_train_step(config, layout, 4, optimizer)
-    axes = (0, 0, 0, None)
-    state, loss = wrap(lambda state, *batch: step(state, Batch(*batch)), layout, axes)(
-        state, *layout.put(next(iter(loader)).arrays, axes)
-    )
+    state = State(params, optimizer.init(params), np.int32(4), scaling)
+    state = layout.put(jax.tree.map(np.asarray, state), STATE)
+    step = layout.wrap(make_train_step(config, layout, 4, optimizer), (STATE, BATCH))
+    state, loss = step(state, layout.put(next(iter(loader))._replace(indices=None), BATCH))
     return jax.tree.map(np.asarray, state), float(loss)
 
 

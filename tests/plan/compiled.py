@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import pytest
 
-from distmlp import Config
+from distmlp import Config, training
 from distmlp.data import datasets
-from distmlp.parallel import program
-from distmlp.parallel.backend import pinned, uncached
-from distmlp.parallel.mesh import make_layout
+from distmlp.parallel.backend import pinned
+from distmlp.parallel.layout import make_layout
 from distmlp.plan import targets
 from distmlp.plan.hlo import Instruction, Module, is_kernel
 
@@ -33,14 +32,14 @@ def _data() -> datasets.Data:
 
 
 @functools.cache
-def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, Any, program.Program]:
+def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, Any, training.Program]:
     """The program of a whole dispatch (feed), or of evaluation or digest, as text; and its sizes in memory."""
     config = Config(dataset="synthetic", **settings)
     config.validate()
     card, devices = targets.find(target)
     layout = make_layout(config, devices, card.memory)
-    parts = program.build(config, _data(), layout)
-    with uncached(), pinned(config):
+    parts = training.build(config, _data(), layout)
+    with settings({"jax_enable_compilation_cache": False}), pinned(config):
         if part == "feed":
             lowered = parts.feed.lower(parts.state)
         elif part == "evaluator":
@@ -51,7 +50,7 @@ def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, 
     return Module(done.as_text() or ""), done.memory_analysis(), parts
 
 
-def state_bytes(parts: program.Program) -> int:
+def state_bytes(parts: training.Program) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.state))
 
 

@@ -5,8 +5,8 @@ import re
 from compiled import NEEDS_TARGETS
 from conftest import REPOSITORY
 
-from distmlp import flags
 from distmlp.plan import plan, text
+from launch import flags
 
 pytestmark = NEEDS_TARGETS
 

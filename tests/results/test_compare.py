@@ -91,9 +91,9 @@ def test_one_flipped_bit_in_a_checkpoint(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_array_and_the_element_are_named(folder: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from distmlp.run import store
+    from distmlp.results import checkpoints
 
-    real, copy = store.read_unverified, run(folder, "copy")
+    real, copy = checkpoints.read_unverified, run(folder, "copy")
 
     def changed(path: Path, step: int) -> Any:
         stored = real(path, step)
@@ -103,7 +103,7 @@ def test_the_array_and_the_element_are_named(folder: Path, base: Path, monkeypat
             stored.arrays[".params[1][0]"] = weights
         return stored
 
-    monkeypatch.setattr(store, "read_unverified", changed)
+    monkeypatch.setattr(checkpoints, "read_unverified", changed)
     step, lines = found(base, copy)
     assert step == 10
     assert lines["checkpoint"].startswith("10: 1 arrays differ; .params[1][0] in 1 of 32 elements, first at [2, 3]: ")

@@ -1,5 +1,6 @@
 """load(RUN): the model of a checkpoint, verified, on one device, beside a training run."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from conftest import flip_bit, snapshot
 
@@ -14,7 +16,8 @@ from distmlp import Config, InputError, load, model
 from distmlp.config import digest_json
 from distmlp.data import datasets
 from distmlp.parallel.digest import StateDigest, host_digest
-from distmlp.parallel.mesh import make_layout
+from distmlp.parallel.layout import make_layout
+from distmlp.parallel.specs import REPLICATED
 from distmlp.results import splits
 from distmlp.run import store
 
@@ -114,15 +117,35 @@ def test_a_damaged_checkpoint_is_named_and_never_used(copy: Path, what: str) -> 
 def test_a_checkpoint_deleted_while_it_is_read_gives_way_to_the_next(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = store._Manager.read_meta
+    real = store.Manager.read_meta
 
     def delete_newest(manager: Any, step: int) -> Any:
         if step == 69:
             shutil.rmtree(copy / "checkpoints" / "69", ignore_errors=True)
         return real(manager, step)
 
-    monkeypatch.setattr(store._Manager, "read_meta", delete_newest)
+    monkeypatch.setattr(store.Manager, "read_meta", delete_newest)
     assert load(copy, "newest").step == 46
+
+
+@pytest.mark.parametrize("item", ["meta", "state"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_error_of_the_moment_is_no_damage(
+    item: str, times: int, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore, failures = ocp.CheckpointManager.restore, [OSError(errno.EIO, "Input/output error")] * times
+
+    def flaky(self: Any, step: int, args: Any) -> Any:
+        if item in args and failures:
+            raise failures.pop()
+        return restore(self, step, args=args)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", flaky)
+    if times == 2:
+        name = {"meta": "metadata", "state": "arrays"}[item]
+        with pytest.raises(InputError, match=rf"is damaged \(its {name} cannot be read \(Input/output error\)\)"):
+            load(digits_run, 69)
+    assert load(digits_run, 69).step == 69
 
 
 def test_no_run_no_checkpoint_wrong_width(digits_run: Path, tmp_path: Path) -> None:
@@ -157,5 +180,5 @@ def test_the_hosts_digest_is_the_devices() -> None:
     rng = np.random.default_rng(0)
     state = {"a": rng.standard_normal((7, 5), np.float32), "b": np.int32(-3), "c": rng.standard_normal(4096, "f4")}
     layout = make_layout(Config(num_devices=1))
-    digests = StateDigest(layout).check(jax.tree.map(jax.numpy.asarray, state), 0)
+    digests = StateDigest(layout, REPLICATED).check(jax.tree.map(jax.numpy.asarray, state), 0)
     assert list(digests.values()) == [host_digest(array) for array in state.values()]

@@ -12,8 +12,8 @@ from distmlp import Config, InputError, model, optim
 from distmlp.cluster.group import Group
 from distmlp.errors import DivergedError, WriteError
 from distmlp.parallel.digest import StateDigest
-from distmlp.parallel.mesh import Layout, make_layout
-from distmlp.parallel.step import State
+from distmlp.parallel.layout import Layout, make_layout
+from distmlp.parallel.specs import STATE, State
 from distmlp.run.store import Store, quiet
 
 
@@ -23,12 +23,12 @@ def make_state(layout: Layout, seed: int = 0, sizes: tuple[int, ...] = (12, 8, 4
     velocity = jax.tree.map(lambda a: a + seed, optimizer.init(params))
     scaling = (np.zeros(12, np.float32), np.full(12, 0.1, np.float32))
     state = State(params, velocity, np.int32(seed), scaling)
-    return layout.replicate(jax.tree.map(np.asarray, state))
+    return layout.put(jax.tree.map(np.asarray, state), STATE)
 
 
 def open_checkpoints(layout: Layout, path: Path, keep: int = 2) -> Store:
     path.mkdir(exist_ok=True)
-    return Store(path, StateDigest(layout), keep, Group())
+    return Store(path, StateDigest(layout, STATE), keep, Group())
 
 
 def accept(meta: dict[str, Any]) -> None:

@@ -16,21 +16,21 @@ from drills import runs
 from distmlp import train
 from distmlp.errors import DivergedError, ReplicaError
 from distmlp.parallel import feed
-from distmlp.parallel.step import State
+from distmlp.parallel.specs import State
 
 Tamper = Callable[[State], State]
 
 
 def tampered(monkeypatch: pytest.MonkeyPatch, after: int, tamper: Tamper) -> None:
     """Makes runs with data on the host, a step per dispatch, change their state after a step."""
-    advance = feed.HostFeed.advance
+    advance = feed.Feed.advance
 
-    def changed(self: feed.HostFeed, state: State, step: int, limit: int) -> Any:
-        state, losses, counts = advance(self, state, step, step + 1)
+    def changed(self: feed.Feed, state: State, step: int, limit: int) -> Any:
+        state, steps = advance(self, state, step, step + 1)
         with jax.transfer_guard("allow"):
-            return (tamper(state) if step + 1 == after else state), losses, counts
+            return (tamper(state) if step + 1 == after else state), steps
 
-    monkeypatch.setattr(feed.HostFeed, "advance", changed)
+    monkeypatch.setattr(feed.Feed, "advance", changed)
 
 
 @pytest.mark.parametrize("placement", ["host", "device"])

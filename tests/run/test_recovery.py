@@ -21,7 +21,7 @@ from drills import runs
 from distmlp import Config, InputError, train
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluation, Evaluator
-from distmlp.run import resume
+from distmlp.run import keeping
 
 Evaluate = Callable[..., Evaluation]
 
@@ -170,9 +170,9 @@ def test_going_on_elsewhere_is_told_where_bits_are_promised(
     train(invariant(npz, reduction=reduction, max_steps=3))
     train(invariant(npz, reduction=reduction, max_steps=5))
     assert capsys.readouterr().err == ""
-    here = resume._versions()
+    here = keeping._versions()
     assert {"jax", "processor", "PJRT_NPROC"} <= here.keys()
-    monkeypatch.setattr(resume, "_versions", lambda: here | {"jax": "0.1", "PJRT_NPROC": "3"})
+    monkeypatch.setattr(keeping, "_versions", lambda: here | {"jax": "0.1", "PJRT_NPROC": "3"})
     train(invariant(npz, reduction=reduction, max_steps=7))
     told = capsys.readouterr().err
     assert told.count("\n") == (reduction == "invariant")

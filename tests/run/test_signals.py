@@ -13,10 +13,11 @@ import pytest
 from conftest import process_env, small_config
 from drills import runs
 
-from distmlp import loop, train
+from distmlp import train
 from distmlp.errors import Interrupted
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluator
+from distmlp.run.keeping import Keeping
 from distmlp.run.signals import STOP_SIGNALS, Signals, Watchdog
 
 FLAGS = ("--dataset=digits", "--hidden_sizes=16", "--workdir=run")
@@ -88,18 +89,20 @@ def test_an_error_leaves_nothing_behind(npz: str, monkeypatch: pytest.MonkeyPatc
     """In one of several processes, too: only what waits for the others is left out."""
     before = [signal.getsignal(number) for number in range(1, signal.NSIG)]
     watchdogs: list[Any] = []
-    monkeypatch.setattr("distmlp.loop.Watchdog", lambda seconds: watchdogs.append(Watchdog(seconds)) or watchdogs[-1])
-    enter = loop.Trainer.__enter__
+    made = lambda seconds: watchdogs.append(Watchdog(seconds)) or watchdogs[-1]  # noqa: E731
+    monkeypatch.setattr("distmlp.run.keeping.Watchdog", made)
+    leave = Keeping.__exit__
 
-    def entered(trainer: Any) -> Any:
-        trainer.several = True
-        trainer.store.close = lambda: pytest.fail("waits for processes that may be gone")
-        return enter(trainer)
+    def left(keeping: Any, *error: Any) -> None:
+        keeping.store.wait()  # for the save that this process has begun alone
+        keeping.group.several = True
+        keeping.store.close = lambda: pytest.fail("waits for processes that may be gone")
+        leave(keeping, *error)
 
     def broken(*args: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(loop.Trainer, "__enter__", entered)
+    monkeypatch.setattr(Keeping, "__exit__", left)
     monkeypatch.setattr(Evaluator, "__call__", broken)
     with pytest.raises(RuntimeError, match="broken"):
         train(small_config(npz))
@@ -117,6 +120,26 @@ def test_the_watchdog_ends_a_process_only_if_nothing_goes_on(monkeypatch: pytest
             time.sleep(0.1)
         assert not ends.is_set()
         assert ends.wait(30)
+
+
+def test_the_watchdog_lets_a_process_live_that_was_stopped_and_goes_on() -> None:
+    """Stopped, as a batch system may do, for longer than --stall_seconds, in the middle of a step."""
+    code = ("from distmlp.run.signals import Watchdog\n"
+            "with Watchdog(2.0) as watchdog:\n"
+            "    watchdog.beat()\n"
+            "    print('in a step', flush=True)\n"
+            "    input()\n"
+            "    watchdog.beat()\n"
+            "print('done')\n")  # fmt: skip
+    with subprocess.Popen([sys.executable, "-c", code], env=process_env(), stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in a step\n"
+        for signum, seconds in ((0, 0.5), (signal.SIGSTOP, 3), (signal.SIGCONT, 0.5)):  # a tick takes 0.2 s
+            process.send_signal(signum)
+            time.sleep(seconds)
+        assert process.communicate("\n", timeout=30) == ("done\n", "")
+        assert process.returncode == 0
 
 
 ENDLESS = f"{TRAIN} --num_epochs=1000000"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from distmlp import Config, InputError, flags
+from distmlp import Config, InputError
 from distmlp.cluster.group import Group
 from distmlp.config import resolve_paths
 from distmlp.errors import WriteError
 from distmlp.run.workdir import Workdir, replace_file
+from launch import flags
 
 
 def config(**changes: object) -> Config:

@@ -1,34 +1,18 @@
-"""absl flags generated from Config, and run.flags: the flagfile that repeats a run."""
+"""The command line of train and plan: absl flags, generated from Config."""
 
 import dataclasses
 import re
-import textwrap
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from distmlp.config import Config, as_text
+import distmlp
+from distmlp.config import Config, flag_value
 from distmlp.errors import InputError, one_line
 
-CONFIGS = Path(__file__).parent / "configs"  # which come with the package
-_WIDTH = 80  # columns of the help
-_HELP_FLAGS = {"-h", "-help", "--help", "--helpshort"}
-_USAGE = """\
-Trains the MLP: python -m launch.train CONFIG.flags [--NAME=VALUE ...]
-
-Flags given after a config win over it. Of several values the first is the
-default, else the value shown; --[no]NAME is off. {more}
-
-Exit codes: 0 done, or help; 2 bad input; 3 diverged; 130 and 143 interrupted by
-SIGINT and SIGTERM; else a fault.
-"""
-
-
-class HelpRequested(Exception):
-    """The command line asks for help, or for the version; the message is the text."""
+CONFIGS = Path(distmlp.__file__).parent / "configs"  # which come with the package
 
 
 def parse(argv: Sequence[str]) -> Config:
@@ -36,16 +20,11 @@ def parse(argv: Sequence[str]) -> Config:
 
     Raises:
       InputError: no flags, an unknown one, a stray argument, a value of the wrong type, a flagfile that cannot be read.
-      HelpRequested: --help, --helpfull or --version.
     """
     given = [_with_config(argument) for argument in argv]
     if len(given) == 1:
         raise InputError("nothing to train: start with `python -m launch.train configs/digits.flags`, "
                          "or `python -m launch.train --help`")
-    if "--version" in given:
-        raise HelpRequested(f"distmlp {metadata.version('distmlp')}")
-    if "--helpfull" in given or _HELP_FLAGS & set(given):
-        raise HelpRequested(_help(full="--helpfull" in given))
     values = _flag_values()
     try:
         rest = values(given)[1:]
@@ -79,42 +58,10 @@ def _with_config(argument: str) -> str:
     return f"{flag}={packaged}" if Path(name).parent.name in ("", "configs") else argument
 
 
-def run_flags(config: Config) -> str:
-    """The text of a flagfile that repeats the run, without its workdir."""
-    lines = ["# Repeats this run: python -m launch.train --flagfile=run.flags"]
-    for field in dataclasses.fields(Config):
-        if field.metadata["scope"] != "start":
-            lines.append(f"--{field.name}={_text(getattr(config, field.name))}")
-    return "\n".join(lines) + "\n"
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else as_text(value)
-
-
-def _help(full: bool) -> str:
-    """The flags by topic, in lines of _WIDTH columns; without the rare ones unless `full`."""
-    lines = [_USAGE.format(more="These are all flags." if full else "--helpfull has more.").rstrip()]
-    for field in dataclasses.fields(Config):
-        meta = field.metadata
-        if meta["topic"]:
-            lines += ["", f"{meta['topic']}:"]
-        if meta["rare"] and not full:
-            continue
-        shown = "|".join(meta["choices"]) if meta["choices"] else _text(field.default)
-        flag = f"  --[no]{field.name}" if field.type is bool else f"  --{field.name}={shown}"
-        text = textwrap.wrap(meta["help"], _WIDTH, initial_indent=" " * 30, subsequent_indent=" " * 30)
-        if len(flag) < 30:
-            text[0] = flag + text[0][len(flag) :]
-            flag = ""
-        lines += [flag, *text] if flag else text
-    return "\n".join(lines)
-
-
 def _flag_values() -> flags.FlagValues:
     values = flags.FlagValues()
     for field in dataclasses.fields(Config):
-        default: Any = _text(field.default) if isinstance(field.default, tuple) else field.default
+        default: Any = flag_value(field.default) if isinstance(field.default, tuple) else field.default
         where: dict[str, Any] = {"help": field.metadata["help"], "flag_values": values}
         if choices := field.metadata["choices"]:
             flags.DEFINE_enum(field.name, default, choices, **where)

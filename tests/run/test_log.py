@@ -1,4 +1,4 @@
-"""metrics.jsonl, its TensorBoard twin, and what a resumed run drops."""
+"""metrics.jsonl, its TensorBoard twin, the console, and the bar."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from tensorboardX import RecordWriter
 
 from distmlp import Config
 from distmlp.errors import WriteError
-from distmlp.run.metrics import HEADER, Metrics, best, describe, summary
+from distmlp.progress import Cadence, Progress, best
+from distmlp.run.log import HEADER, Log, describe, read_lines, summary
 
 
 def line(step: int, **more: object) -> dict[str, object]:
@@ -22,56 +23,33 @@ def written(path: Path) -> list[dict[str, object]]:
     return [json.loads(text) for text in path.read_text().splitlines()]
 
 
-def test_a_line_is_on_disk_when_log_returns(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl")
-    metrics.start(0, evaluation=False, config=Config())
-    metrics.log(line(5, train_loss=0.5))
-    assert written(metrics.path) == [line(5, train_loss=0.5)] == metrics.history
-    assert metrics.logged(5)
-    assert not metrics.logged(6)
-    metrics.close()
+def started(folder: Path, step: int = 0, first: bool = True, config: Config = Config()) -> Log:  # noqa: B008 - frozen
+    log = Log(folder, first)
+    log.start(step, read_lines(folder), config)
+    return log
 
 
-def write(path: Path, *lines: dict[str, object]) -> Path:
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
-    return path
+def test_a_line_is_on_disk_when_it_is_written(tmp_path: Path) -> None:
+    log = started(tmp_path)
+    log.line(line(5, train_loss=0.5))
+    assert written(tmp_path / "metrics.jsonl") == [line(5, train_loss=0.5)] == read_lines(tmp_path)
+    log.close()
 
 
-def test_resuming_drops_lines_beyond_the_step_and_the_final_one(tmp_path: Path) -> None:
-    path = write(tmp_path / "metrics.jsonl", line(5), line(10), line(15, test_accuracy=0.5), line(15, final=True))
-    assert Metrics(path).finished_at == 15
-    for step, kept in ((15, [5, 10, 15]), (12, [5, 10]), (4, [])):
-        metrics = Metrics(path)
-        metrics.start(step, evaluation=False, config=Config())
-        metrics.close()
-        assert [entry["step"] for entry in written(path)] == kept
-        assert metrics.finished_at is None
+def test_starting_makes_the_lines_those_given(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line(step)) + "\n" for step in (5, 10, 15)))
+    log = Log(tmp_path)
+    log.start(10, [line(5), line(10)], Config())
+    log.close()
+    assert written(tmp_path / "metrics.jsonl") == [line(5), line(10)]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
 
 
-def test_resuming_drops_the_line_of_the_step_if_it_lacks_a_due_evaluation(tmp_path: Path) -> None:
-    for entry, evaluation, kept in ((line(10), True, [5]), (line(10), False, [5, 10]),
-                                    (line(10, test_accuracy=0.5), True, [5, 10])):  # fmt: skip
-        metrics = Metrics(write(tmp_path / "metrics.jsonl", line(5), entry))
-        metrics.start(10, evaluation, config=Config())
-        metrics.close()
-        assert [entry["step"] for entry in written(metrics.path)] == kept
-
-
-def test_a_run_is_finished_only_with_its_evaluation_and_its_final_line(tmp_path: Path) -> None:
-    evaluated = line(15, test_accuracy=0.5)
-    for lines in ([], [evaluated], [line(15), line(15, final=True)], [line(10, test_accuracy=1.0),
-                  line(15, final=True)], [line(15, final=True)]):  # fmt: skip
-        assert Metrics(write(tmp_path / "metrics.jsonl", *lines)).finished_at is None
-    assert Metrics(write(tmp_path / "metrics.jsonl", evaluated, line(15, final=True))).finished_at == 15
-
-
-def test_metrics_without_checkpoints_are_set_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_set_aside_under_a_new_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (5, 10):
-        metrics = Metrics(write(tmp_path / "metrics.jsonl", line(number)))
-        metrics.start(0, evaluation=False, config=Config())
-        metrics.close()
-        assert written(metrics.path) == []
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(line(number)) + "\n")
+        Log(tmp_path).set_aside()
+        assert read_lines(tmp_path) == []
     assert written(tmp_path / "metrics-old.jsonl") == [line(5)]
     assert written(tmp_path / "metrics-old-2.jsonl") == [line(10)]
     told = capsys.readouterr().err.splitlines()
@@ -83,11 +61,10 @@ def test_metrics_without_checkpoints_are_set_aside(tmp_path: Path, capsys: pytes
 def test_a_line_torn_by_a_crash_is_dropped(torn: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(line(5)) + "\n" + torn)
-    metrics = Metrics(path)
-    assert metrics.history == [line(5)]
-    metrics.start(5, evaluation=False, config=Config())
-    metrics.log(line(10))
-    metrics.close()
+    assert read_lines(tmp_path) == [line(5)]
+    log = started(tmp_path, 5)
+    log.line(line(10))
+    log.close()
     assert written(path) == [line(5), line(10)]
 
 
@@ -121,11 +98,10 @@ def events(folder: Path) -> Iterator[Any]:
 
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     for step in (0, 5):
-        metrics = Metrics(tmp_path / "metrics.jsonl")
-        metrics.start(step, evaluation=False, config=Config(seed=7, hidden_sizes=(8, 4)))
-        metrics.log(line(step + 5, train_loss=0.25, test_correct=step, final=True, params_sha256="ab"))
-        seen = list(events(tmp_path / "tensorboard"))  # on disk when `log` returns
-        metrics.close()
+        log = started(tmp_path, step, config=Config(seed=7, hidden_sizes=(8, 4)))
+        log.line(line(step + 5, train_loss=0.25, test_correct=step, final=True, params_sha256="ab"))
+        seen = list(events(tmp_path / "tensorboard"))  # on disk when `line` returns
+        log.close()
     values = [(event.step, v) for event in seen for v in event.summary.value]
     scalars = {(v.tag, step): v.simple_value for step, v in values if v.HasField("simple_value")}
     assert scalars == {("train_loss", 5): 0.25, ("train_loss", 10): 0.25, ("test_correct", 5): 0.0,
@@ -145,29 +121,29 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_for_tensorboard_is_an_error_not_a_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl")
-    metrics.start(0, evaluation=False, config=Config())
+    log = started(tmp_path)
     monkeypatch.setattr(RecordWriter, "flush", lambda self: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(WriteError, match="No space left on device"):
-        metrics.log(line(5, train_loss=0.5))
-    metrics.close()
-    assert written(metrics.path) == [line(5, train_loss=0.5)]
+        log.line(line(5, train_loss=0.5))
+    log.close()
+    assert read_lines(tmp_path) == [line(5, train_loss=0.5)]
 
 
-def test_quiet_processes_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl", quiet=True)
-    metrics.start(0, evaluation=False, config=Config())
-    metrics.log(line(5))
-    metrics.say("hello")
-    metrics.close()
+def test_other_processes_than_the_first_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = started(tmp_path, first=False)
+    log.line(line(5))
+    log.say("hello")
+    log.warn("hello")
+    log.note("hello")
+    log.close()
     assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
 
 
 def test_no_bar_where_the_output_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl")
-    metrics.bar(1, 20, 96, 0.5)
-    metrics.close_bar()
+    log, config = Log(tmp_path), Config()
+    log.show_progress(Progress(Cadence(config, 5), 3), 20, 96)
+    log.close_bar()
     assert capsys.readouterr() == ("", "")
 
 

@@ -1,0 +1,210 @@
+"""What a run keeps in its folder, lines, ledger and checkpoints; how it stops when asked to, and how it goes on."""
+
+import dataclasses
+import functools
+import os
+import time
+from contextlib import ExitStack, closing
+from typing import Any
+
+import jax
+import numpy as np
+
+from distmlp import machine
+from distmlp.cluster.group import Group
+from distmlp.config import Config, differences
+from distmlp.data.datasets import Data
+from distmlp.errors import InputError, Interrupted
+from distmlp.parallel.digest import params_sha256
+from distmlp.parallel.feed import Steps
+from distmlp.parallel.specs import State
+from distmlp.progress import Poll, Progress, Totals, best
+from distmlp.run.ledger import Ledger
+from distmlp.run.log import Log, banner, header, summary, versions
+from distmlp.run.signals import Signals, Watchdog
+from distmlp.run.store import Meta, Store
+from distmlp.run.workdir import Workdir
+from distmlp.training import Program
+
+_SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
+
+
+class Keeping:
+    """Everything that a run writes, and the signals it heeds, within this context."""
+
+    def __init__(self, config: Config, data: Data, parts: Program, workdir: Workdir, group: Group) -> None:
+        self.config, self.data, self.parts, self.cadence = config, data, parts, parts.cadence
+        self.workdir, self.group = workdir, group
+        self.log = Log(workdir.path, group.first)
+        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
+        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints, group)
+        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
+        self._dispatches, self._profiled, self._profiling = 0, False, ExitStack()
+        self._saved_step, self._saved_at = 0, time.monotonic()
+        self._begun: Progress | None = None
+        self._open = ExitStack()
+
+    def __enter__(self) -> "Keeping":
+        self._open.enter_context(self.signals)
+        self._open.enter_context(closing(self.log))
+        self._open.enter_context(self._profiling)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if self._begun is not None:
+            reason = "" if error is None else f"{type(error).__name__}: {error}"
+            self.workdir.record_session(end=self._begun.step, reason=reason)
+            if error is not None:
+                self.log.note(f"distmlp: {error}")
+        with self._open:
+            agreed = error is None or isinstance(error, Interrupted)
+            if agreed or not self.group.several:  # else the others may be gone, or busy
+                self.store.close()
+
+    def restored(self) -> tuple[State, int, Totals] | None:
+        """State, step and sums of the newest intact checkpoint; None without any, InputError if it is another run's."""
+        dataset = f"--dataset={self.config.dataset}"
+        self.group.agree({f"the digest of {dataset}": self._fingerprint})
+        self.group.go_in_step()
+        found = self.store.newest_intact(self.parts.state, self._check_meta)
+        if found is None:
+            return None
+        state, meta, notes = found
+        if meta.get("data_modified", self.data.modified()) != self.data.modified():
+            notes.append(f"the files of {dataset} were written again since the run began; the rows that are compared "
+                         "are the same: if others are not, give another --workdir")
+        changed = differences(meta["versions"], _versions())
+        if changed and self.config.reduction == "invariant":
+            notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
+        for note in notes:
+            self.log.warn(note)
+        self._saved_step = meta["step"]
+        return state, meta["step"], Totals(**meta["totals"])
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        """The data's fingerprint, for which all of them are read once."""
+        return self.data.fingerprint()
+
+    def _meta(self, progress: Progress) -> Meta:
+        """What a checkpoint says beside its arrays, with the sums from before this step's line."""
+        return {
+            "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
+            "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
+            "totals": dataclasses.asdict(progress.totals), "versions": _versions(),
+        }  # fmt: skip
+
+    def _check_meta(self, meta: Meta) -> None:
+        """Raises InputError if a checkpoint is another run's, or beyond this one's end."""
+        workdir = f"--workdir={self.workdir.path}"
+        saved, experiment = Config().settings() | meta["settings"], self.config.experiment()
+        changed = [f"--{text}" for text in differences({name: saved[name] for name in experiment}, experiment)]
+        if changed:
+            raise InputError(f"{workdir} holds another run ({'; '.join(changed)}): "
+                             "give the same flags, or another --workdir")
+        if meta["data"] != self._fingerprint:
+            raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in {workdir} "
+                             "began with: bring them back, or give another --workdir")
+        saved_shards, num_shards = meta["num_shards"], self.parts.layout.num_shards
+        if self.config.reduction == "invariant" and saved_shards != num_shards:
+            raise InputError(f"--num_shards was {saved_shards}, is {num_shards}: give --num_shards={saved_shards}")
+        if meta["step"] > self.cadence.total_steps:
+            raise InputError(f"{workdir} is at step {meta['step']}, beyond the {self.cadence.total_steps} steps asked "
+                             "for: raise --num_epochs or --max_steps")
+
+    def begin(self, progress: Progress) -> None:
+        """Opens the run's files at this step, and says what will be trained."""
+        step, total, config = progress.step, self.cadence.total_steps, self.config
+        self.workdir.write_run_flags(config)
+        if step == 0 and progress.history:
+            self.log.set_aside()
+        progress.drop_lines_to_come()
+        self.log.start(step, progress.history, config)
+        self.ledger.start(step)
+        self.log.say(banner(config, self.data, self.parts, self.workdir.path, self.group))
+        devices = self.parts.layout.devices
+        self.workdir.record_session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
+                                    devices=f"{len(devices)} x {devices[0].device_kind}")
+        self._begun = progress
+        if step:
+            self.log.say(f"resuming after step {step} of {total}")
+        if 0 < config.schedule_steps < total:
+            self.log.warn(f"the learning rate is 0 from step {config.schedule_steps} on, where --schedule_steps ends; "
+                          f"this run has {total} steps")
+        self.log.say(header(self.data.validation is not None))
+
+    def record(self, steps: Steps, digests: dict[str, str] | None, progress: Progress) -> None:
+        """Takes note of a dispatch that has been made."""
+        self._dispatches += 1
+        self.ledger.add(progress.step, steps, digests)
+        self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
+
+    def save_is_due(self, progress: Progress) -> bool:
+        """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock; a collective."""
+        if self.cadence.save(progress.step):
+            return True
+        every = self.config.checkpoint_every_seconds
+        if every <= 0 or (self.group.several and self._dispatches % _SECONDS_POINT):
+            return False
+        return bool(self.group.gather(np.array(time.monotonic() - self._saved_at >= every, np.int32))[0])
+
+    def save(self, state: State, progress: Progress) -> None:
+        """Begins a checkpoint unless there is one of this step, once the ledger's lines up to it are on disk."""
+        if self._saved_step < progress.step:
+            progress.settle()
+            progress.count_seconds()
+            self.ledger.flush()
+            self.store.save(progress.step, state, self._meta(progress), best(progress.history)["step"])
+            self._saved_step, self._saved_at = progress.step, time.monotonic()
+            self.watchdog.beat()
+
+    def profile(self, progress: Progress) -> None:
+        """Starts or stops the profiler, if that is due, once the devices have done the steps before."""
+        first, end = self.cadence.profile or (0, 0)
+        if not self._profiled and first <= progress.step < end:
+            progress.settle()
+            jax.profiler.start_trace(str(self.workdir.path / "profile"))
+            self._profiling.callback(jax.profiler.stop_trace)
+            self._profiled = True
+        elif self._profiled and progress.step == end:
+            progress.settle()
+            self._profiling.close()
+
+    def before_line(self, progress: Progress) -> None:
+        """To be called after a dispatch: a line may follow, and an evaluation before it."""
+        if self.cadence.line(progress.step):
+            self.log.close_bar()
+        if self.group.several and self.cadence.evaluation(progress.step) and not best(progress.history)["step"]:
+            self.store.wait()  # a process that now finds an error in the test set could not wait with the others
+
+    def stop_if_signalled(self, state: State, progress: Progress) -> None:
+        """Saves and raises if a signal came; the state must be that of a step boundary."""
+        if (signum := self.group.stop_point(self.signals.received)) is None:
+            return
+        progress.settle()
+        self.log.close_bar()
+        self.save(state, progress)
+        self.store.wait()
+        raise Interrupted(signum, f"stopped after step {progress.step} of {self.cadence.total_steps}; "
+                          f"{self.store.last_checkpoint()}; the same command with --workdir={self.workdir.path} goes "
+                          "on from there")
+
+    def finish(self, state: State, progress: Progress, poll: Poll) -> None:
+        """Tests what a validation set has chosen, and writes the last line and the summary."""
+        self.store.wait()
+        chosen: State | None = state
+        step = best(progress.history)["step"]
+        if self.data.validation is not None and step != progress.step:
+            chosen = self.store.intact(step, self.parts.state)
+            if chosen is None:
+                self.log.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
+        tested = self.parts.measures.tested(state, chosen, poll)
+        self.log.line(progress.add_final_line(params_sha256(state.params), tested))
+        self.log.say(summary(progress.history, self.workdir.path))
+
+
+def _versions() -> dict[str, str]:
+    """What the bits of an invariant run depend on besides its settings."""
+    device = jax.devices()[0]
+    processor = machine.processor() if device.platform == "cpu" else device.device_kind
+    return {**versions(), "processor": processor, "PJRT_NPROC": os.environ.get("PJRT_NPROC", "not set")}

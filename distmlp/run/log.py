@@ -1,0 +1,204 @@
+"""What a run says, and where: on the console and its progress bar, in log.txt, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import platform
+import sys
+import textwrap
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+from tqdm.auto import tqdm  # in a notebook, a bar of its own
+
+from distmlp.cluster.group import Group
+from distmlp.config import Config
+from distmlp.errors import listed
+from distmlp.parallel import backend
+from distmlp.progress import Line, Progress, best
+from distmlp.run.workdir import new_path, replace_file, sync, writing
+
+if TYPE_CHECKING:  # they import torch, which those who only read lines do not need
+    from distmlp.data.datasets import Data
+    from distmlp.training import Program
+
+
+def read_lines(run: Path) -> list[Line]:
+    """The lines of a run's metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    texts = path.read_text().splitlines() if path.exists() else []
+    lines: list[Line] = []
+    with contextlib.suppress(ValueError):  # a line torn by a crash; what follows it belongs to no committed checkpoint
+        for text in texts:
+            lines.append(json.loads(text))
+    return lines
+
+
+class Log:
+    """Writes what a run says, in the first process only.
+
+    A line is on disk before `line` returns: the lines of earlier steps than a checkpoint's always are, that of its own
+    step may be missing yet.
+    """
+
+    def __init__(self, workdir: Path, first: bool = True) -> None:
+        self.workdir, self._first = workdir, first
+        self._metrics = workdir / "metrics.jsonl"
+        self._events: Any = None
+        self._bar: Any = None
+
+    def start(self, step: int, history: Sequence[Line], config: Config) -> None:
+        """Makes `history` the lines that there are, and opens all files for those of the steps after `step`."""
+        if self._first:
+            from distmlp.run.tensorboard import EventFile  # takes 0.2 s to import
+
+            replace_file(self._metrics, "".join(json.dumps(line) + "\n" for line in history))
+            with writing(self.workdir):
+                self._events = EventFile(self.workdir / "tensorboard", step + 1, config)
+
+    def set_aside(self) -> None:
+        """Moves lines away that belong to no checkpoint."""
+        if self._first:
+            aside = new_path(self.workdir / "metrics-old.jsonl")
+            self._metrics.rename(aside)
+            self.warn(f"there are metrics but no checkpoints: the run begins anew, and the old metrics are in {aside}")
+
+    def line(self, line: Line) -> None:
+        """Writes and shows one line; its numbers other than step and epoch also become TensorBoard scalars."""
+        if self._first:
+            with writing(self.workdir):
+                with self._metrics.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                sync(self._metrics)
+                self._events.scalars(line)
+        if not line.get("final"):
+            self.say(describe(line))
+
+    def say(self, text: str) -> None:
+        """A remark on the console, above the progress bar if there is one, and in log.txt once a run has begun."""
+        if self._first:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+            if self._events is not None:  # else nothing is trained, and the folder stays as it is
+                self.note(text)
+
+    def warn(self, text: str) -> None:
+        """A remark on standard error, and in log.txt."""
+        if self._first:
+            print(f"distmlp: {text}", file=sys.stderr)
+            self.note(f"distmlp: {text}")
+
+    def note(self, text: str) -> None:
+        """A remark in log.txt only. A run goes on where it cannot be written."""
+        if self._first:
+            with contextlib.suppress(OSError), (self.workdir / "log.txt").open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+
+    def show_progress(self, progress: Progress, batch_size: int, size: int) -> None:
+        """Shows how far the epoch is, of `size` examples. Only on a terminal."""
+        epoch, step = divmod(progress.step - 1, progress.cadence.per_epoch)
+        position = min((step + 1) * batch_size, size)
+        if self._bar is None:
+            self._bar = tqdm(total=size, initial=position, desc=f"epoch {epoch + 1}", unit=" examples", unit_scale=True,
+                             leave=False, mininterval=0.2, disable=None if self._first else True)  # None: no terminal
+        if progress.last_loss is not None:
+            self._bar.set_postfix(loss=f"{progress.last_loss:.4f}", refresh=False)
+        self._bar.update(position - self._bar.n)
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def close(self) -> None:
+        self.close_bar()
+        if self._events is not None:
+            with contextlib.suppress(OSError):  # a full disk, of which `line` has told
+                self._events.close()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    names = ("distmlp", "jax", "jaxlib", "numpy", "torch", "orbax-checkpoint", "optax")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Group) -> str:
+    """The lines a run starts with: everything that a reader of its log will want to know."""
+    layout, sizes, hosts = parts.layout, parts.sizes, group.hosts()
+    devices = layout.devices
+    kinds = sorted({devices[0].platform, *(device.device_kind for device in devices)})
+    parameters = sum((m + 1) * n for m, n in itertools.pairwise(sizes))
+    validation = f", {len(data.validation):,} validation" if data.validation else ""
+    rows = {
+        "versions": ", ".join(f"{name}\u00a0{version}" for name, version in versions().items()),
+        "hosts": f"{len(hosts)} ({', '.join(hosts)}), {_count(jax.process_count(), 'process', 'processes')}",
+        "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
+        "NVIDIA GPU": (reason := backend.unused_gpu(config)) and f"not used: {reason}",
+        "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
+                "training set on the {} ({})".format(*parts.placement),
+        "classes": data.classes and f"{len(data.classes)}: {listed(data.classes)}",
+        "layers": f"{'-'.join(map(str, sizes))}: {parameters:,} parameters, {config.compute_dtype}, "
+                  f"{config.matmul_precision} precision",
+        "batch": f"{_count(config.batch_size, 'example')} in {_count(layout.num_shards, 'shard')} of at most "
+                 f"{-(-config.batch_size // layout.num_shards)}, on {_count(len(devices), 'device')}",
+    }
+    wrap = textwrap.TextWrapper(80, subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False)
+    lines = [wrap.fill(f"{name:<12} {value}") for name, value in rows.items() if value]
+    return "\n".join([*lines, f"{'workdir':<12} {workdir}"]).replace("\u00a0", " ")
+
+
+def _count(number: int, one: str, more: str = "") -> str:
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
+_COLUMNS = {  # of a line for people, behind its epoch: heading, width, format
+    "step": ("step", 8, ""), "train_loss": ("train loss", 11, ".5f"), "test_loss": ("test loss", 10, ".5f"),
+    "train_accuracy": ("train acc", 11, ".2%"), "test_accuracy": ("test acc", 10, ".2%"),
+    "seconds": ("seconds", 9, ".2f"), "examples_per_second": ("examples/s", 12, ",.0f"),
+}  # fmt: skip
+HEADER = " " * 9 + "".join(f"{heading:>{width}}" for heading, width, _ in _COLUMNS.values())
+
+
+def header(validation: bool) -> str:
+    """The headings of the lines per epoch."""
+    return HEADER.replace("test", " val") if validation else HEADER
+
+
+def describe(line: Line) -> str:
+    """One line for people, of 80 columns, below `header`."""
+    line = {name.replace("validation", "test"): value for name, value in line.items()}
+    cells = (f"{line[name]:>{width}{form}}" if name in line else " " * width
+             for name, (_, width, form) in _COLUMNS.items())  # fmt: skip
+    return f"epoch {line['epoch']:>3}{''.join(cells)}".rstrip()
+
+
+def summary(history: Sequence[Line], workdir: Path) -> str:
+    """The end of a run: its accuracy, the parameters' SHA-256, the time it took, and what there is to go on with."""
+    (*_, last, final), top = history, best(history)
+    if "validation_accuracy" in top:
+        lines = [f"best validation accuracy {top['validation_accuracy']:.2%} at step {top['step']}; on the test set:"]
+        for which, name, step in (("best", "best_test", top["step"]), ("last", "test", final["step"])):
+            if f"{name}_accuracy" in final:
+                lines.append(f"  the {which} checkpoint, step {step}: {final[f'{name}_accuracy']:.2%} "
+                             f"({final[f'{name}_correct']} of {final['test_count']})")
+    else:
+        lines = [f"final test accuracy {100 * last['test_accuracy']:.2f} % "
+                 f"({last['test_correct']} of {last['test_count']}), "
+                 f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}",
+                 "(the best was chosen on the test set; --validation_fraction avoids that)"]
+    steps = f"{last['step']}" if top["step"] == last["step"] else f"{last['step']}, and the best one, {top['step']},"
+    training = sum(line.get("seconds", 0) for line in history)
+    return "\n".join((
+        *lines,
+        f"parameters {final['params_sha256']}",
+        f"time         {final['total_seconds']:.1f} s, of which {training:.1f} s training steps",
+        f"checkpoints  {steps} in {workdir / 'checkpoints'}",
+        f"next         python -m launch.evaluate {workdir}",
+        f"workdir      {workdir}",
+    ))  # fmt: skip

@@ -1,0 +1,150 @@
+"""The core: what a run compiles, and how it advances a state; no file, no signal handler, no other process."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from distmlp import optim
+from distmlp.config import Config
+from distmlp.data.batches import NumpyLoader
+from distmlp.data.datasets import Data
+from distmlp.errors import InputError
+from distmlp.model import Params
+from distmlp.parallel import backend
+from distmlp.parallel.digest import StateDigest, params_sha256
+from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel.feed import Feed, Steps, choose_placement, make_feed
+from distmlp.parallel.layout import Layout
+from distmlp.parallel.specs import STATE, State
+from distmlp.parallel.step import initial_state, make_train_step
+from distmlp.progress import Cadence, Line, Measures, Poll, Progress, best
+
+
+class Program(NamedTuple):
+    """A run's parts, of which nothing is compiled or placed yet."""
+
+    layout: Layout
+    loader: NumpyLoader
+    sizes: list[int]  # of the layers, input and output included
+    optimizer: optax.GradientTransformation
+    cadence: Cadence
+    state: State  # abstract: shapes, dtypes and placements
+    placement: tuple[str, str]  # where the training set lies, host or device, and why
+    feed: Feed
+    evaluator: Evaluator
+    measures: Measures
+    digest: StateDigest
+    seed: int  # of the initial parameters
+
+    def compile(self, config: Config) -> None:
+        """Compiles the steps, also in a thread beside other work."""
+        with backend.pinned(config):  # a thread's own
+            self.feed.compile(self.state)
+
+    def initial_state(self, scaling: Sequence[np.ndarray]) -> State:
+        """The state before the first step, on the devices."""
+        state = initial_state(self.sizes, self.seed, self.optimizer, scaling)
+        return self.layout.put(jax.tree.map(np.asarray, state), STATE)
+
+    def close(self) -> None:
+        """Ends the processes that load data."""
+        self.loader.close()
+        self.evaluator.close()
+
+
+def build(config: Config, data: Data, layout: Layout, placement: tuple[str, str] | None = None) -> Program:
+    """The parts of a run; raises InputError where its settings do not go with the data.
+
+    `placement` is what several processes have agreed on; None: by this machine's memory.
+    """
+    if config.batch_size > len(data.train):
+        raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
+    loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards, config.shuffle,
+                         config.seed, config.num_workers)  # fmt: skip
+    cadence = Cadence(config, loader.order.steps_per_epoch)
+    sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
+    optimizer = optim.make(config, cadence.total_steps)
+    scaling = () if config.input_scaling == "none" else (jax.ShapeDtypeStruct((data.num_features,), np.float32),) * 2
+    state = jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling)
+    state = layout.abstract(state, STATE)  # enough to compile for it, and to restore it
+    placement = placement or choose_placement(config, data.train, layout)
+    train_step = make_train_step(config, layout, data.num_classes, optimizer)
+    feed = make_feed(config, layout, loader, train_step, placement[0], cadence.total_steps)
+    evaluator = Evaluator(config, layout)
+    return Program(layout, loader, sizes, optimizer, cadence, state, placement, feed, evaluator,
+                   Measures(config, data, evaluator), StateDigest(layout, STATE), config.seed)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a training leaves: `params, history = result` takes the first two."""
+
+    params: Params  # after the last step, on the devices
+    history: list[Line]  # the lines of metrics.jsonl
+    best_params: Params | None = None  # of the best evaluation, where no folder has them
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.params, self.history))
+
+
+class Moment(NamedTuple):
+    """A state between two steps, and what has just been done, if anything; the next step takes its memory over."""
+
+    state: State
+    steps: Steps | None = None  # made by a dispatch
+    digests: dict[str, str] | None = None  # of the state's arrays, by which the devices' copies were compared
+    line: Line | None = None  # of the progress, with an evaluation if that was due
+
+
+def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Iterator[Moment]:
+    """Trains until the last step is done, or --patience is at its end; evaluations call `poll`.
+
+    Yields a moment before each dispatch, where one can stop; another after it, before anything is evaluated; and
+    where a line is due, a third one with it.
+
+    Raises:
+      DivergedError: a value is not finite, or the devices no longer agree.
+    """
+    cadence = progress.cadence
+    if progress.logged:
+        progress.begin_sums()  # a checkpoint has the sums from before its line
+    elif progress.step and cadence.line(progress.step):
+        yield _with_line(parts, state, progress, poll)
+        progress.begin_sums()
+    progress.start_clock()
+    while not progress.at_end:
+        yield Moment(state)
+        with jax.transfer_guard("disallow"):
+            state, steps = parts.feed.advance(state, progress.step, cadence.next(progress.step))
+        progress.add(steps)
+        compared = cadence.comparison(progress.step)
+        yield Moment(state, steps, parts.digest.check(state, progress.step) if compared else None)
+        if cadence.line(progress.step):
+            progress.settle()
+            yield _with_line(parts, state, progress, poll)
+            progress.begin_sums()
+
+
+def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> Moment:
+    due = progress.cadence.evaluation(progress.step)
+    return Moment(state, line=progress.add_line(parts.measures.evaluated(state, poll) if due else {}))
+
+
+def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambda line: None) -> Result:
+    """Trains from an initial state, keeping the best one in memory; `show` gets each line but the final one."""
+    progress = Progress(parts.cadence)
+    best_state = state
+    for moment in advance(parts, state, progress, progress.start_clock):
+        state = moment.state
+        if moment.line is not None:
+            show(moment.line)
+            if best(progress.history) is moment.line:
+                best_state = jax.tree.map(jnp.copy, state)
+    tested = parts.measures.tested(state, best_state, progress.start_clock)
+    progress.add_final_line(params_sha256(state.params), tested)
+    return Result(state.params, progress.history, best_state.params)
