@@ -20,7 +20,7 @@ _WIDTH = 80  # columns of a terminal
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class ClassificationReport:
     """A model's results on a data set."""
 
     checkpoint_step: int
@@ -82,7 +82,7 @@ class Evaluation:
 
 def evaluate(
     config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.AnyDataset
-) -> Evaluation:
+) -> ClassificationReport:
     """Evaluates parameters after `step` steps by the program that training evaluates with.
 
     On the same kind of processor, the numbers are the same to the last digit.
@@ -92,7 +92,7 @@ def evaluate(
         result = Evaluator(config, layout)(layout.replicate(State(params, (), jnp.int32(step), scaling)), dataset)
     labels, numbers = _labels(dataset), range(len(classes))
     values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
-    return Evaluation(
+    return ClassificationReport(
         step, result.loss, result.accuracy, result.correct, result.total, classes,
         metrics.confusion_matrix(labels, result.predicted, labels=numbers),
         dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted,

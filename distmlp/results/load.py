@@ -19,7 +19,7 @@ from distmlp.run import reader
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
     from distmlp.data.datasets import AnyDataset
-    from distmlp.results.evaluation import Evaluation
+    from distmlp.results.evaluation import ClassificationReport
 
 _ROWS = 512  # at most so many rows at a time
 
@@ -68,7 +68,7 @@ class Model:
         probabilities = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
         return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
 
-    def evaluate(self, x: Any, y: Any) -> "Evaluation":
+    def evaluate(self, x: Any, y: Any) -> "ClassificationReport":
         """Exact loss, accuracy and confusion matrix on rows `x` [N, ...] with labels `y` [N], values of `classes`.
 
         Raises:
@@ -83,7 +83,7 @@ class Model:
             raise InputError(f"label {unknown[0]!r} is none of the classes {listed(self.classes)}")
         return self.evaluate_set(ArrayDataset(self.check(x), np.array([numbers[label] for label in labels]), "x, y"))
 
-    def evaluate_set(self, dataset: "AnyDataset") -> "Evaluation":
+    def evaluate_set(self, dataset: "AnyDataset") -> "ClassificationReport":
         """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it."""
         from distmlp.results import evaluation
 

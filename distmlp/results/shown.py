@@ -11,7 +11,7 @@ import numpy as np
 from distmlp.config import Config
 from distmlp.data.datasets import ArrayDataset
 from distmlp.errors import InputError
-from distmlp.results import charts, splits
+from distmlp.results import charts, run_data
 from distmlp.results.load import Model, load
 from distmlp.results.pictures import PictureShape, picture_shape
 from distmlp.run import reader
@@ -101,8 +101,8 @@ def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, noted, 0)
     run.neurons = _neurons(model)
     try:
-        run.steps_per_epoch = -(-len(splits.split(model, "train")) // model.config.batch_size)
-        _evaluate(run, splits.split(model, "test"))
+        run.steps_per_epoch = -(-len(run_data.split(model, "train")) // model.config.batch_size)
+        _evaluate(run, run_data.split(model, "test"))
     except InputError as error:
         run.problem = str(error)
     return run

@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 
 from distmlp.cluster import group, rank
+from distmlp.errors import InputError
 from distmlp.run.workdir import replace_file, sync, writing
+
+_HEADER, _LINE = {"examples", "steps_per_epoch"}, {"step", "count", "examples", "loss"}
 
 
 def examples_sum(indices: np.ndarray) -> int:
@@ -30,6 +33,25 @@ def examples_sum(indices: np.ndarray) -> int:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
+
+
+def read(workdir: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """The first line of a run's ledger, and the others by their steps; both are empty where there is no ledger.
+
+    A last line without its end is left out: it is being written, or a crash tore it.
+
+    Raises:
+      InputError: another line is not what was written.
+    """
+    path = workdir / "ledger.jsonl"
+    try:
+        texts = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        header, *lines = map(json.loads, texts or ["{}"])
+        if lines and not _HEADER <= header.keys() or not all(_LINE <= line.keys() for line in lines):
+            raise ValueError("a line lacks one of its values")
+        return header, {line["step"]: line for line in lines}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}): bring it back from a copy, or move it away") from None
 
 
 class Ledger:
@@ -46,13 +68,8 @@ class Ledger:
         """Drops what lies beyond `step`, where training now goes on."""
         if not rank.is_first() or not (self.enabled or self.path.exists()):
             return
-        kept = [json.dumps(self._header)]
-        if self.path.exists():
-            for text in self.path.read_text().splitlines()[1:]:
-                if not text.endswith("}") or json.loads(text)["step"] > step:
-                    break  # beyond the checkpoint, or torn by a crash, and then it is beyond, too
-                kept.append(text)
-        replace_file(self.path, "\n".join(kept) + "\n")
+        kept = [self._header, *(line for at, line in read(self.path.parent)[1].items() if at <= step)]
+        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def fetched(self, step: int, indices: np.ndarray, weights: np.ndarray) -> None:
         """The examples that this process fetched for the update that completes `step`; weight 0 fills up."""

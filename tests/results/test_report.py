@@ -14,7 +14,7 @@ import pytest
 from distmlp import InputError, load
 from distmlp.plan import rates
 from distmlp.plan.cards import CARDS
-from distmlp.results import splits
+from distmlp.results import run_data
 from distmlp.results.report import report
 from launch.plan import main
 
@@ -55,7 +55,7 @@ def test_a_run_on_pictures(digits_run: Path) -> None:
     page = report([digits_run])
     parsed = Page(page)
     model = load(digits_run)
-    result = model.evaluate_set(splits.split(model))
+    result = model.evaluate_set(run_data.split(model))
     for heading in ("Loss", "Accuracy", "Throughput", "Learning rate", "Calibration", "Confusion matrix",
                     "Worst mistakes", "Weights of the first layer", "Starts and ends", "Checkpoints", "Versions"):
         assert heading in parsed.text
