@@ -1,6 +1,7 @@
 """Exact numbers on a data set: those that training logs, and by class."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +16,9 @@ from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.mesh import Layout
 from distmlp.parallel.step import State
 
-_BLOCK = 1024  # items read at a time
 _WIDTH = 80  # columns of a terminal
+
+Watch = Callable[[np.ndarray, np.ndarray], None]  # is shown the images and labels of each step of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +83,30 @@ class ClassificationReport:
 
 
 def evaluate(
-    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.AnyDataset
+    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.AnyDataset,
+    watch: Watch | None = None,
 ) -> ClassificationReport:
     """Evaluates parameters after `step` steps by the program that training evaluates with.
 
-    On the same kind of processor, the numbers are the same to the last digit.
+    On the same kind of processor, the numbers are the same to the last digit. Each example is read once; `watch` is
+    called with the images and the labels of some hundred at a time, in the data set's order.
     """
+    seen: list[np.ndarray] = []
+
+    def keep(images: np.ndarray, labels: np.ndarray) -> None:
+        seen.append(labels)
+        if watch is not None:
+            watch(images, labels)
+
     with backend.prepared(config):
         layout = Layout((jax.devices()[0],), "single", 1)
-        result = Evaluator(config, layout)(layout.replicate(State(params, (), jnp.int32(step), scaling)), dataset)
-    labels, numbers = _labels(dataset), range(len(classes))
+        state = layout.replicate(State(params, (), jnp.int32(step), scaling))
+        evaluator = Evaluator(config, layout)
+        try:
+            result = evaluator(state, dataset, watch=keep)
+        finally:
+            evaluator.close()
+    labels, numbers = np.concatenate(seen), range(len(classes))
     values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
     return ClassificationReport(
         step, result.loss, result.accuracy, result.correct, result.total, classes,
@@ -98,9 +114,3 @@ def evaluate(
         dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted,
     )
 
-
-def _labels(dataset: datasets.AnyDataset) -> np.ndarray:
-    if isinstance(dataset, datasets.ArrayDataset):
-        return dataset.labels
-    blocks = [range(start, min(start + _BLOCK, len(dataset))) for start in range(0, len(dataset), _BLOCK)]
-    return np.concatenate([dataset[block][1] for block in blocks])

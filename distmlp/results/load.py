@@ -19,7 +19,7 @@ from distmlp.run import reader
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
     from distmlp.data.datasets import AnyDataset
-    from distmlp.results.evaluation import ClassificationReport
+    from distmlp.results.evaluation import ClassificationReport, Watch
 
 _ROWS = 512  # at most so many rows at a time
 
@@ -83,11 +83,11 @@ class Model:
             raise InputError(f"label {unknown[0]!r} is none of the classes {listed(self.classes)}")
         return self.evaluate_set(ArrayDataset(self.check(x), np.array([numbers[label] for label in labels]), "x, y"))
 
-    def evaluate_set(self, dataset: "AnyDataset") -> "ClassificationReport":
+    def evaluate_set(self, dataset: "AnyDataset", watch: "Watch | None" = None) -> "ClassificationReport":
         """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it."""
         from distmlp.results import evaluation
 
-        return evaluation.evaluate(self.config, self.params, self.scaling, self.step, self.classes, dataset)
+        return evaluation.evaluate(self.config, self.params, self.scaling, self.step, self.classes, dataset, watch)
 
     def check(self, x: Any) -> np.ndarray:
         """`x` as uint8 or float32 [N, features]; see `predict` for what it raises."""

@@ -46,8 +46,8 @@ def read(workdir: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     path = workdir / "ledger.jsonl"
     try:
         texts = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        header, *lines = map(json.loads, texts or ["{}"])
-        if lines and not _HEADER <= header.keys() or not all(_LINE <= line.keys() for line in lines):
+        header, *lines = [json.loads(text) for text in texts] or [{}]
+        if not all(line.keys() >= _LINE for line in lines) or (lines and not header.keys() >= _HEADER):
             raise ValueError("a line lacks one of its values")
         return header, {line["step"]: line for line in lines}
     except (ValueError, AttributeError) as error:
