@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import operator
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,7 @@ def resolve_paths(config: Config) -> Config:
     given = {name: getattr(config, name) for name in PATHS if getattr(config, name)}
     if config.dataset in NAMED_DATASETS or config.dataset.startswith(FROM_PYTHON):
         given.pop("dataset", None)
-    changes: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items()}
+    changes: dict[str, Any] = {name: str(Path(os.path.expanduser(path)).absolute()) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
 
 

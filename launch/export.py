@@ -26,11 +26,11 @@ def main(argv: list[str]) -> int:
     verb.add_checkpoint(arguments)
     given = arguments.parse_args(argv)
 
-    from distmlp.results import export, load
+    from distmlp.results import export, files, load
 
-    model = load.load(Path(given.run), given.checkpoint)
-    export.export(model, given.format, Path(given.output))
-    print(f"{given.output}: the checkpoint of step {model.step} as {given.format}")
+    model, output = load.load(Path(given.run), given.checkpoint), Path(given.output)
+    export.export(model, given.format, output)
+    print(f"{output}: the checkpoint of step {model.step} as {given.format}", file=files.remarks(output))
     return 0
 
 

@@ -40,9 +40,7 @@ def export(model: Model, form: str, output: Path) -> None:
     if form not in FORMATS:
         raise InputError(f"--format={form}: choose one of {', '.join(FORMATS)}")
     content = FORMATS[form](model)
-    write(output, content)
-    if form == "stablehlo":
-        write(output.with_name(output.name + ".json"), json.dumps(metadata(model)).encode())
+    write(output, content, {".json": json.dumps(metadata(model)).encode()} if form == "stablehlo" else {})
 
 
 def metadata(model: Model) -> dict[str, str]:

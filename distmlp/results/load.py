@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,7 +129,7 @@ def load(run: "str | Path", checkpoint: str | int = "") -> Model:
     Raises:
       InputError: there is no such run or checkpoint, or the checkpoint is damaged.
     """
-    path = Path(run).expanduser()
+    path = Path(os.path.expanduser(run))
     stored = reader.read(path, str(checkpoint))
     known = {field.name for field in dataclasses.fields(Config)}
     config = Config(**{name: value for name, value in stored.meta["settings"].items() if name in known})
