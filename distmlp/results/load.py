@@ -57,6 +57,10 @@ class Model:
         """What is known of the training data: classes, columns, shape, dtype, largest, name; {} for older runs."""
         return dict(self.meta.get("data_info") or {})
 
+    def in_float32(self) -> "Model":
+        """The same network, its matrix products in float32."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, compute_dtype="float32"))
+
     def predict(self, x: Any) -> Predictions:
         """Classes and probabilities of the rows of `x`, numbers of shape [N, ...], scaled as the run scaled its data.
 
