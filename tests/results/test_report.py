@@ -187,6 +187,14 @@ def test_plan_and_reality_side_by_side(
     assert measured == round(1e6 * load(digits_run).config.batch_size / statistics.median(epochs[1:]))
 
 
+def test_a_plan_as_windows_writes_it(digits_run: Path, tmp_path: Path) -> None:
+    plan = {"target": "cpu:1", "batch": {"global": 64}, "total_steps": 69, "predicted_step_seconds": 0.001,
+            "checkpoint_bytes": 1}
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "plan.json").write_text(json.dumps(plan), encoding=encoding)
+        assert "Plan and reality" in report([digits_run], plan=tmp_path / "plan.json")
+
+
 def test_what_is_no_plan_is_named(digits_run: Path, tmp_path: Path) -> None:
     for text, problem in (("{", "cannot be read"), ("[]", "is no plan"), ('{"target": "cpu:1"}', "is no plan")):
         (tmp_path / "plan.json").write_text(text)
