@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
+from distmlp.data import refused
 from distmlp.errors import InputError
 
 _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), ("label", "labels", "target", "y")
@@ -38,6 +39,7 @@ def as_array(value: Any) -> np.ndarray:
 
 def check_dataset(dataset: Any, name: str) -> None:
     """Raises InputError unless it is a map-style Dataset."""
+    refused.check_object(dataset, name)
     if isinstance(dataset, torch.utils.data.IterableDataset) or not (
         hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     ):
