@@ -24,7 +24,11 @@ class Part(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The parts that a source has, and the names that it gives to classes and features."""
+    """The parts that a source has, and the names that it gives to classes and features.
+
+    It is made by the functions called `source`, one for each kind of source; where theirs cannot be had, or lacks what
+    a training needs, they raise an InputError.
+    """
 
     parts: dict[str, Part]  # train; test and validation where there are such
     names: list[str] | None = None  # of the classes, by number
@@ -37,11 +41,7 @@ def by_part(found: Mapping[str, _T]) -> dict[str, _T]:
 
 
 def source(path: Path) -> Source:
-    """The arrays in an .npz file, or in a folder of .npy files, which are memory-mapped.
-
-    Raises:
-      InputError: they cannot be read, or are not named as features and labels are.
-    """
+    """The arrays in an .npz file, or in a folder of .npy files, which are memory-mapped."""
     if path.is_dir():
         files = {file.stem: file for file in sorted(path.glob("*.npy"))}
         return _chosen(path, files, lambda name: _load(files[name], mmap_mode="r"))

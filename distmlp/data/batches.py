@@ -45,9 +45,6 @@ class _Rows(torch.utils.data.Dataset[Any]):
     def __init__(self, dataset: Examples) -> None:
         self.dataset = dataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
     def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | InputError:
         indices, weights = step
         real = weights > 0
@@ -66,7 +63,7 @@ class _Rows(torch.utils.data.Dataset[Any]):
 
 
 def _identity(batch: Any) -> Any:
-    return batch
+    return batch  # what torch does by itself would make tensors of the arrays
 
 
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -74,9 +71,11 @@ _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, s
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Processes that are started meanwhile never see what asks for a stop: such signals reach the whole process group,
-    and only the trainer, which saves, is to act on them (run/signals.py)."""
-    resource_tracker.ensure_running()  # its own start would unblock them
+    """Processes that are started within this context never see a signal that asks for a stop.
+
+    Such signals reach the whole process group, and only the trainer, which saves, is to act on them (run/signals.py).
+    """
+    resource_tracker.ensure_running()  # when it starts, it unblocks the signals
     others = multiprocessing.active_children()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
@@ -85,7 +84,7 @@ def _blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for process in multiprocessing.active_children():
         if process not in others:
-            atexit.register(process.kill)  # multiprocessing's SIGTERM would not end it, and its wait never
+            atexit.register(process.kill)  # multiprocessing sends SIGTERM, which is blocked, and waits for ever
 
 
 class ExampleLoader(torch.utils.data.DataLoader[Any]):
@@ -111,7 +110,7 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
             # JAX is multithreaded: a forked worker can deadlock.
             multiprocessing_context="spawn" if num_workers else None,
             persistent_workers=bool(num_workers),
-            generator=torch.Generator().manual_seed(seed),  # else every epoch would draw from torch's global one
+            generator=torch.Generator().manual_seed(seed),  # without it each epoch draws from torch's global one
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch's is of a class of its own
@@ -153,19 +152,13 @@ class NumpyLoader(ExampleLoader):
 
     Args:
       dataset, num_workers: see ExampleLoader.
-      batch_size, num_shards, shuffle, seed: see Order, which says what examples a batch has.
+      batch_size, num_shards, shuffle, seed: see Order, which says which examples a batch has.
       local_shards: the shards to yield, in this order; those from num_shards on are empty. All, if None.
     """
 
     def __init__(
-        self,
-        dataset: Examples,
-        batch_size: int,
-        num_shards: int = 1,
-        local_shards: Sequence[int] | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        num_workers: int = 0,
+        self, dataset: Examples, batch_size: int, num_shards: int = 1, local_shards: Sequence[int] | None = None,
+        shuffle: bool = False, seed: int = 0, num_workers: int = 0,
     ) -> None:
         self.order = Order(len(dataset), batch_size, num_shards, shuffle, seed)
         self.local_shards = range(num_shards) if local_shards is None else local_shards

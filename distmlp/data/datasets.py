@@ -44,7 +44,7 @@ class Data:
         return " ".join(prints)
 
     def modified(self) -> list[int | None]:
-        """Of each part; see Examples.modified."""
+        """When the file of each part was last written; see Examples.modified."""
         return [part.modified() for part in self.parts]
 
     def info(self) -> dict[str, Any]:
@@ -57,13 +57,13 @@ class Data:
             "columns": self.columns,
             "shape": list(first.shape),  # of one example
             "dtype": str(first.dtype),
-            "largest": largest,  # training value
+            "largest": largest,  # value in the training set
             "background": _background(first, largest),  # of pictures: 0 dark .. 1 bright
         }
 
 
 def _background(dataset: Examples, largest: float | None) -> float | None:
-    """The median of the outermost values of some pictures, over the largest value; None where these are none."""
+    """The median of the values at the edges of some pictures, over the largest value; None where there are none."""
     shape = [size for size in dataset.shape if size != 1]
     if not dataset.resident or not largest or len(shape) != 2 or min(shape) < 3:
         return None
@@ -73,10 +73,7 @@ def _background(dataset: Examples, largest: float | None) -> float | None:
 
 
 def load(
-    config: Config,
-    train_set: Any = None,
-    test_set: Any = None,
-    validation_set: Any = None,
+    config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None,
     info: dict[str, Any] | None = None,
 ) -> Data:
     """The data of a run: what --dataset names, or sets given from Python.

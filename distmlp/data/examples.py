@@ -76,10 +76,11 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, name: str) -> None:
         self.name, self._mapped = name, isinstance(images, np.memmap)
-        self._rows: np.ndarray | None = None  # positions in a mapped array; all, if None
+        self._covered = not self._mapped or images.nbytes <= _READ_WHOLE  # whether the fingerprint covers each value
+        self._rows: np.ndarray | None = None  # the positions in a memory-mapped array; None: all of them
         if images.ndim and len(images) == 0:
             raise InputError(f"{name} is empty: give at least one example")
-        shape = images.shape[1:]
+        self.shape = images.shape[1:]
         images = images.reshape(len(images), -1) if images.ndim else images
         if images.ndim != 2 or images.shape[1] == 0 or images.dtype.kind not in "uifb":
             raise InputError(f"{name}: features must be numbers of shape [examples, ...], "
@@ -87,7 +88,6 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         if len(labels) != len(images):
             raise InputError(f"{name} has {len(images)} examples but {len(labels)} labels: give as many of both")
         self.labels = np.ascontiguousarray(labels, dtype=np.int32)
-        self.shape = shape
         self.images = images if self._mapped else self._finite(_features(images))
         self.num_features, self.dtype = images.shape[1], _features(images[:1]).dtype
 
@@ -106,7 +106,7 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
     __getitem__ = take  # what torch calls it
 
     def _finite(self, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """The images, which are those at `rows`, or all; InputError if a value is not finite."""
+        """These images, which are those at `rows` or all, if their values are finite; else an InputError."""
         # A sum is finite unless a value is not (or unless it overflows): one fast pass, the slow one only if needed.
         if images.dtype == np.float32 and not np.isfinite(images.sum(dtype=np.float64)):
             bad = np.argwhere(~np.isfinite(images).all(axis=-1))
@@ -125,11 +125,6 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
             part.images = self.images[rows]
         return part
 
-    @property
-    def _covered(self) -> bool:
-        """Whether the fingerprint covers each value."""
-        return not self._mapped or self.images.nbytes <= _READ_WHOLE
-
     def fingerprint(self) -> str:
         """Digest of shape, dtype and labels, and of the features: of a memory-mapped set of more than 1 GiB, of 4096
         spaced rows only. See `modified` for what tells of its others.
@@ -140,7 +135,7 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         digest = hashlib.blake2b(f"{self.images.shape} {self.images.dtype}".encode(), digest_size=16)
         digest.update(self.labels.data)
         spaced = np.linspace(0, len(self) - 1, 4096).astype(int)
-        for images in blocks(self) if self._covered else [self.take(spaced)[0]]:
+        for images in blocks(self) if self._covered else (self.take(spaced)[0],):
             digest.update(np.ascontiguousarray(images).data)
         return digest.hexdigest()
 

@@ -14,11 +14,7 @@ _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), 
 
 
 def source(train_set: Any, test_set: Any = None, validation_set: Any = None) -> Source:
-    """The parts of the data that were given, each a pair of arrays (x, y), or a map-style Dataset of pairs or dicts.
-
-    Raises:
-      InputError: one is neither.
-    """
+    """The parts of the data that were given, each a pair of arrays (x, y), or a map-style Dataset of pairs or dicts."""
     parts: dict[str, Part] = {}
     names = columns = None
     for part, dataset in (("train", train_set), ("test", test_set), ("validation", validation_set)):

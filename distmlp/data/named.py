@@ -45,7 +45,7 @@ def _mnist(config: Config) -> Source:
 def _idx(file: Path) -> np.ndarray:
     """The array in a file of MNIST's own format: two zeros, 8 for bytes, the number of axes, their sizes, the bytes.
 
-    Importing torchvision takes longer than an epoch.
+    Read here, because importing torchvision takes longer than an epoch.
     """
     data = file.read_bytes()
     if data[:3] != b"\0\0\x08":
@@ -92,7 +92,7 @@ def _synthetic(config: Config) -> Source:
     return _named(config, draw(config.synthetic_examples), draw(max(1, config.synthetic_examples // 6)))
 
 
-LOADERS: dict[str, Callable[[Config], Source]] = {  # they raise InputError for a set that is not there, or damaged
+LOADERS: dict[str, Callable[[Config], Source]] = {  # InputError: a set is not there, or damaged
     "digits": _digits,
     "mnist": _mnist,
     "fashion_mnist": _torchvision("FashionMNIST"),

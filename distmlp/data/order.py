@@ -66,19 +66,16 @@ class ShardSampler(DistributedSampler[Any]):
     Shard s of S holds the positions p of the epoch's permutation with p ≡ s (mod S), ascending.
     """
 
-    @property
-    def _size(self) -> int:
-        return len(cast(Sized, self.dataset))  # torch declares no length of a Dataset
-
     def indices(self) -> np.ndarray:
         """This shard's example indices in this epoch, int64: a view of the shared permutation."""
-        return _permutation(self._size, self.shuffle, self.seed + self.epoch)[self.rank :: self.num_replicas]
+        size = len(cast(Sized, self.dataset))  # torch declares no length of a Dataset
+        return _permutation(size, self.shuffle, self.seed + self.epoch)[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices().tolist())
 
     def __len__(self) -> int:
-        return len(range(self.rank, self._size, self.num_replicas))
+        return len(self.indices())
 
 
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's

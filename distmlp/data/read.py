@@ -10,11 +10,7 @@ from distmlp.errors import InputError
 
 
 def source(config: Config, info: dict[str, Any] | None = None) -> Source:
-    """The parts that a file or a folder holds; see datasets.load for `info`.
-
-    Raises:
-      InputError: it is not there, or cannot be read.
-    """
+    """The parts that a file or a folder holds; see datasets.load for `info`."""
     path = Path(config.dataset)
     if config.dataset.startswith(FROM_PYTHON):
         raise InputError(f"--dataset={path}: the data of this run were given from Python: "

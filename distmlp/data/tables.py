@@ -16,11 +16,7 @@ _LABEL_NAMES = ("label", "target", "class", "y")
 
 
 def source(config: Config, files: dict[str, Path], info: dict[str, Any] | None) -> Source:
-    """The parts that tables hold; they find their columns by those of the training set, or of a model.
-
-    Raises:
-      InputError: a file cannot be read as a table, or has not the columns or values that it needs.
-    """
+    """The parts that tables hold; they find their columns by those of the training set, or of a model."""
     if "train" not in files:
         raise InputError(f"{config.dataset} holds no train.csv or train.parquet, but {', '.join(files)}: "
                          "name the parts train, test and val, or give a single file")
