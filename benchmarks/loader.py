@@ -15,8 +15,8 @@ from ours import CONFIGS
 
 def epoch_start(work: Work) -> Contestant:
     """Contestant: seconds from set_position to the first batch of a shuffled epoch. work: examples."""
+    from distmlp.data.batches import NumpyLoader
     from distmlp.data.datasets import ArrayDataset
-    from distmlp.data.loader import NumpyLoader
 
     images = np.zeros((work["examples"], 1), np.uint8)
     loader = NumpyLoader(ArrayDataset(images, images[:, 0], "zeros"), 128, shuffle=True)

@@ -12,7 +12,7 @@ from ours import config_of
 
 from distmlp import model, optim
 from distmlp.data import datasets
-from distmlp.data.loader import Batch, NumpyLoader
+from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.parallel import backend, mesh, step
 
 

@@ -103,7 +103,7 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.parts, self.workdir, self.started = config, data, parts, workdir, started
         self.feed, self.step = parts.feed, 0
-        self.cadence = Cadence(config, parts.loader.steps_per_epoch)
+        self.cadence = Cadence(config, parts.loader.order.steps_per_epoch)
         self.metrics = metrics.Metrics(workdir.path / "metrics.jsonl", quiet=not rank.is_first())
         self.measures = Measures(config, data, parts.evaluator, self._poll)
         self.ledger = Ledger(workdir.path, config.ledger, len(data.train), self.cadence.per_epoch)

@@ -22,7 +22,7 @@ from distmlp.parallel.digest import params_sha256
 def reference(mnist_dir: str) -> tuple[Any, float]:
     """The tutorial's parameters and test accuracy after one epoch."""
     data = datasets.load(Config(dataset="mnist", data_dir=mnist_dir))
-    (x, y), (x_test, y_test) = (part[np.arange(len(part))] for part in (data.train, data.test))
+    (x, y), (x_test, y_test) = (part.take(np.arange(len(part))) for part in (data.train, data.test))
     params = tutorial.train_epoch(tutorial.initial([784, 512, 512, 10]), x, y, 128, 10)
     return params, tutorial.accuracy(params, x_test, y_test)
 

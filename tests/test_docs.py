@@ -68,7 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != LESSON], ids=named)
 def test_the_blocks_of_a_page_run_in_their_order(page: Path, folder: Path) -> None:
-    x, y = datasets.load(Config()).test[np.arange(50)]
+    x, y = datasets.load(Config()).test.take(np.arange(50))
     names: dict[str, Any] = {"x": x, "y": y}
     printed = ""
     for block in blocks(page):

@@ -139,6 +139,6 @@ def test_scaling_sees_the_training_part_alone(tmp_path: Path) -> None:
     config = Config(dataset=str(tmp_path / "one.npz"), input_scaling="standard", **fractions)
     data = load(config)
     shift, scale = input_scaling(config, data)
-    rows = data.train[np.arange(len(data.train))][0]
+    rows = data.train.take(np.arange(len(data.train)))[0]
     assert len(rows) == 64
     np.testing.assert_allclose((shift, 1 / scale), (rows.mean(axis=0), rows.std(axis=0)), rtol=1e-5)

@@ -8,31 +8,31 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, Config
-from distmlp.data import given, named, sources
-from distmlp.data.examples import AnyDataset, ArrayDataset, ItemDataset
+from distmlp.data import given, named, read
+from distmlp.data.arrays import Part, Source
+from distmlp.data.examples import ArrayDataset, Examples, ItemDataset
 from distmlp.data.labels import Classes, find_classes
-from distmlp.data.sources import Part, Source
 from distmlp.data.splits import hold_out
 from distmlp.errors import InputError
 
-__all__ = ["AnyDataset", "ArrayDataset", "Data", "ItemDataset", "load"]
+__all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "load"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """The parts of a data set, all of the same width, and what the model needs to know of them."""
 
-    train: AnyDataset
-    test: AnyDataset
+    train: Examples
+    test: Examples
     num_features: int
     num_classes: int
     name: str = ""
-    validation: AnyDataset | None = None
+    validation: Examples | None = None
     classes: list[str] | None = None  # names by number
     columns: list[str] | None = None  # names of the features
 
     @property
-    def parts(self) -> list[AnyDataset]:
+    def parts(self) -> list[Examples]:
         return [part for part in (self.train, self.test, self.validation) if part is not None]
 
     def fingerprint(self) -> str:
@@ -44,39 +44,36 @@ class Data:
         return " ".join(prints)
 
     def modified(self) -> list[int | None]:
-        """See ArrayDataset.modified."""
+        """When the file of each part was last written; see Examples.modified."""
         return [part.modified() for part in self.parts]
 
     def info(self) -> dict[str, Any]:
         """What a checkpoint says of the data, as JSON values, so that the model can be used without them."""
-        first = self.train
-        largest = None if not isinstance(first, ArrayDataset) or first.mapped else float(first.images.max())
+        first, resident = self.train, self.train.resident
+        largest = float(resident[0].max()) if resident else None
         return {
             "name": self.name,
             "classes": self.classes,
             "columns": self.columns,
             "shape": list(first.shape),  # of one example
             "dtype": str(first.dtype),
-            "largest": largest,  # training value
+            "largest": largest,  # value in the training set
             "background": _background(first, largest),  # of pictures: 0 dark .. 1 bright
         }
 
 
-def _background(dataset: AnyDataset, largest: float | None) -> float | None:
-    """The median of the outermost values of some pictures, over the largest value; None where these are none."""
+def _background(dataset: Examples, largest: float | None) -> float | None:
+    """The median of the values at the edges of some pictures, over the largest value; None where there are none."""
     shape = [size for size in dataset.shape if size != 1]
-    if not isinstance(dataset, ArrayDataset) or not largest or len(shape) != 2 or min(shape) < 3:
+    if not dataset.resident or not largest or len(shape) != 2 or min(shape) < 3:
         return None
-    pictures = dataset[slice(0, 1000)][0].reshape(-1, *shape)
+    pictures = dataset.resident[0][:1000].reshape(-1, *shape)
     edges = (pictures[:, 0], pictures[:, -1], pictures[:, :, 0], pictures[:, :, -1])
     return float(np.median(np.concatenate(edges, axis=1)) / largest)
 
 
 def load(
-    config: Config,
-    train_set: Any = None,
-    test_set: Any = None,
-    validation_set: Any = None,
+    config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None,
     info: dict[str, Any] | None = None,
 ) -> Data:
     """The data of a run: what --dataset names, or sets given from Python.
@@ -90,29 +87,27 @@ def load(
       InputError: there are no such data, or they cannot be trained on.
     """
     if train_set is not None:
-        source = _given(train_set, test_set, validation_set)
+        source = given.source(train_set, test_set, validation_set)
     elif test_set is None and validation_set is None:
-        read = named.LOADERS.get(config.dataset)
-        source = read(config) if read else sources.read(config, info)
+        by_name = named.LOADERS.get(config.dataset)
+        source = by_name(config) if by_name else read.source(config, info)
     else:
         raise InputError("test_set and validation_set go with a train_set: give it, too")
     known = Classes.named(info["classes"]) if info and info.get("classes") else _classes(config, source)
-    parts = {name: _examples(part, known) for name, part in source.parts().items()}
+    parts = {name: _examples(part, known) for name, part in source.parts.items()}
     if info is not None:
         config = dataclasses.replace(config, test_fraction=0.0, validation_fraction=0.0)
         parts.setdefault("test", parts["train"])
-    for name, flag in (("test", "test_fraction"), ("validation", "validation_fraction")):
-        if getattr(config, flag) and name in parts:
-            raise InputError(f"--{flag}={getattr(config, flag)}: {source.train.name} comes with a {name} set, "
+    for name in ("test", "validation"):
+        fraction = getattr(config, f"{name}_fraction")
+        if fraction and name in parts:
+            raise InputError(f"--{name}_fraction={fraction}: {parts['train'].name} comes with a {name} set, "
                              f"{parts[name].name}: leave the flag out")
-        if getattr(config, flag):
-            whole = parts["train"]
-            stay, held = hold_out(whole.labels, flag, config, whole.name, known.names)
-            parts["train"] = whole.part(stay, whole.name)
-            parts[name] = whole.part(held, f"{whole.name} ({name} part)")
-    if "test" not in parts:
-        raise InputError(f"{source.train.name} comes without a test set: give one, or --test_fraction=0.2")
+        if fraction:
+            parts["train"], parts[name] = hold_out(parts["train"], name, fraction, config.seed, known.names)
     train = parts["train"]
+    if "test" not in parts:
+        raise InputError(f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
     for part in parts.values():
         if part.num_features != train.num_features:
             raise InputError(f"{train.name} has {train.num_features} features but {part.name} has "
@@ -122,24 +117,8 @@ def load(
                 source.columns)
 
 
-def _given(train_set: Any, test_set: Any, validation_set: Any) -> Source:
-    found, columns, names = {}, None, None
-    for name, dataset in (("train", train_set), ("test", test_set), ("validation", validation_set)):
-        if dataset is None:
-            continue
-        arrays = given.arrays(dataset)
-        if arrays is None:
-            given.check_dataset(dataset, f"{name}_set")
-            found[name] = Part(dataset, None, f"{name}_set")
-        else:
-            found[name] = Part(*arrays[:2], f"{name}_set")
-            columns = columns or arrays[2]
-        names = names or given.class_names(dataset)
-    return Source(found["train"], found.get("test"), found.get("validation"), names, columns)
-
-
 def _classes(config: Config, source: Source) -> Classes:
-    train, names = source.train, source.names
+    train, names = source.parts["train"], source.names
     known = config.num_classes or (config.synthetic_classes if config.dataset == "synthetic" else 0)
     if train.labels is not None:
         return find_classes(train.labels, train.name, known, names)
@@ -152,7 +131,7 @@ def _classes(config: Config, source: Source) -> Classes:
     return find_classes(listed, train.name, 0)
 
 
-def _examples(part: Part, classes: Classes) -> AnyDataset:
+def _examples(part: Part, classes: Classes) -> Examples:
     if part.labels is None:
         return ItemDataset(part.features, part.name, classes)
     return ArrayDataset(part.features, classes.encode(part.labels, part.name), part.name)

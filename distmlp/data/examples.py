@@ -8,7 +8,7 @@ import copy
 import hashlib
 from collections.abc import Iterator, Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch.utils.data
@@ -19,10 +19,50 @@ from distmlp.errors import InputError, one_line
 
 _READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
 _BLOCK = 8192  # rows read at a time
+_NOT_FINITE = "has a value that is NaN or infinite (or beyond float32): remove or mend it"
+
+
+class Examples(Protocol):
+    """A set of examples as all the rest of the package sees it, wherever they lie."""
+
+    name: str  # for messages
+    num_features: int
+    shape: tuple[int, ...]  # of one example's features, before they were made one row
+    dtype: "np.dtype[Any]"  # of the features
+    one_by_one: bool  # each example is read by itself, so that processes which read ahead help
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N]; all 0 where only reading every example would tell."""
+
+    @property
+    def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The features and labels of all examples, where these lie in memory."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples at these positions, an integer array of any shape: features [..., features] and labels [...].
+
+        Raises:
+          InputError: one that is read only now cannot be trained on.
+        """
+
+    def part(self, rows: np.ndarray, name: str) -> "Examples":
+        """The examples at these positions, int64, as a set of their own."""
+
+    def fingerprint(self) -> str:
+        """A digest that is the same for the same examples, on any host."""
+
+    def modified(self) -> int | None:
+        """When the features' file was last written, in ns; None where the fingerprint covers them all.
+
+        No part of the fingerprint: a copy on another host has another time, and is the same set.
+        """
 
 
 class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
-    """A labelled array; indexed by an integer array of any shape, or a slice, it returns that many examples at once.
+    """A labelled array, in memory or memory-mapped.
 
     Args:
       images: numbers [N, ...].
@@ -32,12 +72,15 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
       InputError: shapes, dtypes or values that cannot be trained on.
     """
 
+    one_by_one = False
+
     def __init__(self, images: np.ndarray, labels: np.ndarray, name: str) -> None:
-        self.name, self.mapped = name, isinstance(images, np.memmap)
-        self._rows: np.ndarray | None = None  # positions in a mapped array; all, if None
+        self.name, self._mapped = name, isinstance(images, np.memmap)
+        self._covered = not self._mapped or images.nbytes <= _READ_WHOLE  # whether the fingerprint covers each value
+        self._rows: np.ndarray | None = None  # the positions in a memory-mapped array; None: all of them
         if images.ndim and len(images) == 0:
             raise InputError(f"{name} is empty: give at least one example")
-        shape = images.shape[1:]
+        self.shape = images.shape[1:]
         images = images.reshape(len(images), -1) if images.ndim else images
         if images.ndim != 2 or images.shape[1] == 0 or images.dtype.kind not in "uifb":
             raise InputError(f"{name}: features must be numbers of shape [examples, ...], "
@@ -45,45 +88,42 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         if len(labels) != len(images):
             raise InputError(f"{name} has {len(images)} examples but {len(labels)} labels: give as many of both")
         self.labels = np.ascontiguousarray(labels, dtype=np.int32)
-        self.shape = shape
-        self.images = images if self.mapped else _features(images)
-        if not self.mapped:
-            self._check_finite(self.images, slice(None))
+        self.images = images if self._mapped else self._finite(_features(images))
         self.num_features, self.dtype = images.shape[1], _features(images[:1]).dtype
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
-        images = self.images[index if self._rows is None else self._rows[index]]
-        if self.mapped and images.dtype != np.uint8:
-            images = _features(images)
-            self._check_finite(images, index)
-        return images, self.labels[index]
+    @property
+    def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
+        return None if self._mapped else (self.images, self.labels)
 
-    def _check_finite(self, images: np.ndarray, index: Any) -> None:
+    def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = indices if self._rows is None else self._rows[indices]
+        images = self.images[rows]
+        return self._finite(_features(images), rows) if self._mapped else images, self.labels[indices]
+
+    __getitem__ = take  # what torch calls it
+
+    def _finite(self, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """These images, which are those at `rows` or all, if their values are finite; else an InputError."""
         # A sum is finite unless a value is not (or unless it overflows): one fast pass, the slow one only if needed.
         if images.dtype == np.float32 and not np.isfinite(images.sum(dtype=np.float64)):
-            bad = ~np.isfinite(images).all(axis=-1)
-            if bad.any():
-                example = (np.arange(len(self)) if self._rows is None else self._rows)[index][bad].flat[0]
-                raise InputError(f"{self.name}: example {example} has a value that is NaN or infinite "
-                                 "(or beyond float32): remove or mend it")
+            bad = np.argwhere(~np.isfinite(images).all(axis=-1))
+            if len(bad):
+                example = bad[0][0] if rows is None else rows[tuple(bad[0])]
+                raise InputError(f"{self.name}: example {example} {_NOT_FINITE}")
+        return images
 
     def part(self, rows: np.ndarray, name: str) -> "ArrayDataset":
-        """The examples at these positions, int64; of a memory-mapped array nothing is copied."""
+        """See Examples.part: of a memory-mapped array nothing is copied."""
         part = copy.copy(self)
         part.name, part.labels = name, self.labels[rows]
-        if self.mapped:
+        if self._mapped:
             part._rows = rows if self._rows is None else self._rows[rows]
         else:
             part.images = self.images[rows]
         return part
-
-    @property
-    def covered(self) -> bool:
-        """Whether the fingerprint covers each value."""
-        return not self.mapped or self.images.nbytes <= _READ_WHOLE
 
     def fingerprint(self) -> str:
         """Digest of shape, dtype and labels, and of the features: of a memory-mapped set of more than 1 GiB, of 4096
@@ -94,30 +134,30 @@ class ArrayDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         """
         digest = hashlib.blake2b(f"{self.images.shape} {self.images.dtype}".encode(), digest_size=16)
         digest.update(self.labels.data)
-        for images in blocks(self) if self.covered else [self[np.linspace(0, len(self) - 1, 4096).astype(int)][0]]:
+        spaced = np.linspace(0, len(self) - 1, 4096).astype(int)
+        for images in blocks(self) if self._covered else (self.take(spaced)[0],):
             digest.update(np.ascontiguousarray(images).data)
         return digest.hexdigest()
 
     def modified(self) -> int | None:
-        """When the features' file was last written, in ns; None where the fingerprint covers them all.
-
-        No part of the fingerprint: a copy on another host has another time, and is the same set.
-        """
-        return None if self.covered else Path(self.images.filename).stat().st_mtime_ns  # type: ignore[attr-defined] # a memmap
+        return None if self._covered else Path(self.images.filename).stat().st_mtime_ns  # type: ignore[attr-defined] # a memmap
 
 
 class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
-    """Any map-style Dataset of pairs or dicts, indexed like ArrayDataset; items are read, and checked, one by one.
+    """Any map-style Dataset of pairs or dicts; items are read, and checked, one by one.
 
     Raises:
       InputError: it is empty; or, as items are read, one that cannot be trained on.
     """
 
+    one_by_one, resident = True, None
+
     def __init__(self, dataset: "torch.utils.data.Dataset[Any]", name: str, classes: Classes) -> None:
-        self.dataset, self.name, self.classes, self.mapped = dataset, name, classes, True
+        self.dataset, self.name, self.classes = dataset, name, classes
         if len(self) == 0:
             raise InputError(f"{name} is empty: give at least one example")
-        self.num_features, self.dtype, self.shape = 0, np.dtype(np.float32), ()  # not known yet
+        self.shape: tuple[int, ...] = ()
+        self.num_features, self.dtype = 0, np.dtype(np.float32)  # until the first item is read
         first = self._item(0)[0]
         self.num_features, self.dtype, self.shape = first.size, first.dtype, first.shape
 
@@ -142,14 +182,16 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         if self.num_features and not np.can_cast(image.dtype, self.dtype):
             raise InputError(f"{where} has values of type {image.dtype}, but example 0 of {self.dtype}: give all alike")
         if not np.isfinite(image).all():
-            raise InputError(f"{where} has a value that is NaN or infinite (or beyond float32): remove or mend it")
+            raise InputError(f"{where} {_NOT_FINITE}")
         return image, number
 
-    def __getitem__(self, index: Any) -> tuple[np.ndarray, np.ndarray]:
-        index = np.asarray(index)
-        items = [self._item(int(i)) for i in index.flat]
-        images = np.stack([image.ravel() for image, _ in items], dtype=self.dtype).reshape(*index.shape, -1)
-        return images, np.array([label for _, label in items], np.int32).reshape(index.shape)
+    def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indices = np.asarray(indices)
+        items = [self._item(int(i)) for i in indices.flat]
+        images = np.stack([image.ravel() for image, _ in items], dtype=self.dtype).reshape(*indices.shape, -1)
+        return images, np.array([label for _, label in items], np.int32).reshape(indices.shape)
+
+    __getitem__ = take  # what torch calls it
 
     @property
     def labels(self) -> np.ndarray:
@@ -158,7 +200,6 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return np.zeros(len(self), np.int32) if listed is None else self.classes.encode(listed, self.name)
 
     def part(self, rows: np.ndarray, name: str) -> "ItemDataset":
-        """The examples at these positions, int64."""
         return ItemDataset(torch.utils.data.Subset(self.dataset, rows.tolist()), name, self.classes)
 
     def fingerprint(self) -> str:
@@ -172,20 +213,17 @@ class ItemDataset(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray]]):
         return digest.hexdigest()
 
     def modified(self) -> None:
-        """See ArrayDataset: files that a Dataset reads are its own affair."""
+        """None: files that a Dataset reads are its own affair."""
 
 
-def blocks(dataset: "AnyDataset") -> Iterator[np.ndarray]:
+def blocks(dataset: Examples) -> Iterator[np.ndarray]:
     """The features, some thousand rows at a time: a memory-mapped set need not fit in memory."""
     for start in range(0, len(dataset), _BLOCK):
-        stop = min(start + _BLOCK, len(dataset))
-        yield dataset[slice(start, stop) if isinstance(dataset, ArrayDataset) else range(start, stop)][0]
+        rows = np.arange(start, min(start + _BLOCK, len(dataset)))
+        yield dataset.resident[0][start : start + _BLOCK] if dataset.resident else dataset.take(rows)[0]
 
 
 def _features(images: np.ndarray) -> np.ndarray:
     """uint8 as it is, all else as float32; what float32 cannot hold becomes infinite, for the caller to find."""
     with np.errstate(over="ignore"):
         return images if images.dtype == np.uint8 else images.astype(np.float32)
-
-
-AnyDataset = ArrayDataset | ItemDataset

@@ -8,25 +8,39 @@ import torch
 import torch.utils.data
 
 from distmlp.data import refused
+from distmlp.data.arrays import Part, Source
 from distmlp.errors import InputError
 
 _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), ("label", "labels", "target", "y")
 
 
-def arrays(dataset: Any) -> tuple[np.ndarray, np.ndarray, list[str] | None] | None:
-    """Features, labels and column names of a pair (x, y) or a TensorDataset of two; None for other Datasets."""
-    if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:
-        dataset = dataset.tensors
-    if not isinstance(dataset, tuple) or len(dataset) != 2:
-        return None
-    columns = getattr(dataset[0], "columns", None)
-    x, y = (as_array(part) for part in dataset)
-    return x, y, None if columns is None else [str(name) for name in columns]
+def source(train_set: Any, test_set: Any = None, validation_set: Any = None) -> Source:
+    """The parts of the data that were given, each a pair of arrays (x, y), or a map-style Dataset of pairs or dicts."""
+    parts: dict[str, Part] = {}
+    names = columns = None
+    for part, dataset in (("train", train_set), ("test", test_set), ("validation", validation_set)):
+        pair, name = _arrays(dataset), f"{part}_set"
+        if pair is not None:
+            parts[part] = Part(as_array(pair[0]), as_array(pair[1]), name)
+            listed = getattr(pair[0], "columns", None)
+            columns = columns or (None if listed is None else [str(column) for column in listed])
+        elif dataset is not None:
+            _check_map_style(dataset, name)
+            parts[part] = Part(dataset, None, name)
+        names = names or _class_names(dataset)
+    return Source(parts, names, columns)
 
 
 def title(dataset: Any) -> str:
     """What to call the data."""
-    return "arrays" if arrays(dataset) else type(dataset).__name__
+    return "arrays" if _arrays(dataset) else type(dataset).__name__
+
+
+def _arrays(dataset: Any) -> tuple[Any, Any] | None:
+    """A pair (x, y), also of a TensorDataset of two; None for other Datasets."""
+    if isinstance(dataset, torch.utils.data.TensorDataset):
+        dataset = dataset.tensors
+    return dataset if isinstance(dataset, tuple) and len(dataset) == 2 else None
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -37,8 +51,7 @@ def as_array(value: Any) -> np.ndarray:
     return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
 
 
-def check_dataset(dataset: Any, name: str) -> None:
-    """Raises InputError unless it is a map-style Dataset."""
+def _check_map_style(dataset: Any, name: str) -> None:
     refused.check_object(dataset, name)
     if isinstance(dataset, torch.utils.data.IterableDataset) or not (
         hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
@@ -64,7 +77,7 @@ def pair(item: Any) -> tuple[np.ndarray, np.ndarray]:
     return as_array(image), as_array(label)
 
 
-def class_names(dataset: Any) -> list[str] | None:
+def _class_names(dataset: Any) -> list[str] | None:
     """The names of the classes by number, where a Dataset says them as torchvision's or Hugging Face's do."""
     while isinstance(dataset, torch.utils.data.Subset):
         dataset = dataset.dataset

@@ -17,7 +17,7 @@ class Classes(NamedTuple):
 
     @classmethod
     def named(cls, names: list[str]) -> "Classes":
-        """Classes of which only the names are known: those that read as numbers are what the labels were."""
+        """Classes of which only the names are known. Names that are whole numbers were the labels themselves."""
         try:
             return cls(len(names), names, np.array([int(name) for name in names]))
         except ValueError:
@@ -29,7 +29,7 @@ class Classes(NamedTuple):
         Raises:
           InputError: a label that is none of the classes, or cannot be one; `name` says whose.
         """
-        labels, values = as_values(labels, name), self.values
+        labels, values = _values(labels, name), self.values
         if values is None and self.names and labels.dtype.kind == "U":
             values = np.array(self.names)
         if values is None:
@@ -66,7 +66,7 @@ def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | 
     Raises:
       InputError: labels that cannot be classes: fractions, NaN, soft targets, a different value for each example.
     """
-    values = as_values(labels, name)
+    values = _values(labels, name)
     given, known = known, known or len(names or ())
     numbers = values.dtype.kind in "iu" and (np.asarray(labels).dtype.kind != "f" or np.ndim(labels) > 1)
     if values.dtype.kind in "iu" and (known or (numbers and values.min() == 0)):
@@ -90,12 +90,8 @@ def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | 
     return found
 
 
-def as_values(labels: Any, name: str) -> np.ndarray:
-    """Labels as one value each, [N]: integers, booleans, or text.
-
-    Raises:
-      InputError: they cannot be classes.
-    """
+def _values(labels: Any, name: str) -> np.ndarray:
+    """Labels as one value each, [N]: integers, booleans, or text; an InputError if they cannot be classes."""
     labels = np.asarray(labels)
     if labels.ndim and not len(labels):
         raise InputError(f"{name} is empty: give at least one example")
@@ -130,11 +126,7 @@ def _from_objects(labels: np.ndarray, name: str) -> np.ndarray:
 
 
 def _whole(labels: np.ndarray, name: str, why: str) -> np.ndarray:
-    """Numbers as integers.
-
-    Raises:
-      InputError: one is NaN or has a fraction, or is no number.
-    """
+    """Numbers as integers; an InputError, which says why they must be, if one is NaN, a fraction or text."""
     if labels.dtype.kind == "U":
         raise InputError(f"{name}: label {str(labels[0])!r} is text, but {why}")
     labels = labels.astype(np.float64)

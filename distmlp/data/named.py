@@ -6,18 +6,19 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distmlp.config import Config
-from distmlp.data.sources import Part, Source
+from distmlp.data.arrays import Part, Source
 from distmlp.errors import InputError, one_line
 
+_Arrays = tuple[np.ndarray, np.ndarray]  # features and labels
 
-def _named(config: Config, x_train: Any, y_train: Any, x_test: Any, y_test: Any, **more: Any) -> Source:
+
+def _named(config: Config, train: _Arrays, test: _Arrays, names: list[str] | None = None) -> Source:
     where = f"set of --dataset={config.dataset}"
-    return Source(Part(x_train, y_train, f"the training {where}"), Part(x_test, y_test, f"the test {where}"), **more)
+    return Source({"train": Part(*train, f"the training {where}"), "test": Part(*test, f"the test {where}")}, names)
 
 
 def _digits(config: Config) -> Source:
@@ -28,23 +29,23 @@ def _digits(config: Config) -> Source:
     x_train, x_test, y_train, y_test = train_test_split(
         images.reshape(-1, 8, 8).astype(np.uint8), labels, test_size=0.2, stratify=labels, random_state=0
     )
-    return _named(config, x_train, y_train, x_test, y_test)
+    return _named(config, (x_train, y_train), (x_test, y_test))
 
 
 def _mnist(config: Config) -> Source:
     raw = Path(config.data_dir) / "MNIST" / "raw"
     try:
-        arrays = [_idx(raw / f"{part}-{kind}-ubyte")
-                  for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+        train, test = [(_idx(raw / f"{part}-images-idx3-ubyte"), _idx(raw / f"{part}-labels-idx1-ubyte"))
+                       for part in ("train", "t10k")]
     except (OSError, ValueError):  # torchvision downloads, or says what is damaged
         return _torchvision("MNIST")(config)
-    return _named(config, *arrays)
+    return _named(config, train, test)
 
 
 def _idx(file: Path) -> np.ndarray:
     """The array in a file of MNIST's own format: two zeros, 8 for bytes, the number of axes, their sizes, the bytes.
 
-    Importing torchvision takes longer than an epoch.
+    Read here, because importing torchvision takes longer than an epoch.
     """
     data = file.read_bytes()
     if data[:3] != b"\0\0\x08":
@@ -69,8 +70,8 @@ def _torchvision(class_name: str) -> Callable[[Config], Source]:
                                  f"({one_line(error)}): connect, or give --data_dir=FOLDER that holds it") from None
             raise InputError(f"--dataset={config.dataset}: the files in {folder} are damaged ({one_line(error)}): "
                              "delete them to download them again") from None
-        arrays = [array.numpy() for each in sets for array in (each.data, each.targets)]
-        return _named(config, *arrays, names=None if class_name == "MNIST" else sets[0].classes)
+        train, test = [(each.data.numpy(), each.targets.numpy()) for each in sets]
+        return _named(config, train, test, None if class_name == "MNIST" else sets[0].classes)
 
     return read
 
@@ -80,7 +81,7 @@ def _synthetic(config: Config) -> Source:
     rng = np.random.default_rng(config.seed)
     projections = rng.standard_normal((config.synthetic_features, config.synthetic_classes), dtype=np.float32)
 
-    def draw(examples: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(examples: int) -> _Arrays:
         images = rng.integers(0, 256, (examples, config.synthetic_features), dtype=np.uint8)
         labels = np.empty(examples, np.int32)
         for start in range(0, examples, 65536):  # in blocks: a float32 copy of the whole would be four times the set
@@ -88,10 +89,10 @@ def _synthetic(config: Config) -> Source:
             labels[start : start + 65536] = (block @ projections).argmax(axis=1)
         return images, labels
 
-    return _named(config, *draw(config.synthetic_examples), *draw(max(1, config.synthetic_examples // 6)))
+    return _named(config, draw(config.synthetic_examples), draw(max(1, config.synthetic_examples // 6)))
 
 
-LOADERS: dict[str, Callable[[Config], Source]] = {  # they raise InputError for a set that is not there, or damaged
+LOADERS: dict[str, Callable[[Config], Source]] = {  # InputError: a set is not there, or damaged
     "digits": _digits,
     "mnist": _mnist,
     "fashion_mnist": _torchvision("FashionMNIST"),

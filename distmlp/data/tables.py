@@ -8,18 +8,31 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import Config
+from distmlp.data.arrays import Part, Source
 from distmlp.errors import InputError, listed, one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 _LABEL_NAMES = ("label", "target", "class", "y")
 
 
-def read(path: Path) -> Any:
-    """The file as a pyarrow.Table; of a text file, all columns are strings.
+def source(config: Config, files: dict[str, Path], info: dict[str, Any] | None) -> Source:
+    """The parts that tables hold; they find their columns by those of the training set, or of a model."""
+    if "train" not in files:
+        raise InputError(f"{config.dataset} holds no train.csv or train.parquet, but {', '.join(files)}: "
+                         "name the parts train, test and val, or give a single file")
+    tables = {part: _read(path) for part, path in files.items()}
+    names, path = tables["train"].column_names, files["train"]
+    label = _label_column(config, names, path)
+    columns = info["columns"] if info and info.get("columns") else _feature_columns(config, names, label, path)
+    parts = {
+        part: Part(_features(table, columns, files[part]), _labels(table, label, files[part]), str(files[part]))
+        for part, table in tables.items()
+    }
+    return Source(parts, columns=columns)
 
-    Raises:
-      InputError: it cannot be read as a table.
-    """
+
+def _read(path: Path) -> Any:
+    """The file as a pyarrow.Table; of a text file, all columns are strings."""
     import pyarrow as pa
     from pyarrow import csv, parquet
 
@@ -42,12 +55,8 @@ def read(path: Path) -> Any:
     return table
 
 
-def label_column(config: Config, names: Sequence[str], path: Path) -> str:
-    """The name of the column of the labels: --label_column, or the one named label, target, class or y.
-
-    Raises:
-      InputError: there is no such column, or more than one.
-    """
+def _label_column(config: Config, names: Sequence[str], path: Path) -> str:
+    """The name of the column of the labels: --label_column, or the one named label, target, class or y."""
     given = config.label_column
     found = [name for name in names if name == given or (not given and name.strip().lower() in _LABEL_NAMES)]
     if len(found) != 1:
@@ -57,25 +66,21 @@ def label_column(config: Config, names: Sequence[str], path: Path) -> str:
     return found[0]
 
 
-def feature_columns(config: Config, names: Sequence[str], path: Path) -> list[str]:
+def _feature_columns(config: Config, names: Sequence[str], label: str, path: Path) -> list[str]:
     """The names of all columns but that of the labels and --ignore_columns, in the file's order."""
     ignored = [name.strip() for name in config.ignore_columns.split(",") if name.strip()]
     strange = [name for name in ignored if name not in names]
     if strange:
         raise InputError(f"--ignore_columns={strange[0]}: {path} has no such column, it has {listed(names)}")
-    left_out = {label_column(config, names, path), *ignored}
+    left_out = {label, *ignored}
     columns = [name for name in names if name not in left_out]
     if not columns:
         raise InputError(f"{path} has no columns of features beside {listed(sorted(left_out))}")
     return columns
 
 
-def features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
-    """The columns as float32 [rows, columns].
-
-    Raises:
-      InputError: a column is missing; a value is missing, or is no number: with its column and row, the first being 1.
-    """
+def _features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
+    """The columns as float32 [rows, columns]. Messages name the column and the row of a value, the first being 1."""
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise InputError(f"{path} lacks the column {missing[0]}: it has {listed(table.column_names)}")
@@ -85,7 +90,7 @@ def features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
     return values
 
 
-def labels(table: Any, column: str, path: Path) -> np.ndarray:
+def _labels(table: Any, column: str, path: Path) -> np.ndarray:
     """The column as whole numbers where all of its values are, else as numbers or text."""
     import pyarrow as pa
 

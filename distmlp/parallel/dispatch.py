@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp.data.loader import Batch, NumpyLoader
+from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.parallel.mesh import Layout
 from distmlp.parallel.step import State, TrainStep, wrap
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from distmlp import model
 from distmlp.config import Config
-from distmlp.data.datasets import AnyDataset
-from distmlp.data.step_reader import Step, StepReader
+from distmlp.data.batches import ExampleLoader, Step
+from distmlp.data.examples import Examples
 from distmlp.parallel.mesh import AXIS, Layout
 from distmlp.parallel.step import State, wrap
 
@@ -40,7 +40,7 @@ class Evaluator:
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
-        self._readers: dict[AnyDataset, StepReader] = {}  # each keeps its workers
+        self._readers: dict[Examples, ExampleLoader] = {}  # each keeps its workers
 
         def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
             inputs = model.scale_inputs(images, state.scaling)
@@ -54,7 +54,7 @@ class Evaluator:
 
         self._losses: Any = wrap(body, layout, (0, 0), donate=False)
 
-    def lower(self, state: State, dataset: AnyDataset) -> jax.stages.Lowered:
+    def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
         rows = self.rows * len(self.layout.local_positions)
         images = jax.ShapeDtypeStruct((rows, dataset.num_features), dataset.dtype)
@@ -67,13 +67,13 @@ class Evaluator:
             reader.close()
 
     def __call__(
-        self, state: State, dataset: AnyDataset, poll: Callable[[], None] = lambda: None,
+        self, state: State, dataset: Examples, poll: Callable[[], None] = lambda: None,
         watch: Callable[[np.ndarray, np.ndarray], None] | None = None,
     ) -> Evaluation:
         """Calls `poll` before each step, which may raise to stop the evaluation, and `watch` with the images and labels
         that this process read for it."""
         if dataset not in self._readers:
-            self._readers[dataset] = StepReader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
+            self._readers[dataset] = ExampleLoader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
         pending: deque[jax.Array] = deque()
         results = []
         for images, labels, weights, _ in self._readers[dataset]:

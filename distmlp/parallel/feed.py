@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from distmlp.data.datasets import ArrayDataset
-from distmlp.data.loader import Batch, NumpyLoader
+from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.data.examples import Examples
 from distmlp.parallel.dispatch import Feed, Pace
 from distmlp.parallel.mesh import Layout
 from distmlp.parallel.step import State, TrainStep
@@ -31,7 +31,7 @@ class HostFeed(Feed):
         self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, total_steps: int, steps_per_dispatch: int = 0
     ) -> None:
         self._total_steps, self._empty = total_steps, loader.empty_batch()
-        batch_bytes = self._empty.images.nbytes * loader.num_shards // len(self._empty.images)
+        batch_bytes = self._empty.images.nbytes * loader.order.num_shards // len(self._empty.images)
         pace = Pace(steps_per_dispatch, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
         self._chunks: Iterator[tuple[list[jax.Array], list[int]]] | None = None
         self._chunk: list[jax.Array] = []
@@ -70,7 +70,7 @@ class HostFeed(Feed):
     def _from(self, step: int) -> Iterator[list[Batch]]:
         """Chunks of the steps from `step` on."""
         while step < self._total_steps:
-            epoch, start = divmod(step, self._loader.steps_per_epoch)
+            epoch, start = divmod(step, self._loader.order.steps_per_epoch)
             self._loader.set_position(epoch, start)
             batches = itertools.islice(self._loader, self._total_steps - step)
             while chunk := list(itertools.islice(batches, self._pace.steps)):
@@ -90,9 +90,9 @@ class DeviceFeed(Feed):
     """Many steps per dispatch, on data of which each device holds a copy; `steps_per_dispatch` at most, if not 0."""
 
     def __init__(
-        self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: ArrayDataset, steps_per_dispatch: int
+        self, layout: Layout, loader: NumpyLoader, train_step: TrainStep, dataset: Examples, steps_per_dispatch: int
     ) -> None:
-        self._host_data = [dataset.images, dataset.labels]
+        self._host_data = list(dataset.resident or ())
         size = steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
         pace = Pace(steps_per_dispatch, size)
 
@@ -111,28 +111,27 @@ class DeviceFeed(Feed):
         super().compile(state)
 
     def _like(self) -> list[Any]:
-        return [*self._host_data, *self._host_arguments(0, 0, 0)]
+        return [*self._host_data, *self._host_arguments(0, 0, 0, 0)]
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, jax.Array, list[int]]:
-        per_epoch = self._loader.steps_per_epoch
-        epoch, start = divmod(step, per_epoch)
-        if (epoch, start) != (self._loader.epoch, self._loader.step):
-            self._loader.set_position(epoch, start)
+        order = self._loader.order
+        epoch, start = divmod(step, order.steps_per_epoch)
         self._pace.tick()
-        stop = min(start + self._pace.steps, start + limit - step, per_epoch)
-        arguments = [*self._data, *self._layout.put(self._host_arguments(start, stop, step), self._axes[2:])]
+        stop = min(start + self._pace.steps, start + limit - step, order.steps_per_epoch)
+        arguments = [*self._data, *self._layout.put(self._host_arguments(epoch, start, stop, step), self._axes[2:])]
         state, losses = self._dispatch(state, arguments, stop - start)
-        return state, losses, [self._loader.weight_sum(k) for k in range(start, stop)]
+        return state, losses, [order.examples(k) for k in range(start, stop)]
 
-    def _host_arguments(self, start: int, stop: int, step: int) -> list[np.ndarray]:
+    def _host_arguments(self, epoch: int, start: int, stop: int, step: int) -> list[np.ndarray]:
         """The dispatch's own arguments, of one static shape: rows behind the last step are not read.
 
         `start` and `stop` count the epoch's steps; `step` of the run's come before.
         """
-        indices, weights = self._loader.indices(start, stop)
+        order = self._loader.order
+        indices, weights = order.indices(epoch, start, stop, self._loader.local_shards)
         for number, rows in enumerate(zip(indices, weights, strict=True), start=step + 1):
             self.fetched(number, *rows)
-        sums = np.array([self._loader.weight_sum(k) for k in range(start, stop)], np.float32)
+        sums = np.array([order.examples(k) for k in range(start, stop)], np.float32)
 
         def fill(array: np.ndarray) -> np.ndarray:
             full = np.zeros((self._size, *array.shape[1:]), array.dtype)

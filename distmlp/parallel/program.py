@@ -7,7 +7,7 @@ import optax
 from distmlp import machine, optim
 from distmlp.config import Config
 from distmlp.data import datasets
-from distmlp.data.loader import NumpyLoader
+from distmlp.data.batches import NumpyLoader
 from distmlp.data.scaling import scaling_shapes
 from distmlp.errors import InputError
 from distmlp.parallel.digest import StateDigest
@@ -49,14 +49,14 @@ def build(
         data.train, config.batch_size, layout.num_shards, layout.local_shards, config.shuffle, config.seed,
         config.num_workers,
     )
-    total_steps = config.total_steps(loader.steps_per_epoch)
+    total_steps = config.total_steps(loader.order.steps_per_epoch)
     sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
     optimizer = optim.make(config, total_steps)
     state = abstract_state(layout, sizes, optimizer, scaling_shapes(config, data))
     train_step = make_train_step(config, layout, data.num_classes, optimizer)
     placement = placement or choose_placement(config, data.train, layout)
     feed: Feed
-    if placement[0] == "device" and isinstance(data.train, datasets.ArrayDataset):
+    if placement[0] == "device" and data.train.resident:
         feed = DeviceFeed(layout, loader, train_step, data.train, config.steps_per_dispatch)
     else:
         feed = HostFeed(layout, loader, train_step, total_steps, config.steps_per_dispatch)
@@ -66,20 +66,20 @@ def build(
     )
 
 
-def choose_placement(config: Config, dataset: datasets.AnyDataset, layout: Layout) -> tuple[str, str]:
+def choose_placement(config: Config, dataset: datasets.Examples, layout: Layout) -> tuple[str, str]:
     """Where the training set lies, host or device, and why.
 
     Raises:
       InputError: --data_placement=device for data that are read from files as they are needed.
     """
-    if not isinstance(dataset, datasets.ArrayDataset) or dataset.mapped:
+    if not dataset.resident:
         if config.data_placement == "device":
             raise InputError(f"--data_placement=device needs data in memory, and {dataset.name} is read from its "
                              "files: give --data_placement=host")
         return "host", "read as needed"
     if config.data_placement != "auto":
         return config.data_placement, "asked for"
-    room, size = device_memory(layout) // 4, dataset.images.nbytes
+    room, size = device_memory(layout) // 4, dataset.resident[0].nbytes
     if size > room:
         return "host", f"{size / 1e6:,.1f} MB are more than a quarter of a device's memory"
     return "device", f"{size / 1e6:,.1f} MB fit"

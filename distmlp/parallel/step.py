@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from distmlp import model
 from distmlp.config import Config
-from distmlp.data.loader import Batch
+from distmlp.data.batches import Batch
 from distmlp.parallel import packed, reduce
 from distmlp.parallel.mesh import AXIS, Layout, partition
 

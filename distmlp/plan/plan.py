@@ -82,9 +82,9 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
                  "shards_per_device": layout.shards_per_device},
         "layers": sizes,
         "batch": {"global": config.batch_size, "per_device": examples, "per_shard": rows},
-        "steps_per_epoch": parts.loader.steps_per_epoch,
+        "steps_per_epoch": parts.loader.order.steps_per_epoch,
         "total_steps": parts.total_steps,
-        "epochs": parts.total_steps / parts.loader.steps_per_epoch,
+        "epochs": parts.total_steps / parts.loader.order.steps_per_epoch,
         "data_placement": parts.placement[0],
         "first_examples": _first_examples(parts.loader, layout),
         "collectives": {kind: count for kind, (count, _) in module.messages().items()},
@@ -132,8 +132,7 @@ def _scaling(step: cost.Step, card: Card, rate: float, examples: int) -> dict[st
 
 def _first_examples(loader: Any, layout: Layout) -> dict[str, list[int]]:
     """Of the first shards: the first examples of the first step, as indices into the training set."""
-    loader.set_position(0)
-    indices, weights = loader.indices(0, 1)
+    indices, weights = loader.order.indices(0, 0, 1, layout.local_shards)
     rows = zip(layout.local_shards, indices[0], weights[0], strict=True)
     return {str(shard): index[weight > 0][:_SHOWN_EXAMPLES].tolist() for shard, index, weight in rows
             if shard < min(layout.num_shards, _SHOWN_SHARDS)}  # fmt: skip

@@ -83,7 +83,7 @@ class ClassificationReport:
 
 
 def evaluate(
-    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.AnyDataset,
+    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.Examples,
     watch: Watch | None = None,
 ) -> ClassificationReport:
     """Evaluates parameters after `step` steps by the program that training evaluates with.

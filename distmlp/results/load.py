@@ -19,7 +19,7 @@ from distmlp.parallel import backend
 from distmlp.run import reader
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
-    from distmlp.data.datasets import AnyDataset
+    from distmlp.data.datasets import Examples
     from distmlp.results.evaluation import ClassificationReport, Watch
 
 _ROWS = 512  # at most so many rows at a time
@@ -88,7 +88,7 @@ class Model:
             raise InputError(f"label {unknown[0]!r} is none of the classes {listed(self.classes)}")
         return self.evaluate_set(ArrayDataset(self.check(x), np.array([numbers[label] for label in labels]), "x, y"))
 
-    def evaluate_set(self, dataset: "AnyDataset", watch: "Watch | None" = None) -> "ClassificationReport":
+    def evaluate_set(self, dataset: "Examples", watch: "Watch | None" = None) -> "ClassificationReport":
         """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it."""
         from distmlp.results import evaluation
 

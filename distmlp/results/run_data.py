@@ -32,11 +32,11 @@ def read(model: Model, dataset: str = "") -> datasets.Data:
     return data
 
 
-def split(model: Model, name: str = "test", dataset: str = "") -> datasets.AnyDataset:
+def split(model: Model, name: str = "test", dataset: str = "") -> datasets.Examples:
     """One of its sets: train, test or validation; raises InputError as `read`, or if there is no such set."""
     if name not in SPLITS:
         raise InputError(f"--split={name}: choose one of {', '.join(SPLITS)}")
-    chosen: datasets.AnyDataset | None = getattr(read(model, dataset), name)
+    chosen: datasets.Examples | None = getattr(read(model, dataset), name)
     if chosen is None:
         raise InputError(f"--split=validation: {model.run} has no validation set; choose train or test")
     return chosen

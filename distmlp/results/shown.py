@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import Config
-from distmlp.data.datasets import AnyDataset
+from distmlp.data.datasets import Examples
 from distmlp.errors import InputError
 from distmlp.results import charts, run_data
 from distmlp.results.load import Model, load
@@ -172,14 +172,16 @@ class _Answers:
     def watch(self, images: np.ndarray, labels: np.ndarray) -> None:
         probabilities = self._model.predict(images).probabilities
         confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
-        mistakes = [(len(self.correct) + int(i), int(labels[i]), int(predicted[i]), float(confidence[i]), images[i])
-                    for i in np.flatnonzero(predicted != labels)]
-        self.worst = sorted(self.worst + mistakes, key=lambda mistake: -mistake[3])[:_MISTAKES]
+        first = len(self.correct)
+        for i in np.flatnonzero(predicted != labels):
+            mistake = (first + int(i), int(labels[i]), int(predicted[i]), float(confidence[i]), images[i].copy())
+            self.worst.append(mistake)
+        self.worst = sorted(self.worst, key=lambda mistake: -mistake[3])[:_MISTAKES]
         self.confidence = np.concatenate([self.confidence, confidence])
         self.correct = np.concatenate([self.correct, predicted == labels])
 
 
-def _evaluate(run: Run, dataset: AnyDataset) -> None:
+def _evaluate(run: Run, dataset: Examples) -> None:
     """Fills in what needs the test set, each example of which is read once."""
     model, answers = run.model, _Answers(run.model)
     run.evaluation = model.evaluate_set(dataset, answers.watch)

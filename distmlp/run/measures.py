@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from distmlp.config import Config
-from distmlp.data.datasets import AnyDataset, Data
+from distmlp.data.datasets import Data, Examples
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.step import State
 from distmlp.run.metrics import Line
@@ -29,7 +29,7 @@ class Measures:
         line = {} if best is None else self._measure("best_test", best, self._data.test)
         return line | self._measure("test", last, self._data.test)
 
-    def _measure(self, name: str, state: State, dataset: AnyDataset) -> Line:
+    def _measure(self, name: str, state: State, dataset: Examples) -> Line:
         found = self._evaluator(state, dataset, self._poll)
         return {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
                 f"{name}_count": found.total}

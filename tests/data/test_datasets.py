@@ -19,9 +19,9 @@ def test_digits_are_a_fixed_stratified_split() -> None:
     data = load(Config())
     assert (len(data.train), len(data.test), data.num_features, data.num_classes) == (1437, 360, 64, 10)
     assert data.fingerprint() == load(Config(seed=3)).fingerprint()
-    images, labels = data.train[np.arange(len(data.train))]
+    images, labels = data.train.take(np.arange(len(data.train)))
     assert (images.dtype, images.max(), labels.dtype) == (np.uint8, 16, np.int32)
-    shares = [np.bincount(labels) / len(labels), np.bincount(data.test[np.arange(360)][1]) / 360]
+    shares = [np.bincount(labels) / len(labels), np.bincount(data.test.take(np.arange(360))[1]) / 360]
     np.testing.assert_allclose(*shares, atol=0.003)
 
 
@@ -29,9 +29,9 @@ def test_synthetic_sets_have_the_size_asked_for_and_are_learnable() -> None:
     config = Config(dataset="synthetic", synthetic_examples=3000, synthetic_features=5, synthetic_classes=3)
     data = load(config)
     assert (len(data.train), len(data.test), data.num_features, data.num_classes) == (3000, 500, 5, 3)
-    x, y = data.train[np.arange(3000)]
+    x, y = data.train.take(np.arange(3000))
     solution, *_ = np.linalg.lstsq(x - 127.5, np.eye(3)[y], rcond=None)
-    x, y = data.test[np.arange(500)]
+    x, y = data.test.take(np.arange(500))
     assert (((x - 127.5) @ solution).argmax(axis=1) == y).mean() > 0.8
     assert data.fingerprint() == load(config).fingerprint()
     assert data.fingerprint() != load(Config(**{**config.settings(), "seed": 1})).fingerprint()
@@ -57,8 +57,8 @@ def test_files_of_any_dtype(kind: str, dtype: str, tmp_path: Path) -> None:
     arrays["x_test"] = arrays["x_test"].astype(dtype)
     arrays["y_train"] = arrays["y_train"][:, None].astype("int64")  # labels [N, 1]
     data = load(Config(dataset=save(tmp_path, arrays, kind)))
-    assert data.train.mapped == (kind == "npy")
-    images, labels = data.train[np.array([[5, 3], [0, 95]])]
+    assert (data.train.resident is None) == (kind == "npy")
+    images, labels = data.train.take(np.array([[5, 3], [0, 95]]))
     assert images.dtype == (np.uint8 if dtype == "uint8" else np.float32)
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(images, make_arrays()["x_train"][[[5, 3], [0, 95]]])
@@ -186,9 +186,9 @@ def test_values_that_are_not_finite(value: float, kind: str, tmp_path: Path) -> 
     """In memory: at load. Mapped: when the example is read."""
     dataset = save(tmp_path, broken(x_train=put(value)), kind)
     with pytest.raises(InputError, match=r"x_train, y_train: example 7 has a value that is NaN or infinite"):
-        load(Config(dataset=dataset)).train[np.arange(96).reshape(2, 48)]
+        load(Config(dataset=dataset)).train.take(np.arange(96).reshape(2, 48))
     if kind == "npy":
-        load(Config(dataset=dataset)).train[np.arange(8, 96)]  # the others are fine
+        load(Config(dataset=dataset)).train.take(np.arange(8, 96))  # the others are fine
 
 
 def test_large_finite_values_pass_although_their_sum_overflows_float32() -> None:
@@ -258,10 +258,10 @@ GOOD = (np.ones((2, 2)), 1)
 def test_map_style_datasets_of_arrays_tensors_and_numbers() -> None:
     items = [GOOD, (torch.ones(4), torch.tensor(0)), (np.ones(4, np.float64), np.int64(2)), (np.ones(4), np.array([1]))]
     data = load(Config(num_classes=3), Items(items), Items(items[:2]))
-    images, labels = data.train[np.array([[0, 1], [2, 3]])]
+    images, labels = data.train.take(np.array([[0, 1], [2, 3]]))
     assert (images.shape, images.dtype, labels.dtype) == ((2, 2, 4), np.float32, np.int32)
     assert labels.tolist() == [[1, 0], [2, 1]]
-    assert ItemDataset(Items([(np.ones(4, np.uint8), 0)]), "x", Classes(2))[0][0].dtype == np.uint8
+    assert ItemDataset(Items([(np.ones(4, np.uint8), 0)]), "x", Classes(2)).take(np.arange(1))[0].dtype == np.uint8
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_map_style_datasets_of_arrays_tensors_and_numbers() -> None:
 def test_items_are_checked_as_they_are_read(item: Any, words: str) -> None:
     dataset = ItemDataset(Items([GOOD, item]), "train_set", Classes(3))
     with pytest.raises(InputError, match=rf"train_set: example 1.*{words}"):
-        dataset[np.array([0, 1])]
+        dataset.take(np.array([0, 1]))
 
 
 def test_given_datasets_go_together_and_need_a_class_count() -> None:

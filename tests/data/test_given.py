@@ -16,10 +16,9 @@ from conftest import make_arrays, process_env, small_config
 from PIL import Image
 
 from distmlp import InputError, train
+from distmlp.data.batches import ExampleLoader, NumpyLoader
 from distmlp.data.datasets import ItemDataset, load
 from distmlp.data.labels import Classes
-from distmlp.data.loader import NumpyLoader
-from distmlp.data.step_reader import StepReader
 from distmlp.parallel.evaluate import Evaluator, _Steps
 from distmlp.parallel.mesh import make_layout
 from distmlp.run.signals import STOP_SIGNALS
@@ -84,7 +83,7 @@ def test_nothing_is_read_for_rows_that_only_fill_up(devices: int) -> None:
     given.read.clear()
     config = small_config("digits", num_devices=devices, eval_batch_size=500)
     layout = make_layout(config)
-    steps = list(StepReader(dataset, _Steps(layout, 500, 40)))
+    steps = list(ExampleLoader(dataset, _Steps(layout, 500, 40)))
     assert given.read == list(range(40))
     assert all(images.shape == (500 * devices, 12) for images, *_ in steps)
     given.read.clear()
@@ -200,7 +199,7 @@ def test_what_python_gives_is_trained_on_without_a_number_of_classes(kind: str) 
     assert (data.num_classes, data.classes) == (4, names)
     assert len(data.train) + len(data.test) == (40 if kind == "dicts of pictures" else 96)
     assert data.columns == ([f"c{i}" for i in range(12)] if kind == "frames" else None)
-    images, labels = data.train[np.arange(10)]
+    images, labels = data.train.take(np.arange(10))
     whole = X_TEST if kind == "dicts of pictures" else X
     answers = Y_TEST if kind == "dicts of pictures" else Y
     if "Dataset with" in kind or "part" in kind:
@@ -228,7 +227,7 @@ def test_arrays_from_python_give_the_parameters_of_the_file(npz: str) -> None:
 )
 def test_items_as_people_have_them(change: Any) -> None:
     data = load(small_config("python:x", num_classes=4), lists(X, Y, change), lists(X_TEST, Y_TEST, change))
-    images, labels = data.train[np.arange(96)]
+    images, labels = data.train.take(np.arange(96))
     np.testing.assert_array_equal(images, X)
     np.testing.assert_array_equal(labels, Y)
 

@@ -9,7 +9,7 @@ from conftest import small_config
 from PIL import Image
 
 from distmlp import Config, InputError, train
-from distmlp.data import image_folder
+from distmlp.data import pictures
 from distmlp.data.datasets import load
 
 RNG = np.random.default_rng(0)
@@ -31,12 +31,12 @@ def test_pictures_are_read_as_they_are(
     mode: str, shape: list[int], fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Decoded once, or one by one where they do not fit in memory: the same numbers."""
-    monkeypatch.setattr(image_folder.ImageFolder, "fits", fits)
+    monkeypatch.setattr(pictures.ImageFolder, "fits", fits)
     root = folder(tmp_path / "set", mode)
     data = load(Config(dataset=str(root), test_fraction=0.25))
     assert (data.classes, data.info()["shape"], data.num_features) == (["cat", "dog"], shape, int(np.prod(shape)))
-    assert (len(data.train), len(data.test), data.train.mapped) == (12, 4, not fits)
-    images, labels = data.test[np.arange(4)]
+    assert (len(data.train), len(data.test), data.train.one_by_one) == (12, 4, not fits)
+    images, labels = data.test.take(np.arange(4))
     assert (images.dtype, sorted(labels.tolist())) == (np.uint8, [0, 0, 1, 1])
     files = {np.asarray(Image.open(path).convert("L" if mode == "L" else "RGB")).tobytes(): path.parent.name
              for path in root.rglob("*.png")}  # fmt: skip

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data.distributed import DistributedSampler
 
+from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.datasets import ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes
-from distmlp.data.loader import Batch, NumpyLoader
-from distmlp.data.sampler import ShardSampler
+from distmlp.data.order import Order, ShardSampler
 
 
 def numbered(size: int) -> ArrayDataset:
@@ -127,15 +127,28 @@ def test_torchs_global_random_numbers_are_left_alone() -> None:
 
 
 def test_shards_slice_one_permutation() -> None:
-    made = loader(1000, 10, 4, shuffle=True)
-    bases = {id(sampler.indices().base) for sampler in made.samplers if sampler}
-    assert len(bases) == 1
+    samplers = [ShardSampler(range(1000), 4, shard, shuffle=True) for shard in range(4)]
+    assert len({id(sampler.indices().base) for sampler in samplers}) == 1
+
+
+def test_an_order_is_a_function_of_the_position() -> None:
+    """Asked in any order, for any steps and shards, it says what the loader yields."""
+    order, shards = Order(50, 7, 3, shuffle=True, seed=5), [2, 0, 3]
+    whole = {epoch: order.indices(epoch, 0, order.steps_per_epoch, shards) for epoch in (1, 0, 1)}
+    for epoch, step in ((1, 6), (0, 2), (1, 0)):
+        batches = list(loader(50, 7, 3, epoch, step, shuffle=True, local_shards=shards))
+        assert [int(batch.weight_sum) for batch in batches] == [order.examples(k) for k in range(step, 8)]
+        for k, batch in enumerate(batches, start=step):
+            single = order.indices(epoch, k, k + 1, shards)
+            for own, found, again in zip((batch.indices, batch.weights), whole[epoch], single, strict=True):
+                np.testing.assert_array_equal(own, found[k])
+                np.testing.assert_array_equal(own, again[0])
 
 
 def test_whole_batches_are_fetched_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made, calls = loader(64, 16, 4), []
-    fetch = ArrayDataset.__getitem__
-    monkeypatch.setattr(ArrayDataset, "__getitem__", lambda self, i: calls.append(i.shape) or fetch(self, i))
+    fetch = ArrayDataset.take
+    monkeypatch.setattr(ArrayDataset, "take", lambda self, i: calls.append(i.shape) or fetch(self, i))
     list(made)
     assert calls == [(4, 4)] * 4
 

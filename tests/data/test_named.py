@@ -30,7 +30,7 @@ def test_mnist_is_what_torchvision_reads(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(named, "_torchvision", lambda name: pytest.fail("torchvision was asked, which takes a second"))
     data = datasets.load(Config(dataset="mnist", data_dir=str(folder)))
     for part, train in ((data.train, True), (data.test, False)):
-        images, labels = part[np.arange(len(part))]
+        images, labels = part.take(np.arange(len(part)))
         expected = MNIST(str(folder), train=train)
         assert np.array_equal(images, expected.data.reshape(len(part), -1).numpy())
         assert images.dtype == np.uint8

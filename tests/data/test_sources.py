@@ -36,7 +36,7 @@ def write(path: Path, names: dict[str, str]) -> str:
 def test_the_usual_spellings(names: str, file: str, tmp_path: Path) -> None:
     data = load(Config(dataset=write(tmp_path / file, dict(zip(names.split(), ARRAYS, strict=True)))))
     assert (len(data.train), len(data.test), data.validation) == (96, 40, None)
-    np.testing.assert_array_equal(data.test[np.arange(40)][0], ARRAYS["x_test"])
+    np.testing.assert_array_equal(data.test.take(np.arange(40))[0], ARRAYS["x_test"])
 
 
 @pytest.mark.parametrize("affix", ["val", "valid", "validation"])
@@ -84,18 +84,18 @@ def test_parts_are_held_out_in_proportion_by_the_seed(file: str, tmp_path: Path)
     assert data.fingerprint() == again.fingerprint() != other.fingerprint()
     parts = [data.train, data.validation, data.test]
     assert [len(part) for part in parts] == [54, 18, 24]
-    rows = np.concatenate([part[np.arange(len(part))][0] for part in parts])
+    rows = np.concatenate([part.take(np.arange(len(part)))[0] for part in parts])
     assert sorted(map(bytes, rows)) == sorted(map(bytes, ARRAYS["x_train"]))  # each example in one part
     whole = np.bincount(ARRAYS["y_train"]) / 96
     for part in parts:
-        images, labels = part[np.arange(len(part))]
+        images, labels = part.take(np.arange(len(part)))
         np.testing.assert_allclose(np.bincount(labels, minlength=4) / len(part), whole, atol=0.06)
         at = [next(i for i, row in enumerate(ARRAYS["x_train"]) if (row == image).all()) for image in images]
         assert at == sorted(at)  # in the set's order
         np.testing.assert_array_equal(ARRAYS["y_train"][at], labels)
-    assert data.train.mapped == (file == "set")
+    assert (data.train.resident is None) == (file == "set")
     if file == "set":  # nothing is copied
-        assert all(np.shares_memory(data.train.images, part.images) for part in parts)  # type: ignore[union-attr]
+        assert all(np.shares_memory(data.train.images, part.images) for part in parts)  # type: ignore[attr-defined]
 
 
 def test_held_out_parts_need_two_examples_of_a_class(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def table(folder: Path, text: str, name: str = "t.csv", **changes: Any) -> Any:
 def test_a_table_of_text(separator: str, start: str, tmp_path: Path) -> None:
     data = table(tmp_path, start + TABLE.replace(",", separator))
     assert (data.columns, data.classes) == (["height", " weight ", "tall"], ["cat", "dog"])
-    rows = np.concatenate([part[np.arange(2)][0] for part in (data.train, data.test)])
+    rows = np.concatenate([part.take(np.arange(2))[0] for part in (data.train, data.test)])
     assert rows.dtype == np.float32
     assert sorted(rows.tolist()) == [[-3, 6, 0], [1.5, 3, 1], [2, 4, 0], [10, 5, 1]]
     assert data.info()["columns"] == data.columns
@@ -140,8 +140,8 @@ def test_a_parquet_file_and_a_folder_of_parts(tmp_path: Path) -> None:
     data = load(Config(dataset=str(tmp_path / "parts")))
     assert data.validation is not None
     for found in data.parts:
-        np.testing.assert_array_equal(found[np.arange(4)][0], np.array([columns["a"], columns["b"]], np.float32).T)
-        assert found[np.arange(4)][1].tolist() == [0, 1, 0, 1]
+        np.testing.assert_array_equal(found.take(np.arange(4))[0], np.array([columns["a"], columns["b"]], np.float32).T)
+        assert found.take(np.arange(4))[1].tolist() == [0, 1, 0, 1]
 
 
 def test_numbers_do_not_depend_on_the_first_rows(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_data_for_a_model_have_its_classes_and_columns_and_are_not_divided(tmp_p
     info = table(tmp_path, TABLE).info()
     (tmp_path / "new.csv").write_text("label, weight ,more,tall,height\ndog,4,x,1,2\ndog,6,y,0,-3\n")
     data = load(Config(dataset=str(tmp_path / "new.csv"), test_fraction=0.5), info=info)
-    images, labels = data.test[np.arange(2)]
+    images, labels = data.test.take(np.arange(2))
     assert (images.tolist(), labels.tolist()) == ([[2, 4, 1], [-3, 6, 0]], [1, 1])
     (tmp_path / "new.csv").write_text("label,height,tall\ndog,4,1\n")
     with pytest.raises(InputError, match=r"new.csv lacks the column  weight : it has label, height, tall"):

@@ -42,7 +42,7 @@ def print_tutorial(data_dir: str, epochs: int) -> None:
     from distmlp.parallel.digest import params_sha256
 
     data = datasets.load(Config(dataset="mnist", data_dir=data_dir))
-    (x, y), (x_test, y_test) = (part[np.arange(len(part))] for part in (data.train, data.test))
+    (x, y), (x_test, y_test) = (part.take(np.arange(len(part))) for part in (data.train, data.test))
     params = tutorial.initial([784, 512, 512, 10])
     for _ in range(epochs):
         params = tutorial.train_epoch(params, x, y, 128, 10)

@@ -10,7 +10,7 @@ import pytest
 
 from distmlp import model, optim
 from distmlp.config import Config
-from distmlp.data.loader import Batch
+from distmlp.data.batches import Batch
 from distmlp.parallel import mesh, step
 
 SIZES = [12, 16, 16, 4]

@@ -8,8 +8,8 @@ import pytest
 from conftest import make_arrays
 
 from distmlp import Config, InputError, model, optim
+from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
-from distmlp.data.loader import NumpyLoader
 from distmlp.parallel.feed import DeviceFeed, HostFeed
 from distmlp.parallel.mesh import make_layout
 from distmlp.parallel.program import choose_placement

@@ -9,8 +9,8 @@ import pytest
 from conftest import make_arrays
 
 from distmlp import Config, model, optim
+from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
-from distmlp.data.loader import NumpyLoader
 from distmlp.parallel import packed
 from distmlp.parallel.feed import DeviceFeed
 from distmlp.parallel.mesh import make_layout

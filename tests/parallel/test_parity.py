@@ -9,8 +9,8 @@ import tutorial
 from conftest import DEVICES
 
 from distmlp import Config, model, optim
+from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.datasets import ArrayDataset
-from distmlp.data.loader import Batch, NumpyLoader
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.mesh import Layout, make_layout
 from distmlp.parallel.step import State, gradients, make_train_step, wrap

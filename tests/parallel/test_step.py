@@ -10,8 +10,8 @@ import tutorial
 from conftest import make_arrays
 
 from distmlp import Config, model, optim
+from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.datasets import ArrayDataset
-from distmlp.data.loader import Batch, NumpyLoader
 from distmlp.parallel.mesh import make_layout
 from distmlp.parallel.step import State, make_train_step, wrap
 

@@ -53,7 +53,7 @@ def test_runs_that_are_the_same_are_so_on_any_feed_and_length(folder: Path, base
 
 
 def test_one_replaced_example_shows_at_the_step_that_fetches_it(folder: Path, base: Path) -> None:
-    from distmlp.data.sampler import ShardSampler
+    from distmlp.data.order import ShardSampler
 
     arrays = make_arrays()
     arrays["x_train"][57] = 255 - arrays["x_train"][57]

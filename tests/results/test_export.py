@@ -26,7 +26,7 @@ def model(digits_run: Path) -> Model:
 def x() -> np.ndarray:
     """The test set, float32 [360, 64]."""
     test = datasets.load(Config()).test
-    return test[np.arange(len(test))][0].astype(np.float32)
+    return test.take(np.arange(len(test)))[0].astype(np.float32)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

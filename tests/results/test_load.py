@@ -58,7 +58,7 @@ def test_evaluation_gives_the_numbers_of_the_log_to_the_last_digit(digits_run: P
 
 def test_arrays_are_evaluated_as_the_data_set_is(digits_run: Path) -> None:
     loaded, test = load(digits_run), datasets.load(Config()).test
-    images, labels = test[np.arange(len(test))]
+    images, labels = test.take(np.arange(len(test)))
     assert loaded.evaluate(images, labels).as_json() == loaded.evaluate_set(test).as_json()
     with pytest.raises(InputError, match="label 11 is none of the classes 0, 1, 2"):
         loaded.evaluate(images[:2], [3, 11])

@@ -95,7 +95,7 @@ def test_values_become_those_of_the_training_set(digit: np.ndarray, tmp_path: Pa
 def test_pictures_that_training_stretched_are_as_it_saw_them(
     tmp_path: Path, mode: str, image_mode: str, shape: list[int]
 ) -> None:
-    from distmlp.data.image_folder import ImageFolder
+    from distmlp.data.pictures import ImageFolder
 
     pixels = np.random.default_rng(0).integers(0, 256, (20, 31), np.uint8)
     image = Image.fromarray(pixels.astype(np.uint16) * 250) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
@@ -120,7 +120,7 @@ def test_what_pictures_are_like() -> None:
 
 def test_rows_of_npy_npz_and_csv_are_those_of_the_array(digits_run: Path, tmp_path: Path) -> None:
     model = load(digits_run)
-    x = datasets.load(Config()).test[np.arange(7)][0]
+    x = datasets.load(Config()).test.take(np.arange(7))[0]
     np.save(tmp_path / "a.npy", x.reshape(7, 8, 8))
     np.save(tmp_path / "one.npy", x[0])
     np.savez(tmp_path / "a.npz", whatever=x)

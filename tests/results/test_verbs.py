@@ -26,7 +26,7 @@ def test_evaluate_prints_the_numbers_that_training_logged(run_verb: RunTrain, di
 def test_predict_takes_pictures_and_rows_and_names_what_it_cannot_read(
     run_verb: RunTrain, digits_run: Path, tmp_path: Path
 ) -> None:
-    images, _ = datasets.load(Config()).test[np.arange(10)]
+    images, _ = datasets.load(Config()).test.take(np.arange(10))
     expected = load(digits_run).predict(images)
     for n, image in enumerate(images.reshape(-1, 8, 8)):
         Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(tmp_path / f"{n}.png")
@@ -72,7 +72,7 @@ def test_mnist_accuracy_and_ten_pictures(run_verb: RunTrain, mnist_dir: str, tmp
     *_, last, _ = train(config).history
     result = json.loads(run_verb("evaluate", "run", "--json").stdout)
     assert (result["accuracy"], result["loss"]) == (last["test_accuracy"], last["test_loss"])
-    images, _ = datasets.load(config).test[np.arange(10)]
+    images, _ = datasets.load(config).test.take(np.arange(10))
     for n, image in enumerate(images.reshape(-1, 28, 28)):
         Image.fromarray(image).save(tmp_path / f"{n}.png")
     done = run_verb("predict", "run", *(f"{n}.png" for n in range(10)), "--json")

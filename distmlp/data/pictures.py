@@ -11,9 +11,24 @@ from tqdm.auto import tqdm
 
 from distmlp import machine
 from distmlp.config import Config
+from distmlp.data.arrays import Part, Source, by_part
 from distmlp.errors import InputError, one_line
 
 _GRAY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
+
+
+def source(config: Config, path: Path) -> Source:
+    """The parts train, test and val of a folder, or all of it as one, to be divided."""
+    roots = {"train": path} | by_part({inner.name: inner for inner in path.iterdir() if inner.is_dir()})
+    folders: dict[str, ImageFolder] = {}
+    for part, root in roots.items():
+        folders[part] = ImageFolder(root, config, folders.get("train"))
+    parts = {
+        part: Part(folder.decoded(), np.array(folder.targets), str(roots[part])) if folder.fits
+        else Part(folder, None, str(roots[part]))
+        for part, folder in folders.items()
+    }
+    return Source(parts, folders["train"].classes)
 
 
 class ImageFolder(torch.utils.data.Dataset[tuple[np.ndarray, str]]):

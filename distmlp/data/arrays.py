@@ -1,0 +1,95 @@
+"""What every source of data gives, a Part for each part of the data set; and the arrays in .npz and .npy files."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from distmlp.data import refused
+from distmlp.errors import InputError, one_line
+
+_PARTS = {"train": ("train", "training"), "test": ("test",), "validation": ("val", "valid", "validation")}
+_FEATURES = ("x", "data", "images", "features", "inputs")
+_LABELS = ("y", "target", "targets", "label", "labels")
+_T = TypeVar("_T")
+
+
+class Part(NamedTuple):
+    """Features [N, ...] and labels [N] of any kind; or a Dataset and None."""
+
+    features: Any
+    labels: Any
+    name: str  # for messages
+
+
+class Source(NamedTuple):
+    """The parts that a source has, and the names that it gives to classes and features.
+
+    It is made by the functions called `source`, one for each kind of source; where theirs cannot be had, or lacks what
+    a training needs, they raise an InputError.
+    """
+
+    parts: dict[str, Part]  # train; test and validation where there are such
+    names: list[str] | None = None  # of the classes, by number
+    columns: list[str] | None = None  # names of the features
+
+
+def by_part(found: Mapping[str, _T]) -> dict[str, _T]:
+    """Of files or folders by name, those that are named as a part is."""
+    return {part: found[name] for part, names in _PARTS.items() for name in names if name in found}
+
+
+def source(path: Path) -> Source:
+    """The arrays in an .npz file, or in a folder of .npy files, which are memory-mapped."""
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+        return _chosen(path, files, lambda name: _load(files[name], mmap_mode="r"))
+    refused.check_file(path)
+    with path.open("rb") as file:  # given a path, a damaged file would stay open
+        loaded = _load(path, file)
+        if not isinstance(loaded, Mapping):
+            raise InputError(f"{path} holds a single array: give an .npz file of features and labels")
+        with contextlib.closing(loaded):  # type: ignore[type-var] # an NpzFile, which is a Mapping, too
+            return _chosen(path, loaded, lambda name: _load(path, loaded, name))
+
+
+def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:
+    """An array or an archive of arrays; damage surfaces as any of a dozen types, from NumPy, zipfile and zlib."""
+    try:
+        return file[name] if name else np.load(file or path, **options)
+    except Exception as error:  # the docstring says which
+        reason = one_line(error)
+        if reason.startswith("Object arrays"):
+            raise InputError(f"{path}{name and ': '}{name} holds Python objects, which are not safe to read: "
+                             "save text as text, as in y.astype(str), and all else as numbers") from None
+        if path.suffix.lower() not in (".npz", ".npy"):
+            raise refused.unread(path) from None
+        reason = "it does not begin as one of them" if "pickled" in reason else reason  # which NumPy takes it for
+        raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated "
+                         f"({reason}): bring back an intact copy") from None
+
+
+def _chosen(path: Path, names: Mapping[str, Any], get: Callable[[str], np.ndarray]) -> Source:
+    """The parts among named arrays, by the usual names: x_train and y_train, data and target, val_images, ..."""
+
+    def find(words: tuple[str, ...], affixes: tuple[str, ...]) -> str:
+        wanted = {joined for word in words for affix in affixes for joined in (f"{word}_{affix}", f"{affix}_{word}")}
+        found = [name for name in names if name.lower().replace("-", "_") in wanted]
+        if not found and "train" in affixes:
+            found = [name for name in names if name.lower() in words]
+        if len(found) > 1:
+            raise InputError(f"{path} holds {' and '.join(found)}, which could both be meant: leave one out")
+        return found[0] if found else ""
+
+    parts = {}
+    for part, affixes in _PARTS.items():
+        features, labels = find(_FEATURES, affixes), find(_LABELS, affixes)
+        if features and labels:
+            parts[part] = Part(get(features), get(labels), f"{path}: {features}, {labels}")
+        elif features or labels or part == "train":
+            lacking = "y" if features else "x"
+            raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {', '.join(names) or 'no arrays'}: "
+                             "it must hold x_train, y_train, x_test, y_test, or for instance data, target")
+    return Source(parts)

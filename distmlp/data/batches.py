@@ -1,0 +1,180 @@
+"""Batches of one static shape, as NumPy arrays: read by torch's DataLoader, also in processes of its own."""
+
+import atexit
+import contextlib
+import multiprocessing
+import pickle
+import signal
+import traceback
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from distmlp.data.examples import Examples
+from distmlp.data.order import Order
+from distmlp.errors import InputError, one_line
+
+_CHUNK = 256  # steps whose indices are computed at once
+
+Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
+
+
+class Batch(NamedTuple):
+    """This process's share of a global batch. Rows of weight 0 only fill up a shard."""
+
+    images: Any  # uint8 or float32 [local shards, rows, features]
+    labels: Any  # int32 [local shards, rows]
+    weights: Any  # float32 [local shards, rows]
+    weight_sum: Any  # float32 []: of the whole global batch
+    indices: Any = None  # int64 [local shards, rows]: which examples they are; stays on the host
+
+    @property
+    def arrays(self) -> tuple[Any, Any, Any, Any]:
+        """What the devices need."""
+        return self[:4]
+
+
+class _Rows(torch.utils.data.Dataset[Any]):
+    """The data set as the DataLoader sees it: an item is what ExampleLoader yields, or what is wrong with it."""
+
+    def __init__(self, dataset: Examples) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | InputError:
+        indices, weights = step
+        real = weights > 0
+        try:
+            if real.all():
+                return *self.dataset.take(indices), weights, indices
+            images = np.zeros((*indices.shape, self.dataset.num_features), self.dataset.dtype)
+            labels = np.zeros(indices.shape, np.int32)
+            if real.any():
+                images[real], labels[real] = self.dataset.take(indices[real])
+            return images, labels, weights, indices
+        except InputError as error:  # raised by ExampleLoader: torch would bury its line in the worker's stack
+            if error.__cause__ and torch.utils.data.get_worker_info():  # pickling would lose the cause
+                error.add_note("".join(traceback.format_exception(error.__cause__)))
+            return error
+
+
+def _identity(batch: Any) -> Any:
+    return batch  # what torch does by itself would make tensors of the arrays
+
+
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Processes that are started within this context never see a signal that asks for a stop.
+
+    Such signals reach the whole process group, and only the trainer, which saves, is to act on them (run/signals.py).
+    """
+    resource_tracker.ensure_running()  # when it starts, it unblocks the signals
+    others = multiprocessing.active_children()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for process in multiprocessing.active_children():
+        if process not in others:
+            atexit.register(process.kill)  # multiprocessing sends SIGTERM, which is blocked, and waits for ever
+
+
+class ExampleLoader(torch.utils.data.DataLoader[Any]):
+    """torch's DataLoader over steps, each given by example indices (int64) and weights (float32) of one shape.
+
+    Yields (images [..., features], labels, weights, indices). For rows of weight 0 nothing is read: they are zeros.
+
+    Args:
+      steps: can be iterated over again and again.
+      num_workers: spawned processes that read ahead; only used where items are read one by one.
+      seed: of the random numbers in these processes.
+    """
+
+    def __init__(self, dataset: Examples, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
+        self._examples = dataset
+        num_workers = num_workers if dataset.one_by_one else 0
+        super().__init__(
+            _Rows(dataset),
+            batch_size=None,
+            sampler=steps,
+            collate_fn=_identity,
+            num_workers=num_workers,
+            # JAX is multithreaded: a forked worker can deadlock.
+            multiprocessing_context="spawn" if num_workers else None,
+            persistent_workers=bool(num_workers),
+            generator=torch.Generator().manual_seed(seed),  # without it each epoch draws from torch's global one
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch's is of a class of its own
+        with _blocked_signals() if self.num_workers else contextlib.nullcontext(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # torch's lines beside the one below
+            try:
+                steps = super().__iter__()
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise InputError(f"{self._examples.name} cannot be sent to the processes of --num_workers="
+                                 f"{self.num_workers} ({one_line(error)}): give it functions that can be imported "
+                                 "instead of lambdas and open files, or give --num_workers=0") from error
+        for rows in steps:
+            if isinstance(rows, InputError):
+                raise rows
+            yield rows
+
+    def close(self) -> None:
+        """Ends the workers. Left to the garbage collector, they do not end, and torch waits ten seconds for each."""
+        if self.num_workers and self._iterator is not None:
+            self._iterator._shutdown_workers()  # type: ignore[attr-defined] # there is no public way
+            self._iterator = None
+
+
+class _RestOfEpoch(torch.utils.data.Sampler[Step]):
+    """The steps from a NumpyLoader's position to the end of its epoch."""
+
+    def __init__(self, loader: "NumpyLoader") -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Step]:
+        order, shards, (epoch, step) = self._loader.order, self._loader.local_shards, self._loader.position
+        for start in range(step, order.steps_per_epoch, _CHUNK):
+            stop = min(start + _CHUNK, order.steps_per_epoch)
+            yield from zip(*order.indices(epoch, start, stop, shards), strict=True)
+
+
+class NumpyLoader(ExampleLoader):
+    """Yields the `Batch`es of an epoch from the current position on; the same (seed, epoch, step) is the same batch.
+
+    Args:
+      dataset, num_workers: see ExampleLoader.
+      batch_size, num_shards, shuffle, seed: see Order, which says which examples a batch has.
+      local_shards: the shards to yield, in this order; those from num_shards on are empty. All, if None.
+    """
+
+    def __init__(
+        self, dataset: Examples, batch_size: int, num_shards: int = 1, local_shards: Sequence[int] | None = None,
+        shuffle: bool = False, seed: int = 0, num_workers: int = 0,
+    ) -> None:
+        self.order = Order(len(dataset), batch_size, num_shards, shuffle, seed)
+        self.local_shards = range(num_shards) if local_shards is None else local_shards
+        self.position = (0, 0)  # epoch and step, both counted from 0
+        super().__init__(dataset, _RestOfEpoch(self), num_workers, seed)
+
+    def set_position(self, epoch: int, step: int = 0) -> None:
+        """The next iteration starts before this step of this epoch, both counted from 0."""
+        self.position = (epoch, step)
+
+    def empty_batch(self) -> Batch:
+        """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""
+        rows = len(self.local_shards), self.order.rows
+        images = np.zeros((*rows, self._examples.num_features), self._examples.dtype)
+        return Batch(images, np.zeros(rows, np.int32), np.zeros(rows, np.float32), np.float32(0))
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override] # torch's is of a class of its own
+        for step, (images, labels, weights, indices) in enumerate(super().__iter__(), start=self.position[1]):
+            yield Batch(images, labels, weights, np.float32(self.order.examples(step)), indices)
