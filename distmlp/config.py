@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import operator
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,14 @@ class Config:
                                       "below the time that a host may freeze or swap for, it ends runs that would "
                                       "have gone on", "host", rare=True, minimum=3)
 
+    def __post_init__(self) -> None:
+        """Takes numbers of NumPy, JAX and torch as Python's, and paths as text: what a setting is kept as."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            plain = _plain(value)
+            if plain is not value:
+                object.__setattr__(self, field.name, plain)
+
     def validate(self) -> None:
         """Raises InputError for a value that cannot be right whatever the data and the devices are."""
         for field in dataclasses.fields(self):
@@ -244,6 +253,22 @@ class Config:
         return self.max_steps or self.num_epochs * steps_per_epoch
 
 
+def _plain(value: Any) -> Any:
+    """A number, text, or tuple or list of them as Python's own; what is one already, and all else, as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) in (bool, int, float, str):
+        return value
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    if getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):
+        return tuple(value.tolist())
+    if isinstance(value, (tuple, list)):
+        plain = type(value)(map(_plain, value)) if type(value) in (tuple, list) else value
+        return value if all(a is b for a, b in zip(plain, value, strict=True)) else plain
+    return value
+
+
 def digest_json(value: Any) -> str:
     """SHA-256 of a JSON value in its canonical form."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -271,7 +296,7 @@ def resolve_paths(config: Config) -> Config:
     given = {name: getattr(config, name) for name in PATHS if getattr(config, name)}
     if config.dataset in NAMED_DATASETS or config.dataset.startswith(FROM_PYTHON):
         given.pop("dataset", None)
-    changes: dict[str, Any] = {name: str(Path(path).expanduser().absolute()) for name, path in given.items()}
+    changes: dict[str, Any] = {name: str(Path(os.path.expanduser(path)).absolute()) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
 
 

@@ -15,18 +15,30 @@ import torch
 from sklearn.datasets import load_digits
 
 
-def load(path: str) -> tuple[torch.nn.Sequential, list[str]]:
+class Scaling(torch.nn.Module):
+    """What training did to its inputs, where the file has that beside the layers; else they do it themselves."""
+
+    def __init__(self, shift: torch.Tensor, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.shift, self.scale = shift, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.shift) * self.scale
+
+
+def load(path: str) -> tuple[torch.nn.Module, list[str]]:
     """The network, of whatever layers, and the names of its classes; it takes inputs as training did, unscaled."""
     with safetensors.safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         metadata = file.metadata()
+    scaling = [Scaling(tensors.pop("shift"), tensors.pop("scale"))] if "shift" in tensors else []
     weights = [tensors[f"{2 * n}.weight"] for n in range(len(tensors) // 2)]
     layers: list[torch.nn.Module] = []
     for weight in weights:
         layers += [torch.nn.Linear(weight.shape[1], weight.shape[0]), torch.nn.ReLU()]
     net = torch.nn.Sequential(*itertools.islice(layers, len(layers) - 1))  # no ReLU at the end
     net.load_state_dict(tensors)
-    return net, json.loads(metadata["classes"])
+    return torch.nn.Sequential(*scaling, net), json.loads(metadata["classes"])
 
 
 def main() -> None:

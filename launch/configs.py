@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{unknown[0]} is no config: choose from {', '.join(files)}")
     for name in given.names or files:
         if given.copy:
-            _copy(files[name], Path(given.copy).expanduser() / name)
+            _copy(files[name], Path(given.copy) / name)
         else:
             print(f"{name:<25} {_about(files[name])}")
     return 0

@@ -21,10 +21,10 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
     given = arguments.parse_args(argv)
 
-    from distmlp.results import load, splits
+    from distmlp.results import load, run_data
 
     model = load.load(Path(given.run), given.checkpoint)
-    result = model.evaluate_set(splits.split(model, given.split, given.dataset))
+    result = model.evaluate_set(run_data.split(model, given.split, given.dataset))
     print(json.dumps(result.as_json()) if given.json else result)
     return 0
 

@@ -4,12 +4,19 @@
 
 safetensors  weights and biases of a torch.nn.Sequential of Linear and ReLU:
                  net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
-                 net.load_state_dict(safetensors.torch.load_file(FILE))
+                 tensors = safetensors.torch.load_file(FILE)
+                 shift, scale = tensors.pop("shift", 0), tensors.pop("scale", 1)
+                 net.load_state_dict(tensors); logits = net((x - shift) * scale)
 npz          w0, b0, w1, b1, ... and classes for NumPy:
                  model = numpy.load(FILE)
+                 if "shift" in model: x = (x - model["shift"]) * model["scale"]
                  for layer in range(layers): x = x @ model[f"w{layer}"].T + model[f"b{layer}"], relu between them
 onnx         the whole model: x [N, features] to probabilities [N, classes] and class [N]
 stablehlo    the same for jax.export.deserialize(FILE's bytes).call(x); what it is, is in FILE.json
+
+Where the scaling cannot be put into the first layer's weights without losing digits, safetensors and npz have shift and
+scale beside them: the network's inputs are (x - shift) * scale. A line says so. Before a file is written, it is read
+back and has to predict what the run does.
 """
 
 from pathlib import Path
@@ -26,11 +33,12 @@ def main(argv: list[str]) -> int:
     verb.add_checkpoint(arguments)
     given = arguments.parse_args(argv)
 
-    from distmlp.results import export, load
+    from distmlp.results import export, files, load
 
-    model = load.load(Path(given.run), given.checkpoint)
-    export.export(model, given.format, Path(given.output))
-    print(f"{given.output}: the checkpoint of step {model.step} as {given.format}")
+    model, output = load.load(Path(given.run), given.checkpoint), Path(given.output)
+    apart = export.export(model, given.format, output)
+    remark = "; its inputs are (x - shift) * scale, with shift and scale from the file" if apart else ""
+    print(f"{output}: the checkpoint of step {model.step} as {given.format}{remark}", file=files.remarks(output))
     return 0
 
 

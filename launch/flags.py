@@ -1,8 +1,11 @@
 """The command line of train and plan: absl flags, generated from Config."""
 
+import codecs
 import dataclasses
+import itertools
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,41 +24,79 @@ def parse(argv: Sequence[str]) -> Config:
     Raises:
       InputError: no flags, an unknown one, a stray argument, a value of the wrong type, a flagfile that cannot be read.
     """
-    given = [_with_config(argument) for argument in argv]
-    if len(given) == 1:
+    if len(argv) == 1:
         raise InputError("nothing to train: start with `python -m launch.train configs/digits.flags`, "
                          "or `python -m launch.train --help`")
     values = _flag_values()
     try:
-        rest = values(given)[1:]
+        rest = values([argv[0], *_with_configs(argv[1:])])[1:]
     except flags.UnrecognizedFlagError as error:
         _, similar, names = str(error).partition("Did you mean: ")
         hint = f", did you mean --{names.rstrip(' ?').replace(', ', ' or --')}" if similar else ""
         raise InputError(f"--{error.flagname} is no flag{hint}: --helpfull lists them all") from None
     except flags.IllegalFlagValueError as error:
         raise InputError(_illegal_value(error)) from None
-    except (flags.CantOpenFlagFileError, UnicodeDecodeError) as error:
-        files = ", ".join(argument.partition("=")[2] for argument in given if argument.startswith("--flagfile="))
-        reason = "not a text file" if isinstance(error, UnicodeDecodeError) else error.__context__
-        raise InputError(f"--flagfile={files} cannot be read ({reason}): give an existing file of flags, or "
-                         "one of those that `distmlp configs` lists") from None
     except (flags.Error, ValueError) as error:  # ValueError: a value given to --noFLAG
         raise InputError(one_line(error).removeprefix("flag ")) from None
-    if rest and rest[0].endswith(".flags"):
-        given[given.index(rest[0])] = _with_config(f"--flagfile={rest[0]}")
-        return parse(given)
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}: give flags as --name=value, a config as NAME.flags")
     return Config(**{field.name: _value(field, values[field.name].value) for field in dataclasses.fields(Config)})
 
 
-def _with_config(argument: str) -> str:
-    """--flagfile=digits.flags, where there is no such file, as that of the config that comes with the package."""
-    flag, _, name = argument.partition("=")
-    packaged = CONFIGS / Path(name).name
-    if flag.lstrip("-") != "flagfile" or not packaged.is_file() or Path(name).exists():
-        return argument
-    return f"{flag}={packaged}" if Path(name).parent.name in ("", "configs") else argument
+def _with_configs(arguments: Iterable[str], inside: tuple[Path, ...] = ()) -> list[str]:
+    """The arguments, with what the configs among them hold in their places.
+
+    A config is NAME.flags, --flagfile=NAME or --flagfile NAME, also as a line of another config.
+
+    Args:
+      inside: the files that are being read, the outermost first.
+
+    Raises:
+      InputError: one of them cannot be read, or names itself.
+    """
+    takes_value = {field.name for field in dataclasses.fields(Config) if field.type is not bool}
+    found, rest = [], iter(arguments)
+    for argument in rest:
+        flag, equals, name = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+        flag = flag.lstrip("-")
+        if argument == "--":
+            found += [argument, *rest]
+        elif flag == "flagfile" or (not flag and name.endswith(".flags")):
+            name = name if equals or not flag else next(rest, "")
+            path = _config(name, inside)
+            found += _with_configs(_lines(path, name, inside), (*inside, path))
+        else:
+            found.append(argument)
+            if flag in takes_value and not equals:
+                found += itertools.islice(rest, 1)
+    return found
+
+
+def _config(name: str, inside: tuple[Path, ...]) -> Path:
+    """The config of this name: beside the config that names it, in the current folder, or one that comes along."""
+    given = Path(os.path.expanduser(name))
+    places = [*(path.parent / given for path in inside[-1:]), given]
+    if given.parent.name in ("", "configs"):
+        places.append(CONFIGS / given.name)
+    there = [path for path in places if path.exists()]
+    again = {path.resolve() for path in inside}
+    if there and all(path.resolve() in again for path in there):
+        raise InputError(f"{inside[-1]} names {name}, which is being read, perhaps through others: take one out")
+    return next((path for path in there if path.resolve() not in again), given)
+
+
+def _lines(config: Path, name: str, inside: tuple[Path, ...]) -> list[str]:
+    """A config's lines but comments and blank ones, of UTF-8, or of UTF-16 with its mark, as Windows may write it."""
+    try:
+        content = config.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8")
+    except (OSError, ValueError) as error:
+        reason = "not a text file" if isinstance(error, UnicodeDecodeError) else error
+        where = "".join(f", in {path}," for path in inside[-1:])
+        raise InputError(f"--flagfile={name}{where} cannot be read ({reason}): give an existing file of flags, or "
+                         "one of those that `distmlp configs` lists") from None
+    lines = (line.strip() for line in re.split(r"\r\n|\r|\n", text.replace("\ufeff", "")))
+    return [line for line in lines if line and not line.startswith(("#", "//"))]
 
 
 def _flag_values() -> flags.FlagValues:

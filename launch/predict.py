@@ -4,7 +4,7 @@
 
 Inputs are scaled as the run scaled its data. Pictures are brought to what the training set's are like: size, grey or
 colour, black on white or white on black, and range of values. A file that cannot be read is one line on the standard
-error; the others still run, and the exit code is 1.
+error; the others still run, and the exit code is 1, or 2 if nothing could be predicted.
 """
 
 import json
@@ -26,13 +26,13 @@ def main(argv: list[str]) -> int:
 
     from distmlp.results import load, rows
 
-    model, failed = load.load(Path(given.run), given.checkpoint), False
+    model, failed = load.load(Path(given.run), given.checkpoint), 0
     for file in given.files:
         try:
             predictions = model.predict(rows.read(Path(file), model))
         except InputError as error:
             print(f"distmlp: error: {error}", file=sys.stderr)
-            failed = True
+            failed += 1
             continue
         several = rows.is_rows(Path(file))
         for row, (name, probabilities) in enumerate(zip(*predictions, strict=True)):
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
                                           "probabilities": probabilities.tolist()}))
             else:
                 print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * probabilities.max():.2f} %")
-    return int(failed)
+    return 0 if not failed else 1 if failed < len(given.files) else 2
 
 
 if __name__ == "__main__":

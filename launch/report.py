@@ -13,17 +13,17 @@ def main(argv: list[str]) -> int:
     arguments = verb.parser("report", __doc__)
     arguments.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, its --workdir")
     arguments.add_argument("--output", default="report.html", metavar="FILE", help="the page; default: report.html")
-    arguments.add_argument("--plan", type=Path, metavar="FILE",
-                           help="what `distmlp plan --json` printed: shown beside the runs")
+    arguments.add_argument("--plan", metavar="FILE", help="what `distmlp plan --json` printed: shown beside the runs")
     verb.add_checkpoint(arguments)
     given = arguments.parse_args(argv)
 
     from distmlp.results import files
     from distmlp.results.report import report
 
-    page = report([Path(run) for run in given.runs], given.checkpoint, given.plan)
-    files.write(Path(given.output), page.encode())
-    print(f"{given.output}: {len(given.runs)} run{'s' if len(given.runs) > 1 else ''}")
+    output = Path(given.output)
+    page = report([Path(run) for run in given.runs], given.checkpoint, given.plan and Path(given.plan))
+    files.write(output, page.encode())
+    print(f"{output}: {len(given.runs)} run{'s' if len(given.runs) > 1 else ''}", file=files.remarks(output))
     return 0
 
 

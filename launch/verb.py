@@ -1,6 +1,8 @@
 """What the verbs on a run's folder share: how they read a command line, and how they end."""
 
 import argparse
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -11,11 +13,16 @@ from launch import command
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override] # overloads
+        """As argparse's; ~ at the beginning of a value becomes the home folder: after --output= no shell does that."""
         given, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
-            values = getattr(given, action.dest, None)
-            for value in values if isinstance(values, list) else [values]:
-                check_local(action.option_strings[0] if action.option_strings else str(action.metavar), str(value))
+            value = getattr(given, action.dest, None)
+            for text in value if isinstance(value, list) else [value]:
+                check_local(action.option_strings[0] if action.option_strings else str(action.metavar), str(text))
+            if isinstance(value, list):
+                setattr(given, action.dest, [os.path.expanduser(text) for text in value])
+            elif isinstance(value, str):
+                setattr(given, action.dest, os.path.expanduser(value))
         return given, rest
 
     def error(self, message: str) -> NoReturn:
@@ -34,5 +41,18 @@ def add_checkpoint(arguments: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
-    """Ends the process as the verb `main` says: with its exit code, or 2 and one line for bad input."""
-    command.run(lambda argv: main(argv[1:]))
+    """Ends the process as the verb `main` says: with its exit code, or 2 and one line for bad input.
+
+    A fault has another exit code than Python's 1, by which a verb says what it found: os.EX_SOFTWARE.
+    """
+
+    def code(argv: list[str]) -> int:
+        try:
+            return main(argv[1:])
+        except Exception as error:
+            if hasattr(error, "exit_code"):
+                raise
+            print(command.ending(error)[1], file=sys.stderr)
+            return os.EX_SOFTWARE
+
+    command.run(code)

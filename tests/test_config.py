@@ -1,11 +1,17 @@
 """Config: ranges, what a resumed run must share, and how differences are named."""
 
 import dataclasses
+import json
+import pickle
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
+from conftest import small_config
 
-from distmlp import Config, InputError
+from distmlp import Config, InputError, load, train
 from distmlp.config import SCOPES, differences, digest_json, resolve_paths, run_flags
 from launch.flags import parse
 
@@ -79,6 +85,51 @@ def test_from_python_a_list_of_sizes_and_a_whole_learning_rate_are_fine() -> Non
     assert config.experiment() == usual.experiment()
     assert parse(["train", *run_flags(config).splitlines()[1:]]) == usual
     assert Config(hidden_sizes=()).validate() is None  # softmax regression
+
+
+@pytest.mark.parametrize(("given", "kept"), [
+    ({"num_epochs": np.int64(3), "seed": np.uint8(7)}, {"num_epochs": 3, "seed": 7}),
+    ({"learning_rate": np.float64(0.25), "momentum": np.float32(0.5)}, {"learning_rate": 0.25, "momentum": 0.5}),
+    ({"learning_rate": np.int32(1)}, {"learning_rate": 1}),
+    ({"shuffle": np.True_, "dataset": np.str_("mnist")}, {"shuffle": True, "dataset": "mnist"}),
+    ({"num_epochs": np.array(3), "batch_size": torch.tensor(4), "seed": jnp.int32(5)},
+     {"num_epochs": 3, "batch_size": 4, "seed": 5}),
+    ({"hidden_sizes": (np.int64(8), 4)}, {"hidden_sizes": (8, 4)}),
+    ({"hidden_sizes": [np.int64(8), 4]}, {"hidden_sizes": [8, 4]}),
+    ({"hidden_sizes": np.array([8, 4])}, {"hidden_sizes": (8, 4)}),
+    ({"workdir": Path("runs/a"), "dataset": Path("x.npz")}, {"workdir": "runs/a", "dataset": "x.npz"}),
+])  # fmt: skip
+def test_numbers_and_paths_of_other_kinds_are_taken(given: dict[str, object], kept: dict[str, object]) -> None:
+    config = Config(**given)
+    config.validate()
+    assert config == Config(**kept)
+    assert [type(getattr(config, name)) for name in kept] == [type(value) for value in kept.values()]
+    assert json.loads(json.dumps(config.settings())) == json.loads(json.dumps(Config(**kept).settings()))
+    assert dataclasses.replace(Config(), **given) == config == pickle.loads(pickle.dumps(config))
+    assert parse(["train", *run_flags(config).splitlines()[1:]]).experiment() == config.experiment()
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"num_epochs": np.float64(3)}, "--num_epochs=3.0: give an int"),
+    ({"num_epochs": np.True_}, "--num_epochs=True: give an int"),
+    ({"shuffle": np.int64(1)}, "--shuffle=1: give a bool"),
+    ({"learning_rate": np.float32("nan")}, "--learning_rate=nan must be a finite number"),
+    ({"workdir": np.int64(1)}, "--workdir=1: give a str"),
+    ({"hidden_sizes": np.array([[8, 4]])}, "--hidden_sizes=[[8 4]]: give whole numbers"),
+    ({"hidden_sizes": np.array([0.5])}, "--hidden_sizes=0.5: give whole numbers"),
+])  # fmt: skip
+def test_what_is_wrong_as_pythons_own_is_wrong_as_others(given: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Config(**given).validate()
+    assert words in str(caught.value)
+
+
+def test_a_run_of_numpys_numbers_in_a_path(npz: str, tmp_path: Path) -> None:
+    config = small_config(npz, num_epochs=np.int64(1), seed=np.int64(3), hidden_sizes=np.array([4]),
+                          workdir=tmp_path / "path", learning_rate=np.float32(0.5), num_devices=1)
+    assert train(config).history[-1]["final"]
+    assert load(tmp_path / "path").config.num_epochs == 1
+    assert parse(["train", f"--flagfile={tmp_path / 'path' / 'run.flags'}"]).learning_rate == 0.5
 
 
 def test_length_decides_the_result_only_under_a_schedule_of_the_runs_length() -> None:

@@ -47,6 +47,58 @@ def test_a_config_needs_no_flagfile_before_it(arguments: list[str], tmp_path: Pa
     assert parse(["train", *arguments]) == Config(batch_size=9, seed=3)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("first", ["# a comment", "--seed=3", "digits.flags"])
+def test_a_config_as_windows_writes_it(tmp_path: Path, encoding: str, first: str) -> None:
+    (tmp_path / "a.flags").write_bytes(f"{first}\r\n--batch_size=7\r\n--data_dir=Käfer\r\n".encode(encoding))
+    config = parse(["train", "a.flags"])
+    assert (config.batch_size, config.data_dir) == (7, "Käfer")
+    assert (config.seed, config.num_epochs) == (3 if "seed" in first else 0, 20 if "digits" in first else 8)
+
+
+@pytest.mark.parametrize("line", ["b.flags", "--flagfile=b.flags", "--flagfile\nb.flags", "-flagfile=b.flags"])
+@pytest.mark.parametrize("folder", ["", "inner"])
+def test_a_config_in_a_config_is_found_beside_it(tmp_path: Path, line: str, folder: str) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / folder / "a.flags").write_text(f"--batch_size=7\n{line}\n--seed=3\n")
+    (tmp_path / "b.flags").write_text("--batch_size=1\n--seed=1\n--num_epochs=1\n")
+    (tmp_path / folder / "b.flags").write_text("--batch_size=9\n--seed=1\n--num_epochs=2\n")
+    assert parse(["train", f"{folder or '.'}/a.flags"]) == Config(batch_size=9, seed=3, num_epochs=2)
+
+
+@pytest.mark.parametrize("line", ["digits.flags", "--flagfile=digits.flags", "--flagfile=configs/digits.flags"])
+def test_a_config_in_a_config_is_found_as_on_the_command_line(tmp_path: Path, line: str) -> None:
+    expected = dataclasses.replace(parse(["train", "digits.flags"]), seed=3)
+    (tmp_path / "inner").mkdir()
+    for path in ("a.flags", "inner/a.flags", "inner/digits.flags"):  # the last adds to the one of its name
+        (tmp_path / path).write_text(f"{line}\n--seed=3\n")
+        assert parse(["train", f"--flagfile={path}"]) == expected
+    (tmp_path / "inner" / "digits.flags").unlink()
+    (tmp_path / "digits.flags").write_text("--batch_size=5\n")  # in the current folder
+    if "configs" not in line:
+        assert parse(["train", "inner/a.flags"]) == Config(batch_size=5, seed=3)
+
+
+def test_what_follows_a_flag_that_takes_a_value_is_no_config(tmp_path: Path) -> None:
+    (tmp_path / "a.flags").write_text("--batch_size=7\n--workdir\na.flags\n")
+    assert parse(["train", "--workdir", "b.flags", "a.flags"]) == Config(batch_size=7, workdir="a.flags")
+    assert parse(["train", "a.flags", "--workdir", "a.flags", "--shuffle", "a.flags"]).shuffle
+
+
+def test_configs_that_cannot_be_read_in_a_config_are_named_with_it(tmp_path: Path) -> None:
+    (tmp_path / "a.flags").write_text("absent.flags\n")
+    with pytest.raises(InputError, match=r"^--flagfile=absent\.flags, in a\.flags, cannot be read \(\[Errno 2\] .*\)"):
+        parse(["train", "a.flags"])
+    (tmp_path / "b.flags").write_text("c.flags\n")
+    (tmp_path / "c.flags").write_text("--seed=1\nb.flags\n")
+    for argument in ("b.flags", "./c.flags", "--flagfile=b.flags"):
+        with pytest.raises(InputError, match=r"[bc]\.flags names [bc]\.flags, which is being read, perhaps"):
+            parse(["train", argument])
+    (tmp_path / "d.flags").write_text("e.flags\ne.flags\n")  # twice is no circle
+    (tmp_path / "e.flags").write_text("--seed=4\n")
+    assert parse(["train", "d.flags"]) == Config(seed=4)
+
+
 @pytest.mark.parametrize("flag", ["--help", "--helpfull", "--helpshort", "-h", "-help"])
 def test_help_by_topic_in_80_columns(flag: str) -> None:
     with pytest.raises(HelpRequested) as caught:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distmlp.data import refused
 from distmlp.errors import InputError, one_line
 
 _PARTS = {"train": ("train", "training"), "test": ("test",), "validation": ("val", "valid", "validation")}
@@ -39,6 +40,7 @@ def source(path: Path) -> Source:
     if path.is_dir():
         files = {file.stem: file for file in sorted(path.glob("*.npy"))}
         return _chosen(path, files, lambda name: _load(files[name], mmap_mode="r"))
+    refused.check_file(path)
     with path.open("rb") as file:  # given a path, a damaged file would stay open
         loaded = _load(path, file)
         if not isinstance(loaded, Mapping):
@@ -52,11 +54,15 @@ def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:
     try:
         return file[name] if name else np.load(file or path, **options)
     except Exception as error:  # the docstring says which
-        if "allow_pickle" in str(error):
+        reason = one_line(error)
+        if reason.startswith("Object arrays"):
             raise InputError(f"{path}{name and ': '}{name} holds Python objects, which are not safe to read: "
                              "save text as text, as in y.astype(str), and all else as numbers") from None
+        if path.suffix.lower() not in (".npz", ".npy"):
+            raise refused.unread(path) from None
+        reason = "it does not begin as one of them" if "pickled" in reason else reason  # which NumPy takes it for
         raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated "
-                         f"({one_line(error)}): bring back an intact copy") from None
+                         f"({reason}): bring back an intact copy") from None
 
 
 def _chosen(path: Path, names: Mapping[str, Any], get: Callable[[str], np.ndarray]) -> Source:

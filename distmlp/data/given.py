@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
+from distmlp.data import refused
 from distmlp.data.arrays import Part, Source
 from distmlp.errors import InputError
 
@@ -24,6 +25,7 @@ def source(train_set: Any, test_set: Any = None, validation_set: Any = None) -> 
             listed = getattr(pair[0], "columns", None)
             columns = columns or (None if listed is None else [str(column) for column in listed])
         elif dataset is not None:
+            refused.check_object(dataset, name)
             kind, map_style = type(dataset).__name__, hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
             if not map_style or isinstance(dataset, torch.utils.data.IterableDataset):
                 raise InputError(f"{name} is a {kind}, whose examples cannot be asked for by number: give a map-style "

@@ -105,6 +105,9 @@ def _labels(table: Any, column: str, path: Path) -> np.ndarray:
     """The column as whole numbers where all of its values are, else as numbers or text."""
     import pyarrow as pa
 
+    if column not in table.column_names:
+        raise InputError(f"{path} has no column {column}, without which nothing can be tested on it: train on the "
+                         "other file alone, by --dataset and --test_fraction=0.2, and predict this one")
     values = table.column(column)
     if values.null_count:
         raise InputError(f"{path}: row {_first_null(values)} has no label in column {column}: remove the row")

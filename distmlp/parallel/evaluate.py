@@ -67,14 +67,20 @@ class Evaluator:
         for loader in self._loaders.values():
             loader.close()
 
-    def __call__(self, state: State, dataset: Examples, poll: Callable[[], None] = lambda: None) -> Evaluation:
-        """Calls `poll` before each step; it may raise to stop the evaluation."""
+    def __call__(
+        self, state: State, dataset: Examples, poll: Callable[[], None] = lambda: None,
+        watch: Callable[[np.ndarray, np.ndarray], None] | None = None,
+    ) -> Evaluation:
+        """Calls `poll` before each step, which may raise to stop the evaluation, and `watch` with the images and labels
+        that this process read for it."""
         if dataset not in self._loaders:
             self._loaders[dataset] = ExampleLoader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
         pending: deque[jax.Array] = deque()
         results = []
-        for images, labels, *_ in self._loaders[dataset]:
+        for images, labels, weights, _ in self._loaders[dataset]:
             poll()
+            if watch is not None:
+                watch(images[weights > 0], labels[weights > 0])
             pending.append(self._losses(state, *self.layout.put((images, labels), DEALT)))
             if len(pending) > _AHEAD:
                 results.append(np.asarray(pending.popleft()))

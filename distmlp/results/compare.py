@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from distmlp.config import Config
 from distmlp.errors import InputError, listed
 from distmlp.results import checkpoints
+from distmlp.run import ledger
 from distmlp.run.ledger import examples_sum
 from distmlp.run.log import read_lines
 from distmlp.run.store import DamageError
@@ -35,37 +35,6 @@ class Comparison:
             self.parted_at = step if self.parted_at is None else min(step, self.parted_at)
 
 
-class Ledger:
-    """The lines of a run's ledger.jsonl by their steps; empty where there is none."""
-
-    def __init__(self, run: Path) -> None:
-        path = run / "ledger.jsonl"
-        texts = path.read_text().splitlines() if path.exists() else []
-        try:
-            self.header: dict[str, Any] = json.loads(texts[0]) if texts else {}
-            if texts and not texts[-1].endswith("}"):
-                del texts[-1]  # it is being written
-            self.steps: dict[int, dict[str, Any]] = {line["step"]: line for line in map(json.loads, texts[1:])}
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error}): bring it back from a copy, or move it away") from None
-
-    def wrong_epoch(self) -> int | None:
-        """The first whole epoch, counted from 1, whose examples are not each of the training set's once."""
-        size, length = self.header["examples"], self.header["steps_per_epoch"]
-        expected = size, examples_sum(np.arange(size))
-        for epoch in range(max(self.steps, default=0) // length):
-            lines = [self.steps.get(step) for step in range(epoch * length + 1, (epoch + 1) * length + 1)]
-            known = [line for line in lines if line]
-            total = sum(int(line["examples"], 16) for line in known) % 2**64
-            if len(known) == length and (sum(line["count"] for line in known), total) != expected:
-                return epoch + 1
-        return None
-
-    def gaps(self) -> int:
-        """How many steps it lacks, up to its last one: they ran without --ledger."""
-        return max(self.steps, default=0) - len(self.steps)
-
-
 def compare(a: Path, b: Path) -> Comparison:
     """Compares two runs, which may still be training, as far as both go.
 
@@ -77,11 +46,11 @@ def compare(a: Path, b: Path) -> Comparison:
     for name, run, have in zip("AB", runs, steps, strict=True):
         found.say(name, f"{run}: checkpoints of step {', '.join(map(str, sorted(have)))}")
     _settings(found, runs, steps)
-    ledgers = [Ledger(run) for run in runs]
-    for name, ledger in zip("AB", ledgers, strict=True):
-        _epochs(found, name, ledger)
+    ledgers = [ledger.read(run) for run in runs]
+    for name, (header, lines) in zip("AB", ledgers, strict=True):
+        _epochs(found, name, header, lines)
     compared = {
-        *_ledgers(found, *(ledger.steps for ledger in ledgers)),
+        *_ledgers(found, ledgers[0][1], ledgers[1][1]),
         *_metrics(found, [read_lines(run) for run in runs]),
         *_checkpoints(found, runs, sorted(set(steps[0]) & set(steps[1]))),
     }
@@ -114,17 +83,26 @@ def _settings(found: Comparison, runs: tuple[Path, Path], steps: list[list[int]]
     found.say("data", "the same" if same else "other data: their fingerprints differ")
 
 
-def _epochs(found: Comparison, name: str, ledger: Ledger) -> None:
-    if not ledger.steps:
+def _epochs(found: Comparison, name: str, header: dict[str, Any], lines: dict[int, dict[str, Any]]) -> None:
+    """Whether each example counted once in the epochs of which a ledger has all steps."""
+    if not lines:
         found.say("ledger", f"{name} has none (--ledger keeps one)")
         return
-    if gaps := ledger.gaps():
-        found.say("ledger", f"{name} lacks {gaps:,} of its {max(ledger.steps):,} steps: they ran without --ledger")
-    size, length = ledger.header["examples"], ledger.header["steps_per_epoch"]
-    if epoch := ledger.wrong_epoch():
-        found.say("ledger", f"{name}: epoch {epoch} did not have each training example once", epoch * length)
-    else:
-        found.say("ledger", f"{name}: each whole epoch has all {size:,} training examples, each once")
+    last = max(lines)
+    if gaps := last - len(lines):
+        found.say("ledger", f"{name} lacks {gaps:,} of its {last:,} steps: they ran without --ledger")
+    size, length = header["examples"], header["steps_per_epoch"]
+    expected, whole = (size, examples_sum(np.arange(size))), 0
+    for epoch in range(last // length):
+        steps = [lines[step] for step in range(epoch * length + 1, (epoch + 1) * length + 1) if step in lines]
+        total = sum(int(line["examples"], 16) for line in steps) % 2**64
+        whole += len(steps) == length
+        if len(steps) == length and (sum(line["count"] for line in steps), total) != expected:
+            found.say("ledger", f"{name}: epoch {epoch + 1} did not have each training example once",
+                      (epoch + 1) * length)
+            return
+    found.say("ledger", f"{name}: each whole epoch has all {size:,} training examples, each once" if whole else
+              f"{name} has no whole epoch: whether each example counts once is not known")
 
 
 def _ledgers(found: Comparison, a: dict[int, Any], b: dict[int, Any]) -> list[int]:
@@ -159,8 +137,8 @@ def _hex(text: str) -> str:
 
 
 def _metrics(found: Comparison, histories: list[list[dict[str, Any]]]) -> list[int]:
-    a, b = ({(line["step"], bool(line.get("final"))): line for line in history} for history in histories)
-    common = sorted(a.keys() & b.keys())
+    a, b = map(_measured, histories)
+    common = sorted(at for at in a.keys() & b.keys() if a[at].keys() & b[at].keys())
     for at in common:
         names = [name for name in _METRICS if name in a[at] and name in b[at] and a[at][name] != b[at][name]]
         if names:
@@ -168,8 +146,27 @@ def _metrics(found: Comparison, histories: list[list[dict[str, Any]]]) -> list[i
             found.say("metrics", f"part at step {at[0]}: {names[0]} is {values}", at[0])
             break
     else:
-        found.say("metrics", f"the same at all {len({step for step, _ in common}):,} steps that both logged")
-    return [step for step, _ in common]
+        steps = {step for step, *_ in common}
+        found.say("metrics", f"the same at all {len(steps):,} steps that both logged" if steps else
+                  "none that both logged at the same steps")
+    return [step for step, *_ in common]
+
+
+def _measured(history: list[dict[str, Any]]) -> dict[tuple[int, bool, int], dict[str, Any]]:
+    """What both ends of a comparison can have in common, by the step that it is of, whether it is of the run's last
+    line, and the step since which it is a mean.
+
+    The training loss is the mean of the steps since the line before: a run that evaluated more often has another.
+    """
+    found: dict[tuple[int, bool, int], dict[str, Any]] = {}
+    since = 0
+    for line in history:
+        step, final = line["step"], bool(line.get("final"))
+        found[step, final, step] = {name: line[name] for name in _METRICS if name in line and name != "train_loss"}
+        if "train_loss" in line:
+            found[step, final, since] = {"train_loss": line["train_loss"]}
+        since = since if final else step
+    return found
 
 
 def _checkpoints(found: Comparison, runs: tuple[Path, Path], common: list[int]) -> list[int]:

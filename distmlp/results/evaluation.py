@@ -1,6 +1,7 @@
 """Exact numbers on a data set: those that training logs, and by class."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
 
-_BLOCK = 1024  # items read at a time
 _WIDTH = 80  # columns of a terminal
+
+Watch = Callable[[np.ndarray, np.ndarray], None]  # is shown the images and labels of each step of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class ClassificationReport:
     """A model's results on a data set."""
 
     checkpoint_step: int
@@ -81,26 +83,34 @@ class Evaluation:
 
 
 def evaluate(
-    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.Examples
-) -> Evaluation:
+    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.Examples,
+    watch: Watch | None = None,
+) -> ClassificationReport:
     """Evaluates parameters after `step` steps by the program that training evaluates with.
 
-    On the same kind of processor, the numbers are the same to the last digit.
+    On the same kind of processor, the numbers are the same to the last digit. Each example is read once; `watch` is
+    called with the images and the labels of some hundred at a time, in the data set's order.
     """
+    seen: list[np.ndarray] = []
+
+    def keep(images: np.ndarray, labels: np.ndarray) -> None:
+        seen.append(labels)
+        if watch is not None:
+            watch(images, labels)
+
     with backend.prepared(config):
         layout = Layout((jax.devices()[0],), "single", 1)
-        result = Evaluator(config, layout)(layout.put(State(params, (), jnp.int32(step), scaling), STATE), dataset)
-    labels, numbers = _labels(dataset), range(len(classes))
+        state = layout.put(State(params, (), jnp.int32(step), scaling), STATE)
+        evaluator = Evaluator(config, layout)
+        try:
+            result = evaluator(state, dataset, watch=keep)
+        finally:
+            evaluator.close()
+    labels, numbers = np.concatenate(seen), range(len(classes))
     values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
-    return Evaluation(
+    return ClassificationReport(
         step, result.loss, result.accuracy, result.correct, result.total, classes,
         metrics.confusion_matrix(labels, result.predicted, labels=numbers),
         dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted,
     )
 
-
-def _labels(dataset: datasets.Examples) -> np.ndarray:
-    if not dataset.one_by_one:
-        return dataset.labels
-    blocks = [np.arange(start, min(start + _BLOCK, len(dataset))) for start in range(0, len(dataset), _BLOCK)]
-    return np.concatenate([dataset.take(block)[1] for block in blocks])

@@ -6,8 +6,9 @@ onnx         for onnxruntime and others: x [N, features] -> probabilities [N, cl
 stablehlo    for `jax.export.deserialize`: x [N, features] -> probabilities [N, classes]; metadata in FILE.json
 
 metadata: the classes, the run's settings, the step and the version, as JSON texts. All numbers are float32. onnx and
-stablehlo scale the inputs as training does; in the other two the first layer does it: its weights and biases are
-computed in float64 and rounded once.
+stablehlo scale the inputs as training does. In the other two the first layer does it: its weights and biases are
+computed in float64 and rounded once. Where that would lose digits, they have shift and scale [features] instead, and
+the network's inputs are (x - shift) * scale.
 """
 
 import io
@@ -24,6 +25,7 @@ import numpy as np
 from distmlp import model as network
 from distmlp.errors import InputError
 from distmlp.parallel import backend
+from distmlp.results import exported
 from distmlp.results.extras import need
 from distmlp.results.files import write
 from distmlp.results.load import Model
@@ -31,8 +33,11 @@ from distmlp.results.load import Model
 _OPSET, _IR_VERSION = 17, 8  # of ONNX: what runtimes since 2022 read
 
 
-def export(model: Model, form: str, output: Path) -> None:
-    """Writes the model to a file, whole or not at all.
+def export(model: Model, form: str, output: Path) -> bool:
+    """Writes the model to a file, whole or not at all, once the file predicts what the model does.
+
+    Returns:
+      whether the file leaves the scaling of its inputs to who uses it: it has shift and scale.
 
     Raises:
       InputError: an unknown format, a package that it needs is missing, or the file cannot be written.
@@ -40,9 +45,9 @@ def export(model: Model, form: str, output: Path) -> None:
     if form not in FORMATS:
         raise InputError(f"--format={form}: choose one of {', '.join(FORMATS)}")
     content = FORMATS[form](model)
-    write(output, content)
-    if form == "stablehlo":
-        write(output.with_name(output.name + ".json"), json.dumps(metadata(model)).encode())
+    exported.check(model, form, content)
+    write(output, content, {".json": json.dumps(metadata(model)).encode()} if form == "stablehlo" else {})
+    return form in ("safetensors", "npz") and bool(parameters(model)[0])
 
 
 def metadata(model: Model) -> dict[str, str]:
@@ -53,30 +58,35 @@ def metadata(model: Model) -> dict[str, str]:
     }
 
 
-def folded(model: Model) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The parameters, with the input scaling in the first layer's: weights [out, in] and biases [out], float32."""
-    params = list(model.params)
-    if model.scaling:
-        (weights, biases), (shift, scale) = params[0], (part.astype(np.float64) for part in model.scaling)
-        scaled = weights * scale
-        params[0] = scaled.astype(np.float32), (biases - scaled @ shift).astype(np.float32)
-    return params
+def parameters(model: Model) -> tuple[dict[str, Any], exported.Layers]:
+    """What a file of arrays has, all float32: shift and scale, or nothing where the first layer has taken the scaling
+    in; and the layers' weights [out, in] and biases [out]."""
+    if not model.scaling:
+        return {}, model.params
+    (weights, biases), (shift, scale) = model.params[0], (part.astype(np.float64) for part in model.scaling)
+    scaled = weights * scale
+    with np.errstate(over="ignore"):
+        first = scaled.astype(np.float32), (biases - scaled @ shift).astype(np.float32)
+    folded = [first, *model.params[1:]]
+    if exported.loses(model, folded):
+        return dict(zip(("shift", "scale"), model.scaling, strict=True)), model.params
+    return {}, folded
 
 
 def _safetensors(model: Model) -> bytes:
     numpy = need("safetensors.numpy", "export", "--format=safetensors")
-    arrays: dict[str, np.ndarray] = {}
-    for layer, (weights, biases) in enumerate(folded(model)):
+    arrays, layers = parameters(model)
+    for layer, (weights, biases) in enumerate(layers):
         arrays |= {f"{2 * layer}.weight": weights, f"{2 * layer}.bias": biases}
     return numpy.save(arrays, metadata(model))
 
 
 def _npz(model: Model) -> bytes:
-    arrays: dict[str, Any] = {"classes": np.array(model.classes), "metadata": np.array(json.dumps(metadata(model)))}
-    for layer, (weights, biases) in enumerate(folded(model)):
+    arrays, layers = parameters(model)
+    for layer, (weights, biases) in enumerate(layers):
         arrays |= {f"w{layer}": weights, f"b{layer}": biases}
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, classes=np.array(model.classes), metadata=np.array(json.dumps(metadata(model))), **arrays)
     return file.getvalue()
 
 

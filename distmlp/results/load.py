@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +23,7 @@ from distmlp.run.store import DamageError
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
     from distmlp.data.datasets import Examples
-    from distmlp.results.evaluation import Evaluation
+    from distmlp.results.evaluation import ClassificationReport, Watch
 
 _ROWS = 512  # at most so many rows at a time
 _CHOICES = 10  # of a checkpoint: a training run may delete the one that was chosen before it is read
@@ -60,6 +61,10 @@ class Model:
         """What is known of the training data: classes, columns, shape, dtype, largest, name; {} for older runs."""
         return dict(self.meta.get("data_info") or {})
 
+    def in_float32(self) -> "Model":
+        """The same network, its matrix products in float32."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, compute_dtype="float32"))
+
     def predict(self, x: Any) -> Predictions:
         """Classes and probabilities of the rows of `x`, numbers of shape [N, ...], scaled as the run scaled its data.
 
@@ -72,7 +77,7 @@ class Model:
         probabilities = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
         return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
 
-    def evaluate(self, x: Any, y: Any) -> "Evaluation":
+    def evaluate(self, x: Any, y: Any) -> "ClassificationReport":
         """Exact loss, accuracy and confusion matrix on rows `x` [N, ...] with labels `y` [N], values of `classes`.
 
         Raises:
@@ -87,11 +92,11 @@ class Model:
             raise InputError(f"label {unknown[0]!r} is none of the classes {listed(self.classes)}")
         return self.evaluate_set(ArrayDataset(self.check(x), np.array([numbers[label] for label in labels]), "x, y"))
 
-    def evaluate_set(self, dataset: "Examples") -> "Evaluation":
+    def evaluate_set(self, dataset: "Examples", watch: "Watch | None" = None) -> "ClassificationReport":
         """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it."""
         from distmlp.results import evaluation
 
-        return evaluation.evaluate(self.config, self.params, self.scaling, self.step, self.classes, dataset)
+        return evaluation.evaluate(self.config, self.params, self.scaling, self.step, self.classes, dataset, watch)
 
     def check(self, x: Any) -> np.ndarray:
         """`x` as uint8 or float32 [N, features]; see `predict` for what it raises."""
@@ -132,7 +137,7 @@ def load(run: "str | Path", checkpoint: str | int = "") -> Model:
     Raises:
       InputError: there is no such run or checkpoint, or the checkpoint is damaged.
     """
-    path = Path(run).expanduser()
+    path = Path(os.path.expanduser(run))
     stored = _read(path, str(checkpoint))
     known = {field.name for field in dataclasses.fields(Config)}
     config = Config(**{name: value for name, value in stored.meta["settings"].items() if name in known})

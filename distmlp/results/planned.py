@@ -20,7 +20,7 @@ def read(file: Path) -> dict[str, Any]:
     """
     remedy = "make one by `distmlp plan CONFIG.flags --json > FILE`"
     try:
-        plan = json.loads(file.read_text())
+        plan = json.loads(file.read_bytes())  # a BOM is allowed for
     except (OSError, ValueError) as error:
         raise InputError(f"--plan={file} cannot be read ({error}): {remedy}") from None
     if not isinstance(plan, dict) or not plan.keys() >= {*_NEEDED}:

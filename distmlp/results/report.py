@@ -39,12 +39,13 @@ def report(runs: list[Path], checkpoint: str = "", plan: Path | None = None) -> 
         autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["value"] = _value
+    environment.filters["value"], environment.filters["percent"] = _value, _percent
     environment.filters["svg"] = jinja2.utils.markupsafe.Markup  # of charts only, which hold no text of the user's
     defaults = Config().settings()
     return environment.get_template("report.html").render(
         runs=shown, planned=planned.rows(expected, shown) if expected else [], curves=_curves(shown),
-        settings=list(defaults), defaults=defaults, widest=_WIDEST,
+        validated=any("validation_accuracy" in run.best for run in shown), widest=_WIDEST,
+        settings=list(defaults), defaults=defaults,
         different=[name for name in Config().settings("experiment", "length", "conduct")
                    if len({json.dumps(run.settings[name]) for run in shown}) > 1],
         titles=list(dict.fromkeys(_title(run.model) for run in shown)), made=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -66,6 +67,10 @@ def _value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+def _percent(share: Any) -> str:
+    return f"{100 * share:.2f} %" if isinstance(share, float) else "not known"  # an undefined value of jinja2's
+
+
 def _curves(runs: list[Run]) -> list[tuple[str, str, str]]:
     """The charts over steps that all runs share: title, SVG and what its lines are."""
     found = []
@@ -74,18 +79,22 @@ def _curves(runs: list[Run]) -> list[tuple[str, str, str]]:
         ("Accuracy", "accuracy", ("train_accuracy", "validation_accuracy", "test_accuracy"), False),
         ("Throughput", "examples a second", ("examples_per_second",), False),
     ):
-        curves, kinds = [], []
+        curves, dots, kinds = [], [], set()
         for run in runs:
             for name in names:
                 points = [(line["step"], line[name]) for line in run.lines if name in line]
                 if points:
                     steps, numbers = zip(*points, strict=True)
                     curves.append(charts.Curve(steps, numbers, run.colour, name.startswith("train_")))
-                    kinds.append(name)
+                    kinds.add(name.partition("_")[0])
+            for name, step in ((f"best_test_{label}", run.best["step"]), (f"test_{label}", run.final.get("step", 0))):
+                if name in run.final:
+                    dots.append(charts.Curve([step], [run.final[name]], run.colour))
         if curves:
-            whole = "validation set, and test set at the end" if any("validation" in k for k in kinds) else "test set"
-            note = f"Broken lines: training set. Whole lines: {whole}." if len({*kinds}) > 1 else ""
-            found.append((title, charts.chart(curves, label, log=log), note))
+            whole = " set, or ".join(kind for kind in ("validation", "test") if kind in kinds)
+            note = f"Broken lines: training set. Whole lines: {whole} set." if len(kinds) > 1 else ""
+            note += " Dots: test set, of the best and of the last checkpoint." if dots else ""
+            found.append((title, charts.chart([*curves, *dots], label, log=log), note))
     rates = [curve for run in runs if (curve := _learning_rate(run)) is not None]
     if rates:
         found.append(("Learning rate", charts.chart(rates, "learning rate"), ""))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from distmlp.data import refused
 from distmlp.errors import InputError, one_line
 from distmlp.results.load import Model
 
@@ -26,6 +27,7 @@ def read(path: Path, model: Model) -> np.ndarray:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
+    refused.check_file(path)
     if not is_rows(path):
         from distmlp.results import pictures
 

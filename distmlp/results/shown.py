@@ -1,5 +1,6 @@
 """What the report shows of one run."""
 
+import contextlib
 import dataclasses
 import json
 from datetime import UTC, datetime
@@ -9,14 +10,16 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import Config
+from distmlp.data.datasets import Examples
 from distmlp.errors import InputError
 from distmlp.progress import best
-from distmlp.results import charts, checkpoints, splits
+from distmlp.results import charts, checkpoints, run_data
 from distmlp.results.load import Model, load
 from distmlp.results.pictures import PictureShape, picture_shape
 from distmlp.run.log import read_lines
 
 _MISTAKES, _NEURONS = 24, 32  # that are shown
+_START, _END = {"time", "start", "hosts", "processes", "devices"}, {"time", "end", "reason"}  # of sessions.jsonl
 
 
 @dataclasses.dataclass
@@ -43,7 +46,8 @@ class Run:
     best: dict[str, Any]
     checkpoints: list[tuple[int, str]]  # steps and when they were written
     sessions: list[dict[str, Any]]
-    steps_per_epoch: int
+    torn: int  # lines of sessions.jsonl that cannot be read
+    steps_per_epoch: int = 0
     problem: str = ""  # why there are no data, if there are none
     evaluation: Any = None
     mistakes: list[Mistake] = dataclasses.field(default_factory=list)
@@ -54,6 +58,16 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         return self.model.config.settings()
+
+    @property
+    def tested(self) -> dict[int, float]:
+        """Test accuracies by step: what the run logged, at its end only if it has a validation set, and what the shown
+        checkpoint has."""
+        known = {line["step"]: line["test_accuracy"] for line in self.lines if "test_accuracy" in line}
+        for step, name in ((self.best["step"], "best_test_accuracy"), (self.final.get("step"), "test_accuracy")):
+            if name in self.final:
+                known[step] = self.final[name]
+        return known | ({self.model.step: self.evaluation.accuracy} if self.evaluation else {})
 
     @property
     def class_rows(self) -> list[tuple[Any, ...]]:
@@ -95,16 +109,28 @@ def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     lines = [line for line in history if not line.get("final")]
     final: dict[str, Any] = next((line for line in history if line.get("final")), {})
     times = [(step, _time(path / "checkpoints" / str(step))) for step in checkpoints.steps(path)]
-    sessions = path / "sessions.jsonl"
-    noted = [json.loads(line) for line in sessions.read_text().splitlines()] if sessions.exists() else []
-    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, noted, 0)
+    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, *_sessions(path))
     run.neurons = _neurons(model)
     try:
-        run.steps_per_epoch = -(-len(splits.split(model, "train")) // model.config.batch_size)
-        _evaluate(run, splits.split(model, "test"))
+        data = run_data.read(model)
+        run.steps_per_epoch = -(-len(data.train) // model.config.batch_size)
+        _evaluate(run, data.test)
     except InputError as error:
         run.problem = str(error)
     return run
+
+
+def _sessions(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """The starts and ends that the run has noted, and the number of lines that are neither: a crash can tear one."""
+    path = run / "sessions.jsonl"
+    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    found = []
+    for text in texts:
+        with contextlib.suppress(ValueError, AttributeError):
+            line = json.loads(text)
+            if line.keys() >= _START or line.keys() >= _END:
+                found.append(line)
+    return found, len(texts) - len(found)
 
 
 def _time(folder: Path) -> str:
@@ -134,21 +160,36 @@ def _neurons(model: Model) -> list[str]:
     return [charts.weight_picture(weights[n].reshape(shape.height, shape.width)) for n in strongest]
 
 
-def _evaluate(run: Run, dataset: Any) -> None:
-    """Fills in what needs the test set."""
-    model = run.model
-    run.evaluation = model.evaluate_set(dataset)
-    examples, labels = dataset.resident or dataset.take(np.arange(len(dataset)))
-    probabilities = model.predict(examples).probabilities
-    confidence, correct = probabilities.max(axis=1), run.evaluation.predicted == labels
-    run.calibration, run.calibration_error = charts.calibration(confidence, correct, run.colour)
-    wrong = np.flatnonzero(~correct)
-    for index in wrong[np.argsort(-confidence[wrong], kind="stable")][:_MISTAKES]:
-        number = run.evaluation.predicted[index]
-        run.mistakes.append(Mistake(
-            int(index), model.classes[labels[index]], model.classes[number], float(probabilities[index, number]),
-            _example_picture(_shape(model), examples[index]),
-        ))
+class _Answers:
+    """What the network says of examples that are shown to it some at a time: of all of them how sure it is and whether
+    it is right, and of the worst mistakes the examples themselves."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.confidence, self.correct = np.zeros(0, np.float32), np.zeros(0, bool)
+        self.worst: list[tuple[int, int, int, float, np.ndarray]] = []  # index, label, prediction, confidence, features
+
+    def watch(self, images: np.ndarray, labels: np.ndarray) -> None:
+        probabilities = self._model.predict(images).probabilities
+        confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
+        first = len(self.correct)
+        for i in np.flatnonzero(predicted != labels):
+            mistake = (first + int(i), int(labels[i]), int(predicted[i]), float(confidence[i]), images[i].copy())
+            self.worst.append(mistake)
+        self.worst = sorted(self.worst, key=lambda mistake: -mistake[3])[:_MISTAKES]
+        self.confidence = np.concatenate([self.confidence, confidence])
+        self.correct = np.concatenate([self.correct, predicted == labels])
+
+
+def _evaluate(run: Run, dataset: Examples) -> None:
+    """Fills in what needs the test set, each example of which is read once."""
+    model, answers = run.model, _Answers(run.model)
+    run.evaluation = model.evaluate_set(dataset, answers.watch)
+    run.calibration, run.calibration_error = charts.calibration(answers.confidence, answers.correct, run.colour)
+    run.mistakes = [
+        Mistake(index, model.classes[label], model.classes[prediction], sure, _example_picture(_shape(model), features))
+        for index, label, prediction, sure, features in answers.worst
+    ]
 
 
 def _example_picture(shape: PictureShape | None, values: np.ndarray) -> str:

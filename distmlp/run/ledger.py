@@ -11,7 +11,6 @@ The first line says how many training examples there are and how many steps an e
 A checkpoint is only saved once the lines up to its step are on disk, and a resumed run drops the lines beyond it.
 """
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,11 @@ from typing import Any
 import numpy as np
 
 from distmlp.cluster.group import Group
+from distmlp.errors import InputError
 from distmlp.parallel.feed import Steps
 from distmlp.run.workdir import replace_file, sync, writing
+
+_HEADER, _LINE = {"examples", "steps_per_epoch"}, {"step", "count", "examples", "loss"}
 
 
 def examples_sum(indices: np.ndarray) -> int:
@@ -32,6 +34,25 @@ def examples_sum(indices: np.ndarray) -> int:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
     return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
+
+
+def read(workdir: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """The first line of a run's ledger, and the others by their steps; both are empty where there is no ledger.
+
+    A last line without its end is left out: it is being written, or a crash tore it.
+
+    Raises:
+      InputError: another line is not what was written.
+    """
+    path = workdir / "ledger.jsonl"
+    try:
+        texts = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        header, *lines = [json.loads(text) for text in texts] or [{}]
+        if not all(line.keys() >= _LINE for line in lines) or (lines and not header.keys() >= _HEADER):
+            raise ValueError("a line lacks one of its values")
+        return header, {line["step"]: line for line in lines}
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}): bring it back from a copy, or move it away") from None
 
 
 class Ledger:
@@ -48,10 +69,8 @@ class Ledger:
         """Drops the lines beyond `step`, from where training now goes on."""
         if not self._group.first or not (self.enabled or self.path.exists()):
             return
-        lines = self.path.read_text().splitlines()[1:] if self.path.exists() else []
-        # A line that was torn by a crash is of a step beyond the checkpoint, too.
-        kept = itertools.takewhile(lambda text: text.endswith("}") and json.loads(text)["step"] <= step, lines)
-        replace_file(self.path, "\n".join([json.dumps(self._header), *kept]) + "\n")
+        kept = [self._header, *(line for at, line in read(self.path.parent)[1].items() if at <= step)]
+        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, last: int, steps: Steps, digests: dict[str, str] | None) -> None:
         """Takes note of this process's examples in a dispatch that has completed update number `last`."""

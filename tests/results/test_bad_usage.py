@@ -78,7 +78,7 @@ def test_files_of_another_width_are_one_line_each(
     from launch import predict
 
     Path("torn.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    assert predict.main([str(wine_run), "torn.png", "x.npy"]) == 1
+    assert predict.main([str(wine_run), "torn.png", "x.npy"]) == 2  # for nothing could be predicted
     assert capsys.readouterr().err.splitlines() == [
         "distmlp: error: the run was trained on rows of 13 values, which are no pictures: "
         "give rows in a .npy, .npz or .csv file",

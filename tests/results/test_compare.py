@@ -110,6 +110,39 @@ def test_the_array_and_the_element_are_named(folder: Path, base: Path, monkeypat
     assert any("10 of B is damaged: .params[1][0] is not what was saved" in line for line in compare(base, copy).lines)
 
 
+@pytest.mark.parametrize("changes", [{"eval_every_steps": 2}, {"eval_every_epochs": 0}, {"max_steps": 7}], ids=str)
+@pytest.mark.parametrize("ledger", [True, False], ids=["ledger", "none"])
+def test_when_a_run_evaluates_or_stops_makes_it_no_other_run(
+    folder: Path, base: Path, changes: dict[str, int], ledger: bool
+) -> None:
+    name = "-".join([*changes, str(ledger)])
+    other = run(folder, name, ledger=ledger, **changes)
+    step, lines = found(base, other)
+    assert (step, lines["verdict"].partition(":")[0]) == (None, "the runs are the same as far as they go")
+    assert "/" not in lines["metrics"]
+    if "max_steps" in changes and ledger:  # and goes on, with lines of means over other steps
+        train(small_config(str(folder / f"{name}.npz"), workdir=str(other), shuffle=True, ledger=True, num_devices=1))
+        step, lines = found(base, other)
+        assert (step, lines["verdict"][-2:]) == (None, "10")
+        assert lines["metrics"] == "the same at all 2 steps that both logged"
+
+
+def test_metrics_without_a_step_in_common_are_not_the_same(folder: Path) -> None:
+    a, b = run(folder, "two", ledger=False, max_steps=2), run(folder, "three", max_steps=3, checkpoint_every_steps=2)
+    step, lines = found(a, b)
+    assert (step, lines["metrics"]) == (None, "none that both logged at the same steps")
+    assert lines["verdict"].endswith("up to step 2")
+
+
+def test_whole_epochs_are_spoken_of_where_there_are_some(folder: Path, base: Path, tmp_path: Path) -> None:
+    _, lines = found(base, run(folder, "four", max_steps=4))
+    assert lines["ledger"] == "B has no whole epoch: whether each example counts once is not known"
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    texts = (copy / "ledger.jsonl").read_text().splitlines(keepends=True)
+    (copy / "ledger.jsonl").write_text("".join([*texts[:3], *texts[4:8], *texts[9:]]))  # one of each epoch is missing
+    assert found(base, copy)[1]["ledger"] == "B has no whole epoch: whether each example counts once is not known"
+
+
 def test_without_ledgers_metrics_and_checkpoints_are_compared(folder: Path, base: Path) -> None:
     step, lines = found(base, run(folder, "bare", ledger=False))
     assert step is None
@@ -141,9 +174,13 @@ def test_what_cannot_be_compared(folder: Path, base: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match="have no step in common"):
         compare(run(folder, "bare", ledger=False), short)
     copy = Path(shutil.copytree(base, tmp_path / "copy"))
-    (copy / "ledger.jsonl").write_text("{}\n{}\n")
-    with pytest.raises(InputError, match=r"ledger\.jsonl is damaged"):
-        compare(base, copy)
+    whole = (copy / "ledger.jsonl").read_bytes()
+    for damaged in (b"{}\n{}\n", b"[]\n{}\n", whole[:70] + b"\n" + whole[70:], whole.replace(b"step", b"st\xffp", 1)):
+        (copy / "ledger.jsonl").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"ledger\.jsonl is damaged"):
+            compare(base, copy)
+    (copy / "ledger.jsonl").write_bytes(whole[:-3])  # as a kill leaves it, behind a brace
+    assert compare(base, copy).parted_at is None
 
 
 def test_exit_codes(folder: Path, base: Path, run_verb: RunTrain) -> None:

@@ -1,5 +1,6 @@
 """Exports, each loaded by the library that it is for."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 from conftest import RunTrain
 
-from distmlp import Config, InputError, load
+from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
-from distmlp.results.export import FORMATS, export
+from distmlp.results import exported
+from distmlp.results.export import FORMATS, export, parameters
 from distmlp.results.load import Model, Predictions
 
 
@@ -69,8 +71,6 @@ def test_numpy_predicts_from_npz(model: Model, x: np.ndarray, tmp_path: Path) ->
 
 @pytest.mark.parametrize("scaled", [True, False])
 def test_onnxruntime_runs_onnx(model: Model, x: np.ndarray, tmp_path: Path, scaled: bool) -> None:
-    import dataclasses
-
     import onnxruntime
 
     if not scaled:
@@ -93,6 +93,76 @@ def test_jax_calls_stablehlo_for_any_number_of_rows(model: Model, x: np.ndarray,
     for rows in (x, x[:1]):
         check(model.predict(rows), exported.call(rows))
     check_metadata(model, json.loads((tmp_path / "model.bin.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, np.ndarray]:
+    """A model of features whose means are a million times their deviations, and rows."""
+    rng, labels = np.random.default_rng(0), np.arange(600) % 3
+    x = rng.standard_normal((600, 6)) + 1.5 * (np.arange(6) % 3 == labels[:, None]) + 1e6
+    config = Config(hidden_sizes=(32,), batch_size=16, num_epochs=8, input_scaling="standard", optimizer="adam",
+                    learning_rate=0.01, num_devices=1, workdir=str(tmp_path_factory.mktemp("far") / "run"))
+    train(config, (x, labels), (x, labels))
+    return load(config.workdir), x.astype(np.float32)
+
+
+def test_scaling_that_folding_would_lose_is_kept_apart(far: tuple[Model, np.ndarray], tmp_path: Path) -> None:
+    import onnxruntime
+    import safetensors.torch
+    import torch
+    from jax import export as jax_export
+
+    (model, x), files = far, {form: tmp_path / form for form in FORMATS}
+    apart = {form: export(model, form, path) for form, path in files.items()}
+    assert apart == {"safetensors": True, "npz": True, "onnx": False, "stablehlo": False}
+    with np.load(files["npz"]) as arrays:
+        assert sorted(arrays) == ["b0", "b1", "classes", "metadata", "scale", "shift", "w0", "w1"]
+        inputs = (x - arrays["shift"]) * arrays["scale"]
+        hidden = np.maximum(inputs @ arrays["w0"].T + arrays["b0"], 0)
+        check(model.predict(x), softmax(hidden @ arrays["w1"].T + arrays["b1"]))
+    tensors = safetensors.torch.load_file(files["safetensors"])
+    shift, scale = tensors.pop("shift"), tensors.pop("scale")
+    net = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    net.load_state_dict(tensors)
+    with torch.no_grad():
+        check(model.predict(x), torch.softmax(net((torch.from_numpy(x) - shift) * scale), 1).numpy())
+    session = onnxruntime.InferenceSession(files["onnx"], providers=["CPUExecutionProvider"])
+    check(model.predict(x), session.run(["probabilities"], {"x": x})[0])
+    check(model.predict(x), jax_export.deserialize(bytearray(files["stablehlo"].read_bytes())).call(x))
+
+
+def test_scaling_is_folded_where_that_loses_nothing(model: Model, wine_run: Path) -> None:
+    wine = load(wine_run)
+    for each in (model, wine, dataclasses.replace(model, scaling=(np.zeros(64, "f4"), np.full(64, 1 / 16, "f4")))):
+        apart, layers = parameters(each)
+        assert apart == {}
+        x = exported.rows(each)
+        difference = exported.logits(layers, x) - exported.logits(each.params, exported.scaled(each, x))
+        assert np.abs(difference).max() < 2e-5
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_that_does_not_predict_what_the_run_does_is_not_written(
+    model: Model, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = dataclasses.replace(model, scaling=(model.scaling[0] + 0.5, model.scaling[1]))
+    content = FORMATS[form](wrong)
+    monkeypatch.setitem(FORMATS, form, lambda model: content)
+    with pytest.raises(InputError, match=rf"^--format={form}: the exported network would not predict what the run "
+                                         r"does, its probabilities are off by 0\.\d+: nothing was written; choose"):
+        export(model, form, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+    export(wrong, form, tmp_path / "model")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_networks_of_other_precision_and_size_are_as_they_predict(model: Model, form: str, tmp_path: Path) -> None:
+    half = dataclasses.replace(model, config=dataclasses.replace(model.config, compute_dtype="bfloat16"))
+    sure = dataclasses.replace(model, params=[(400 * weights, biases) for weights, biases in model.params])
+    linear = dataclasses.replace(model, params=[(model.params[1][0] @ model.params[0][0], model.params[1][1])])
+    for n, each in enumerate((half, sure, linear)):
+        export(each, form, tmp_path / str(n))
+        assert (tmp_path / str(n)).stat().st_size > 1000
 
 
 def test_what_cannot_be_exported(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

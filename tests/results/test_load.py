@@ -18,7 +18,7 @@ from distmlp.data import datasets
 from distmlp.parallel.digest import StateDigest, host_digest
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import REPLICATED
-from distmlp.results import splits
+from distmlp.results import run_data
 from distmlp.run import store
 
 
@@ -50,7 +50,7 @@ def test_predictions_are_those_of_the_checkpoints_network(digits_run: Path) -> N
 def test_evaluation_gives_the_numbers_of_the_log_to_the_last_digit(digits_run: Path) -> None:
     for step in (46, 69):
         loaded = load(digits_run, step)
-        result = loaded.evaluate_set(splits.split(loaded))
+        result = loaded.evaluate_set(run_data.split(loaded))
         logged = next(line for line in lines(digits_run) if line["step"] == step)
         assert result.checkpoint_step == step
         assert (result.loss, result.accuracy) == (logged["test_loss"], logged["test_accuracy"])
@@ -169,11 +169,11 @@ def test_data_that_are_not_the_runs_are_refused(copy: Path, npz: str, monkeypatc
     loaded = load(copy)
     monkeypatch.setattr(datasets.Data, "fingerprint", lambda data: "changed")
     with pytest.raises(InputError, match="the data of --dataset=digits are not those"):
-        splits.split(loaded)
+        run_data.split(loaded)
     with pytest.raises(InputError, match=r"has 12 features, but .* was trained on 64"):
-        splits.split(loaded, dataset=npz)
+        run_data.split(loaded, dataset=npz)
     with pytest.raises(InputError, match="--split=dev: choose one of train, test, validation"):
-        splits.split(loaded, "dev")
+        run_data.split(loaded, "dev")
 
 
 def test_the_hosts_digest_is_the_devices() -> None:

@@ -6,15 +6,22 @@ import re
 import shutil
 import statistics
 import sys
+import tracemalloc
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from conftest import make_arrays, small_config
 
-from distmlp import InputError, load
+from distmlp import Config, InputError, load, train
+from distmlp.data import datasets
 from distmlp.plan import rates
 from distmlp.plan.cards import CARDS
-from distmlp.results import splits
+from distmlp.results import run_data, shown
 from distmlp.results.report import report
 from launch.plan import main
 
@@ -55,7 +62,7 @@ def test_a_run_on_pictures(digits_run: Path) -> None:
     page = report([digits_run])
     parsed = Page(page)
     model = load(digits_run)
-    result = model.evaluate_set(splits.split(model))
+    result = model.evaluate_set(run_data.split(model))
     for heading in ("Loss", "Accuracy", "Throughput", "Learning rate", "Calibration", "Confusion matrix",
                     "Worst mistakes", "Weights of the first layer", "Starts and ends", "Checkpoints", "Versions"):
         assert heading in parsed.text
@@ -67,6 +74,79 @@ def test_a_run_on_pictures(digits_run: Path) -> None:
     assert all(address.startswith(("data:", "#")) for address in parsed.addresses)
     assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org/)", page)
     assert "#010203" not in page  # the charts' ink is the page's
+
+
+def test_a_run_with_a_validation_set_shows_its_test_accuracy(npz: str, tmp_path: Path) -> None:
+    config = small_config(npz, validation_fraction=0.25, num_devices=1, workdir=str(tmp_path / "run"))
+    *lines, final = train(config).history
+    best = max(lines, key=lambda line: line["validation_accuracy"])
+    page = report([tmp_path / "run"])
+    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    titles, row = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", text) for text in rows[:2])
+    shown = dict(zip(titles, row, strict=True))
+    assert shown["best step"] == shown["shown checkpoint"] == str(best["step"])
+    assert shown["validation accuracy"] == f"{100 * best['validation_accuracy']:.2f} %"
+    assert shown["test accuracy"] == shown["its test accuracy"] == f"{100 * final['best_test_accuracy']:.2f} %"
+    assert page.count("Dots: test set, of the best and of the last checkpoint.") == 2
+    newest = report([tmp_path / "run"], "newest")
+    assert f'{100 * final["test_accuracy"]:.2f} %</td>\n<td class="n">{final["total_seconds"]:.1f} s' in newest
+    Path(npz).rename(tmp_path / "away.npz")  # what the run logged is known without its data
+    page = report([tmp_path / "run"])
+    assert page.count(f"{100 * final['best_test_accuracy']:.2f} %") == 2
+    assert "not known" not in page
+
+
+def test_a_mapped_test_set_is_read_in_parts(tmp_path: Path) -> None:
+    arrays = make_arrays(train=100, test=100_000, features=100)
+    (tmp_path / "data").mkdir()
+    for name, array in arrays.items():
+        np.save(tmp_path / "data" / f"{name}.npy", array.astype(np.float32) if name[0] == "x" else array)
+    train(small_config(str(tmp_path / "data"), max_steps=2, workdir=str(tmp_path / "run"), num_devices=1,
+                       eval_batch_size=500))
+    shown.show(tmp_path / "run", "run", "#000000", "")  # compiles
+    tracemalloc.start()
+    shown.show(tmp_path / "run", "run", "#000000", "")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.6 * 4 * arrays["x_test"].size  # bytes of the test set: 40 MB
+
+
+def test_a_data_sets_items_are_read_once(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    reads: Counter[int] = Counter()
+
+    class Items(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 700
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            reads[index] += 1
+            return images[index].astype(np.float32), int(digits[index])
+
+    model, data = load(digits_run), datasets.load(Config(num_classes=10), Items(), Items())
+    reads.clear()
+    result = model.evaluate_set(data.test)
+    assert reads == Counter(range(700))
+    np.testing.assert_array_equal(result.confusion, model.evaluate(images[:700], digits[:700]).confusion)
+    monkeypatch.setattr(run_data, "read", lambda model: data)
+    reads.clear()
+    page = report([digits_run])
+    assert "of 700 test examples are right" in page
+    assert reads == Counter(range(700))
+
+
+def test_torn_lines_of_sessions_are_left_out_and_counted(digits_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(digits_run, tmp_path / "run"))
+    start, end = (run / "sessions.jsonl").read_text().splitlines()
+    torn = b"\n".join([start.encode(), b'{"time": "20', b"\xff\xfe", b"[]", b'{"start": 4}', end.encode(), b'{"tim'])
+    (run / "sessions.jsonl").write_bytes(torn)
+    page = report([run])
+    assert "finished</td>" in page
+    assert "because they cannot be read: 5 of the lines of sessions.jsonl" in page
+    (run / "sessions.jsonl").write_bytes(b"\0" * 9)
+    assert "the run has no record of them" in report([run])
 
 
 def test_names_with_html_are_text_and_rows_are_listed(wine_run: Path) -> None:
@@ -105,6 +185,14 @@ def test_plan_and_reality_side_by_side(
     lines = map(json.loads, (digits_run / "metrics.jsonl").read_text().splitlines())
     epochs = [line["examples_per_second"] for line in lines if "examples_per_second" in line]
     assert measured == round(1e6 * load(digits_run).config.batch_size / statistics.median(epochs[1:]))
+
+
+def test_a_plan_as_windows_writes_it(digits_run: Path, tmp_path: Path) -> None:
+    plan = {"target": "cpu:1", "batch": {"global": 64}, "total_steps": 69, "predicted_step_seconds": 0.001,
+            "checkpoint_bytes": 1}
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "plan.json").write_text(json.dumps(plan), encoding=encoding)
+        assert "Plan and reality" in report([digits_run], plan=tmp_path / "plan.json")
 
 
 def test_what_is_no_plan_is_named(digits_run: Path, tmp_path: Path) -> None:

@@ -10,14 +10,12 @@ from distmlp.results.load import Model
 SPLITS = ("train", "test", "validation")
 
 
-def split(model: Model, name: str = "test", dataset: str = "") -> datasets.Examples:
-    """The training, test or validation set of the run, or of another `dataset`, named as for --dataset.
+def read(model: Model, dataset: str = "") -> datasets.Data:
+    """The data of the run, or another `dataset`, named as for --dataset, with the run's classes.
 
     Raises:
-      InputError: it cannot be had, does not fit the model, or is not what the run was trained on.
+      InputError: they cannot be had, do not fit the model, or are not what the run was trained on.
     """
-    if name not in SPLITS:
-        raise InputError(f"--split={name}: choose one of {', '.join(SPLITS)}")
     config = model.config
     if dataset:
         config = dataclasses.replace(config, dataset=dataset, num_classes=len(model.classes))
@@ -31,7 +29,14 @@ def split(model: Model, name: str = "test", dataset: str = "") -> datasets.Examp
     if data.num_features != model.num_features:
         raise InputError(f"--dataset={dataset} has {data.num_features} features, but {model.run} was trained on "
                          f"{model.num_features}")
-    chosen: datasets.Examples | None = getattr(data, name, None)
+    return data
+
+
+def split(model: Model, name: str = "test", dataset: str = "") -> datasets.Examples:
+    """One of its sets: train, test or validation; raises InputError as `read`, or if there is no such set."""
+    if name not in SPLITS:
+        raise InputError(f"--split={name}: choose one of {', '.join(SPLITS)}")
+    chosen: datasets.Examples | None = getattr(read(model, dataset), name)
     if chosen is None:
         raise InputError(f"--split=validation: {model.run} has no validation set; choose train or test")
     return chosen
