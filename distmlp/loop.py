@@ -1,6 +1,7 @@
 """train(config): steps are made, and what is due after them is logged, saved, or both."""
 
 import dataclasses
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -61,6 +62,8 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
                 if config.workdir is not None:
                     return _in_folder(config, data, parts, compiled, group, started)
                 compiled.result()
+                if remark := datasets.order_remark(config, data):
+                    print(f"distmlp: {remark}", file=sys.stderr)
                 print(header(data.validation is not None))
                 state = parts.initial_state(datasets.input_scaling(config, data))
                 return training.in_memory(parts, state, lambda line: print(describe(line)))

@@ -1,15 +1,34 @@
 """What this machine is, asked of the operating system: its processor, its memory, its NVIDIA cards."""
 
+import contextlib
 import os
 import platform
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 _CPU_INFO, _NVIDIA_CARDS = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
+_OWN_GROUPS, _CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def memory() -> int:
-    """Bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of main memory that this process may use: the machine's, or fewer where its container has a limit."""
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """The limits of this process's control groups of both versions, and of those around them, in bytes."""
+    groups = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else []
+    for number, controllers, path in (line.split(":", 2) for line in groups):
+        if number == "0":
+            mounts, name = [_CONTROL_GROUPS, _CONTROL_GROUPS / "unified"], "memory.max"
+        elif "memory" in controllers.split(","):
+            mounts, name = [_CONTROL_GROUPS / "memory"], "memory.limit_in_bytes"
+        else:
+            continue
+        inner = PurePosixPath(path.lstrip("/"))  # in a container it may be a path of the host, of which only / is here
+        for group in (mount / outer for mount in mounts for outer in (inner, *inner.parents)):
+            with contextlib.suppress(OSError, ValueError):  # there is no such file, or it holds "max"
+                yield int((group / name).read_text())
 
 
 def nvidia_cards() -> int:

@@ -1,6 +1,6 @@
 """What every source of data gives, a Part for each part of the data set; and the arrays in .npz and .npy files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,17 +9,18 @@ import numpy as np
 from distmlp.data import refused
 from distmlp.errors import InputError, one_line
 
-_PARTS = {"train": ("train", "training"), "test": ("test",), "validation": ("val", "valid", "validation")}
+_PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("val", "valid", "validation")}
 _FEATURES = ("x", "data", "images", "features", "inputs")
 _LABELS = ("y", "target", "targets", "label", "labels")
 
 
 class Part(NamedTuple):
-    """Features [N, ...] and labels [N] of any kind; or a Dataset and None."""
+    """Features [N, ...] and labels [N] of any kind; or a Dataset, and None where only its items have the labels."""
 
     features: Any
     labels: Any
     name: str  # for messages
+    files: list[Path] | None = None  # of pictures, the file of each
 
 
 class Source(NamedTuple):
@@ -28,11 +29,24 @@ class Source(NamedTuple):
     parts: dict[str, Part]  # train; test and validation where there are such
     names: list[str] | None = None  # of the classes, by number
     columns: list[str] | None = None  # names of the features
+    pictures: bool = False  # the examples are picture files
 
 
-def by_part(found: Mapping[str, Path]) -> dict[str, Path]:
-    """Of files or folders by name, those that are named as a part is."""
-    return {part: found[name] for part, names in _PARTS.items() for name in names if name in found}
+def visible(folder: Path) -> list[Path]:
+    """The folders in a folder, in the order of their names, without hidden ones as .ipynb_checkpoints."""
+    return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+
+
+def by_part(paths: Iterable[Path]) -> dict[str, Path]:
+    """Of files or folders, those that are named as a part is, in any case; an InputError where two are one part."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = (path.name if path.is_dir() else path.name.partition(".")[0]).lower()
+        for part in (part for part, names in _PARTS.items() if name in names):
+            if part in found:
+                raise InputError(f"{found[part]} and {path} could both be meant as the {part} set: move one away")
+            found[part] = path
+    return found
 
 
 def source(path: Path) -> Source:

@@ -1,20 +1,26 @@
 """The data of a run: what its source gives, divided into parts and checked; and the statistics that scale inputs."""
 
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
-from distmlp.data import arrays, given, named, tables
+from distmlp.data import arrays, given, named, pictures, tables
 from distmlp.data.arrays import Source
 from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks
 from distmlp.data.labels import Classes, find_classes
+from distmlp.data.order import far_batch
 from distmlp.errors import InputError, one_line
 
 __all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "input_scaling", "load"]
+
+_ROWS, _ITEMS = 1000, 100  # examples that are looked at: of arrays, and of what is read item by item
+_ALIKE = 0.95  # share of pictures whose backgrounds have to be alike, for it to be one of the set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +33,10 @@ class Data:
     num_classes: int
     name: str = ""
     validation: Examples | None = None
-    classes: list[str] | None = None  # names by number
+    classes: list[Any] | None = None  # what the labels call the classes, by number: text, whole numbers or booleans
     columns: list[str] | None = None  # names of the features
+    numbered: bool = False  # the labels are the numbers of `classes`
+    pictures: bool = False  # the examples are picture files
 
     @property
     def parts(self) -> list[Examples]:
@@ -38,7 +46,8 @@ class Data:
         """Digests of the parts, and of the names of classes and columns if there are any."""
         prints = [part.fingerprint() for part in self.parts]
         if self.classes or self.columns:
-            prints.append(hashlib.blake2b(repr((self.classes, self.columns)).encode(), digest_size=16).hexdigest())
+            classes = self.classes and [str(name) for name in self.classes]
+            prints.append(hashlib.blake2b(repr((classes, self.columns)).encode(), digest_size=16).hexdigest())
         return " ".join(prints)
 
     def modified(self) -> list[int | None]:
@@ -47,47 +56,88 @@ class Data:
 
     def info(self) -> dict[str, Any]:
         """What a checkpoint says of the data, as JSON values, so that the model can be used without them."""
-        largest = float(self.train.resident[0].max()) if self.train.resident else None
         return {
             "name": self.name, "classes": self.classes, "columns": self.columns,
             "shape": list(self.train.shape), "dtype": str(self.train.dtype),  # of one example
-            "largest": largest,  # value in the training set
-            "background": _background(self.train, largest),  # of pictures: 0 dark .. 1 bright
+            **self._values,
+            **({"numbered": self.numbered} if self.classes else {}),  # the labels are the numbers of the classes
+            **({"pictures": True} if self.pictures else {}),  # the examples were picture files
         }
 
+    @functools.cached_property
+    def _values(self) -> dict[str, float | None]:
+        """The range of the training set's values, and the background of its pictures: 0 dark .. 1 bright.
 
-def _background(dataset: Examples, largest: float | None) -> float | None:
-    """The median of the values at the edges of some pictures, over the largest value; None where there are none."""
-    shape = [size for size in dataset.shape if size != 1]
-    if not dataset.resident or not largest or len(shape) != 2 or min(shape) < 3:
+        Where it is not in memory, some examples are read for it. If one cannot be, nothing is known: training, which
+        reads them all, says what is wrong.
+        """
+        size, train = len(self.train), self.train
+        rows = np.linspace(0, size - 1, min(size, _ITEMS if train.one_by_one else _ROWS)).astype(int)
+        try:
+            some = train.take(rows)[0]
+        except InputError:
+            return {"largest": None, "background": None}
+        whole = train.resident[0] if train.resident else some
+        smallest, largest = min(float(whole.min()), 0.0), float(whole.max())
+        alike = 1 if self.pictures else _ALIKE  # a file of the training set must not be taken for one to be inverted
+        background = _background(some, train.shape, smallest, largest, alike)
+        return {"largest": largest, "background": background, **({"smallest": smallest} if smallest else {})}
+
+
+def order_remark(config: Config, data: Data) -> str:
+    """What to say of a training set whose order is not a random one, if that is the order of each epoch; else ""."""
+    labels = data.train.labels
+    far = None if config.shuffle else far_batch(labels, config.batch_size)
+    if far is None:
+        return ""
+    inside, whole = (np.bincount(part, minlength=data.num_classes) / len(part) for part in (far, labels))
+    most = int((inside - whole).argmax())
+    name = data.classes[most] if data.classes else most
+    return (f"the training set is in no random order: of {len(far):,} examples in a row {inside[most]:.0%} are of "
+            f"class {name}, of all {whole[most]:.0%}; give --shuffle, or each epoch learns in that order and ends on "
+            "some of the classes")
+
+
+def _background(
+    examples: np.ndarray, shape: tuple[int, ...], smallest: float, largest: float, alike: float
+) -> float | None:
+    """The median of the values at the edges of pictures, 0 dark .. 1 bright; None where these are no gray pictures, or
+    if fewer than this share of them are as dark or as bright at their edges."""
+    shape = tuple(size for size in shape if size != 1)
+    if largest <= smallest or len(shape) != 2 or min(shape) < 3:
         return None
-    pictures = dataset.resident[0][:1000].reshape(-1, *shape)
-    edges = (pictures[:, 0], pictures[:, -1], pictures[:, :, 0], pictures[:, :, -1])
-    return float(np.median(np.concatenate(edges, axis=1)) / largest)
+    pixels = examples.reshape(-1, *shape)
+    edges = np.concatenate((pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]), axis=1)
+    background = float((np.median(edges) - smallest) / (largest - smallest))
+    each = (np.median(edges, axis=1) - smallest) / (largest - smallest)
+    return background if np.mean((each > 0.5) == (background > 0.5)) >= alike else None
 
 
 def load(
     config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None,
-    info: dict[str, Any] | None = None,
+    info: dict[str, Any] | None = None, picture: Callable[[Path], np.ndarray] | None = None,
 ) -> Data:
     """The data of a run: what --dataset names, or sets given from Python; an InputError if they cannot be trained on.
 
     Args:
       train_set, test_set, validation_set: pairs of arrays (x, y), or map-style Datasets of pairs or dicts.
-      info: what a model's checkpoint says of the data that it has learned from: these have the same classes, and the
-        same columns by name. Nothing is held out for it: a source without a test set is one.
+      info: what a model's checkpoint says of the data that it has learned from: these have the same classes (of which
+        config.num_classes says how many there are, if they have no names), and the same columns by name. Nothing is
+        held out for it: a source without a test set is one.
+      picture: how that model takes a picture file, as a row.
     """
     if train_set is not None:
         source = given.source(train_set, test_set, validation_set)
     elif test_set is None and validation_set is None:
         by_name = named.LOADERS.get(config.dataset)
-        source = by_name(config) if by_name else _read(config, info)
+        source = by_name(config) if by_name else _read(config, info, picture)
     else:
         raise InputError("test_set and validation_set go with a train_set: give it, too")
-    known = Classes.named(info["classes"]) if info and info.get("classes") else _classes(config, source)
+    of_model = info is not None and bool(info.get("classes") or config.num_classes)
+    known = Classes.of(info or {}, config.num_classes) if of_model else _classes(config, source)
     parts: dict[str, Examples] = {
-        name: ItemDataset(part.features, part.name, known) if part.labels is None
-        else ArrayDataset(part.features, known.encode(part.labels, part.name), part.name)
+        name: ArrayDataset(part.features, known.encode(part.labels, part.name), part.name, part.files)
+        if isinstance(part.features, np.ndarray) else ItemDataset(part.features, part.name, known, part.files)
         for name, part in source.parts.items()
     }
     if info is None:
@@ -103,10 +153,10 @@ def load(
                              f"{part.num_features}: they must agree")
     name = Path(config.dataset).stem.removeprefix(FROM_PYTHON)
     return Data(train, parts["test"], train.num_features, known.number, name, parts.get("validation"), known.names,
-                source.columns)
+                source.columns, known.numbered, source.pictures)
 
 
-def _read(config: Config, info: dict[str, Any] | None) -> Source:
+def _read(config: Config, info: dict[str, Any] | None, picture: Callable[[Path], np.ndarray] | None) -> Source:
     """The parts of what lies at the path that --dataset gives."""
     path = Path(config.dataset)
     if config.dataset.startswith(FROM_PYTHON):
@@ -118,13 +168,17 @@ def _read(config: Config, info: dict[str, Any] | None) -> Source:
     if path.suffix.lower() in tables.SUFFIXES and not path.is_dir():
         return tables.source(config, {"train": path}, info)
     if path.is_dir() and not any(path.glob("*.npy")):
-        found = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in tables.SUFFIXES}
-        if found:
-            return tables.source(config, arrays.by_part(found) or found, info)
-        if any(inner.is_dir() for inner in path.iterdir()):
-            from distmlp.data import pictures
-
-            return pictures.source(config, path)
+        files = [file for file in sorted(path.iterdir())
+                 if file.suffix.lower() in tables.SUFFIXES and not file.name.startswith(".")]
+        named, folders = arrays.by_part(files), arrays.visible(path)
+        shown = any(map(pictures.holds_pictures, folders))
+        if shown and "train" in named:
+            raise InputError(f"{path} holds {named['train'].name} and folders of pictures, which could both be meant: "
+                             f"give --dataset={named['train']}, or move it away")
+        if files and not shown:
+            return tables.source(config, named or {file.stem: file for file in files}, info)
+        if folders:
+            return pictures.source(config, path, picture)
     return arrays.source(path)
 
 
@@ -134,7 +188,8 @@ def _classes(config: Config, source: Source) -> Classes:
     if train.labels is not None:
         return find_classes(train.labels, train.name, known, names)
     if known or names:
-        return Classes(known or len(names or ()), names if not known or len(names or ()) == known else None)
+        named = bool(names) and known in {0, len(names or ())}
+        return Classes(known or len(names or ()), names if named else None, named)
     listed = given.listed_labels(train.features)
     if listed is None:
         raise InputError(f"--num_classes is needed for {train.name}: its labels are read item by item, and it has "
@@ -142,7 +197,7 @@ def _classes(config: Config, source: Source) -> Classes:
     return find_classes(listed, train.name, 0)
 
 
-def _hold_out(config: Config, parts: dict[str, Examples], names: list[str] | None) -> None:
+def _hold_out(config: Config, parts: dict[str, Examples], names: list[Any] | None) -> None:
     """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set.
 
     They are drawn by the seed, with the classes (of these names) in proportion, and are in the order of the set. Labels

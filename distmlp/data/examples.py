@@ -60,12 +60,15 @@ class Examples(Protocol):
 
 
 class ArrayDataset:
-    """Numbers [N, ...] with class numbers [N]. Those in memory are checked here, mapped ones as they are read."""
+    """Numbers [N, ...] with class numbers [N]. Those in memory are checked here, mapped ones as they are read.
+
+    `files` are the pictures that the numbers were read from.
+    """
 
     one_by_one = False
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str) -> None:
-        self.name, self._mapped = name, isinstance(images, np.memmap)
+    def __init__(self, images: np.ndarray, labels: np.ndarray, name: str, files: list[Path] | None = None) -> None:
+        self.name, self._mapped, self.files = name, isinstance(images, np.memmap), files
         self._covered = not self._mapped or images.nbytes <= _READ_WHOLE  # whether the fingerprint covers each value
         self._rows: np.ndarray | None = None  # the positions in a memory-mapped array; None: all of them
         if images.ndim and len(images) == 0:
@@ -105,7 +108,7 @@ class ArrayDataset:
 
     def part(self, rows: np.ndarray, name: str) -> "ArrayDataset":
         part = copy.copy(self)  # of a memory-mapped array nothing is copied
-        part.name, part.labels = name, self.labels[rows]
+        part.name, part.labels, part.files = name, self.labels[rows], _chosen(self.files, rows)
         if self._mapped:
             part._rows = rows if self._rows is None else self._rows[rows]
         else:
@@ -116,6 +119,8 @@ class ArrayDataset:
         """Digest of shape, dtype and labels, and of the features: of a memory-mapped set of more than 1 GiB, of 4096
         spaced rows only (`modified` tells of its others). Finds values that are NaN or infinite, before training.
         """
+        if self.files is not None:
+            return _pictures_fingerprint(self)
         digest = hashlib.blake2b(f"{self.images.shape} {self.images.dtype}".encode(), digest_size=16)
         digest.update(self.labels.data)
         spaced = np.linspace(0, len(self) - 1, 4096).astype(int)
@@ -124,16 +129,21 @@ class ArrayDataset:
         return digest.hexdigest()
 
     def modified(self) -> int | None:
+        if self.files is not None:
+            return _pictures_modified(self)
         return None if self._covered else Path(self.images.filename).stat().st_mtime_ns  # type: ignore[attr-defined] # a memmap
 
 
 class ItemDataset:
-    """Any map-style Dataset of pairs or dicts that is not empty; items are read, and checked, one by one."""
+    """Any map-style Dataset of pairs or dicts that is not empty; items are read, and checked, one by one.
+
+    `files` are the pictures that the items are.
+    """
 
     one_by_one, resident = True, None
 
-    def __init__(self, dataset: Any, name: str, classes: Classes) -> None:
-        self.dataset, self.name, self.classes = dataset, name, classes
+    def __init__(self, dataset: Any, name: str, classes: Classes, files: list[Path] | None = None) -> None:
+        self.dataset, self.name, self.classes, self.files = dataset, name, classes, files
         if len(self) == 0:
             raise InputError(f"{name} is empty: give at least one example")
         self.num_features, self.dtype = 0, np.dtype(np.float32)  # until the first item is read
@@ -175,17 +185,52 @@ class ItemDataset:
         return np.zeros(len(self), np.int32) if listed is None else self.classes.encode(listed, self.name)
 
     def part(self, rows: np.ndarray, name: str) -> "ItemDataset":
-        return ItemDataset(torch.utils.data.Subset(self.dataset, rows.tolist()), name, self.classes)
+        subset = torch.utils.data.Subset(self.dataset, rows.tolist())
+        return ItemDataset(subset, name, self.classes, _chosen(self.files, rows))
 
     def fingerprint(self) -> str:
-        """Digest of length, the first item's shape and dtype, and listed labels; not of values, which may be random."""
+        """Digest of length, the first item's shape and dtype, and listed labels; not of values, which may be random,
+        unless they are those of files."""
+        if self.files is not None:
+            return _pictures_fingerprint(self)
         digest = hashlib.blake2b(f"{len(self)} {self.shape} {self.dtype}".encode(), digest_size=16)
         listed = given.listed_labels(self.dataset)
         digest.update(b"" if listed is None else repr(listed.tolist()).encode())
         return digest.hexdigest()
 
-    def modified(self) -> None:
-        """Files that a Dataset reads are its own affair."""
+    def modified(self) -> int | None:
+        """When the newest file was written. Those that another Dataset reads are its own affair."""
+        return None if self.files is None else _pictures_modified(self)
+
+
+class _Pictures(Examples, Protocol):
+    """Examples that are picture files, whether they are decoded once or as they are needed."""
+
+    files: list[Path] | None  # of each
+
+
+def _chosen(files: list[Path] | None, rows: np.ndarray) -> list[Path] | None:
+    return None if files is None else [files[row] for row in rows]
+
+
+def _covers(pictures: _Pictures) -> bool:
+    """Whether the fingerprint covers each value."""
+    return len(pictures) * pictures.num_features * pictures.dtype.itemsize <= _READ_WHOLE
+
+
+def _pictures_fingerprint(pictures: _Pictures) -> str:
+    """As that of an array in memory; of more than 1 GiB, of 512 spaced pictures only."""
+    digest = hashlib.blake2b(f"{(len(pictures), pictures.num_features)} {pictures.dtype}".encode(), digest_size=16)
+    digest.update(pictures.labels.data)
+    spaced = np.linspace(0, len(pictures) - 1, 512).astype(int)
+    for images in blocks(pictures) if _covers(pictures) else (pictures.take(spaced)[0],):
+        digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
+def _pictures_modified(pictures: _Pictures) -> int | None:
+    """When the newest of the files was written, where the fingerprint does not cover them all."""
+    return None if _covers(pictures) else max(path.stat().st_mtime_ns for path in pictures.files or ())
 
 
 def blocks(dataset: Examples) -> Iterator[np.ndarray]:

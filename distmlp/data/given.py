@@ -33,7 +33,11 @@ def source(train_set: Any, test_set: Any = None, validation_set: Any = None) -> 
             if isinstance(dataset, (np.ndarray, torch.Tensor)) or hasattr(dataset, "to_numpy"):
                 raise InputError(f"{name} is a single {kind}: give a pair (x, y) of features and labels")
             parts[part] = Part(dataset, None, name)
-        names = names or _class_names(dataset)
+        own = _class_names(dataset)
+        if names and own and names != own:
+            raise InputError(f"{name} has the classes {', '.join(own[:10])}, but train_set {', '.join(names[:10])}: "
+                             "give both the same, in one order")
+        names = names or own
     return Source(parts, names, columns)
 
 

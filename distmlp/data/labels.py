@@ -1,52 +1,89 @@
-"""Labels of any kind that names classes -> int32 class numbers, and the classes' names."""
+"""Labels of any kind that names classes -> int32 class numbers; and what the classes are called.
 
+The kinds are text, whole numbers and booleans. Words are no numbers: where one kind is given for the other, the labels
+have to be what the other's classes are as text, so that "1" is 1, but "01" is another class.
+"""
+
+import dataclasses
+import functools
+import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
 from distmlp.errors import InputError, listed
 
+_WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?")  # without what int() drops, so that a class is called as in the file
+_NUMBERS = (bool, int, float, Decimal, np.number, np.bool_)
+_BOOLEANS = ({"True", "False"}, {"true", "false"}, {"TRUE", "FALSE"})
 
-class Classes(NamedTuple):
-    """What the numbers of the classes mean."""
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes, in the order of their numbers."""
 
     number: int
-    names: list[str] | None = None  # of all classes by number; None where a label is its own number
-    values: np.ndarray | None = None  # the label of each, where it is not its number
+    names: list[Any] | None = None  # what the labels call each: all text, whole numbers or booleans; None: by number
+    numbered: bool = False  # labels may also be the numbers of these names
+    of_model: bool = False  # they are a trained model's, and cannot change
 
     @classmethod
-    def named(cls, names: list[str]) -> "Classes":
-        """Classes of which only the names are known. Names that are whole numbers were the labels themselves."""
-        try:
-            return cls(len(names), names, np.array([int(name) for name in names]))
-        except ValueError:
-            return cls(len(names), names)
+    def of(cls, info: dict[str, Any], number: int) -> "Classes":
+        """A model's classes, from what its checkpoint says of the data."""
+        names = info.get("classes") or None
+        # Checkpoints of version 0.2 have all names as text, and do not say whether the labels were their numbers.
+        unsaid = names is not None and not all(_WHOLE.fullmatch(str(name)) for name in names)
+        return cls(len(names) if names else number, names, bool(info.get("numbered", unsaid)), True)
+
+    @property
+    def called(self) -> Sequence[Any]:
+        """What the labels call each class, in order."""
+        return range(self.number) if self.names is None else self.names
+
+    @functools.cached_property
+    def _by_label(self) -> dict[Any, int]:
+        return {called: number for number, called in enumerate(self.called)}
+
+    @functools.cached_property
+    def _by_text(self) -> dict[Any, int]:
+        return {str(called): number for number, called in enumerate(self.called)}
 
     def encode(self, labels: Any, name: str) -> np.ndarray:
         """Labels as class numbers, int32 [N]; an InputError for one that is none of the classes. `name` says whose."""
-        labels, values = _values(labels, name), self.values
-        if values is None and self.names and labels.dtype.kind == "U":
-            values = np.array(self.names)
-        if values is None:
-            if labels.dtype.kind == "U":
-                raise InputError(f"{name}: label {str(labels[0])!r} is text, but the training set's are whole numbers")
-            for label in (int(labels.min()), int(labels.max())):
+        values = _values(labels, name)
+        text = values.dtype.kind == "O"
+        if not text and (self.names is None or self.numbered):
+            for label in (int(values.min()), int(values.max())):
                 if not 0 <= label < self.number:
-                    raise InputError(f"{name}: label {label} is out of range for {self.number} classes; mend the labels"
-                                     + (f" or give --num_classes={label + 1}" if label >= 0 else ""))
-            return np.asarray(labels, np.int32)
-        if (values.dtype.kind in "iu") != (labels.dtype.kind in "iu"):  # of another kind of file: compare them as text
-            values, labels = np.array(_texts(values)), np.array(_texts(labels))
-        order = np.argsort(values)
-        found = order[np.minimum(np.searchsorted(values, labels, sorter=order), len(values) - 1)]
-        strange = np.flatnonzero(values[found] != labels)
-        if len(strange):
-            where = f" of example {strange[0]}" if len(labels) > 1 else ""  # `name` has the number of a single one
-            (unseen,) = _texts(labels[strange[:1]])
-            raise InputError(f"{name}: the training set does not have the label {unseen}{where}: its classes are "
-                             f"{listed(self.names or [])}; mend the label or remove the example")
-        return np.asarray(found, np.int32)
+                    raise self._stranger(label, values, name)
+            return np.asarray(values, np.int32)
+        if text and self.names is None and not self.of_model:
+            raise InputError(f"{name}: label {values[0]!r} is text, but the training set's are whole numbers: give "
+                             "both as numbers, or both as text")
+        distinct, codes = _distinct(values)
+        if text or isinstance(self.called[0], str):
+            found = [self._by_text.get(str(value), -1) for value in distinct]
+        else:
+            found = [self._by_label.get(value, -1) for value in distinct]
+        if -1 in found:
+            code = next(code for code in codes if found[code] == -1)
+            raise self._stranger(distinct[code], values, name)
+        return np.asarray(found, np.int32)[codes]
+
+    def _stranger(self, label: Any, values: np.ndarray, name: str) -> InputError:
+        """The error for a label that is none of the classes."""
+        at = int(np.flatnonzero(values == label)[0])
+        where = f" of example {at}" if len(values) > 1 else ""  # `name` has the number of a single one
+        if self.of_model:
+            return InputError(f"{name}: label {label!r} is none of the classes {listed(self.called)}, on which the run "
+                              f"was trained: mend the label{where}, or remove the example")
+        if self.names is None or (self.numbered and not isinstance(label, str)):
+            return InputError(f"{name}: label {label} is out of range for {self.number} classes; mend the labels"
+                              + (f" or give --num_classes={label + 1}" if label >= 0 and self.names is None else ""))
+        return InputError(f"{name}: the training set does not have the label {label}{where}: its classes are "
+                          f"{listed(self.called)}; mend the label or remove the example")
 
 
 def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | None = None) -> Classes:
@@ -67,22 +104,43 @@ def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | 
                              f"mend the labels or give --num_classes={largest + 1}")
         columns = np.shape(labels)[1:]  # of one-hot rows
         number = known or (columns[0] if columns and columns[0] > 1 else largest + 1)
-        found = Classes(number, list(names) if names and number == len(names) else None)
+        named = bool(names) and number == len(names or ())
+        found = Classes(number, list(names or ()) if named else None, named)
     else:
-        distinct = np.unique(values)
+        distinct = sorted(_distinct(values)[0])
         if len(distinct) > max(1000, len(values) // 2):
             raise InputError(f"{name}: {len(distinct)} different labels in {len(values)} examples look like names or "
                              "measurements of the examples, not like classes: give the column of the classes")
         if given and given != len(distinct):
             raise InputError(f"{name} has {len(distinct)} classes, not --num_classes={given}: leave it out")
-        found = Classes(len(distinct), _texts(distinct), distinct)
+        found = Classes(len(distinct), distinct)
     if found.number < 2:
         raise InputError(f"{name} has a single class: give labels of at least two, or --num_classes")
     return found
 
 
+def read_texts(texts: Sequence[str]) -> np.ndarray:
+    """The distinct labels of a text file as what they are: whole numbers, booleans, or text (objects).
+
+    Different texts stay different labels: 01 and 1, or 1E2 and 100, are text. Fractions become float64, which
+    find_classes refuses with a remedy.
+    """
+    trimmed = [text.strip() for text in texts]
+    if all(map(_WHOLE.fullmatch, trimmed)):
+        numbers = [int(text.partition(".")[0]) for text in trimmed]
+        if len(set(numbers)) == len(set(trimmed)):
+            return np.array(numbers, np.int64)
+    if any(set(trimmed) <= words for words in _BOOLEANS):
+        return np.array([text.lower() == "true" for text in trimmed], bool)
+    try:
+        fractions = np.array(list(map(float, trimmed)))
+    except ValueError:
+        return _objects(texts)
+    return fractions if np.any(np.isfinite(fractions) & (fractions % 1 != 0)) else _objects(texts)
+
+
 def _values(labels: Any, name: str) -> np.ndarray:
-    """Labels as one value each, [N]: integers, booleans, or text; an InputError if they cannot be classes."""
+    """Labels as one value each, [N]: integers, booleans, or text (objects); an InputError if they cannot be classes."""
     labels = np.asarray(labels)
     if labels.ndim and not len(labels):
         raise InputError(f"{name} is empty: give at least one example")
@@ -95,14 +153,12 @@ def _values(labels: Any, name: str) -> np.ndarray:
         labels = labels.argmax(axis=1)
     if labels.ndim != 1:
         raise InputError(f"{name}: labels must have the shape [N] or one-hot [N, classes], not {list(labels.shape)}")
-    if labels.dtype.kind == "O":  # Python objects
-        missing = [i for i, label in enumerate(labels) if label is None or label != label]  # noqa: PLR0124 - NaN
-        if missing:
-            raise InputError(f"{name}: example {missing[0]} has no label: remove or mend it")
-        numbers = all(isinstance(label, (bool, int, float, np.number, np.bool_)) for label in labels)
-        labels = np.array(labels.tolist() if numbers else _texts(labels))
     if labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind == "U":
+        return labels.astype(object)
+    if labels.dtype.kind == "O":  # Python objects
+        labels = _of_objects(labels, name)
     if labels.dtype.kind == "f":
         labels = labels.astype(np.float64)
         bad = np.flatnonzero(~(np.isfinite(labels) & (labels == np.floor(labels)) & (np.abs(labels) < 2**53)))
@@ -112,10 +168,42 @@ def _values(labels: Any, name: str) -> np.ndarray:
             raise InputError(f"{name}: label {label}{where} is no class, classes are named by whole numbers or text: "
                              f"{remedy if np.isfinite(label) else 'remove or mend it'}")
         labels = labels.astype(np.int64)
-    if labels.dtype.kind not in "iubU":
+    if labels.dtype.kind not in "iubO":
         raise InputError(f"{name}: labels must name classes, by text or whole numbers, not be of type {labels.dtype}")
     return np.asarray(labels)
 
 
-def _texts(values: np.ndarray) -> list[str]:
-    return [value.decode(errors="replace") if isinstance(value, bytes) else str(value) for value in values.tolist()]
+def _of_objects(labels: np.ndarray, name: str) -> np.ndarray:
+    """Python objects as numbers if all are numbers, else as text; an InputError if some are missing, or only some are
+    numbers."""
+    first: dict[bool, tuple[int, Any]] = {}  # whether it is a number: where the first such label is, and which
+    for i, label in enumerate(labels):
+        number = isinstance(label, _NUMBERS)
+        absent = label is None or type(label).__name__ in {"NAType", "NaTType"}  # pandas's
+        if absent or (number and label != label):  # noqa: PLR0124 - NaN
+            raise InputError(f"{name}: example {i} has no label: remove or mend it")
+        first.setdefault(number, (i, label))
+    if len(first) > 1:
+        (i, one), (j, other) = first[True], first[False]
+        raise InputError(f"{name}: the label of example {i} is the number {one}, but that of example {j} the text "
+                         f"{str(other)!r}: give all as text, as in y.astype(str), or all as numbers")
+    if True in first:
+        return np.array([float(label) if isinstance(label, Decimal) else label for label in labels])
+    return _objects([label.decode(errors="replace") if isinstance(label, bytes) else str(label) for label in labels])
+
+
+def _objects(texts: Sequence[str]) -> np.ndarray:
+    """Text as an array of objects: an array of characters would give each as many as the longest has."""
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array
+
+
+def _distinct(values: np.ndarray) -> tuple[list[Any], np.ndarray]:
+    """The distinct values, as Python's, and for each value which of them it is."""
+    if values.dtype.kind != "O":
+        distinct, codes = np.unique(values, return_inverse=True)
+        return distinct.tolist(), codes
+    known: dict[Any, int] = {}
+    codes = np.fromiter((known.setdefault(value, len(known)) for value in values), np.intp, len(values))
+    return list(known), codes

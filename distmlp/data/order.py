@@ -6,12 +6,16 @@ which torch's DistributedSampler deals to the shards.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data.distributed import DistributedSampler
+
+_WINDOWS, _ORDERS, _MARGIN = 64, 10, 0.15  # of far_batch: windows that are looked at, random orders, distance
+_FEW = 16  # examples, of which chance may have any classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,47 @@ class Order:
                 weights[:, at] = row < first[1:, None]
                 indices[:, at] = dealt[np.minimum(row, len(dealt) - 1)]
         return indices, weights
+
+
+def far_batch(labels: np.ndarray, batch_size: int) -> np.ndarray | None:
+    """The labels of that batch, or of those examples in a row, whose classes are farthest from the whole set's, if the
+    set is in no random order; else None.
+
+    How far the classes' shares in a window are from their shares in the set is the total variation distance, 0 to 1.
+    Windows are the batches, and also so many examples that as many classes can show in them. If their mean distance, or
+    the largest one, is above that of each of some random orders by _MARGIN, this order is none.
+    """
+    if batch_size >= len(labels):
+        return None
+    shares = np.bincount(labels) / len(labels)
+    scatter = np.sqrt(shares * (1 - shares)).sum() ** 2  # at most the number of classes less 1
+    rng = np.random.default_rng(0)
+    for size in {batch_size, min(max(batch_size, 32, math.ceil(16 * scatter)), len(labels) // 2)}:
+        begins = np.arange(0, len(labels), size)
+        if len(labels) - begins[-1] < min(size, _FEW):
+            begins = begins[:-1]
+        ends = np.append(begins[1:], len(labels))
+        if len(begins) < 2:
+            continue
+        seen = np.unique(np.linspace(0, len(begins) - 1, _WINDOWS).astype(int))
+        windows = [labels[begins[at] : ends[at]] for at in seen]
+        distances, chance = _distances(windows, shares), []
+        lengths = np.cumsum([len(window) for window in windows])
+        for _ in range(_ORDERS):
+            again = bool(10 * lengths[-1] < len(labels))  # so few of many that it makes no difference, and is quick
+            drawn = labels[rng.choice(len(labels), lengths[-1], replace=again)]
+            chance.append(_distances(np.split(drawn, lengths[:-1]), shares))
+        unusual = distances.mean() > np.mean(chance, axis=1).max() + _MARGIN
+        if unusual or (size >= _FEW and distances.max() > np.max(chance) + _MARGIN):
+            return windows[int(distances.argmax())]
+    return None
+
+
+def _distances(windows: Sequence[np.ndarray], shares: np.ndarray) -> np.ndarray:
+    """How far the shares of the classes in each window are from these: total variation distances, 0 to 1."""
+    return np.array([
+        np.abs(np.bincount(window, minlength=len(shares)) / len(window) - shares).sum() / 2 for window in windows
+    ])
 
 
 class ShardSampler(DistributedSampler[Any]):

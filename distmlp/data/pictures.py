@@ -1,85 +1,176 @@
-"""Folders of class folders with pictures: found by torchvision, decoded once, in parallel."""
+"""Picture files as arrays, for training and for predictions; and folders of class folders with them.
+
+What is done to each picture, in this order: the camera's rotation (EXIF) is undone; values of more than 8 bits are
+brought to 8; a palette, CMYK and all other kinds of colour become red, green and blue; transparent parts become white,
+or black where what can be seen is bright. A folder's are then made gray or coloured, and brought to --image_size.
+"""
 
 import os
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch.utils.data
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from distmlp import machine
 from distmlp.config import Config
-from distmlp.data.arrays import Part, Source, by_part
-from distmlp.errors import InputError, one_line
+from distmlp.data.arrays import Part, Source, by_part, visible
+from distmlp.errors import InputError, listed, one_line
 
-_GRAY = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+Picture = Callable[[Path], np.ndarray]  # makes a row of a file
+_DEPTHS = (8, 12, 16, 24, 32)  # bits of a value
 
 
-def source(config: Config, path: Path) -> Source:
-    """The parts train, test and val of a folder, or all of it as one, to be divided."""
-    roots = {"train": path} | by_part({inner.name: inner for inner in path.iterdir() if inner.is_dir()})
+def read(path: Path) -> Image.Image:
+    """The picture in a file, 8 bits a value, gray (L) or coloured (RGB); see the module for what is done.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+        with image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _opaque(_eight_bits(image))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InputError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which Pillow does not read: make it "
+                         "smaller, or remove it") from None
+    except Exception as error:  # damage surfaces as any of a dozen types
+        reason = getattr(error, "strerror", None) or one_line(error).split(":")[0]
+        raise InputError(f"{path} cannot be read as a picture, it is no picture, or a broken one ({reason}): "
+                         "remove it, or bring back an intact copy") from None
+
+
+def as_training(image: Image.Image, gray: bool, size: int) -> np.ndarray:
+    """A picture of `read` as training takes it, uint8 [height, width] or [height, width, 3]; `size` is --image_size."""
+    image = image.convert("L" if gray else "RGB")
+    if size:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Whole numbers of more bits by the upper 8 of 8, 12, 16, 24 or 32 bits, whichever the file's largest value needs;
+    fractions by those too, or if none is above 1 by their share of it."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.nan_to_num(np.asarray(image).astype(np.float64)).clip(0)
+    largest = values.max(initial=0)
+    if image.mode == "F" and largest <= 1:
+        values = np.rint(values * 255)
+    else:
+        values /= 2 ** (next(bits for bits in _DEPTHS if largest < 2**bits or bits == _DEPTHS[-1]) - 8)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Gray or coloured, with white or black instead of what is transparent."""
+    gray = image.mode in {"1", "L", "LA", "La"}
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        shown, alpha = np.asarray(image.convert("RGB").convert("L"), np.float64), np.asarray(image)[..., 3]
+        bright = alpha.any() and np.average(shown, weights=alpha) > 127.5
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black" if bright else "white"), image)
+    if image.mode not in {"L", "RGB"}:
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return image.convert("L") if gray and image.mode != "L" else image
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether there are pictures in a folder, or in those below it."""
+    return any(True for _ in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The pictures in a folder and in those below it. Hidden ones, and those in hidden folders, are left out."""
+    for root, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield from (Path(root, name) for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES))
+
+
+def source(config: Config, path: Path, picture: Picture | None = None) -> Source:
+    """The parts train, test and val of a folder, or all of it as one, to be divided; for a model as it takes a
+    `picture`."""
+    roots = _roots(path)
     folders: dict[str, ImageFolder] = {}
     for part, root in roots.items():
-        folders[part] = ImageFolder(root, config, folders.get("train"))
+        folders[part] = ImageFolder(root, config, folders.get("train"), picture)
     parts = {
-        part: Part(folder.decoded(), np.array(folder.targets), str(roots[part])) if folder.fits
-        else Part(folder, None, str(roots[part]))
+        part: Part(folder.decoded() if folder.fits else folder, np.array(folder.targets, object), str(roots[part]),
+                   folder.paths)
         for part, folder in folders.items()
     }
-    return Source(parts, folders["train"].classes)
+    return Source(parts, pictures=True)
 
 
-class ImageFolder(torch.utils.data.Dataset[tuple[np.ndarray, str]]):
+def _roots(path: Path) -> dict[str, Path]:
+    """The folders of class folders, by part; an InputError where a part's name can be a class."""
+    inner = visible(path)
+    parts = by_part(inner)
+    if not parts:
+        return {"train": path}
+    others = [folder.name for folder in inner if folder not in parts.values() and holds_pictures(folder)]
+    if others or "train" not in parts:
+        names = listed([folder.name for folder in parts.values()])
+        beside = f"beside {listed(others)}" if others else "without train"
+        raise InputError(f"{path} holds {names} {beside}: if {names} is a class, rename it, as in {names}_; if not, "
+                         "move the training set's class folders into a folder train")
+    return parts
+
+
+class ImageFolder:
     """The pictures below a folder, uint8 [height, width] or [height, width, 3], and the names of their classes.
 
     `like` is of the training set, whose pictures' shape and kind the others must have; else they are an InputError.
+    With `picture` they are the rows that this makes of the files.
     """
 
-    def __init__(self, root: Path, config: Config, like: "ImageFolder | None" = None) -> None:
-        import torchvision.datasets
-
-        try:
-            found = torchvision.datasets.ImageFolder(root)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{root} is no folder of class folders with pictures ({one_line(error)})") from None
-        self.classes, self.paths = found.classes, [Path(path) for path, _ in found.samples]
-        self.targets = [found.classes[number] for _, number in found.samples]
-        self._size, self._mode, self._auto = config.image_size, config.image_mode, config.image_mode == "auto"
+    def __init__(
+        self, root: Path, config: Config, like: "ImageFolder | None" = None, picture: Picture | None = None
+    ) -> None:
+        self._picture = picture
+        self.paths: list[Path] = []
+        self.targets: list[str] = []
+        for folder in visible(root):
+            found = sorted(_files(folder), key=lambda path: (str(path.parent), path.name))  # as torchvision has them
+            if not found:
+                raise InputError(f"{root} is no folder of class folders with pictures: {folder.name} holds none "
+                                 f"({', '.join(SUFFIXES)}); remove it")
+            self.paths += found
+            self.targets += [folder.name] * len(found)
+        if not self.paths:
+            raise InputError(f"{root} is no folder of class folders with pictures: it holds no folders")
+        self._size, self._auto = config.image_size, config.image_mode == "auto"
+        self._gray = config.image_mode == "gray"
         self.shape: tuple[int, ...] = ()
         if like is not None:
-            self._mode, self.shape = like._mode, like.shape
-        elif self._auto:
-            self._mode = "gray" if self._open(0).mode in _GRAY else "rgb"
+            self._gray, self.shape = like._gray, like.shape
+        elif self._auto and picture is None:
+            self._gray = read(self.paths[0]).mode == "L"
         self.shape = self.shape or self[0][0].shape
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, str]:
-        image, path = self._open(index), self.paths[index]
-        if self._auto and self._mode == "gray" and image.mode not in _GRAY:
+        path = self.paths[index]
+        if self._picture is not None:
+            return self._picture(path), self.targets[index]
+        image = read(path)
+        if self._auto and self._gray and image.mode != "L":
             raise InputError(f"{path} is in colour, but the first picture is gray: give --image_mode=gray or rgb")
-        if image.mode.startswith("I"):  # 16 bits a pixel, of which PIL would only keep what is below 256
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("L" if self._mode == "gray" else "RGB")
-        if self._size:
-            image = image.resize((self._size, self._size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
+        pixels = as_training(image, self._gray, self._size)
         if self.shape and pixels.shape != self.shape:
             raise InputError(f"{path} has {image.height} x {image.width} pixels, but the first picture "
                              f"{self.shape[0]} x {self.shape[1]}: give --image_size, to which all are brought")
         return pixels, self.targets[index]
-
-    def _open(self, index: int) -> Image.Image:
-        try:
-            with Image.open(self.paths[index]) as image:
-                image.load()
-                return image
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damage
-            raise InputError(f"{self.paths[index]} is no picture, or a broken one ({one_line(error)}): "
-                             "remove it, or bring back an intact copy") from None
 
     @property
     def fits(self) -> bool:
@@ -87,8 +178,8 @@ class ImageFolder(torch.utils.data.Dataset[tuple[np.ndarray, str]]):
         return len(self) * int(np.prod(self.shape)) <= machine.memory() // 4
 
     def decoded(self) -> np.ndarray:
-        """All pictures, uint8 [N, *shape]."""
-        pixels = np.empty((len(self), *self.shape), np.uint8)
+        """All pictures, [N, *shape]."""
+        pixels = np.empty((len(self), *self.shape), self[0][0].dtype)
 
         def decode(index: int) -> None:
             pixels[index] = self[index][0]

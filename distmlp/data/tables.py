@@ -9,9 +9,12 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.data.arrays import Part, Source
+from distmlp.data.labels import read_texts
 from distmlp.errors import InputError, listed, one_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
+_MISSING = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA",
+            "NULL", "NaN", "n/a", "nan", "null")  # pyarrow's; of features only
 _LABEL_NAMES = ("label", "target", "class", "y")
 
 
@@ -43,7 +46,8 @@ def _read(path: Path) -> Any:
             layout = csv.ParseOptions(delimiter=max(",;\t|", key=header.count), newlines_in_values=True)
             names = csv.open_csv(path, parse_options=layout).schema.names
             # As strings: what a number is must not depend on the file's first rows.
-            types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True)
+            types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True,
+                                       null_values=[""])  # NA and null can be classes
             table = csv.read_csv(path, parse_options=layout, convert_options=types)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a table ({one_line(error)}): mend the file") from None
@@ -86,11 +90,13 @@ def _features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
     features = np.empty((table.num_rows, len(columns)), np.float32)
     for i, name in enumerate(columns):
         values = table.column(name)
+        if _is_text(values):
+            values = pc.utf8_trim_whitespace(values)
+            values = pc.if_else(pc.is_in(values, pa.array(_MISSING)), pa.scalar(None, values.type), values)
         if values.null_count:
             raise InputError(f"{path}: row {_first_null(values)} of column {name} has no value: remove the row, "
                              f"fill it in, or give --ignore_columns={name}")
-        if _is_text(values):
-            values = _parsed(pc.utf8_trim_whitespace(values), pa.float64(), pa.bool_())
+        values = _parsed(values, pa.float64(), pa.bool_())
         if pa.types.is_boolean(values.type):
             values = values.cast(pa.uint8())
         if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
@@ -102,7 +108,7 @@ def _features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
 
 
 def _labels(table: Any, column: str, path: Path) -> np.ndarray:
-    """The column as whole numbers where all of its values are, else as numbers or text."""
+    """The column as it is, or what the text of a text file stands for; see labels.read_texts."""
     import pyarrow as pa
 
     if column not in table.column_names:
@@ -113,8 +119,12 @@ def _labels(table: Any, column: str, path: Path) -> np.ndarray:
         raise InputError(f"{path}: row {_first_null(values)} has no label in column {column}: remove the row")
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    values = _parsed(values, pa.int64(), pa.float64())
-    return np.array(values.to_pylist()) if _is_text(values) else np.asarray(values.to_numpy())
+    if not _is_text(values):
+        return np.asarray(values.to_numpy())
+    coded = values.combine_chunks().dictionary_encode()
+    texts = coded.dictionary.to_pylist()
+    distinct = np.array(texts, object) if path.suffix.lower() == ".parquet" else read_texts(texts)
+    return distinct[coded.indices.to_numpy()]
 
 
 def _is_text(values: Any) -> bool:

@@ -56,9 +56,10 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, colour: str) -> tup
     return chart(curves, "how often it is right", x_label="how sure it is"), float(error)
 
 
-def picture(values: np.ndarray, largest: float) -> str:
-    """The address of a PNG of pixel values [height, width] or [height, width, 3], from 0 to `largest`."""
-    return _png(Image.fromarray(np.clip(values * (255 / (largest or 1)), 0, 255).astype(np.uint8)))
+def picture(values: np.ndarray, largest: float, smallest: float = 0) -> str:
+    """The address of a PNG of pixel values [height, width] or [height, width, 3], from `smallest` to `largest`."""
+    shares = (values.astype(np.float64) - smallest) / ((largest - smallest) or 1)
+    return _png(Image.fromarray(np.rint(shares.clip(0, 1) * 255).astype(np.uint8)))
 
 
 def weight_picture(weights: np.ndarray) -> str:

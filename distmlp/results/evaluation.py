@@ -17,6 +17,7 @@ from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
 
 _WIDTH = 80  # columns of a terminal
+_MATRIX = 1000  # classes of which JSON has the whole confusion matrix
 
 Watch = Callable[[np.ndarray, np.ndarray], None]  # is shown the images and labels of each step of an evaluation
 
@@ -31,17 +32,25 @@ class ClassificationReport:
     correct: int
     count: int
     classes: tuple[Any, ...]
-    confusion: np.ndarray  # int64 [classes, classes]: rows are true, columns predicted classes
+    pairs: np.ndarray  # int64 [pairs that occur, 3]: numbers of the true and the predicted class, how often; in order
     per_class: dict[str, np.ndarray]  # precision, recall, f1, support: [classes]
     predicted: np.ndarray  # int32 [N]: the number of each example's most probable class
 
+    @property
+    def confusion(self) -> np.ndarray:
+        """int64 [classes, classes]: rows are true, columns predicted classes. Made anew each time."""
+        matrix = np.zeros((len(self.classes),) * 2, np.int64)
+        matrix[self.pairs[:, 0], self.pairs[:, 1]] = self.pairs[:, 2]
+        return matrix
+
     def as_json(self) -> dict[str, Any]:
-        """All but the predictions, as JSON values."""
+        """All but the predictions, as JSON values; of many classes, the pairs instead of the confusion matrix."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["predicted"]
+        del fields["predicted"], fields["pairs"]
+        many = len(self.classes) > _MATRIX
         return fields | {
             "classes": list(self.classes),
-            "confusion": self.confusion.tolist(),
+            **({"confusion_pairs": self.pairs.tolist()} if many else {"confusion": self.confusion.tolist()}),
             "per_class": {name: values.tolist() for name, values in self.per_class.items()},
         }
 
@@ -60,7 +69,7 @@ class ClassificationReport:
 
     def _confusion(self) -> list[str]:
         names = [str(name) for name in self.classes]
-        cell = max(len(str(self.confusion.max())), 2) + 1
+        cell = max(len(str(self.pairs[:, 2].max())), 2) + 1
         columns = [name[: cell - 1] for name in names]
         if len(set(columns)) < len(columns):  # too long, or too alike, for their columns
             columns = [str(number) for number in range(len(names))]
@@ -75,11 +84,11 @@ class ClassificationReport:
 
     def _confusions(self) -> list[str]:
         """The most frequent mistakes, where the matrix is too wide for a terminal."""
-        wrong = self.confusion * ~np.eye(len(self.classes), dtype=bool)
-        pairs = zip(*np.unravel_index(np.argsort(-wrong, axis=None, kind="stable")[:20], wrong.shape), strict=True)
-        return ["the most frequent mistakes (--json has the whole confusion matrix):",
-                *(f"{wrong[pair]:>7,}  {self.classes[pair[0]]} taken for {self.classes[pair[1]]}"
-                  for pair in pairs if wrong[pair])]
+        wrong = self.pairs[self.pairs[:, 0] != self.pairs[:, 1]]
+        wrong = wrong[np.argsort(-wrong[:, 2], kind="stable")[:20]]
+        return ["the most frequent mistakes (--json has all of them):",
+                *(f"{count:>7,}  {self.classes[true]} taken for {self.classes[predicted]}"
+                  for true, predicted, count in wrong.tolist())]
 
 
 def evaluate(
@@ -107,10 +116,11 @@ def evaluate(
         finally:
             evaluator.close()
     labels, numbers = np.concatenate(seen), range(len(classes))
+    pairs, counts = np.unique(labels.astype(np.int64) * len(classes) + result.predicted, return_counts=True)
     values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
     return ClassificationReport(
         step, result.loss, result.accuracy, result.correct, result.total, classes,
-        metrics.confusion_matrix(labels, result.predicted, labels=numbers),
+        np.stack([*np.divmod(pairs, len(classes)), counts], axis=1),
         dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted,
     )
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from distmlp import model
 from distmlp.config import Config
-from distmlp.errors import InputError, listed
+from distmlp.data.labels import Classes
+from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.progress import best
 from distmlp.results import checkpoints
@@ -32,7 +33,7 @@ _CHOICES = 10  # of a checkpoint: a training run may delete the one that was cho
 class Predictions(NamedTuple):
     """What a model says of N rows."""
 
-    classes: np.ndarray  # [N]: the most probable class, by name where the classes have names, else by number
+    classes: np.ndarray  # [N]: the most probable class, as the labels call it: text, whole numbers or booleans
     probabilities: np.ndarray  # float32 [N, classes]
 
 
@@ -53,7 +54,7 @@ class Model:
 
     @functools.cached_property
     def classes(self) -> tuple[Any, ...]:
-        """The classes' names, or the numbers that the data set gives them, in the order of the network's outputs."""
+        """What the labels call the classes, in the order of the network's outputs."""
         return tuple(self.data_info.get("classes") or range(len(self.params[-1][1])))
 
     @property
@@ -78,19 +79,16 @@ class Model:
         return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
 
     def evaluate(self, x: Any, y: Any) -> "ClassificationReport":
-        """Exact loss, accuracy and confusion matrix on rows `x` [N, ...] with labels `y` [N], values of `classes`.
+        """Exact loss, accuracy and confusions on rows `x` [N, ...] with labels `y` [N] of the training set's kind.
 
         Raises:
           InputError: as `predict`; or a label that is none of the classes.
         """
+        from distmlp.data import given
         from distmlp.data.datasets import ArrayDataset
 
-        numbers: dict[Hashable, int] = {name: number for number, name in enumerate(self.classes)}
-        labels = np.asarray(y).ravel().tolist()
-        unknown = [label for label in labels if label not in numbers]
-        if unknown:
-            raise InputError(f"label {unknown[0]!r} is none of the classes {listed(self.classes)}")
-        return self.evaluate_set(ArrayDataset(self.check(x), np.array([numbers[label] for label in labels]), "x, y"))
+        known = Classes.of(self.data_info, len(self.classes))
+        return self.evaluate_set(ArrayDataset(self.check(x), known.encode(given.as_array(y), "y"), "x, y"))
 
     def evaluate_set(self, dataset: "Examples", watch: "Watch | None" = None) -> "ClassificationReport":
         """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it."""

@@ -1,11 +1,11 @@
 """Pictures as the network knows them: the training set's size, channels, polarity and range of values.
 
-What is done, in this order: the camera's rotation is undone; transparent parts become white, or black where the rest
-of the picture is bright; colours become grey where the training set is grey (ITU-R 601), and grey becomes colour where
-it is not; a picture with its background at the other end of the scale than the training set's is inverted (grey ones
-only, the background is the median of the outermost pixels); another size is padded with the background to the right
-proportions and resized, with antialiasing; values 0..255 are stretched to the training set's largest one. A picture
-that already is as the training set's pictures are goes through unchanged.
+A file is read as for training (data/pictures.py). Then, in this order: colours become grey where the training set is
+grey (ITU-R 601), and grey becomes colour where it is not; a picture with its background at the other end of the scale
+than the training set's is inverted (grey ones only, the background is the median of the outermost pixels); another size
+is padded with the background to the right proportions and resized, with antialiasing; values 0..255 are stretched to
+the training set's range, unless it was of picture files, too. A picture that already is as the training set's pictures
+are goes through unchanged.
 
 Where training brought a folder's pictures to --image_size, only that is done, and as it was then.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from distmlp.config import Config
+from distmlp.data import pictures
 from distmlp.errors import InputError
 
 _DARK = {"digits", "mnist", "fashion_mnist"}  # known data sets, whose older runs do not say it themselves
@@ -35,6 +36,7 @@ class PictureShape(NamedTuple):
     integer: bool
     background: float | None  # 0 (black) .. 1 (white); None: not known, or not the same everywhere
     stretched: bool = False  # to this size, by training, whatever their proportions
+    smallest: float = 0.0  # the value of black
 
 
 def picture_shape(num_features: int, data_info: dict[str, Any], config: Config) -> PictureShape:
@@ -60,8 +62,20 @@ def picture_shape(num_features: int, data_info: dict[str, Any], config: Config) 
         raise InputError(f"the run was trained on pictures with {channels} channels: give rows in a .npy file")
     background = data_info.get("background", 0.0 if config.dataset in _DARK else None)
     largest = float(data_info.get("largest") or _LARGEST.get(config.dataset, 255.0))
+    smallest = float(data_info.get("smallest", 0.0))
+    if data_info.get("pictures"):  # files, whose values are 0..255 wherever the largest of them is
+        largest = 255.0
     integer = data_info.get("dtype", "uint8") == "uint8"
-    return PictureShape(height, width, channels, first, largest, integer, background, config.image_size > 0)
+    return PictureShape(height, width, channels, first, largest, integer, background, config.image_size > 0, smallest)
+
+
+def for_model(num_features: int, data_info: dict[str, Any], config: Config, path: Path) -> np.ndarray:
+    """A picture file as a row for the model of which these are known.
+
+    Raises:
+      InputError: it cannot be read, or the model was not trained on pictures.
+    """
+    return read_picture(path, picture_shape(num_features, data_info, config))
 
 
 def read_picture(path: Path, shape: PictureShape) -> np.ndarray:
@@ -70,51 +84,21 @@ def read_picture(path: Path, shape: PictureShape) -> np.ndarray:
     Raises:
       InputError: it cannot be read.
     """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            picture = _eight_bits(file if shape.stretched else ImageOps.exif_transpose(file))
-    except Exception as error:  # damage surfaces as any of a dozen types
-        reason = getattr(error, "strerror", None) or str(error).split(":")[0] or type(error).__name__
-        raise InputError(f"{path} cannot be read as a picture ({reason})") from None
-    if not shape.stretched:
-        picture = _without_alpha(picture)
-    picture = picture.convert("L" if shape.channels == 1 else "RGB")
-    if shape.stretched:
-        picture = picture.resize((shape.width, shape.height), Image.Resampling.BILINEAR)
+    size = shape.height if shape.stretched else 0
+    picture = Image.fromarray(pictures.as_training(pictures.read(path), shape.channels == 1, size))
     background = _background(picture)
     opposite = shape.channels == 1 and not shape.stretched
     if opposite and _differ(background[0] / 255, shape.background):
         picture, background = ImageOps.invert(picture), tuple(255 - value for value in background)
     if picture.size != (shape.width, shape.height):
         picture = _resized(picture, shape, background)
-    values = np.asarray(picture, np.float32) * np.float32(shape.largest / 255)
+    values = np.asarray(picture, np.float32) * np.float32((shape.largest - shape.smallest) / 255)
+    values += np.float32(shape.smallest)
     if shape.integer:
         values = np.rint(values).astype(np.uint8)
     if shape.channels_first:
         values = values.transpose(2, 0, 1)
     return np.ascontiguousarray(values).ravel()
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """8 bits a channel: of 16 the upper ones."""
-    if not picture.mode.startswith(("I", "F")):
-        return picture
-    values = np.asarray(picture)
-    deep = picture.mode.startswith("I") and values.max(initial=0) > 255
-    values = values.astype(np.int64) >> 8 if deep else np.clip(np.rint(values), 0, 255)
-    return Image.fromarray(values.astype(np.uint8))
-
-
-def _without_alpha(picture: Image.Image) -> Image.Image:
-    """Transparent parts become white, or black where the rest is bright."""
-    if "A" not in picture.getbands() and "transparency" not in picture.info:
-        return picture
-    picture = picture.convert("RGBA")
-    grey, alpha = np.asarray(picture.convert("RGB").convert("L"), np.float64), np.asarray(picture)[..., 3]
-    bright = alpha.any() and np.average(grey, weights=alpha) > 127.5
-    paper = Image.new("RGBA", picture.size, "black" if bright and not alpha.all() else "white")
-    return Image.alpha_composite(paper, picture)
 
 
 def _background(picture: Image.Image) -> tuple[int, ...]:

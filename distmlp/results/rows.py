@@ -31,8 +31,7 @@ def read(path: Path, model: Model) -> np.ndarray:
     if not is_rows(path):
         from distmlp.results import pictures
 
-        shape = pictures.picture_shape(model.num_features, model.data_info, model.config)
-        return model.check(pictures.read_picture(path, shape)[None])
+        return model.check(pictures.for_model(model.num_features, model.data_info, model.config, path)[None])
     try:
         return model.check(_read_rows(path, model))
     except InputError as error:

@@ -1,10 +1,12 @@
 """The data sets of a run: read again as its settings say, and known to be the same."""
 
 import dataclasses
+import functools
 
 from distmlp.config import FROM_PYTHON
 from distmlp.data import datasets
 from distmlp.errors import InputError
+from distmlp.results import pictures
 from distmlp.results.load import Model
 
 SPLITS = ("train", "test", "validation")
@@ -22,7 +24,8 @@ def read(model: Model, dataset: str = "") -> datasets.Data:
     elif config.dataset.startswith(FROM_PYTHON):
         raise InputError(f"{model.run} was trained on data given from Python: name some with --dataset, "
                          "or call load(RUN).evaluate(x, y)")
-    data = datasets.load(config, info=model.data_info if dataset else None)
+    picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.config)
+    data = datasets.load(config, info=model.data_info, picture=picture) if dataset else datasets.load(config)
     if not dataset and data.fingerprint() != model.meta["data"]:
         raise InputError(f"the data of --dataset={config.dataset} are not those that {model.run} was trained on: "
                          "bring them back, or name the data to use with --dataset")

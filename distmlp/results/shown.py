@@ -197,7 +197,9 @@ def _example_picture(shape: PictureShape | None, values: np.ndarray) -> str:
         return ""
     size = (shape.height, shape.width)
     if shape.channels == 1:
-        return charts.picture(values.reshape(size), shape.largest)
-    if shape.channels_first:
-        return charts.picture(values.reshape(3, *size).transpose(1, 2, 0), shape.largest)
-    return charts.picture(values.reshape(*size, 3), shape.largest)
+        values = values.reshape(size)
+    elif shape.channels_first:
+        values = values.reshape(3, *size).transpose(1, 2, 0)
+    else:
+        values = values.reshape(*size, 3)
+    return charts.picture(values, shape.largest, shape.smallest)

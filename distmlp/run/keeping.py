@@ -13,7 +13,7 @@ import numpy as np
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
-from distmlp.data.datasets import Data
+from distmlp.data.datasets import Data, order_remark
 from distmlp.errors import InputError, Interrupted
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.feed import Steps
@@ -115,6 +115,7 @@ class Keeping:
     def begin(self, progress: Progress) -> None:
         """Opens the run's files at this step, and says what will be trained."""
         step, total, config = progress.step, self.cadence.total_steps, self.config
+        self.data.info()  # may read examples: not amid those of an epoch
         self.workdir.write_run_flags(config)
         if step == 0 and progress.history:
             self.log.set_aside()
@@ -126,6 +127,8 @@ class Keeping:
         self.workdir.record_session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
                                     devices=f"{len(devices)} x {devices[0].device_kind}")
         self._begun = progress
+        if not step and (remark := order_remark(config, self.data)):
+            self.log.warn(remark)
         if step:
             self.log.say(f"resuming after step {step} of {total}")
         if 0 < config.schedule_steps < total:

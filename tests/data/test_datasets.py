@@ -126,7 +126,55 @@ def test_what_a_checkpoint_says_of_the_data(tmp_path: Path) -> None:
         "background": 0.0,
     }
     mapped = load(Config(dataset=save(tmp_path, broken(x_train=put(0.5)), "npy"))).info()
-    assert (mapped["name"], mapped["dtype"], mapped["largest"]) == ("set", "float32", None)
+    assert (mapped["name"], mapped["dtype"], mapped["largest"]) == ("set", "float32", 255)
+
+
+class Counted:
+    """A map-style Dataset, which counts how often an item is read."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.x, self.targets, self.reads = x, y.tolist(), 0
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        self.reads += 1
+        return self.x[index], self.targets[index]
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "Dataset"])
+@pytest.mark.parametrize(("low", "high", "background"), [(0, 1, 1.0), (-1, 1, 0.0), (0, 16, 1.0)])
+def test_the_range_and_the_background_are_known_wherever_the_examples_lie(
+    kind: str, low: float, high: float, background: float, tmp_path: Path
+) -> None:
+    pixels = np.full((200, 8, 8), background, np.float32)
+    pixels[:, 2:6, 2:6] = 1 - background
+    pixels[:, 3, 3] = 0.5
+    x, y = low + pixels * (high - low), np.arange(200) % 2
+    items = Counted(x, y)
+    data = load(Config(), items, items) if kind == "Dataset" else load(
+        Config(dataset=save(tmp_path, {"x": x, "y": y, "x_test": x, "y_test": y}, kind)))  # fmt: skip
+    items.reads = 0
+    info = data.info()
+    assert (info["largest"], info["background"], info.get("smallest", 0)) == (high, background, low)
+    assert (data.info(), items.reads) == (info, 100 if kind == "Dataset" else 0)  # read once
+
+
+def test_pictures_of_different_backgrounds_have_none(tmp_path: Path) -> None:
+    x = np.zeros((40, 8, 8), np.uint8)
+    x[:, 2:6] = 255
+    x[:3] = 255 - x[:3]
+    y = np.arange(40) % 2
+    assert load(Config(), (x, y), (x, y)).info()["background"] is None
+    assert load(Config(), (x[2:], y[2:]), (x, y)).info()["background"] == 0
+
+
+def test_datasets_that_number_their_classes_otherwise_are_refused() -> None:
+    train_set, test_set = (Counted(np.zeros((4, 3)), np.arange(4) % 2) for _ in range(2))
+    train_set.classes, test_set.classes = ["cat", "dog"], ["dog", "cat"]  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="test_set has the classes dog, cat, but train_set cat, dog: give both the"):
+        load(Config(), train_set, test_set)
 
 
 def broken(**changes: Any) -> dict[str, np.ndarray]:

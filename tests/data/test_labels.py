@@ -1,24 +1,30 @@
 """Labels of any kind that names classes, and what cannot be one."""
 
+import json
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from distmlp import InputError
-from distmlp.data.labels import Classes, find_classes
+from distmlp.data.labels import Classes, find_classes, read_texts
 
-KINDS = {
+KINDS: dict[str, Any] = {
     "text": (["dog", "cat", "fish", "cat"], [1, 0, 2, 0], ["cat", "dog", "fish"]),
     "bytes": ([b"dog", b"cat"], [1, 0], ["cat", "dog"]),
     "objects": (np.array(["dog", "cat"], object), [1, 0], ["cat", "dog"]),
-    "number objects": (np.array([2, 1], object), [1, 0], ["1", "2"]),
-    "booleans": ([True, False, True], [1, 0, 1], ["False", "True"]),
-    "-1 and +1": ([1, -1, 1], [1, 0, 1], ["-1", "1"]),
-    "from 1": ([3, 1, 2], [2, 0, 1], ["1", "2", "3"]),
-    "10 after 2": ([10, 2], [1, 0], ["2", "10"]),
-    "whole floats": ([2.0, 0.0, 1.0], [2, 0, 1], ["0", "1", "2"]),
-    "whole floats, bfloat16 apart": (np.array([5, 3], np.float16), [1, 0], ["3", "5"]),
+    "number objects": (np.array([2, 1], object), [1, 0], [1, 2]),
+    "booleans": ([True, False, True], [1, 0, 1], [False, True]),
+    "-1 and +1": ([1, -1, 1], [1, 0, 1], [-1, 1]),
+    "from 1": ([3, 1, 2], [2, 0, 1], [1, 2, 3]),
+    "10 after 2": ([10, 2], [1, 0], [2, 10]),
+    "decimals": ([Decimal("2.0"), Decimal(5)], [0, 1], [2, 5]),
+    "nullable integers": (pd.Series([2, 1], dtype="Int64").to_numpy(), [1, 0], [1, 2]),
+    "zero-padded": (["002", "01", "1"], [0, 1, 2], ["002", "01", "1"]),
+    "whole floats": ([2.0, 0.0, 1.0], [2, 0, 1], [0, 1, 2]),
+    "whole floats, bfloat16 apart": (np.array([5, 3], np.float16), [1, 0], [3, 5]),
     "from 0": ([2, 0, 1], [2, 0, 1], None),
     "from 0 with a gap": ([0, 3], [0, 3], None),
     "a column": ([[1], [0]], [1, 0], None),
@@ -34,8 +40,11 @@ def test_kinds_of_labels(kind: str) -> None:
     encoded = classes.encode(labels, "y")
     assert (encoded.tolist(), encoded.dtype, classes.names) == (numbers, np.int32, names)
     assert classes.number == {"from 0 with a gap": 4, "one-hot": 4}.get(kind, max(numbers) + 1)
-    if names:  # a checkpoint has the names only
-        assert Classes.named(names).encode(labels, "y").tolist() == numbers
+    if names:  # a checkpoint has them as JSON; one of version 0.2 as text
+        assert [type(name) for name in names] == [type(name) for name in json.loads(json.dumps(classes.names))]
+        known = Classes.of({"classes": classes.names, "numbered": classes.numbered}, 0)
+        assert known.encode(labels, "y").tolist() == numbers
+        assert Classes.of({"classes": [str(name) for name in names]}, 0).encode(labels, "y").tolist() == numbers
 
 
 def test_a_given_number_of_classes_leaves_whole_numbers_alone() -> None:
@@ -49,7 +58,9 @@ def test_a_given_number_of_classes_leaves_whole_numbers_alone() -> None:
 def test_names_that_the_source_gives() -> None:
     classes = find_classes([2, 0], "y", names=["shirt", "shoe", "hat"])
     assert (classes.number, classes.names) == (3, ["shirt", "shoe", "hat"])
-    assert Classes.named(["shirt", "shoe", "hat"]).encode(["hat", "shirt"], "y").tolist() == [2, 0]
+    for info in ({}, {"numbered": True}):
+        known = Classes.of({"classes": ["shirt", "shoe", "hat"]} | info, 3)
+        assert known.encode(["hat", "shirt"], "y").tolist() == known.encode([2, 0], "y").tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -86,3 +97,60 @@ def test_labels_that_training_never_saw(labels: Any, words: str) -> None:
 def test_labels_that_cannot_be_classes(labels: Any, words: str) -> None:
     with pytest.raises(InputError, match=f"^y.*{words}"):
         find_classes(labels, "y")
+
+
+RUNS = {
+    "numbers by themselves": ({}, 3),
+    "numbers": ({"classes": [1, 2, 3], "numbered": False}, 3),
+    "booleans": ({"classes": [False, True], "numbered": False}, 2),
+    "words": ({"classes": ["cat", "dog"], "numbered": False}, 2),
+    "numerals": ({"classes": ["01", "1", "002"], "numbered": False}, 3),
+    "named numbers": ({"classes": ["shirt", "shoe"], "numbered": True}, 2),
+}
+
+
+@pytest.mark.parametrize(("run", "labels", "numbers"), [
+    ("numbers by themselves", ["2", "0"], [2, 0]), ("numbers by themselves", [True, False], [1, 0]),
+    ("numbers", ["2", "1"], [1, 0]), ("numbers", [2.0, 1.0], [1, 0]), ("booleans", [1, 0], [1, 0]),
+    ("booleans", ["True", "False"], [1, 0]), ("numerals", [1], [1]), ("numerals", ["002", "01"], [2, 0]),
+    ("named numbers", [1, 0], [1, 0]), ("named numbers", ["shoe", "shirt"], [1, 0]),
+])  # fmt: skip
+def test_labels_that_say_the_same_as_a_runs_are_taken(run: str, labels: Any, numbers: list[int]) -> None:
+    info, number = RUNS[run]
+    assert Classes.of(info, number).encode(labels, "y").tolist() == numbers
+
+
+@pytest.mark.parametrize(("run", "labels", "words"), [
+    ("numbers by themselves", ["zero", "one"], "label 'zero' is none of the classes 0, 1, 2"),
+    ("numbers by themselves", [0, 3], "label 3 is none of the classes 0, 1, 2.*of example 1"),
+    ("numbers by themselves", ["1", "01"], "label '01' is none"), ("numbers", ["one"], "label 'one' is none"),
+    ("numbers", [0, 1], "label 0 is none of the classes 1, 2, 3"), ("booleans", ["yes"], "label 'yes' is none"),
+    ("words", [0, 1], "label 0 is none of the classes cat, dog"), ("numerals", [2], "label 2 is none"),
+    ("named numbers", [2], "label 2 is none of the classes shirt, shoe"),
+])  # fmt: skip
+def test_labels_of_another_kind_than_a_runs_are_refused(run: str, labels: Any, words: str) -> None:
+    info, number = RUNS[run]
+    with pytest.raises(InputError, match=f"^y: {words}"):
+        Classes.of(info, number).encode(labels, "y")
+
+
+@pytest.mark.parametrize("labels", [
+    [1, "a"], [None, 1], [pd.NA, "a"], [pd.NaT, "a"], [float("nan"), "a"], [np.float32("nan"), 1],
+])  # fmt: skip
+def test_python_objects_that_are_missing_or_of_two_kinds(labels: list[Any]) -> None:
+    array = np.empty(2, object)
+    array[:] = labels
+    with pytest.raises(InputError, match=r"^y: (example 0 has no label|the label of example 0 is the number 1, but)"):
+        find_classes(array, "y")
+
+
+@pytest.mark.parametrize(("texts", "values"), [
+    (["3", "1", " 2"], [3, 1, 2]), (["1.0", "2.0"], [1, 2]), (["-1", "1"], [-1, 1]),
+    (["True", "False"], [True, False]), (["TRUE"], [True]), (["True", "false"], ["True", "false"]),
+    (["01", "1", "002"], ["01", "1", "002"]), (["1E2", "100"], ["1E2", "100"]), (["1", "1.0"], ["1", "1.0"]),
+    (["+1", "1"], ["+1", "1"]), (["NA", "null", "nan"], ["NA", "null", "nan"]), (["nan", "1"], ["nan", "1"]),
+    (["1", "True"], ["1", "True"]), (["0.5", "1e2"], [0.5, 100.0]), (["9" * 30, "1"], ["9" * 30, "1"]),
+])  # fmt: skip
+def test_the_labels_of_a_text_file_are_what_they_are_written_as(texts: list[str], values: list[Any]) -> None:
+    read = read_texts(texts).tolist()
+    assert (read, [type(value) for value in read]) == (values, [type(value) for value in values])

@@ -197,3 +197,37 @@ def test_data_for_a_model_have_its_classes_and_columns_and_are_not_divided(tmp_p
     (tmp_path / "new.csv").write_text("label,height,tall\ndog,4,1\n")
     with pytest.raises(InputError, match=r"new.csv lacks the column  weight : it has label, height, tall"):
         load(Config(dataset=str(tmp_path / "new.csv")), info=info)
+
+
+@pytest.mark.parametrize(("cells", "classes"), [
+    (["01", "1", "002"], ["002", "01", "1"]), (["1E2", "100"], ["100", "1E2"]), (["NA", "null"], ["NA", "null"]),
+    (["nan", "None"], ["None", "nan"]), (["1", "2", "3"], [1, 2, 3]), (["-1", "1"], [-1, 1]),
+    (["True", "False"], [False, True]), (["1.0", "2.0"], [1, 2]), (["0", "1"], None),
+])  # fmt: skip
+def test_the_classes_of_a_table_are_what_its_labels_are(cells: list[str], classes: Any, tmp_path: Path) -> None:
+    text = "a,y\n" + "".join(f"{n},{cell}\n" for n in range(4) for cell in cells)
+    data = table(tmp_path, text)
+    assert data.classes == classes
+    assert classes is None or [type(name) for name in data.classes] == [type(name) for name in classes]
+    again = load(Config(dataset=str(tmp_path / "t.csv"), num_classes=len(cells)), info=data.info()).test
+    names = classes or [0, 1]
+    assert [str(names[number]) for number in again.labels] == [cell.replace(".0", "") for cell in cells] * 4
+
+
+def test_text_in_parquet_is_text_and_booleans_are_booleans(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    for labels, classes in ((["1", "2"], ["1", "2"]), ([True, False], [False, True]), ([3, 1], [1, 3])):
+        parquet.write_table(pa.table({"a": [1.0, 2.0] * 4, "y": labels * 4}), tmp_path / "t.parquet")
+        assert load(Config(dataset=str(tmp_path / "t.parquet"), test_fraction=0.5)).classes == classes
+
+
+def test_two_tables_of_one_part_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    for name in ("train.csv", "Training.tsv", "test.csv"):
+        (tmp_path / "parts" / name).write_text(TABLE)
+    with pytest.raises(InputError, match=r"Training\.tsv and .*train\.csv could both be meant as the train set"):
+        load(Config(dataset=str(tmp_path / "parts")))
+    (tmp_path / "parts" / "Training.tsv").unlink()
+    assert [len(part) for part in load(Config(dataset=str(tmp_path / "parts"))).parts] == [4, 4]

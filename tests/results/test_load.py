@@ -1,23 +1,28 @@
 """load(RUN): the model of a checkpoint, verified, on one device, beside a training run."""
 
+import dataclasses
 import errno
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pandas as pd
 import pytest
-from conftest import flip_bit, snapshot
+import torch
+from conftest import flip_bit, small_config, snapshot
 
-from distmlp import Config, InputError, load, model
+from distmlp import Config, InputError, load, model, train
 from distmlp.config import digest_json
 from distmlp.data import datasets
 from distmlp.parallel.digest import StateDigest, host_digest
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import REPLICATED
+from distmlp.results import load as load_module
 from distmlp.results import run_data
 from distmlp.run import store
 
@@ -182,3 +187,73 @@ def test_the_hosts_digest_is_the_devices() -> None:
     layout = make_layout(Config(num_devices=1))
     digests = StateDigest(layout, REPLICATED).check(jax.tree.map(jax.numpy.asarray, state), 0)
     assert list(digests.values()) == [host_digest(array) for array in state.values()]
+
+
+@pytest.fixture
+def typed_run(tmp_path: Path) -> Any:
+    """Trains on three clouds of points whose labels are these, and loads the run; the points and labels beside it."""
+
+    def make(names: list[Any]) -> tuple[Any, np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(0)
+        numbers = rng.permutation(np.arange(60) % len(names))
+        x = (rng.standard_normal((60, 4)) + 6 * np.eye(4)[numbers]).astype(np.float32)
+        y = np.array(names)[numbers]
+        train(small_config("", optimizer="adam", learning_rate=0.1, num_epochs=5), (x, y), (x, y))
+        return load("run"), x, y
+
+    return make
+
+
+@pytest.mark.parametrize("names", [[1, 2, 3], [-1, 1], [False, True], ["b", "a"], ["01", "1"], [0, 1, 2]], ids=str)
+def test_classes_are_of_the_labels_own_type(typed_run: Any, names: list[Any]) -> None:
+    loaded, x, y = typed_run(names)
+    predictions = loaded.predict(x)
+    assert (predictions.classes.dtype, (predictions.classes == y).mean()) == (y.dtype, 1)
+    assert list(loaded.classes) == sorted(names)
+    result = loaded.evaluate(x, y)
+    assert (result.accuracy, json.loads(json.dumps(result.as_json()))["classes"]) == (1, sorted(names))
+    assert loaded.evaluate(x.tolist(), pd.Series(y)).accuracy == 1
+    assert loaded.evaluate(x, torch.tensor(y) if y.dtype.kind != "U" else y.astype(object)).accuracy == 1
+
+
+def test_labels_of_another_kind_than_the_runs_are_refused(typed_run: Any, tmp_path: Path) -> None:
+    loaded, x, y = typed_run([0, 1, 2])
+    words = np.array(["zero", "one", "two"])[y]
+    np.savez(tmp_path / "words.npz", x=x, y=words)
+    with pytest.raises(InputError, match="y: label 'zero' is none of the classes 0, 1, 2"):
+        loaded.evaluate(x, np.sort(words)[::-1])
+    with pytest.raises(InputError, match=r"words\.npz: x, y: label '.*' is none of the classes 0, 1, 2"):
+        run_data.split(loaded, dataset=str(tmp_path / "words.npz"))
+
+
+def test_a_checkpoint_of_version_0_2_has_its_classes_as_text(typed_run: Any) -> None:
+    loaded, x, y = typed_run([1, 2, 3])
+    info = loaded.data_info | {"classes": ["1", "2", "3"]}
+    del info["numbered"]
+    old = dataclasses.replace(loaded, meta=loaded.meta | {"data_info": info})
+    assert (old.predict(x).classes == y.astype(str)).all()
+    assert old.evaluate(x, y).accuracy == old.evaluate(x, y.astype(str)).accuracy == 1
+    assert len(run_data.split(loaded, dataset=save_arrays(x, y))) == len(run_data.split(old, dataset=save_arrays(x, y)))
+
+
+def save_arrays(x: np.ndarray, y: np.ndarray) -> str:
+    np.savez("arrays.npz", x=x, y=y)
+    return "arrays.npz"
+
+
+def test_many_classes_are_counted_by_the_pairs_that_occur() -> None:
+    """12,000 classes need no matrix of 144,000,000 numbers, of 8 bytes each."""
+    count, scaling = 12_000, (np.zeros(1, np.float32), np.ones(1, np.float32))
+    params = [(np.zeros((count, 1), np.float32), np.arange(count, dtype=np.float32) == 7)]
+    params = [(weights, biases.astype(np.float32)) for weights, biases in params]
+    known = load_module.Model(Path("run"), 3, params, scaling, Config(eval_batch_size=50), {})
+    known.evaluate(np.zeros((50, 1), np.float32), np.full(50, 7))  # compiles
+    tracemalloc.start()
+    result = known.evaluate(np.zeros((100, 1), np.float32), np.arange(100))
+    text, peak = str(result), tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert (result.correct, result.pairs[7].tolist(), len(result.pairs)) == (1, [7, 7, 1], 100)
+    assert "      1  0 taken for 7" in text
+    report = result.as_json()
+    assert ("confusion" in report, report["confusion_pairs"][8]) == (False, [8, 7, 1])

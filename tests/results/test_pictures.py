@@ -1,14 +1,17 @@
 """Pictures and rows from files, as the network knows them."""
 
+import base64
+import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from distmlp import Config, InputError, load
+from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
-from distmlp.results import rows
+from distmlp.results import rows, shown
 from distmlp.results.pictures import PictureShape, picture_shape, read_picture
 
 MNIST = PictureShape(28, 28, 1, False, 255.0, True, 0.0)
@@ -154,3 +157,45 @@ def test_files_that_cannot_be_read(
     with pytest.raises(InputError, match=message) as caught:
         rows.read(tmp_path / name, load(digits_run))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["npy", "Dataset"])
+@pytest.mark.parametrize("span", [(0, 1), (-1, 1)])
+def test_a_run_that_did_not_read_its_examples_into_memory_takes_pictures_as_others_do(
+    kind: str, span: tuple[float, float], tmp_path: Path
+) -> None:
+    """Bright strokes on black, of values 0..1 or -1..1: predicted from files, and from files that are inverted."""
+    rng, (low, high) = np.random.default_rng(0), span
+    pixels, y = np.zeros((60, 8, 8)), np.arange(60) % 2
+    pixels[y == 0, 2:6, 3] = pixels[y == 1, 3, 2:6] = 1
+    pixels[:, 2:6, 2:6] = (pixels[:, 2:6, 2:6] + 0.2 * rng.random((60, 4, 4))).clip(0, 1)
+    x = (low + pixels * (high - low)).astype(np.float32)
+    config = Config(dataset=str(tmp_path / "set"), hidden_sizes=(16,), batch_size=20, num_epochs=10, optimizer="adam",
+                    learning_rate=0.01, workdir="run")  # fmt: skip
+    if kind == "Dataset":
+        pairs = [(image[None], label) for image, label in zip(x, y.tolist(), strict=True)]
+        train(dataclasses.replace(config, num_classes=2), pairs, pairs)
+    else:
+        (tmp_path / "set").mkdir()
+        for name, array in {"x": x, "y": y, "x_test": x, "y_test": y}.items():
+            np.save(tmp_path / "set" / f"{name}.npy", array)
+        train(config)
+    model = load("run")
+    for paper in (0, 1):
+        right = 0
+        for n in range(20):
+            shown = np.rint(255 * abs(paper - pixels[n])).astype(np.uint8)
+            row = rows.read(save(Image.fromarray(shown), tmp_path / f"{paper}{n}.png"), model)
+            np.testing.assert_allclose(row[0], x[n].ravel(), atol=(high - low) / 255)
+            right += model.predict(row).classes[0] == y[n]
+        assert right == 20
+
+
+@pytest.mark.parametrize("span", [(0, 1), (-1, 1)])
+def test_the_report_shows_mistakes_in_their_own_range(span: tuple[float, float]) -> None:
+    low, high = span
+    info = {"shape": [2, 2], "dtype": "float32", "largest": high, "background": None, "smallest": low}
+    values = np.array([low, high, (low + high) / 2, low], np.float32)
+    address = shown._example_picture(picture_shape(4, info, Config(dataset="mine.npz")), values)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("L"))
+    assert picture.ravel().tolist() in ([0, 255, 128, 0], [0, 255, 127, 0])
