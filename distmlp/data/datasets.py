@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
-from distmlp.data import arrays, given, named, pictures, tables
+from distmlp.data import arrays, given, named, tables
 from distmlp.data.arrays import Source
 from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks
 from distmlp.data.labels import Classes, find_classes
@@ -168,6 +168,8 @@ def _read(config: Config, info: dict[str, Any] | None, picture: Callable[[Path],
     if path.suffix.lower() in tables.SUFFIXES and not path.is_dir():
         return tables.source(config, {"train": path}, info)
     if path.is_dir() and not any(path.glob("*.npy")):
+        from distmlp.data import pictures
+
         files = [file for file in sorted(path.iterdir())
                  if file.suffix.lower() in tables.SUFFIXES and not file.name.startswith(".")]
         named, folders = arrays.by_part(files), arrays.visible(path)
