@@ -70,6 +70,14 @@ class Config:
         minimum=0, maximum=0.9)
     label_column: str = _setting("", "a table's column of labels; empty: the one named label, target, class or y")
     ignore_columns: str = _setting("", "columns of a table to leave out, separated by commas")
+    header: str = _setting("auto", "a text table's first line: the columns' names, or, with none, a row of columns "
+                           "that are named 0, 1, ...", choices=("auto", "none"))
+    text_columns: str = _setting(
+        "refuse", "columns of text in a table: refuse them, or one_hot, a feature of 0 and 1 for each word that occurs",
+        choices=("refuse", "one_hot"))
+    missing: str = _setting(
+        "refuse", "absent values in a table: refuse them, or take the training set's mean of the column, or zero",
+        choices=("refuse", "mean", "zero"))
     image_size: int = _setting(0, "height and width to which pictures are brought; 0: all are alike already", minimum=0)
     image_mode: str = _setting("auto", "pictures as gray or in colour; auto: as the first of them",
                                choices=("auto", "gray", "rgb"))

@@ -1,5 +1,6 @@
 """What goes wrong, by whose fault: each kind of error, with the exit code of a command that ends by it."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,3 +56,8 @@ def one_line(error: object, most: int = 500) -> str:
 def listed(names: Sequence[object], most: int = 10) -> str:
     """Names for a message: the first of them, and how many more there are."""
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def remark(text: str) -> None:
+    """Says what the user should know, and need not act on."""
+    print(f"distmlp: {text}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """train(config): steps are made, and what is due after them is logged, saved, or both."""
 
 import dataclasses
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -11,7 +10,7 @@ from distmlp import training
 from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
-from distmlp.errors import DivergedError, InputError
+from distmlp.errors import DivergedError, InputError, remark
 from distmlp.parallel import backend
 from distmlp.parallel.feed import choose_placement
 from distmlp.parallel.layout import make_layout
@@ -62,8 +61,11 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
                 if config.workdir is not None:
                     return _in_folder(config, data, parts, compiled, group, started)
                 compiled.result()
-                if remark := datasets.order_remark(config, data):
-                    print(f"distmlp: {remark}", file=sys.stderr)
+                for text in (*data.remarks, datasets.order_remark(config, data)):
+                    if text:
+                        remark(text)
+                if text := data.description():
+                    print(text)
                 print(header(data.validation is not None))
                 state = parts.initial_state(datasets.input_scaling(config, data))
                 return training.in_memory(parts, state, lambda line: print(describe(line)))

@@ -21,6 +21,7 @@ back and has to predict what the run does.
 
 from pathlib import Path
 
+from distmlp.errors import listed, remark
 from launch import verb
 
 
@@ -37,8 +38,12 @@ def main(argv: list[str]) -> int:
 
     model, output = load.load(Path(given.run), given.checkpoint), Path(given.output)
     apart = export.export(model, given.format, output)
-    remark = "; its inputs are (x - shift) * scale, with shift and scale from the file" if apart else ""
-    print(f"{output}: the checkpoint of step {model.step} as {given.format}{remark}", file=files.remarks(output))
+    scaling = "; its inputs are (x - shift) * scale, with shift and scale from the file" if apart else ""
+    print(f"{output}: the checkpoint of step {model.step} as {given.format}{scaling}", file=files.remarks(output))
+    if model.columns and (model.columns.words or model.columns.fill):
+        features = model.columns.features
+        remark(f"the file takes {len(features):,} numbers a row, text and absent values encoded: {listed(features)}; "
+               "its metadata has all their names, as columns")
     return 0
 
 

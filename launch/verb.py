@@ -40,6 +40,11 @@ def add_checkpoint(arguments: argparse.ArgumentParser) -> None:
                            help="which checkpoint; default: best if the run knows one, else newest")
 
 
+def add_header(arguments: argparse.ArgumentParser) -> None:
+    arguments.add_argument("--header", choices=("auto", "none"), default="",
+                           help="none: a text table's first line is a row; default: as the run was trained")
+
+
 def run(main: Callable[[list[str]], int]) -> NoReturn:
     """Ends the process as the verb `main` says: with its exit code, or 2 and one line for bad input.
 

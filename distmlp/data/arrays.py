@@ -1,13 +1,17 @@
 """What every source of data gives, a Part for each part of the data set; and the arrays in .npz and .npy files."""
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from distmlp.data import refused
 from distmlp.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from distmlp.data.columns import Columns
 
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("val", "valid", "validation")}
 _FEATURES = ("x", "data", "images", "features", "inputs")
@@ -15,7 +19,7 @@ _LABELS = ("y", "target", "targets", "label", "labels")
 
 
 class Part(NamedTuple):
-    """Features [N, ...] and labels [N] of any kind; or a Dataset, and None where only its items have the labels."""
+    """Features [N, ...] or a typed.Table, and labels [N] of any kind; or a Dataset, whose items alone may have them."""
 
     features: Any
     labels: Any
@@ -28,7 +32,8 @@ class Source(NamedTuple):
 
     parts: dict[str, Part]  # train; test and validation where there are such
     names: list[str] | None = None  # of the classes, by number
-    columns: list[str] | None = None  # names of the features
+    columns: "Columns | None" = None  # of tables and frames
+    remarks: Sequence[str] = ()  # what the user should know
     pictures: bool = False  # the examples are picture files
 
 
@@ -51,16 +56,42 @@ def by_part(paths: Iterable[Path]) -> dict[str, Path]:
 
 def source(path: Path) -> Source:
     """The arrays in an .npz file, or in a folder of .npy files, which are memory-mapped."""
+    with _opened(path) as (names, get):
+        if names is None:
+            raise InputError(f"{path} holds a single array: give an .npz file of features and labels")
+        return _chosen(path, names, get)
+
+
+def features(path: Path) -> np.ndarray:
+    """Of the arrays in such a file or folder, or of the one in an .npy file, that of features: the only one there is,
+    one named x or the like, or else the test set's.
+    """
+    with _opened(path) as (names, get):
+        if names is None or len(names) == 1:
+            return get(*(names or [""]))
+        plain = [name for name in names if name.lower() in _FEATURES]
+        parts = [_find(path, names, _FEATURES, part) for part in ("test", "train", "validation")]
+        found = plain or list(filter(None, parts))
+        if not found:
+            raise InputError(f"{path} holds {', '.join(names) or 'nothing'}: name the array of rows x or data")
+        return get(found[0])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str] | None, Callable[[str], np.ndarray]]]:
+    """The names of the arrays at a path, None for a single one without a name; and how to get one by its name."""
     if path.is_dir():
         files = {file.stem: file for file in sorted(path.glob("*.npy"))}
-        return _chosen(path, files, lambda name: _load(files[name], mmap_mode="r"))
+        yield [*files], lambda name: _load(files[name], mmap_mode="r")
+        return
     refused.check_file(path)
     with path.open("rb") as file:  # given a path, a damaged file would stay open
         loaded = _load(path, file)
         if not isinstance(loaded, Mapping):
-            raise InputError(f"{path} holds a single array: give an .npz file of features and labels")
+            yield None, lambda name: loaded
+            return
         with loaded:  # type: ignore[attr-defined] # an NpzFile, which is a Mapping, too
-            return _chosen(path, loaded, lambda name: _load(path, loaded, name))
+            yield [*loaded], lambda name: _load(path, loaded, name)
 
 
 def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:
@@ -79,21 +110,23 @@ def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:
                          f"({reason}): bring back an intact copy") from None
 
 
-def _chosen(path: Path, names: Mapping[str, Any], get: Callable[[str], np.ndarray]) -> Source:
+def _find(path: Path, names: Sequence[str], words: tuple[str, ...], part: str) -> str:
+    """The array that is named by one of the words and by the part, or by a word alone for the training set; or ""."""
+    affixes = _PARTS[part]
+    wanted = {joined for word in words for affix in affixes for joined in (f"{word}_{affix}", f"{affix}_{word}")}
+    found = [name for name in names if name.lower().replace("-", "_") in wanted]
+    if not found and part == "train":
+        found = [name for name in names if name.lower() in words]
+    if len(found) > 1:
+        raise InputError(f"{path} holds {' and '.join(found)}, which could both be meant: leave one out")
+    return found[0] if found else ""
+
+
+def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
     """The parts among named arrays, by the usual names: x_train and y_train, data and target, val_images, ..."""
-
-    def find(words: tuple[str, ...], affixes: tuple[str, ...]) -> str:
-        wanted = {joined for word in words for affix in affixes for joined in (f"{word}_{affix}", f"{affix}_{word}")}
-        found = [name for name in names if name.lower().replace("-", "_") in wanted]
-        if not found and "train" in affixes:
-            found = [name for name in names if name.lower() in words]
-        if len(found) > 1:
-            raise InputError(f"{path} holds {' and '.join(found)}, which could both be meant: leave one out")
-        return found[0] if found else ""
-
     parts = {}
     for part, affixes in _PARTS.items():
-        features, labels = find(_FEATURES, affixes), find(_LABELS, affixes)
+        features, labels = _find(path, names, _FEATURES, part), _find(path, names, _LABELS, part)
         if features and labels:
             parts[part] = Part(get(features), get(labels), f"{path}: {features}, {labels}")
         elif features or labels or part == "train":

@@ -3,19 +3,21 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
-from distmlp.data import arrays, given, named, tables
-from distmlp.data.arrays import Source
-from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks
+from distmlp.config import FROM_PYTHON, Config
+from distmlp.data import given, named, read, tables
+from distmlp.data.arrays import Part, Source
+from distmlp.data.columns import Columns
+from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, check_lengths
 from distmlp.data.labels import Classes, find_classes
 from distmlp.data.order import far_batch
-from distmlp.errors import InputError, one_line
+from distmlp.data.typed import Table
+from distmlp.errors import InputError, listed, one_line
 
 __all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "input_scaling", "load"]
 
@@ -35,12 +37,24 @@ class Data:
     validation: Examples | None = None
     classes: list[Any] | None = None  # what the labels call the classes, by number: text, whole numbers or booleans
     columns: list[str] | None = None  # names of the features
+    table: Columns | None = None  # the table's, by which later tables become the same features
+    remarks: Sequence[str] = ()  # what the user should know
     numbered: bool = False  # the labels are the numbers of `classes`
     pictures: bool = False  # the examples are picture files
 
     @property
     def parts(self) -> list[Examples]:
         return [part for part in (self.train, self.test, self.validation) if part is not None]
+
+    def description(self) -> str:
+        """One line on the features and classes, as people should check them; none where neither have names."""
+        if not (self.classes or self.columns):
+            return ""
+        features = f" ({listed(self.columns, 5)})" if self.columns else ""
+        if self.table and self.table.words:
+            features = f" from {len(self.table.names):,} columns{features}"
+        classes = f" ({listed(self.classes, 5)})" if self.classes else ""
+        return f"{self.name}: {self.num_features:,} features{features}, {self.num_classes:,} classes{classes}"
 
     def fingerprint(self) -> str:
         """Digests of the parts, and of the names of classes and columns if there are any."""
@@ -58,6 +72,7 @@ class Data:
         """What a checkpoint says of the data, as JSON values, so that the model can be used without them."""
         return {
             "name": self.name, "classes": self.classes, "columns": self.columns,
+            **({"table": self.table.as_json()} if self.table else {}),  # how later tables become features
             "shape": list(self.train.shape), "dtype": str(self.train.dtype),  # of one example
             **self._values,
             **({"numbered": self.numbered} if self.classes else {}),  # the labels are the numbers of the classes
@@ -126,23 +141,28 @@ def load(
         held out for it: a source without a test set is one.
       picture: how that model takes a picture file, as a row.
     """
+    known_columns = Columns.of_checkpoint(info) if info else None
     if train_set is not None:
-        source = given.source(train_set, test_set, validation_set)
+        source = given.source(config, train_set, test_set, validation_set)
     elif test_set is None and validation_set is None:
         by_name = named.LOADERS.get(config.dataset)
-        source = by_name(config) if by_name else _read(config, info, picture)
+        source = by_name(config) if by_name else read.source(config, info is not None, known_columns, picture)
     else:
         raise InputError("test_set and validation_set go with a train_set: give it, too")
     of_model = info is not None and bool(info.get("classes") or config.num_classes)
     known = Classes.of(info or {}, config.num_classes) if of_model else _classes(config, source)
-    parts: dict[str, Examples] = {
-        name: ArrayDataset(part.features, known.encode(part.labels, part.name), part.name, part.files)
-        if isinstance(part.features, np.ndarray) else ItemDataset(part.features, part.name, known, part.files)
-        for name, part in source.parts.items()
-    }
+    found: dict[str, Any] = {name: _examples(part, known) for name, part in source.parts.items()}
+    columns, remarks = source.columns, list(source.remarks)
     if info is None:
-        _hold_out(config, parts, known.names)
-    else:
+        _hold_out(config, found, known.names)
+        columns = columns and columns.learned(found["train"].table, config)
+    parts: dict[str, Examples] = {}
+    for name, part in found.items():
+        if isinstance(part, _TableRows):
+            images, more = tables.encoded(part.table, columns, ())
+            part, remarks = ArrayDataset(images, part.labels, part.name), remarks + more
+        parts[name] = part
+    if info is not None:
         parts.setdefault("test", parts["train"])
     train = parts["train"]
     if "test" not in parts:
@@ -153,35 +173,36 @@ def load(
                              f"{part.num_features}: they must agree")
     name = Path(config.dataset).stem.removeprefix(FROM_PYTHON)
     return Data(train, parts["test"], train.num_features, known.number, name, parts.get("validation"), known.names,
-                source.columns, known.numbered, source.pictures)
+                columns.features if columns else None, columns, remarks, known.numbered, source.pictures)
 
 
-def _read(config: Config, info: dict[str, Any] | None, picture: Callable[[Path], np.ndarray] | None) -> Source:
-    """The parts of what lies at the path that --dataset gives."""
-    path = Path(config.dataset)
-    if config.dataset.startswith(FROM_PYTHON):
-        raise InputError(f"--dataset={path}: the data of this run were given from Python: "
-                         "give them to train(config, train_set, test_set) again")
-    if not path.exists():
-        raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, an .npz, .csv or "
-                         ".parquet file, a folder of .npy files, or one of class folders with pictures")
-    if path.suffix.lower() in tables.SUFFIXES and not path.is_dir():
-        return tables.source(config, {"train": path}, info)
-    if path.is_dir() and not any(path.glob("*.npy")):
-        from distmlp.data import pictures
+@dataclasses.dataclass(frozen=True)
+class _TableRows:
+    """Rows of a table with class numbers, of whose columns training has yet to learn."""
 
-        files = [file for file in sorted(path.iterdir())
-                 if file.suffix.lower() in tables.SUFFIXES and not file.name.startswith(".")]
-        named, folders = arrays.by_part(files), arrays.visible(path)
-        shown = any(map(pictures.holds_pictures, folders))
-        if shown and "train" in named:
-            raise InputError(f"{path} holds {named['train'].name} and folders of pictures, which could both be meant: "
-                             f"give --dataset={named['train']}, or move it away")
-        if files and not shown:
-            return tables.source(config, named or {file.stem: file for file in files}, info)
-        if folders:
-            return pictures.source(config, path, picture)
-    return arrays.source(path)
+    table: Table
+    labels: np.ndarray
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def part(self, rows: np.ndarray, name: str) -> "_TableRows":
+        return _TableRows(self.table.take(rows), self.labels[rows], name)
+
+    def keep(self, rows: np.ndarray) -> "_TableRows":
+        """As part; the others' memory is given back, and this is used up."""
+        return _TableRows(self.table.keep(rows), self.labels[rows], self.name)
+
+
+def _examples(part: Part, known: Classes) -> "Examples | _TableRows":
+    if not isinstance(part.features, (np.ndarray, Table)):
+        return ItemDataset(part.features, part.name, known, part.files)
+    labels = known.encode(part.labels, part.name)
+    if isinstance(part.features, np.ndarray):
+        return ArrayDataset(part.features, labels, part.name, part.files)
+    check_lengths(len(part.features.numbers), len(labels), part.name)
+    return _TableRows(part.features, labels, part.name)
 
 
 def _classes(config: Config, source: Source) -> Classes:
@@ -199,7 +220,7 @@ def _classes(config: Config, source: Source) -> Classes:
     return find_classes(listed, train.name, 0)
 
 
-def _hold_out(config: Config, parts: dict[str, Examples], names: list[Any] | None) -> None:
+def _hold_out(config: Config, parts: "dict[str, Examples | _TableRows]", names: list[Any] | None) -> None:
     """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set.
 
     They are drawn by the seed, with the classes (of these names) in proportion, and are in the order of the set. Labels
@@ -224,8 +245,9 @@ def _hold_out(config: Config, parts: dict[str, Examples], names: list[Any] | Non
         except ValueError as error:
             raise InputError(f"{flag} does not divide the {len(whole)} examples of {whole.name} "
                              f"({one_line(error)}): give another fraction") from None
-        parts["train"] = whole.part(np.sort(stay), whole.name)
         parts[part] = whole.part(np.sort(held), f"{whole.name} ({part} part)")
+        parts["train"] = whole.keep(np.sort(stay)) if isinstance(whole, _TableRows) else (
+            whole.part(np.sort(stay), whole.name))  # fmt: skip
 
 
 def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:

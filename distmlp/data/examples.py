@@ -78,8 +78,7 @@ class ArrayDataset:
         if images.ndim != 2 or images.shape[1] == 0 or images.dtype.kind not in "uifb":
             raise InputError(f"{name}: features must be numbers of shape [examples, ...], "
                              f"not {images.dtype} {list(images.shape)}")
-        if len(labels) != len(images):
-            raise InputError(f"{name} has {len(images)} examples but {len(labels)} labels: give as many of both")
+        check_lengths(len(images), len(labels), name)
         self.labels = np.ascontiguousarray(labels, dtype=np.int32)
         self.images = images if self._mapped else self._finite(_features(images))
         self.num_features, self.dtype = images.shape[1], _features(images[:1]).dtype
@@ -240,7 +239,12 @@ def blocks(dataset: Examples) -> Iterator[np.ndarray]:
         yield dataset.resident[0][start : start + _BLOCK] if dataset.resident else dataset.take(rows)[0]
 
 
+def check_lengths(examples: int, labels: int, name: str) -> None:
+    if labels != examples:
+        raise InputError(f"{name} has {examples} examples but {labels} labels: give as many of both")
+
+
 def _features(images: np.ndarray) -> np.ndarray:
     """uint8 as it is, all else as float32; what float32 cannot hold becomes infinite, for the caller to find."""
     with np.errstate(over="ignore"):
-        return images if images.dtype == np.uint8 else images.astype(np.float32)
+        return images if images.dtype == np.uint8 else images.astype(np.float32, copy=False)

@@ -7,23 +7,33 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from distmlp.data import refused
+from distmlp.config import Config
+from distmlp.data import columnar, refused, tables
 from distmlp.data.arrays import Part, Source
 from distmlp.errors import InputError
 
 _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), ("label", "labels", "target", "y")
 
 
-def source(train_set: Any, test_set: Any = None, validation_set: Any = None) -> Source:
-    """The parts of the data that were given, each a pair of arrays (x, y), or a map-style Dataset of pairs or dicts."""
+def source(config: Config, train_set: Any, test_set: Any = None, validation_set: Any = None) -> Source:
+    """The parts of the data that were given, each a pair of arrays (x, y), or a map-style Dataset of pairs or dicts.
+
+    Where x is a frame, other frames find their columns by its.
+    """
     parts: dict[str, Part] = {}
     names = columns = None
+    remarks: list[str] = []
     for part, dataset in (("train", train_set), ("test", test_set), ("validation", validation_set)):
         pair, name = _arrays(dataset), f"{part}_set"
-        if pair is not None:
+        if pair is not None and columnar.is_frame(pair[0]):
+            raw = columnar.frame(pair[0], name)
+            if part == "train":
+                found, columns, more = tables.first(raw, config, labelled=False)
+            else:
+                found, more = tables.later(raw, columns, config, labelled=False, width=len(raw.names))
+            parts[part], remarks = found._replace(labels=as_array(pair[1])), remarks + more
+        elif pair is not None:
             parts[part] = Part(as_array(pair[0]), as_array(pair[1]), name)
-            listed = getattr(pair[0], "columns", None)
-            columns = columns or (None if listed is None else [str(column) for column in listed])
         elif dataset is not None:
             refused.check_object(dataset, name)
             kind, map_style = type(dataset).__name__, hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
@@ -38,7 +48,7 @@ def source(train_set: Any, test_set: Any = None, validation_set: Any = None) -> 
             raise InputError(f"{name} has the classes {', '.join(own[:10])}, but train_set {', '.join(names[:10])}: "
                              "give both the same, in one order")
         names = names or own
-    return Source(parts, names, columns)
+    return Source(parts, names, columns, remarks)
 
 
 def title(dataset: Any) -> str:
@@ -58,6 +68,7 @@ def as_array(value: Any) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
+    columnar.refuse_sparse(value)
     return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
 
 

@@ -1,6 +1,5 @@
-"""Tables: .csv, .tsv and .parquet files with a column of labels, read by pyarrow."""
+"""Tables and frames as parts of a data set: their features, still by name, and their labels."""
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,144 +7,86 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import Config
+from distmlp.data import columnar, typed
 from distmlp.data.arrays import Part, Source
-from distmlp.data.labels import read_texts
-from distmlp.errors import InputError, listed, one_line
-
-SUFFIXES = (".csv", ".tsv", ".parquet")
-_MISSING = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA",
-            "NULL", "NaN", "n/a", "nan", "null")  # pyarrow's; of features only
-_LABEL_NAMES = ("label", "target", "class", "y")
+from distmlp.data.columnar import Raw
+from distmlp.data.columns import Choice, Columns, chosen, is_header, matched
+from distmlp.data.typed import Rules, Table
+from distmlp.errors import InputError
 
 
-def source(config: Config, files: dict[str, Path], info: dict[str, Any] | None) -> Source:
-    """The parts that tables hold; they find their columns by those of the training set, or of a model."""
+def source(config: Config, files: dict[str, Path]) -> Source:
+    """The parts that files hold. The test set's columns, and the validation set's, are found by the training set's."""
     if "train" not in files:
         raise InputError(f"{config.dataset} holds no train.csv or train.parquet, but {', '.join(files)}: "
                          "name the parts train, test and val, or give a single file")
-    tables = {part: _read(path) for part, path in files.items()}
-    label, columns = _columns(config, tables["train"].column_names, files["train"], (info or {}).get("columns"))
-    parts = {
-        part: Part(_features(table, columns, files[part]), _labels(table, label, files[part]), str(files[part]))
-        for part, table in tables.items()
-    }
-    return Source(parts, columns=columns)
+    parts: dict[str, Part] = {}
+    raw = columnar.file(files["train"], lambda cells: is_header(cells, str(files["train"]), config, None, True))
+    parts["train"], columns, remarks = first(raw, config, labelled=True)
+    for part, path in files.items():
+        if part != "train":
+            parts[part], more = later(opened(path, config, columns, sure=True), columns, config, labelled=True)
+            remarks += more
+    return Source(parts, columns=columns, remarks=remarks)
 
 
-def _read(path: Path) -> Any:
-    """The file as a pyarrow.Table; of a text file, all columns are strings."""
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = parquet.read_table(path)
-        else:
-            with path.open(encoding="utf-8-sig") as file:
-                header = file.readline()
-            layout = csv.ParseOptions(delimiter=max(",;\t|", key=header.count), newlines_in_values=True)
-            names = csv.open_csv(path, parse_options=layout).schema.names
-            # As strings: what a number is must not depend on the file's first rows.
-            types = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True,
-                                       null_values=[""])  # NA and null can be classes
-            table = csv.read_csv(path, parse_options=layout, convert_options=types)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a table ({one_line(error)}): mend the file") from None
-    twice = {name for name in table.column_names if table.column_names.count(name) > 1}
-    if twice:
-        raise InputError(f"{path} has several columns named {sorted(twice)[0]}: give each its own name")
-    return table
+def source_for_model(config: Config, files: dict[str, Path], columns: Columns | None) -> Source:
+    """The parts that files hold, for a model that has learned from such columns."""
+    parts: dict[str, Part] = {}
+    remarks: list[str] = []
+    for part, path in files.items():
+        parts[part], more = later(opened(path, config, columns), columns, config, labelled=True)
+        remarks += more
+    train = parts.get("train") or parts.get("test")
+    if train is None:
+        raise InputError(f"{config.dataset} holds no train.csv or test.csv, but {', '.join(files)}: "
+                         "name the parts train, test and val, or give a single file")
+    return Source({"train": train} | parts, columns=columns, remarks=remarks)
 
 
-def _columns(config: Config, names: Sequence[str], path: Path, known: list[str] | None) -> tuple[str, list[str]]:
-    """The label column's name: --label_column, or the one named label, target, class or y. And those of the features:
-    the columns that a model knows already, else all but the labels' and --ignore_columns, in the file's order.
-    """
-    given = config.label_column
-    found = [name for name in names if name == given or (not given and name.strip().lower() in _LABEL_NAMES)]
-    if len(found) != 1:
-        raise InputError(f"{path} has {len(found) or 'no'} columns named {given or ', '.join(_LABEL_NAMES)}: "
-                         f"give --label_column, one of {listed(names)}")
-    if known:
-        return found[0], known
-    ignored = [name.strip() for name in config.ignore_columns.split(",") if name.strip()]
-    strange = [name for name in ignored if name not in names]
-    if strange:
-        raise InputError(f"--ignore_columns={strange[0]}: {path} has no such column, it has {listed(names)}")
-    left_out = {found[0], *ignored}
-    columns = [name for name in names if name not in left_out]
-    if not columns:
-        raise InputError(f"{path} has no columns of features beside {listed(sorted(left_out))}")
-    return found[0], columns
+def opened(path: Path, config: Config, columns: Columns | None, sure: bool = False) -> Raw:
+    """The table in a file, to be read by columns that are known; see is_header for `sure`."""
+    return columnar.file(path, lambda cells: is_header(cells, str(path), config, columns, sure))
 
 
-def _features(table: Any, columns: Sequence[str], path: Path) -> np.ndarray:
-    """The columns as float32 [rows, columns], True being 1. Messages name the row of a value, the first being 1."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise InputError(f"{path} lacks the column {missing[0]}: it has {listed(table.column_names)}")
-    features = np.empty((table.num_rows, len(columns)), np.float32)
-    for i, name in enumerate(columns):
-        values = table.column(name)
-        if _is_text(values):
-            values = pc.utf8_trim_whitespace(values)
-            values = pc.if_else(pc.is_in(values, pa.array(_MISSING)), pa.scalar(None, values.type), values)
-        if values.null_count:
-            raise InputError(f"{path}: row {_first_null(values)} of column {name} has no value: remove the row, "
-                             f"fill it in, or give --ignore_columns={name}")
-        values = _parsed(values, pa.float64(), pa.bool_())
-        if pa.types.is_boolean(values.type):
-            values = values.cast(pa.uint8())
-        if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-            row = next((i for i, value in enumerate(values.to_pylist()) if not _is_number(value)), 0)
-            raise InputError(f"{path}: row {row + 1} of column {name} is {values[row].as_py()!r}, not a number: give "
-                             f"--ignore_columns={name}, or replace the column by numbers, one of 0 and 1 for each kind")
-        features[:, i] = np.asarray(values.to_numpy(), np.float64)
-    return features
+def first(raw: Raw, config: Config, labelled: bool) -> tuple[Part, Columns, list[str]]:
+    """A training set; its columns, of which is only known which are text; and remarks on those that are left out."""
+    choice, columns = chosen(raw, config, labelled)
+    rules = Rules(None, config.text_columns == "one_hot", config.missing != "refuse")
+    table, labels = typed.read(raw, choice.features, choice.label, choice.empty, rules)
+    return Part(table, labels, raw.name), columns.of_texts(list(table.texts), rules.absent), choice.remarks
 
 
-def _labels(table: Any, column: str, path: Path) -> np.ndarray:
-    """The column as it is, or what the text of a text file stands for; see labels.read_texts."""
-    import pyarrow as pa
-
-    if column not in table.column_names:
-        raise InputError(f"{path} has no column {column}, without which nothing can be tested on it: train on the "
-                         "other file alone, by --dataset and --test_fraction=0.2, and predict this one")
-    values = table.column(column)
-    if values.null_count:
-        raise InputError(f"{path}: row {_first_null(values)} has no label in column {column}: remove the row")
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    if not _is_text(values):
-        return np.asarray(values.to_numpy())
-    coded = values.combine_chunks().dictionary_encode()
-    texts = coded.dictionary.to_pylist()
-    distinct = np.array(texts, object) if path.suffix.lower() == ".parquet" else read_texts(texts)
-    return distinct[coded.indices.to_numpy()]
+def later(
+    raw: Raw, columns: Columns | None, config: Config, labelled: bool, width: int = 0
+) -> tuple[Part, list[str]]:
+    """Another table, whose columns are those that training knew, where it knew any."""
+    choice = matched(raw, columns, config, labelled, width)
+    names = choice.features if columns is None else columns.names
+    table, labels = typed.read(raw, choice.features, choice.label, choice.empty, _rules(columns, choice))
+    here = dict(zip(choice.features, names, strict=True))
+    table = table._replace(names=list(names), texts={here[name]: words for name, words in table.texts.items()})
+    return Part(table, labels, raw.name), choice.remarks
 
 
-def _is_text(values: Any) -> bool:
-    return str(values.type) in ("string", "large_string")
+def _rules(columns: Columns | None, choice: Choice) -> Rules:
+    """What training allowed, by the names that the columns have in this table."""
+    if columns is None:
+        return Rules(frozenset(), False, False)
+    here = dict(zip(columns.names, choice.features, strict=True))
+    return Rules(frozenset(here[name] for name in columns.words), bool(columns.words), columns.absent)
 
 
-def _parsed(values: Any, *kinds: Any) -> Any:
-    """Text as the first of these types that all of it can be, and as it is if there is none."""
-    for kind in kinds if _is_text(values) else ():
-        with contextlib.suppress(ValueError):  # pyarrow's ArrowInvalid is one
-            return values.cast(kind)
-    return values
+def features(
+    value: Any, name: str, columns: Columns | None, config: Config, width: int
+) -> tuple[np.ndarray, list[str]]:
+    """The features of a frame that is given to a model, uint8 or float32 [rows, features], and remarks."""
+    part, remarks = later(columnar.frame(value, name), columns, config, labelled=False, width=width)
+    return encoded(part.features, columns, remarks)
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _first_null(values: Any) -> int:
-    return values.is_null().index(True).as_py() + 1
+def encoded(table: Table, columns: Columns | None, remarks: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    if columns is None:
+        return table.numbers, list(remarks)
+    found, more = columns.encode(table)
+    return found, [*remarks, *more]

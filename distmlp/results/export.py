@@ -5,7 +5,8 @@ npz          for NumPy: w0, b0, w1, b1, ..., weights [out, in], and classes, met
 onnx         for onnxruntime and others: x [N, features] -> probabilities [N, classes], class [N], a number from 0
 stablehlo    for `jax.export.deserialize`: x [N, features] -> probabilities [N, classes]; metadata in FILE.json
 
-metadata: the classes, the run's settings, the step and the version, as JSON texts. All numbers are float32. onnx and
+metadata: the classes, the names of the features where they have some (COLUMN=WORD is 1 where a column of text has this
+word, and else 0), the run's settings, the step and the version, as JSON texts. All numbers are float32. onnx and
 stablehlo scale the inputs as training does. In the other two the first layer does it: its weights and biases are
 computed in float64 and rounded once. Where that would lose digits, they have shift and scale [features] instead, and
 the network's inputs are (x - shift) * scale.
@@ -52,7 +53,8 @@ def export(model: Model, form: str, output: Path) -> bool:
 
 def metadata(model: Model) -> dict[str, str]:
     """What travels with the arrays: JSON texts by name."""
-    return {
+    columns = {"columns": json.dumps(model.data_info["columns"])} if model.data_info.get("columns") else {}
+    return columns | {
         "classes": json.dumps(model.classes), "settings": json.dumps(model.config.settings()),
         "step": json.dumps(model.step), "distmlp": json.dumps(version("distmlp")),
     }

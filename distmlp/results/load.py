@@ -14,8 +14,10 @@ import numpy as np
 
 from distmlp import model
 from distmlp.config import Config
+from distmlp.data import columnar, tables
+from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes
-from distmlp.errors import InputError
+from distmlp.errors import InputError, remark
 from distmlp.parallel import backend
 from distmlp.progress import best
 from distmlp.results import checkpoints
@@ -66,11 +68,17 @@ class Model:
         """The same network, its matrix products in float32."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, compute_dtype="float32"))
 
+    @property
+    def columns(self) -> Columns | None:
+        """What training has learned of the columns of its table; None where the features had no names."""
+        return Columns.of_checkpoint(self.data_info)
+
     def predict(self, x: Any) -> Predictions:
-        """Classes and probabilities of the rows of `x`, numbers of shape [N, ...], scaled as the run scaled its data.
+        """Classes and probabilities of the rows of `x`, numbers of shape [N, ...], scaled as the run scaled its data;
+        or of a frame, whose columns are found by the names that training knew, and become what they were there.
 
         Raises:
-          InputError: another width, or values that are no finite numbers.
+          InputError: another width, columns that are missing, or values that are no finite numbers.
         """
         x = self.check(x)
         with backend.prepared(self.config):
@@ -98,6 +106,11 @@ class Model:
 
     def check(self, x: Any) -> np.ndarray:
         """`x` as uint8 or float32 [N, features]; see `predict` for what it raises."""
+        if columnar.is_frame(x):
+            x, remarks = tables.features(x, "the frame", self.columns, self.config, self.num_features)
+            for text in remarks:
+                remark(text)
+        columnar.refuse_sparse(x)
         x = np.asarray(x)
         if x.ndim < 2 or x.dtype.kind not in "uifb":
             raise InputError(f"rows to predict must be numbers of shape [N, ...], not {x.dtype} {list(x.shape)}")
@@ -106,7 +119,7 @@ class Model:
             raise InputError(f"rows have {x.shape[1]} values, but the run was trained on {self.num_features}")
         if x.dtype != np.uint8:
             with np.errstate(over="ignore"):
-                x = x.astype(np.float32)
+                x = x.astype(np.float32, copy=False)
         bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
         if len(bad):
             raise InputError(f"row {bad[0]} has a value that is NaN or infinite (or beyond float32): remove or mend it")

@@ -1,92 +1,49 @@
-"""Files to predict for: pictures, and rows of .npy, .npz and .csv."""
+"""Files and folders to predict for: rows of tables and arrays, as training reads them, and pictures."""
 
-import csv
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from distmlp.data import refused
-from distmlp.errors import InputError, one_line
+from distmlp.data import read as reader
+from distmlp.errors import InputError, remark
 from distmlp.results.load import Model
 
-_NPZ_NAMES = ("x", "x_test", "data", "images")
-_ROW_SUFFIXES = (".npy", ".npz", ".csv")
+
+class Rows(NamedTuple):
+    """What one file holds."""
+
+    file: Path
+    features: np.ndarray  # uint8 or float32 [N, features], checked for the model
+    picture: bool  # whether it is a single picture
 
 
-def is_rows(path: Path) -> bool:
-    """Whether a file holds rows; else it is a picture."""
-    return path.suffix.lower() in _ROW_SUFFIXES
-
-
-def read(path: Path, model: Model) -> np.ndarray:
-    """A file's rows, uint8 or float32 [N, features], checked for the model.
+def read(path: Path, model: Model, header: str = "") -> Iterator["Rows | InputError"]:
+    """What the files at a path hold, or why one of several cannot be read. `header` is said of them (--header).
 
     Raises:
-      InputError: the file cannot be read, or does not fit the model.
+      InputError: there is nothing at this path that the model can predict.
     """
-    if not path.is_file():
-        raise InputError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
-    refused.check_file(path)
-    if not is_rows(path):
-        from distmlp.results import pictures
+    config = dataclasses.replace(model.config, header=header) if header else model.config
+    for found in reader.rows(path, config, model.columns, model.num_features, sure=bool(header)):
+        for text in found.remarks:
+            remark(text)
+        try:
+            if found.features is not None:
+                yield Rows(found.path, _checked(found.path, found.features, model), False)
+                continue
+            from distmlp.results import pictures
 
-        return model.check(pictures.for_model(model.num_features, model.data_info, model.config, path)[None])
+            picture = pictures.for_model(model.num_features, model.data_info, model.config, found.path)
+            yield Rows(found.path, model.check(picture[None]), True)
+        except InputError as error:
+            yield error
+
+
+def _checked(path: Path, features: np.ndarray, model: Model) -> np.ndarray:
     try:
-        return model.check(_read_rows(path, model))
+        return model.check(features)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # damage surfaces as any of a dozen types, from NumPy, zipfile and csv
-        reason = one_line(error)
-        raise InputError(f"{path} cannot be read as rows of numbers ({reason})") from None
-
-
-def _read_rows(path: Path, model: Model) -> np.ndarray:
-    if path.suffix.lower() == ".csv":
-        return _read_csv(path, model)
-    with path.open("rb") as file:
-        loaded = np.load(file)
-        if isinstance(loaded, np.ndarray):
-            rows = loaded
-        else:
-            names = loaded.files if len(loaded.files) == 1 else [n for n in _NPZ_NAMES if n in loaded.files]
-            if not names:
-                raise InputError(f"holds {', '.join(loaded.files) or 'nothing'}: "
-                                 f"name the array of rows {' or '.join(_NPZ_NAMES)}")
-            rows = loaded[names[0]]
-    return rows[None] if rows.shape == (model.num_features,) else rows
-
-
-def _read_csv(path: Path, model: Model) -> np.ndarray:
-    """Numbers separated by commas; a header names columns, which are then found by the names that training saw."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = [line for line in csv.reader(file) if line]
-    if not lines:
-        raise InputError("holds no rows")
-    names, header = model.data_info.get("columns"), [] if _numeric(lines[0]) else [name.strip() for name in lines[0]]
-    wanted: Sequence[int] = range(len(lines[0]))
-    if header and names:
-        missing = [name for name in names if name not in header]
-        if missing:
-            raise InputError(f"lacks the column {missing[0]}, on which the run was trained")
-        wanted = [header.index(name) for name in names]
-    first = bool(header)
-    return np.array([_numbers(line, wanted, n) for n, line in enumerate(lines[first:], start=1 + first)], np.float32)
-
-
-def _numeric(line: Sequence[str]) -> bool:
-    try:
-        [float(text) for text in line]
-    except ValueError:
-        return False
-    return True
-
-
-def _numbers(line: Sequence[str], wanted: Sequence[int], number: int) -> list[float]:
-    try:
-        return [float(line[column]) for column in wanted]
-    except IndexError:
-        raise InputError(f"line {number} has {len(line)} columns, fewer than the first") from None
-    except ValueError:
-        bad = next(line[column] for column in wanted if not _numeric([line[column]]))
-        raise InputError(f"line {number}: {bad!r} is no number") from None

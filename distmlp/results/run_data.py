@@ -5,7 +5,7 @@ import functools
 
 from distmlp.config import FROM_PYTHON
 from distmlp.data import datasets
-from distmlp.errors import InputError
+from distmlp.errors import InputError, remark
 from distmlp.results import pictures
 from distmlp.results.load import Model
 
@@ -29,6 +29,8 @@ def read(model: Model, dataset: str = "") -> datasets.Data:
     if not dataset and data.fingerprint() != model.meta["data"]:
         raise InputError(f"the data of --dataset={config.dataset} are not those that {model.run} was trained on: "
                          "bring them back, or name the data to use with --dataset")
+    for text in data.remarks:
+        remark(text)
     if data.num_features != model.num_features:
         raise InputError(f"--dataset={dataset} has {data.num_features} features, but {model.run} was trained on "
                          f"{model.num_features}")

@@ -122,6 +122,10 @@ class Keeping:
         progress.drop_lines_to_come()
         self.log.start(step, progress.history, config)
         self.ledger.start(step)
+        for text in self.data.remarks:
+            self.log.warn(text)
+        if text := self.data.description():
+            self.log.say(text)
         self.log.say(banner(config, self.data, self.parts, self.workdir.path, self.group))
         devices = self.parts.layout.devices
         self.workdir.record_session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),

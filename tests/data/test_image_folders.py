@@ -316,7 +316,8 @@ def test_class_folders_are_evaluated_by_their_names(tmp_path: Path) -> None:
         assert (len(whole), np.bincount(whole.labels).tolist()) == (16, [8, 8])
         result = model.evaluate_set(whole)
         files = sorted(path for path in root.rglob("*.png"))
-        guesses = [model.predict(rows.read(path, model)).classes[0] for path in files]
+        read = [found for path in files for found in rows.read(path, model) if isinstance(found, rows.Rows)]
+        guesses = [model.predict(found.features).classes[0] for found in read]
         assert result.correct == sum(guess == path.parent.name for guess, path in zip(guesses, files, strict=True))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
 from distmlp.results import rows, shown
+from distmlp.results.load import Model
 from distmlp.results.pictures import PictureShape, picture_shape, read_picture
 
 MNIST = PictureShape(28, 28, 1, False, 255.0, True, 0.0)
@@ -121,6 +122,14 @@ def test_what_pictures_are_like() -> None:
         picture_shape(13, {"shape": [13]}, Config(dataset="wine.csv"))
 
 
+def features(path: Path, model: Model) -> np.ndarray:
+    """What predict reads of a file, or what is wrong with it."""
+    (found,) = rows.read(path, model)
+    if isinstance(found, InputError):
+        raise found
+    return found.features
+
+
 def test_rows_of_npy_npz_and_csv_are_those_of_the_array(digits_run: Path, tmp_path: Path) -> None:
     model = load(digits_run)
     x = datasets.load(Config()).test.take(np.arange(7))[0]
@@ -132,22 +141,22 @@ def test_rows_of_npy_npz_and_csv_are_those_of_the_array(digits_run: Path, tmp_pa
     header = ",".join(f"pixel{n}" for n in range(64))
     np.savetxt(tmp_path / "b.csv", x, delimiter=",", fmt="%d", header=header, comments="")
     for name in ("a.npy", "a.npz", "two.npz", "a.csv", "b.csv"):
-        np.testing.assert_array_equal(rows.read(tmp_path / name, model), x, name)
-    np.testing.assert_array_equal(rows.read(tmp_path / "one.npy", model), x[:1])
+        np.testing.assert_array_equal(features(tmp_path / name, model), x, name)
+    np.testing.assert_array_equal(features(tmp_path / "one.npy", model), x[:1])
     model.meta["data_info"] = {"columns": ["pixel1", "pixel0", *(f"pixel{n}" for n in range(2, 64))]}
-    np.testing.assert_array_equal(rows.read(tmp_path / "b.csv", model), x[:, [1, 0, *range(2, 64)]])
+    np.testing.assert_array_equal(features(tmp_path / "b.csv", model), x[:, [1, 0, *range(2, 64)]])
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("absent.png", None, "absent.png does not exist"),
     ("torn.png", b"\x89PNG\r\n\x1a\n\0\0", "torn.png cannot be read as a picture"),
     ("text.png", b"hello", "text.png cannot be read as a picture"),
-    ("empty.csv", b"", "empty.csv: holds no rows"),
-    ("words.csv", b"1,2\n1,x\n", "words.csv: line 2: 'x' is no number"),
-    ("short.csv", b"1,2\n1\n", "short.csv: line 2 has 1 columns, fewer than the first"),
+    ("empty.csv", b"", "empty.csv cannot be read as a table .it is empty"),
+    ("words.csv", b"1,2\n1,x\n", "words.csv: row 2 of column 1 is 'x', not a number"),
+    ("short.csv", b"1,2\n1\n", "short.csv cannot be read as a table: row 2 has 1 cells, but the first line 2"),
     ("width.csv", b"1,2\n1,2\n", "width.csv: rows have 2 values, but the run was trained on 64"),
-    ("torn.npy", b"\x93NUMPY", "torn.npy cannot be read as rows of numbers"),
-    ("torn.npz", b"PK\x03\x04", "torn.npz cannot be read as rows of numbers"),
+    ("torn.npy", b"\x93NUMPY", "torn.npy cannot be read as NumPy arrays"),
+    ("torn.npz", b"PK\x03\x04", "torn.npz cannot be read as NumPy arrays"),
 ])  # fmt: skip
 def test_files_that_cannot_be_read(
     digits_run: Path, tmp_path: Path, name: str, content: bytes | None, message: str
@@ -155,7 +164,7 @@ def test_files_that_cannot_be_read(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
-        rows.read(tmp_path / name, load(digits_run))
+        features(tmp_path / name, load(digits_run))
     assert "\n" not in str(caught.value)
 
 
@@ -185,7 +194,7 @@ def test_a_run_that_did_not_read_its_examples_into_memory_takes_pictures_as_othe
         right = 0
         for n in range(20):
             shown = np.rint(255 * abs(paper - pixels[n])).astype(np.uint8)
-            row = rows.read(save(Image.fromarray(shown), tmp_path / f"{paper}{n}.png"), model)
+            row = features(save(Image.fromarray(shown), tmp_path / f"{paper}{n}.png"), model)
             np.testing.assert_allclose(row[0], x[n].ravel(), atol=(high - low) / 255)
             right += model.predict(row).classes[0] == y[n]
         assert right == 20

@@ -1,0 +1,287 @@
+"""Tables as they lie in text files, Parquet files and frames: the columns' names, and the columns as Arrow's arrays."""
+
+import contextlib
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distmlp.errors import InputError, one_line
+
+_TEXT = (".csv", ".tsv", ".txt", ".data")
+SUFFIXES = (*_TEXT, ".parquet")
+_PACKED = (".gz", ".bz2", ".zst")
+_BLOCK = 4 << 20  # bytes of a text file, and values of a Parquet file, that are read at a time
+_INDEX = re.compile(r"Unnamed: \d+(\.\d+)*|__index_level_\d+__")  # pandas' names for an index that has none
+
+
+class Raw(NamedTuple):
+    """A table of which only the columns' names are known yet."""
+
+    name: str  # for messages
+    names: list[str]  # of the columns, each of them once
+    read: Callable[[Sequence[str]], Iterator[list[Any]]]  # these columns in blocks of rows, each as Arrow's arrays
+    indices: frozenset[str] = frozenset()  # columns that are pandas' index
+    nameless: frozenset[str] = frozenset()  # other columns without a name, which must be empty
+    dtype: Any = np.float32  # of its numbers; uint8 where a frame holds nothing else
+    header: bool = True  # whether the names come with the table; else they count the columns
+    text: bool = False  # whether it is a text file, whose first line may be names or not
+
+
+def counts(names: Sequence[str]) -> bool:
+    """Whether names are 0, 1, 2, ..., as pandas names columns that have no names."""
+    return [name.strip() for name in names] == [str(place) for place in range(len(names))]
+
+
+def suffix(path: Path) -> str:
+    """The ending that says what a file holds, in small letters and without that of a compression."""
+    name = Path(path.name.lower())
+    return (Path(name.stem) if name.suffix in _PACKED else name).suffix
+
+
+def is_table(path: Path) -> bool:
+    return suffix(path) in SUFFIXES
+
+
+def stem(path: Path) -> str:
+    """A table's name without its endings."""
+    return (Path(path.stem) if path.suffix.lower() in _PACKED else path).stem
+
+
+def file(path: Path, is_header: Callable[[list[str]], bool]) -> Raw:
+    """The table in a file; of a text file, `is_header` says whether the cells of its first line are names.
+
+    Raises:
+      InputError: it is none, or two columns have one name; or later, when it is read, a row that is damaged.
+    """
+    with _readable(path):
+        return _parquet(path) if suffix(path) == ".parquet" else _text(path, is_header)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What goes wrong with the file within this context is an InputError."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, UnicodeError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read as a table ({one_line(error)}): mend the file") from None
+
+
+def _text(path: Path, is_header: Callable[[list[str]], bool]) -> Raw:
+    line, skipped = _first_line(path)
+    if not line.strip():
+        raise InputError(f"{path} cannot be read as a table (it is empty): mend the file")
+    unquoted = re.sub(r'"[^"]*"', "", line)
+    separator = "\t" if suffix(path) == ".tsv" and "\t" in unquoted else max(",;\t|", key=unquoted.count)
+    cells = next(csv.reader([line], delimiter=separator))
+    header = is_header(cells)
+    if header:
+        given = {*cells}
+        names = [cell if cell.strip() else _unnamed(place, given) for place, cell in enumerate(cells)]
+    else:
+        names = [str(place) for place in range(len(cells))]
+    leading = next((place for place, name in enumerate(names) if not _INDEX.fullmatch(name)), 0) if header else 0
+    blank = {name for name, cell in zip(names, cells, strict=True) if header and not cell.strip()}
+
+    place = {name: str(number) for number, name in enumerate(names)}
+
+    def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
+        places = [place[name] for name in wanted]
+        with _readable(path):
+            yield from _blocks(path, separator, len(names), places, skipped if header else 0, 2 * len(line))
+
+    raw = Raw(str(path), names, read, frozenset(names[:leading]), frozenset(blank - {*names[:leading]}), header=header,
+              text=True)
+    return _named_once(raw, "" if counts(names) else ", or --header=none if its first line is a row")
+
+
+def _unnamed(place: int, given: set[str]) -> str:
+    """What pandas calls a column without a name, also where another one was called so before."""
+    name = f"Unnamed: {place}"
+    return f"{name}.1" if name in given else name
+
+
+def _first_line(path: Path) -> tuple[str, int]:
+    """The first line that is not empty, which may be of any length, and how many bytes it ends after."""
+    import pyarrow as pa
+
+    with pa.input_stream(str(path), compression="detect") as stream:
+        read = b""
+        while True:
+            more = stream.read(1 << 20)
+            read += more
+            for end in re.finditer(rb"\r\n?|\n", read):
+                line = read[: end.start()]
+                if line.strip(b"\xef\xbb\xbf\r\n\t ") and line.count(b'"') % 2 == 0:
+                    return line.decode("utf-8-sig"), end.end()
+            if not more:
+                return read.decode("utf-8-sig"), len(read)
+
+
+def _blocks(path: Path, separator: str, width: int, places: Sequence[str], skipped: int, line: int) -> Iterator[Any]:
+    """Columns of a text file, all as text: what a number is must not depend on the file's first rows."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    names = [str(place) for place in range(width)]
+    ragged: list[Any] = []
+
+    def note(row: Any) -> str:
+        ragged.append(row)
+        return "error"
+
+    def blocks(threads: bool) -> Iterator[Any]:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            if not skipped or stream.read(skipped):
+                with csv.open_csv(
+                    stream,
+                    csv.ReadOptions(column_names=names, block_size=_BLOCK + line, use_threads=threads),
+                    csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
+                    csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=places),
+                ) as reader:
+                    for block in reader:
+                        yield block.columns
+
+    try:
+        yield from blocks(threads=True)
+    except pa.ArrowInvalid as error:
+        if "Empty CSV" in str(error):
+            return
+        if not ragged:
+            raise
+        with_number = blocks(threads=False)  # only so are rows counted
+        try:
+            for _ in with_number:
+                pass
+        except pa.ArrowInvalid:
+            row = ragged[-1]
+            raise InputError(f"{path} cannot be read as a table: row {row.number} has {row.actual_columns} cells, but "
+                             f"the first line {row.expected_columns}: mend the row") from None
+
+
+def _parquet(path: Path) -> Raw:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as opened:
+        schema, metadata = opened.schema_arrow, opened.schema_arrow.metadata or {}
+        first = next(opened.iter_batches(batch_size=1), None) if any(map(_is_list, schema.types)) else None
+    pandas = json.loads(metadata.get(b"pandas", b"{}"))
+    index = {name for name in pandas.get("index_columns", ()) if isinstance(name, str)}
+    index |= {name for name in schema.names if _INDEX.fullmatch(name)}
+    fields = _fields(schema.names, schema.types, first.columns if first else [])
+
+    def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
+        columns = sorted({fields[name][0] for name in wanted})
+        size = max(1, min(1 << 13, _BLOCK // max(1, len(columns))))
+        chosen = [schema.names[place] for place in columns]
+        # Unbuffered, for else whole row groups are held.
+        with _readable(path), parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as opened:
+            for block in opened.iter_batches(size, columns=chosen):
+                by_place = dict(zip(columns, block.columns, strict=True))
+                yield [_element(by_place[fields[name][0]], name, fields[name], str(path)) for name in wanted]
+
+    return _named_once(Raw(str(path), [*fields], read, frozenset(index & {*fields})), names=schema.names)
+
+
+def frame(table: Any, name: str) -> Raw:
+    """A frame of pandas or polars, or a table of Arrow; an InputError names the column that cannot be converted."""
+    import pyarrow as pa
+
+    if hasattr(table, "iloc"):
+        names = [str(column) for column in table.columns]
+        columns = [_series(table.iloc[:, place], f"{name}: column {column}") for place, column in enumerate(names)]
+        index: set[str] = set()
+    else:
+        table = table.to_arrow() if hasattr(table, "to_arrow") else pa.table(table)
+        names, columns = table.column_names, [column.combine_chunks() for column in table.columns]
+        pandas = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+        index = {column for column in pandas.get("index_columns", ()) if column in names}
+    if len({*names}) < len(names):
+        return _named_once(Raw(name, names, lambda wanted: iter(())))
+    fields = _fields(names, [column.type for column in columns], columns)
+
+    def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
+        if len(table):
+            yield [_element(columns[fields[column][0]], column, fields[column], name) for column in wanted]
+
+    only_bytes = all(str(column.type) == "uint8" and not column.null_count for column in columns)
+    return Raw(name, [*fields], read, frozenset(index), dtype=np.uint8 if only_bytes else np.float32)
+
+
+def is_frame(value: Any) -> bool:
+    """Whether a value is a table that has columns by name."""
+    known = any(hasattr(value, name) for name in ("iloc", "to_arrow", "column_names"))
+    return known and hasattr(value, "columns") and len(value.shape) == 2
+
+
+def refuse_sparse(value: Any) -> None:
+    """Raises InputError for a sparse matrix of SciPy's, which NumPy would take for a single object."""
+    if hasattr(value, "tocsr") and hasattr(value, "toarray"):
+        raise InputError(f"the features are a sparse matrix ({type(value).__name__}): give x.toarray(), which takes "
+                         f"{4e-9 * value.shape[0] * value.shape[-1]:.1g} GB")
+
+
+def _series(series: Any, name: str) -> Any:
+    """A column of a pandas frame as Arrow's."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(series.to_numpy() if str(series.dtype).startswith("Sparse") else series, from_pandas=True)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(f"{name} cannot be converted to numbers or text ({one_line(error, 100)}): give it one kind of "
+                         "values, or leave it out") from None
+
+
+_Field = tuple[int, int | None, int]  # a column's place; of a column of lists, which of how many elements
+
+
+def _is_list(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    return bool(kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind))
+
+
+def _fields(names: Sequence[str], types: Sequence[Any], columns: Sequence[Any]) -> dict[str, _Field]:
+    """Where the column of each name is found. Lists of one length, as embeddings are, become a column an element."""
+    import pyarrow.compute as pc
+
+    fields: dict[str, _Field] = {}
+    for place, (name, kind) in enumerate(zip(names, types, strict=True)):
+        if _is_list(kind):
+            lengths = pc.list_value_length(columns[place]) if columns else None
+            size = getattr(kind, "list_size", None) or (lengths and pc.max(lengths).as_py()) or 0
+            fields |= {f"{name}[{element}]": (place, element, size) for element in range(size)}
+        else:
+            fields[name] = (place, None, 1)
+    return fields
+
+
+def _element(array: Any, name: str, field: _Field, table: str) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    _, element, size = field
+    if element is None:
+        return array
+    if not pa.types.is_fixed_size_list(array.type) and element == 0:
+        lengths = pc.list_value_length(array)
+        other = pc.index(pc.not_equal(lengths, size), True).as_py()
+        if other >= 0:
+            raise InputError(f"{table}: a list in column {name.removesuffix('[0]')} has {lengths[other]} values, but "
+                             f"another {size}: all must have as many")
+    return pc.list_element(array, element)
+
+
+def _named_once(raw: Raw, hint: str = "", names: Sequence[str] = ()) -> Raw:
+    """The table, if no two of its columns have one name, blanks at its ends left aside; else an InputError."""
+    twice = [name for name, times in Counter(name.strip() for name in names or raw.names).items() if times > 1]
+    if twice:
+        raise InputError(f"{raw.name} has several columns named {twice[0]}: give each its own name{hint}")
+    return raw

@@ -1,0 +1,233 @@
+"""Which columns of a table are features, and what training has learned of them: later tables become the same features
+by the columns' names."""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distmlp.config import Config
+from distmlp.data.columnar import Raw, counts
+from distmlp.data.typed import MOST_WORDS, Table, looks_like_data
+from distmlp.errors import InputError, listed
+
+_LABEL_NAMES = ("label", "target", "class", "y")
+_BLOCK = 8192  # rows that are filled in at a time
+
+
+class Choice(NamedTuple):
+    """Of a table's columns, those that are read."""
+
+    features: list[str]  # in the order of the training set
+    label: str | None
+    empty: list[str]  # columns without a name, which must hold nothing
+    remarks: list[str]  # what the user should know of the others
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """The columns of a training set. A checkpoint has this as JSON, and predictions find their columns by it."""
+
+    names: tuple[str, ...]  # of the features' columns, in order; none where the features have no names
+    label: str = ""
+    ignored: tuple[str, ...] = ()
+    words: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # a column of text has a feature for each
+    fill: dict[str, float] = dataclasses.field(default_factory=dict)  # what an absent number becomes
+    absent: bool = False  # whether there may be absent values; an absent word is 0 in all of its column's features
+
+    @classmethod
+    def of_checkpoint(cls, info: dict[str, Any]) -> "Columns | None":
+        """From what Data.info said; older runs knew the names only. None for features without names."""
+        if known := info.get("table"):
+            return cls(**known | {"names": tuple(known["names"]), "ignored": tuple(known["ignored"])})
+        return cls(tuple(info["columns"])) if info.get("columns") else None
+
+    def as_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @property
+    def features(self) -> list[str]:
+        """The names of the network's inputs: the columns', and COLUMN=WORD for each word of a column of text."""
+        return [feature for name in self.names
+                for feature in ([f"{name}={word}" for word in self.words[name]] if name in self.words else [name])]
+
+    def of_texts(self, texts: Sequence[str], absent: bool) -> "Columns":
+        """These columns, some of which are text; which words there are is not known yet."""
+        return dataclasses.replace(self, words={name: [] for name in texts}, absent=absent)
+
+    def learned(self, table: Table, config: Config) -> "Columns":
+        """With what the training rows alone say: the words that occur, and what stands for absent numbers."""
+        words = {}
+        for name, (codes, known) in table.texts.items():
+            words[name] = sorted(known[code] for code in np.unique(codes) if code >= 0)
+            if len(words[name]) > MOST_WORDS or not words[name]:
+                raise InputError(f"{table.name}: column {name} has {len(words[name]):,} different words, and may have "
+                                 f"1 to {MOST_WORDS:,}: give --ignore_columns={name}, or numbers instead")
+        fill = {}
+        numbers = [name for name in table.names if name not in table.texts]
+        if config.missing == "zero":
+            fill = dict.fromkeys(numbers, 0.0)
+        elif config.missing == "mean":
+            sums, present = np.zeros((2, len(numbers)))
+            for start in range(0, len(table.numbers), _BLOCK):
+                block = table.numbers[start : start + _BLOCK]
+                there = ~np.isnan(block)
+                sums += np.where(there, block, 0).sum(axis=0, dtype=np.float64)
+                present += there.sum(axis=0)
+            if not present.all():
+                name = numbers[int(np.argmin(present))]
+                raise InputError(f"{table.name}: column {name} has no value in the training set, and so no mean: "
+                                 f"give --ignore_columns={name} or --missing=zero")
+            fill = dict(zip(numbers, (sums / present).tolist(), strict=True))
+        return dataclasses.replace(self, words=words, fill=fill, absent=config.missing != "refuse")
+
+    def encode(self, table: Table) -> tuple[np.ndarray, list[str]]:
+        """The features of a table, whose columns are these in this order, uint8 or float32 [rows, features]; and what
+        the user should know of its words. The table's own numbers are used up.
+        """
+        numbers = table.numbers
+        remarks: list[str] = []
+        if self.fill:
+            fill = np.array(list(self.fill.values()), np.float32)
+            for start in range(0, len(numbers), _BLOCK):
+                block = numbers[start : start + _BLOCK]
+                np.copyto(block, np.broadcast_to(fill, block.shape), where=np.isnan(block))
+        if not self.words:
+            return numbers, remarks
+        features = np.zeros((len(numbers), len(self.features)), np.float32)
+        place = number = 0
+        for name in self.names:
+            if name not in self.words:
+                features[:, place] = numbers[:, number]
+                place, number = place + 1, number + 1
+                continue
+            known = {word: place + offset for offset, word in enumerate(self.words[name])}
+            codes, words = table.texts[name]
+            places = np.array([*(known.get(word, -1) for word in words), -2])[codes]  # -1: not seen in training
+            rows = np.flatnonzero(places >= 0)
+            features[rows, places[rows]] = 1
+            unseen = [words[code] for code in np.unique(codes[places == -1])]
+            if unseen:
+                rows = np.flatnonzero(places == -1)
+                remarks.append(f"{table.name}: in {len(rows):,} rows, column {name} has one of {len(unseen)} words "
+                               f"that training did not see, which count as none: {listed(unseen, 3)}")
+            place += len(known)
+        return features, remarks
+
+
+def is_header(cells: Sequence[str], name: str, config: Config, known: Columns | None, sure: bool) -> bool:
+    """Whether the cells of a text file's first line are names: compared with those that are known, if there are any.
+
+    `sure`: --header is said of this very file, not of the one that was trained on.
+    """
+    names = {cell.strip() for cell in cells}
+    wanted = {column.strip() for column in known.names} if known else set()
+    if config.header == "none":
+        return not sure and counts(cells) and len(cells) > 3  # a default frame's
+    if counts(cells) and len(cells) > 1:
+        return True
+    if wanted and (wanted <= names or (wanted & names and not all(map(str.isdecimal, wanted)))):
+        return True
+    data = [looks_like_data(cell) for cell in cells]
+    if known is None or len(cells) != len(known.names):
+        if sure and all(data):
+            raise InputError(f"{name} has numbers for names ({listed(cells, 3)}): give --header=none if "
+                             "it is a row, or else names")
+        return not all(data)
+    if len(known.words) == len(known.names):
+        return not all(cell.strip() in known.words[column] for cell, column in zip(cells, known.names, strict=True))
+    return not all(fits or column in known.words for fits, column in zip(data, known.names, strict=True))
+
+
+def chosen(raw: Raw, config: Config, labelled: bool = True) -> tuple[Choice, Columns]:
+    """The columns of a training set's table: all but the labels', pandas' index and --ignore_columns are features.
+
+    The labels' column is --label_column, or the one named label, target, class or y.
+    """
+    ignored = _ignored(raw, config)
+    label = _label(raw, config.label_column, ignored) if labelled else None
+    features = [name for name in raw.names
+                if name not in ignored and name not in raw.indices and name not in raw.nameless and name != label]
+    if not features:
+        raise InputError(f"{raw.name} has no columns of features beside {listed(raw.names)}")
+    index = [name for name in raw.names if name in raw.indices and name not in ignored and name != label]
+    remarks = [f"{raw.name}: {_columns(index)} pandas' index, no feature, and left out"] if index else []
+    columns = Columns(tuple(features), label or "", tuple(sorted(name.strip() for name in ignored)))
+    return Choice(features, label, _empty(raw, columns.ignored), remarks), columns
+
+
+def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, width: int = 0) -> Choice:
+    """The columns of a later table that a model knows: found by name, or by place where one side has no names.
+
+    A model that knows no names takes all columns, but for one of labels, unless it takes `width` of them.
+    """
+    known = columns or Columns(())
+    by_name = {name.strip(): name for name in raw.names}
+    label = by_name.get(known.label.strip()) if known.label else None
+    if labelled:
+        if known.label and not label:
+            raise InputError(f"{raw.name} has no column {known.label}, without which nothing can be tested on it: "
+                             "train on the other file alone, by --dataset and --test_fraction=0.2, and predict this")
+        label = label or _label(raw, config.label_column, frozenset())
+    elif columns is None and len(raw.names) != width:
+        label = next(iter(_label_candidates(raw, config.label_column, frozenset())), None)
+    beside = {label, *raw.indices, *raw.nameless}
+    others = [name for name in raw.names if name not in beside]
+    empty, label = _empty(raw, known.ignored), label if labelled else None
+    if columns is None:
+        return Choice(others, label, empty, [])
+    wanted = [by_name.get(name.strip() or "Unnamed: 0") for name in known.names]
+    missing = [name for name, found in zip(known.names, wanted, strict=True) if found is None]
+    counted = all(name.strip().isdecimal() for name in known.names)
+    if not raw.header:
+        by_place = len(raw.names) == len(wanted)  # else a file like the training set's, if that had no names, too
+        others = raw.names if by_place else others
+    else:
+        by_place = bool(missing) and len(others) == len(wanted) and (counted or counts(others))
+    if by_place and not (raw.header is False and label):
+        return Choice(others, label, empty, [])
+    if missing or not (raw.header or counted):
+        several = "s" if len(missing) > 1 else ""
+        raise InputError(f"{raw.name} lacks the column{several} {listed(missing or known.names)}: it has "
+                         f"{listed(raw.names)}; the run was trained on {len(wanted):,} columns, found by name")
+    extra = [name for name in raw.names if name not in {*wanted, *beside} and name.strip() not in known.ignored]
+    remarks = [f"{raw.name}: {_columns(extra)} not known to the run, and ignored"] if extra else []
+    return Choice([name for name in wanted if name is not None], label, empty, remarks)
+
+
+def _empty(raw: Raw, ignored: Sequence[str]) -> list[str]:
+    return [name for name in raw.names if name in raw.nameless and name.strip() not in ignored]
+
+
+def _columns(names: Sequence[str]) -> str:
+    return f"column {names[0]} is" if len(names) == 1 else f"the columns {listed(names)} are"
+
+
+def _ignored(raw: Raw, config: Config) -> frozenset[str]:
+    """The columns that --ignore_columns leaves out; of a column of lists, all that its elements have become."""
+    given = next(csv.reader([config.ignore_columns], skipinitialspace=True), [])
+    ignored: set[str] = set()
+    for name in filter(None, map(str.strip, given)):
+        found = {column for column in raw.names if name in (column.strip(), column.strip().rpartition("[")[0])}
+        if not found:
+            raise InputError(f"--ignore_columns={name}: {raw.name} has no such column, it has {listed(raw.names)}")
+        ignored |= found
+    return frozenset(ignored)
+
+
+def _label_candidates(raw: Raw, given: str, ignored: frozenset[str]) -> list[str]:
+    if given:
+        return [name for name in raw.names if name.strip() == given.strip()]
+    return [name for name in raw.names
+            if name.strip().lower() in _LABEL_NAMES and name not in ignored and name not in raw.indices]
+
+
+def _label(raw: Raw, given: str, ignored: frozenset[str]) -> str:
+    found = _label_candidates(raw, given, ignored)
+    if len(found) != 1:
+        hint = ", or --header=none if its first line is a row" if raw.text and raw.header else ""
+        raise InputError(f"{raw.name} has {len(found) or 'no'} columns named {given or ', '.join(_LABEL_NAMES)}: "
+                         f"give --label_column, one of {listed([n for n in raw.names if n not in raw.indices])}{hint}")
+    return found[0]

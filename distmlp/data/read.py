@@ -1,0 +1,100 @@
+"""What lies at a path, table, arrays or pictures: read with labels to train and evaluate, and without to predict."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
+from distmlp.data import arrays, columnar, refused, tables
+from distmlp.data.arrays import Source
+from distmlp.data.columns import Columns
+from distmlp.errors import InputError
+
+
+def source(
+    config: Config, known: bool, columns: Columns | None, picture: Callable[[Path], np.ndarray] | None = None
+) -> Source:
+    """The parts of what lies at the path that --dataset gives: for a model, if one is `known`, which has learned from
+    such columns, and takes such pictures; else to be trained on.
+    """
+    path = Path(config.dataset)
+    if config.dataset.startswith(FROM_PYTHON):
+        raise InputError(f"--dataset={path}: the data of this run were given from Python: "
+                         "give them to train(config, train_set, test_set) again")
+    if not path.exists():
+        raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, an .npz, .csv or "
+                         ".parquet file, a folder of .npy files, or one of class folders with pictures")
+    if files := _tables(path):
+        return tables.source_for_model(config, files, columns) if known else tables.source(config, files)
+    if path.is_dir() and not any(path.glob("*.npy")) and arrays.visible(path):
+        from distmlp.data import pictures
+
+        return pictures.source(config, path, picture)
+    return arrays.source(path)
+
+
+def _tables(path: Path) -> dict[str, Path]:
+    """The tables at a path by the part that they are, or by name if they are none; a file is the training set. Beside
+    folders of pictures, as stray lists of them are, tables without a part are none.
+    """
+    if not path.is_dir():
+        return {"train": path} if columnar.is_table(path) else {}
+    if any(path.glob("*.npy")):
+        return {}
+    from distmlp.data import pictures  # imports Pillow, which is of use for folders only
+
+    files = [file for file in sorted(path.iterdir())
+             if file.is_file() and columnar.is_table(file) and not file.name.startswith(".")]
+    named = arrays.by_part(files)
+    if any(map(pictures.holds_pictures, arrays.visible(path))):
+        if "train" in named:
+            raise InputError(f"{path} holds {named['train'].name} and folders of pictures, which could both be meant: "
+                             f"give --dataset={named['train']}, or move it away")
+        return {}
+    return named or {columnar.stem(file): file for file in files}
+
+
+class Rows(NamedTuple):
+    """What is to be predicted of one file."""
+
+    path: Path
+    features: np.ndarray | None  # [N, ...]; None: the file is a picture
+    remarks: list[str]
+
+
+def rows(
+    path: Path, config: Config, columns: Columns | None, width: int, sure: bool = False
+) -> Iterator[Rows]:
+    """What a model of `width` features is to predict of a file or folder: of a data set in parts its test set, as for
+    evaluation; of a folder of pictures all that lie below it. `sure`: --header is said of these very files.
+
+    Raises:
+      InputError: it cannot be read, or a table does not fit the columns that training knew.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    files = _tables(path)
+    if files:
+        for file in [files.get("test") or files["train"]] if {"test", "train"} & {*files} else files.values():
+            raw = tables.opened(file, config, columns, sure)
+            part, remarks = tables.later(raw, columns, config, labelled=False, width=width)
+            found, more = tables.encoded(part.features, columns, remarks)
+            if not len(found):
+                raise InputError(f"{file} holds no rows")
+            yield Rows(file, found, more)
+    elif path.suffix.lower() in (".npy", ".npz") or (path.is_dir() and any(path.glob("*.npy"))):
+        found = arrays.features(path)
+        yield Rows(path, found[None] if found.shape == (width,) else found, [])
+    elif not path.is_dir():
+        refused.check_file(path)
+        yield Rows(path, None, [])
+    else:
+        from distmlp.data import pictures
+
+        found_pictures = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures.SUFFIXES
+                          and not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        if not found_pictures:
+            raise InputError(f"{path} holds no tables, arrays or pictures")
+        yield from (Rows(picture, None, []) for picture in found_pictures)

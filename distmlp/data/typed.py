@@ -1,0 +1,273 @@
+"""Cells of a table as numbers, words and labels, read in blocks of rows so that no second copy of the table is made."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distmlp.data.columnar import Raw
+from distmlp.data.labels import read_texts
+from distmlp.errors import InputError
+
+_BLOCK = 8192  # rows that are moved at a time
+MOST_WORDS = 1000  # in a column of text
+# What stands for an absent value in text; in a column of labels, only an empty cell does.
+_ABSENT = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA",
+           "NULL", "NaN", "n/a", "nan", "null")  # fmt: skip
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf(inity)?|nan)\s*", re.IGNORECASE)
+
+
+class Words(NamedTuple):
+    """A column of text: each row's place in the list of the words that occur, or -1 where it has none."""
+
+    codes: np.ndarray  # int32 [rows]
+    words: list[str]
+
+
+class Table(NamedTuple):
+    """Rows of features by name."""
+
+    name: str  # for messages
+    names: list[str]
+    numbers: np.ndarray  # float32 or uint8 [rows, columns that are no text], in the order of the names; absent: NaN
+    texts: dict[str, Words]
+
+    def take(self, rows: np.ndarray) -> "Table":
+        texts = {name: Words(codes[rows], words) for name, (codes, words) in self.texts.items()}
+        return self._replace(numbers=self.numbers[rows], texts=texts)
+
+    def keep(self, rows: np.ndarray) -> "Table":
+        """The rows at these ascending positions, moved together in this table's own memory, which is used up."""
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            self.numbers[start : start + len(block)] = self.numbers[block]
+        self.numbers.resize((len(rows), self.numbers.shape[1]), refcheck=False)
+        return self._replace(texts={name: Words(codes[rows], words) for name, (codes, words) in self.texts.items()})
+
+
+class Rules(NamedTuple):
+    """What the cells of a table may be."""
+
+    texts: frozenset[str] | None  # the columns of text; None: this table decides
+    one_hot: bool  # whether there may be such columns
+    absent: bool  # whether cells may be empty
+
+
+def looks_like_data(cell: str) -> bool:
+    """Whether the text of a cell is a number, True or False, or stands for an absent value."""
+    return bool(_NUMBER.fullmatch(cell)) or cell.strip() in _ABSENT or cell.strip().lower() in ("true", "false")
+
+
+def read(
+    raw: Raw, features: Sequence[str], label: str | None, empty: Sequence[str], rules: Rules
+) -> tuple[Table, np.ndarray | None]:
+    """These columns of a table, and the labels if there is a column of them; `empty` columns must be so.
+
+    Raises:
+      InputError: a cell is not what the rules allow: its row, the first being 1, and its column are named.
+    """
+    texts = set(rules.texts or ())
+    while True:
+        reading = _Reading(raw, features, label, empty, rules, texts)
+        for block in raw.read([*features, *([label] if label else []), *empty]):
+            reading.add(block)
+            if reading.found and reading.first:
+                break  # begin again: these columns are text
+        if not reading.found:
+            return reading.result()
+        texts |= reading.found
+
+
+class _Reading:
+    """One pass over a table."""
+
+    def __init__(
+        self, raw: Raw, features: Sequence[str], label: str | None, empty: Sequence[str], rules: Rules, texts: set[str]
+    ) -> None:
+        self._raw, self._features, self._empty, self._rules, self._rows = raw, features, empty, rules, 0
+        self._texts: dict[str, tuple[list[np.ndarray], dict[Any, int]]] = {
+            name: ([], {}) for name in features if name in texts}  # fmt: skip
+        numbers = [name for name in features if name not in texts]
+        self._places = {name: place for place, name in enumerate(numbers)}
+        self._numbers = np.empty((0, len(numbers)), raw.dtype)
+        self._labels: _Labels | None = _Labels(raw.name, label, raw.text) if label else None
+        self._truths: set[str] = set()  # columns in which True or False were seen as text
+        self.found: set[str] = set()  # columns that were taken for numbers until one of their cells was none
+        self.first = True  # whether one block has been read at most
+
+    def add(self, block: Sequence[Any]) -> None:
+        self.first = self._rows == 0
+        begin, rows = self._rows, len(block[0]) if block else 0
+        # The system moves pages instead of copying them, so that no second array of this size is ever needed.
+        self._numbers.resize((begin + rows, len(self._places)), refcheck=False)
+        for name, values in zip(self._features, block, strict=False):
+            if name in self._texts:
+                self._add_words(name, values)
+            elif name not in self.found:
+                self._add_numbers(name, values, begin)
+        rest = block[len(self._features) :]
+        if self._labels is not None:
+            self._labels.add(rest[0], begin)
+            rest = rest[1:]
+        for name, values in zip(self._empty, rest, strict=True):
+            self._check_nameless(name, values)
+        self._rows += rows
+
+    def _add_numbers(self, name: str, values: Any, begin: int) -> None:
+        numbers, truths = _numbers(values)
+        column = self._numbers[:, self._places[name]]
+        if numbers is not None and (truths or name in self._truths):
+            self._truths.add(name)
+            if not _binary(column[:begin] if truths else numbers):  # True beside numbers
+                numbers = None
+        if numbers is None:
+            if self._rules.one_hot and self._rules.texts is None and _is_text(values.type):
+                self.found.add(name)
+                return
+            raise self._no_number(name, values)
+        absent = np.isnan(numbers)
+        if not self._rules.absent and absent.any():
+            raise self._no_value(name, int(absent.argmax()))
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, for ArrayDataset to find
+            column[begin:] = numbers
+
+    def _add_words(self, name: str, values: Any) -> None:
+        codes, known = self._texts[name]
+        local, words = _words(values)
+        for word in words:
+            known.setdefault(word, len(known))
+        if self._rules.texts is None and len(known) > MOST_WORDS:
+            raise InputError(f"{self._raw.name}: column {name} has more than {MOST_WORDS:,} different words, as "
+                             f"{words[0]!r}: give --ignore_columns={name}, or numbers instead")
+        if not self._rules.absent and (local < 0).any():
+            raise self._no_value(name, int((local < 0).argmax()))
+        place = np.array([*(known[word] for word in words), -1], np.int32)
+        codes.append(place[local])
+
+    def _check_nameless(self, name: str, values: Any) -> None:
+        _, words = _words(values)
+        if words:
+            number = int(name.removesuffix(".1").rpartition(" ")[2]) + 1
+            raise InputError(f"{self._raw.name}: column {number} has no name, but values, as {words[0]!r}: name it in "
+                             f"the first line, or give --ignore_columns='{name}'")
+
+    def _no_value(self, name: str, row: int) -> InputError:
+        remedy = f"remove the row, fill it in, or give --missing=mean, --missing=zero or --ignore_columns={name}"
+        if self._rules.texts is not None:
+            remedy = "remove the row, or fill it in: the run was trained with --missing=refuse"
+        return InputError(f"{self._raw.name}: row {self._rows + row + 1} of column {name} has no value: {remedy}")
+
+    def _no_number(self, name: str, values: Any) -> InputError:
+        if not _is_text(values.type):
+            return InputError(f"{self._raw.name}: column {name} is of the type {values.type}, not of numbers: give "
+                              f"--ignore_columns={name}, or replace the column by numbers")
+        cells = _plain(values).to_pylist()
+        row = next((i for i, cell in enumerate(cells) if cell is not None and not _NUMBER.fullmatch(cell)), 0)
+        where = f"{self._raw.name}: row {self._rows + row + 1} of column {name} is {cells[row]!r}, not a number"
+        if self._rules.texts is not None:
+            return InputError(f"{where}: in training this column had numbers only; mend it")
+        return InputError(f"{where}: give --ignore_columns={name}, --text_columns=one_hot, or numbers instead")
+
+    def result(self) -> tuple[Table, np.ndarray | None]:
+        texts = {name: Words(np.concatenate([np.zeros(0, np.int32), *codes]), [*words])
+                 for name, (codes, words) in self._texts.items()}
+        table = Table(self._raw.name, list(self._features), self._numbers, texts)
+        return table, self._labels.result() if self._labels else None
+
+
+class _Labels:
+    """The column of labels; of a text file, what they are is for all of them together to say."""
+
+    def __init__(self, table: str, column: str, text: bool) -> None:
+        self._table, self._column, self._text = table, column, text
+        self._arrays: list[np.ndarray] = []
+        self._words: dict[Any, int] = {}  # text: each word once, for it may be long
+
+    def add(self, values: Any, begin: int) -> None:
+        import pyarrow as pa
+
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if _is_text(values.type):
+            local, words = _words(values, absent=("",))
+            place = np.array([*(self._words.setdefault(word, len(self._words)) for word in words), -1], np.int32)
+            array, absent = place[local], local < 0
+        else:
+            absent = np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+            array = np.zeros(0) if absent.all() else np.asarray(values.to_numpy(zero_copy_only=False))
+        if absent.any():
+            raise InputError(f"{self._table}: row {begin + int(absent.argmax()) + 1} has no label in column "
+                             f"{self._column}: remove the row")
+        self._arrays.append(array)
+
+    def result(self) -> np.ndarray:
+        if not self._arrays:
+            return np.zeros(0, np.int64)
+        array = np.concatenate(self._arrays)
+        if not self._words:
+            return array
+        words = [*self._words]
+        return (read_texts(words) if self._text else np.array(words, object))[array]
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return str(kind) in ("string", "large_string", "string_view")
+
+
+def _plain(values: Any, absent: Sequence[str] = _ABSENT) -> Any:
+    """Text without blanks at its ends, and null where it stands for an absent value."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = pc.utf8_trim_whitespace(values)
+    return pc.if_else(pc.is_in(values, pa.array(absent, values.type)), pa.scalar(None, values.type), values)
+
+
+def _numbers(values: Any) -> tuple[np.ndarray | None, bool]:
+    """A column as floating-point numbers, absent ones NaN, or None if they are none; and whether it was True and False
+    as text."""
+    import pyarrow as pa
+
+    kinds = pa.types
+    if kinds.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if str(values.type) == "string_view":
+        values = values.cast(pa.string())
+    if not _is_text(values.type):
+        if kinds.is_boolean(values.type):
+            values = values.cast(pa.uint8())
+        kind = values.type
+        if not (kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind) or kinds.is_null(kind)):
+            return None, False
+        if not kinds.is_floating(kind):
+            values = values.cast(pa.float64(), safe=False)
+        return np.asarray(values.to_numpy(zero_copy_only=False)), False
+    with contextlib.suppress(ValueError):  # pyarrow's ArrowInvalid is one
+        return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False)), False
+    values = _plain(values)
+    with contextlib.suppress(ValueError):
+        return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False)), False
+    with contextlib.suppress(ValueError):
+        return np.asarray(values.cast(pa.bool_()).cast(pa.float64()).to_numpy(zero_copy_only=False)), True
+    return None, False
+
+
+def _binary(numbers: np.ndarray) -> bool:
+    return bool(((numbers == 0) | (numbers == 1) | np.isnan(numbers)).all())
+
+
+def _words(values: Any, absent: Sequence[str] = _ABSENT) -> tuple[np.ndarray, list[str]]:
+    """A column as places in a list of words, int64 [rows], -1 where there is none; and the list."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if str(values.type) not in ("string", "large_string"):
+        values = values.cast(pa.string())
+    coded = _plain(values, absent).dictionary_encode()
+    return np.asarray(coded.indices.fill_null(-1)), coded.dictionary.to_pylist()
