@@ -12,7 +12,7 @@ import pytest
 
 from distmlp import Config, training
 from distmlp.data import datasets
-from distmlp.parallel.backend import pinned
+from distmlp.parallel import backend
 from distmlp.parallel.layout import make_layout
 from distmlp.plan import targets
 from distmlp.plan.hlo import Instruction, Module, is_kernel
@@ -39,7 +39,7 @@ def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, 
     card, devices = targets.find(target)
     layout = make_layout(config, devices, card.memory)
     parts = training.build(config, _data(), layout)
-    with settings({"jax_enable_compilation_cache": False}), pinned(config):
+    with backend.settings({"jax_enable_compilation_cache": False}), backend.pinned(config):
         if part == "feed":
             lowered = parts.feed.lower(parts.state)
         elif part == "evaluator":
