@@ -147,8 +147,8 @@ class _File:
                 yield "constant", *self._span(node), repr(not node.value).encode()
             case ast.Constant(value=int() | float()):
                 yield "constant", *self._span(node), repr(node.value + 1).encode()  # type: ignore[operator]
-            case ast.Constant(value=str()):
-                yield "text", *self._span(node), repr(f"XX{node.value}XX").encode()
+            case ast.Constant(value=str() as text):
+                yield "text", *self._span(node), repr(f"XX{text}XX").encode()
             case ast.Expr(value=ast.Call()) | ast.Raise() | ast.Delete():
                 yield "statement left out", *self._span(node), b"pass"
             case ast.Assign() | ast.AnnAssign() | ast.Return() if node.value:
