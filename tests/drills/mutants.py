@@ -449,7 +449,7 @@ class Drill:
             return found | {"outcome": "killed", "by": failed[0]}
         if code is None and session.seconds <= self._limit:
             return found | {"outcome": "timed out", "by": running}
-        if code in (None, 0):
+        if code in (None, pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):  # the last: they are named otherwise
             return found | {"outcome": "survived", "why": "" if asked == len(tests) else "not all tests asked"}
         return found | {"outcome": "killed", "by": running}
 

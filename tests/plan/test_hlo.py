@@ -71,6 +71,12 @@ def test_a_loop_to_a_bound_that_is_an_argument_has_no_known_length() -> None:
     assert module.kernels_per_step() == 5
 
 
+def test_a_loop_within_a_step_whose_length_is_not_known_counts_as_one_turn() -> None:
+    text = TEXT.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
+    module = Module(text.replace("%limit = s32[] constant(64)", "%limit = s32[] get-tuple-element(%arg), index=0"))
+    assert module.kernels_per_step() == 1 + 1 + 1
+
+
 def test_what_waits_for_the_host_is_named() -> None:
     callback = '%w2 = f32[8]{0} custom-call(%f), custom_call_target="xla_ffi_python_gpu_callback"'
     module = Module(TEXT.replace("  %c = f32[8]", f"  {callback}\n  %o = token[] outfeed(%f, %f)\n  %c = f32[8]"))

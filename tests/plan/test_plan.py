@@ -46,6 +46,12 @@ def test_the_plan_of_eight_devices_says_what_training_will_do(npz: str) -> None:
     assert max(map(len, text.text(found).splitlines())) <= 80
 
 
+def test_what_a_user_may_copy_is_not_broken_at_its_hyphens() -> None:
+    """A line may end anywhere in a sentence, but not within all-reduce or 8-bit."""
+    for words in range(40):
+        assert "all-reduce" in text._row("WARNING", "a " * words + "all-reduce")
+
+
 def test_planning_trains_nothing_and_training_does_what_was_planned(npz: str, tmp_path: Path) -> None:
     config = small_config(npz, num_devices=1, reduction="invariant", parallelism="single")
     found = plan.make(config)
