@@ -89,6 +89,15 @@ def test_platform_and_jax_platforms_must_not_contradict_each_other(npz: str) -> 
         train(small_config(npz, platform="gpu"))
 
 
+@pytest.mark.usefixtures("no_environment")
+@pytest.mark.parametrize("platforms", ["cuda", "rocm,cpu", "gpu"])
+def test_jax_platforms_may_name_the_gpu_in_jaxs_own_words(platforms: str) -> None:
+    jax.config.update("jax_platforms", platforms)
+    assert backend._platform(Config(platform="gpu")) == {}
+    with pytest.raises(InputError, match=f"JAX_PLATFORMS={platforms} excludes --platform=tpu"):
+        backend._platform(Config(platform="tpu"))
+
+
 def test_a_card_that_is_not_used_is_in_the_banner_with_the_reason(
     card: None, complaint: Any, npz: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
