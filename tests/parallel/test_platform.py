@@ -119,6 +119,23 @@ def test_why_a_card_is_not_used(
     assert backend.unused_gpu(Config(platform="cpu")) == ""
 
 
+@pytest.mark.parametrize(("packages", "nvidia", "tpus", "amd", "vain"), [
+    (True, False, 0, False, True), (False, False, 0, False, False), (True, True, 0, False, False),
+    (True, False, 4, False, False), (True, False, 0, True, False),
+])  # fmt: skip
+def test_packages_for_devices_that_are_not_there(
+    packages: bool, nvidia: bool, tpus: int, amd: bool, vain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX would look for the devices, for seconds, and complain: it is told to take the CPU."""
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name if packages else None)
+    monkeypatch.setattr(backend.hardware_utils, "has_visible_nvidia_gpu", lambda: nvidia)
+    monkeypatch.setattr(backend.hardware_utils, "num_available_tpu_chips_and_device_id", lambda: (tpus, None))
+    monkeypatch.setattr(Path, "exists", lambda path: amd and str(path) == "/dev/kfd")
+    found = backend._looks_in_vain()
+    monkeypatch.undo()
+    assert found == vain
+
+
 def test_without_a_card_the_banner_says_nothing(no_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_NVIDIA_CARDS", Path("absent"))
     assert backend.unused_gpu(Config()) == ""

@@ -59,6 +59,14 @@ def test_an_unknown_device_is_measured_at_the_sizes_of_the_run(npz: str, monkeyp
     assert asked == [(3, 8, state + 8 * 3 * (12 + 8 + 4))]  # a device's examples, the widest layer, bytes in all
 
 
+@pytest.mark.parametrize(("count", "words"), [
+    (0, "0 bytes"), (1023, "1,023 bytes"), (1024, "1 KiB"), (1536, "1.5 KiB"), (300 << 10, "300 KiB"),
+    (5 << 20, "5 MiB"), (80 << 30, "80 GiB"), (2000 << 30, "2,000 GiB"),
+])  # fmt: skip
+def test_bytes_in_words(count: int, words: str) -> None:
+    assert text._bytes(count) == words
+
+
 def test_what_a_user_may_copy_is_not_broken_at_its_hyphens() -> None:
     """A line may end anywhere in a sentence, but not within all-reduce or 8-bit."""
     for words in range(40):
