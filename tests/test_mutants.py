@@ -37,16 +37,13 @@ def test_wait() -> None:
     steps.wait(True)
 
 
-def test_doubled() -> None:
-    done = subprocess.run([sys.executable, "-m", "small.doubled", "4"], stdout=subprocess.PIPE, text=True)
-    assert done.stdout == "8\\n"
+def test_failing() -> None:
+    assert subprocess.run([sys.executable, "-m", "small.failing"]).returncode
 """
-DOUBLED = """
+FAILING = """
 import os
-import sys
 
-print(int(sys.argv[1]) * 2, flush=True)
-os._exit(0)
+os._exit(7)
 """
 EQUIVALENT = """
 [[equivalent]]
@@ -61,21 +58,21 @@ EXPECTED = {
     ("clipped", "return x", "return None"): "killed",
     ("wait", "while not done:", "while done:"): "timed out",
     ("never", "return 3", "return 4"): "survived",
-    ("", "print(int(sys.argv[1]) * 2, flush=True)", "print(int(sys.argv[1]) / 2, flush=True)"): "killed",
-    ("", "os._exit(0)", "os._exit(1)"): "survived",
+    ("", "os._exit(7)", "pass"): "killed",
+    ("", "os._exit(7)", "os._exit(8)"): "survived",
 }
 
 
 def test_each_outcome_and_a_drill_that_goes_on(tmp_path: Path) -> None:
     tree = tmp_path / "product"
     for name, text in {
-        "small/steps.py": PRODUCT, "small/doubled.py": DOUBLED, "tests/test_steps.py": TESTS,
+        "small/steps.py": PRODUCT, "small/failing.py": FAILING, "tests/test_steps.py": TESTS,
         "tests/drills/mutants.toml": EQUIVALENT,
     }.items():  # fmt: skip
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text)
     command = [sys.executable, "-m", "tests.drills.mutants", f"--tree={tree}", "--paths=small", "--preload=",
-               f"--folder={tmp_path / 'kept'}", "--limit=100", "--patience=4", "--seed=7"]  # fmt: skip
+               f"--folder={tmp_path / 'kept'}", "--limit=100", "--patience=3", "--seed=7"]  # fmt: skip
 
     def drill(*flags: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run([*command, *flags], cwd=REPOSITORY, env=process_env(), capture_output=True, text=True,
@@ -89,8 +86,7 @@ def test_each_outcome_and_a_drill_that_goes_on(tmp_path: Path) -> None:
     outcomes = {(one["function"], one["was"], one["now"]): one["outcome"] for one in found}
     assert {key: outcomes[key] for key in EXPECTED} == EXPECTED
     assert {one["why"] for one in found if one["function"] == "never"} == {"no test executes it"}
-    killers = {one["by"] for one in found if one["path"] == "small/doubled.py" and one["outcome"] == "killed"}
-    assert killers == {"tests/test_steps.py::test_doubled"}
+    assert {one["by"] for one in found if one["now"] == "pass"} == {"tests/test_steps.py::test_failing"}
     assert done.returncode == 1  # more than the few that may
     assert "+ if x >= top" not in done.stdout
     assert "1 equivalent" in done.stdout
