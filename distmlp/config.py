@@ -295,8 +295,8 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def check_local(name: str, path: str) -> None:
     """Raises InputError for a URL, as gs://bucket/run: it would become a folder named gs: in the current one."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        raise InputError(f"{name}={path}: give a path, not a URL; buckets can be mounted as folders (gcsfuse, "
-                         "mount-s3, blobfuse2)")
+        raise InputError(f"{name}={path}: give a path, not a URL; buckets can be mounted as folders to read "
+                         "from (gcsfuse, mount-s3, blobfuse2)")
 
 
 def resolve_paths(config: Config) -> Config:
@@ -304,8 +304,17 @@ def resolve_paths(config: Config) -> Config:
     given = {name: getattr(config, name) for name in PATHS if getattr(config, name)}
     if config.dataset in NAMED_DATASETS or config.dataset.startswith(FROM_PYTHON):
         given.pop("dataset", None)
-    changes: dict[str, Any] = {name: str(Path(os.path.expanduser(path)).absolute()) for name, path in given.items()}
+    changes: dict[str, Any] = {name: _absolute(name, path) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
+
+
+def _absolute(name: str, path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if not expanded.startswith("~/"):
+        return str(Path(expanded).absolute())
+    if name == "compilation_cache_dir":  # a run goes on without (parallel/backend.py)
+        return path
+    raise InputError(f"--{name}={path}: this user has no home folder: set HOME, or give a path without ~")
 
 
 def run_flags(config: Config) -> str:

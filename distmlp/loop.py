@@ -10,14 +10,14 @@ from distmlp import training
 from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
-from distmlp.errors import DivergedError, InputError, remark
+from distmlp.errors import DivergedError, InputError, printable, remark
 from distmlp.parallel import backend
 from distmlp.parallel.feed import choose_placement
 from distmlp.parallel.layout import make_layout
 from distmlp.progress import Progress, Totals, best
 from distmlp.run.keeping import Keeping
 from distmlp.run.log import describe, header, read_lines, versions
-from distmlp.run.store import quiet
+from distmlp.run.store import quiet, suited
 from distmlp.run.workdir import Workdir
 from distmlp.training import Result
 
@@ -65,7 +65,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
                     if text:
                         remark(text)
                 if text := data.description():
-                    print(text)
+                    print(printable(text))
                 print(header(data.validation is not None))
                 state = parts.initial_state(datasets.input_scaling(config, data))
                 return training.in_memory(parts, state, lambda line: print(describe(line)))
@@ -97,7 +97,8 @@ def _in_folder(
 ) -> Result:
     """The run of a folder: goes on from its newest checkpoint, and keeps lines and states there."""
     with (
-        quiet(), closing(Workdir(config, group)) as workdir, Keeping(config, data, parts, workdir, group) as kept,
+        quiet(), closing(Workdir(config, group)) as workdir, suited(workdir.locks, workdir.syncs_folders),
+        Keeping(config, data, parts, workdir, group) as kept,
     ):  # fmt: skip
         restored = kept.restored()
         if restored is None:
@@ -116,7 +117,6 @@ def _in_folder(
 
         def poll() -> None:
             kept.watchdog.beat()
-            progress.start_clock()  # an evaluation is no training time
             kept.stop_if_signalled(state, progress)
 
         try:

@@ -1,9 +1,10 @@
-"""What this machine is, asked of the operating system: its processor, its memory, its NVIDIA cards."""
+"""What this machine is: its processor, its memory, its NVIDIA cards, and the packages that are installed."""
 
 import contextlib
 import os
 import platform
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 _CPU_INFO, _NVIDIA_CARDS = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
@@ -17,7 +18,7 @@ def memory() -> int:
 
 def _limits() -> Iterator[int]:
     """The limits of this process's control groups of both versions, and of those around them, in bytes."""
-    groups = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else []
+    groups = os.fsdecode(_OWN_GROUPS.read_bytes()).splitlines() if _OWN_GROUPS.exists() else []
     for number, controllers, path in (line.split(":", 2) for line in groups):
         if number == "0":
             mounts, name = [_CONTROL_GROUPS, _CONTROL_GROUPS / "unified"], "memory.max"
@@ -28,7 +29,7 @@ def _limits() -> Iterator[int]:
         inner = PurePosixPath(path.lstrip("/"))  # in a container it may be a path of the host, of which only / is here
         for group in (mount / outer for mount in mounts for outer in (inner, *inner.parents)):
             with contextlib.suppress(OSError, ValueError):  # there is no such file, or it holds "max"
-                yield int((group / name).read_text())
+                yield int((group / name).read_bytes())
 
 
 def nvidia_cards() -> int:
@@ -48,5 +49,13 @@ def processor_features() -> str:
 
 
 def _cpu_info(*names: str) -> list[str]:
-    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
+    lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines() if _CPU_INFO.exists() else []
     return [line for line in lines if line.startswith(names)]
+
+
+def version(package: str) -> str:
+    """The version of a package; unknown where it is not installed, as distmlp run from a folder of its source."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -120,8 +120,8 @@ class Progress:
         self.last_loss: float | None = None
         self._record = record
         self._pending: deque[tuple[int, Steps]] = deque()
-        self._clock = time.monotonic()  # up to when the epoch's seconds are counted
-        self._total_clock = self._clock if started is None else started  # up to when total_seconds are
+        self._training_since: float | None = None  # up to when the epoch's seconds are counted; None: no step is made
+        self._total_clock = time.monotonic() if started is None else started  # up to when total_seconds are
 
     @property
     def _position(self) -> Line:
@@ -141,8 +141,9 @@ class Progress:
 
     @property
     def logged(self) -> bool:
-        """Whether this step has its line."""
-        return any(line["step"] == self.step and not line.get("final") for line in self.history)
+        """Whether this step has its line; the lines to come are dropped."""
+        last = self.history[-1] if self.history else {"step": 0}
+        return bool(last["step"] == self.step > 0 and not last.get("final"))
 
     def drop_lines_to_come(self) -> None:
         """Drops the lines that training will write again: those beyond this step, and its own if it lacks an
@@ -150,6 +151,18 @@ class Progress:
         due = self.cadence.evaluation(self.step)
         self.history = [line for line in self.history if not line.get("final")
                         and line["step"] <= self.step - (due and not scored([line]))]  # fmt: skip
+
+    def begin_steps(self) -> None:
+        """To be called before each dispatch: the epoch's clock runs from here to `settle`, and what comes between
+        `settle` and the next dispatch, as an evaluation or a checkpoint, is no training time.
+
+        Where this step has its line, new sums begin. Until then they are those from before the line, as checkpoints
+        have them.
+        """
+        if self.logged:
+            self._begin_sums()
+        if self._training_since is None:
+            self._training_since = time.monotonic()
 
     def add(self, steps: Steps) -> None:
         """Counts the steps of a dispatch, and reads the losses of those before it; raises as `settle`."""
@@ -159,15 +172,15 @@ class Progress:
         self._read_losses(_IN_FLIGHT)
 
     def settle(self) -> None:
-        """Waits for the devices, reads all losses, and adds the time since the clock was started to the epoch's.
+        """Waits for the devices, reads all losses, and stops the epoch's clock.
 
         Raises:
           DivergedError: a loss is not finite.
         """
         self._read_losses(0)
-        now = time.monotonic()
-        self.totals.epoch_seconds += now - self._clock
-        self._clock = now
+        if self._training_since is not None:
+            self.totals.epoch_seconds += time.monotonic() - self._training_since
+            self._training_since = None
 
     def _read_losses(self, in_flight: int) -> None:
         while len(self._pending) > in_flight:
@@ -182,10 +195,6 @@ class Progress:
                 self.totals.examples += size
                 self.totals.epoch_examples += size
 
-    def start_clock(self) -> None:
-        """Training goes on now: what was before, an evaluation perhaps, is no training time."""
-        self._clock = time.monotonic()
-
     def count_seconds(self) -> None:
         """Brings total_seconds up to date."""
         now = time.monotonic()
@@ -195,12 +204,13 @@ class Progress:
     def add_line(self, evaluated: Line) -> Line:
         """The line of this step: what the steps since the last one add up to, and what an evaluation has found.
 
-        At the end of an epoch, or of the run, it has the speed, too.
+        At the end of an epoch, or of the run, it has the speed of the steps since the last line that has one.
         """
         sums, line = self.totals, self._position
         if sums.examples:
             line["train_loss"] = sums.loss / sums.examples
-        if sums.epoch_seconds and (self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps):
+        ends = self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps
+        if ends and sums.epoch_examples and sums.epoch_seconds:
             line |= {"seconds": sums.epoch_seconds, "examples_per_second": sums.epoch_examples / sums.epoch_seconds}
         self.history.append(line | evaluated)
         return self.history[-1]
@@ -212,12 +222,14 @@ class Progress:
         self.history.append(self._position | ended | tested)
         return self.history[-1]
 
-    def begin_sums(self) -> None:
-        """New sums and a new clock, after a line, or where a checkpoint has them from before its line."""
+    def _begin_sums(self) -> None:
+        """New sums after this step's line; also of the epoch, where that line has said how fast it was.
+
+        A line within an epoch has: the run was to end there, and now goes on.
+        """
         self.totals.loss, self.totals.examples = 0.0, 0
-        if self.cadence.epoch_end(self.step):
+        if "seconds" in self.history[-1] or self.cadence.epoch_end(self.step):
             self.totals.epoch_examples, self.totals.epoch_seconds = 0, 0.0
-        self.start_clock()
 
 
 class Measures:

@@ -111,14 +111,11 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
       DivergedError: a value is not finite, or the devices no longer agree.
     """
     cadence = progress.cadence
-    if progress.logged:
-        progress.begin_sums()  # a checkpoint has the sums from before its line
-    elif progress.step and cadence.line(progress.step):
+    if not progress.logged and progress.step and cadence.line(progress.step):
         yield _with_line(parts, state, progress, poll)
-        progress.begin_sums()
-    progress.start_clock()
     while not progress.at_end:
         yield Moment(state)
+        progress.begin_steps()
         with jax.transfer_guard("disallow"):
             state, steps = parts.feed.advance(state, progress.step, cadence.next(progress.step))
         progress.add(steps)
@@ -127,7 +124,6 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
         if cadence.line(progress.step):
             progress.settle()
             yield _with_line(parts, state, progress, poll)
-            progress.begin_sums()
 
 
 def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> Moment:
@@ -139,12 +135,12 @@ def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambd
     """Trains from an initial state, keeping the best one in memory; `show` gets each line but the final one."""
     progress = Progress(parts.cadence)
     best_state = state
-    for moment in advance(parts, state, progress, progress.start_clock):
+    for moment in advance(parts, state, progress, poll=lambda: None):
         state = moment.state
         if moment.line is not None:
             show(moment.line)
             if best(progress.history) is moment.line:
                 best_state = jax.tree.map(jnp.copy, state)
-    tested = parts.measures.tested(state, best_state, progress.start_clock)
+    tested = parts.measures.tested(state, best_state, poll=lambda: None)
     progress.add_final_line(params_sha256(state.params), tested)
     return Result(state.params, progress.history, best_state.params)

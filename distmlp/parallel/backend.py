@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from distmlp import machine
 from distmlp.config import Config
-from distmlp.errors import InputError
+from distmlp.errors import InputError, remark
 
 # Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
 # 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
@@ -85,11 +85,15 @@ def _compilation_cache(config: Config) -> dict[str, Any]:
     """Keeps compiled programs in config.compilation_cache_dir, unless the caller has a folder of its own for them."""
     if not config.compilation_cache_dir or jax.config.values["jax_compilation_cache_dir"]:
         return {}
+    folder = os.path.expanduser(config.compilation_cache_dir)
+    if folder.startswith("~/"):  # as for a container's user that /etc/passwd does not know
+        remark("compiled programs are not kept: this user has no home folder; set HOME, or --compilation_cache_dir=FOLDER")
+        return {}
     # CPU programs depend on more than jax looks at: the processor's features, and the number of XLA's threads.
     digest = hashlib.sha256(machine.processor_features().encode()).hexdigest()[:12]
     key = f"lru-{digest}-{os.environ.get('PJRT_NPROC') or os.environ.get('NPROC') or os.cpu_count()}"
     return {
-        "jax_compilation_cache_dir": str(Path(config.compilation_cache_dir).expanduser() / key),
+        "jax_compilation_cache_dir": str(Path(folder) / key),
         "jax_compilation_cache_max_size": _CACHE_BYTES,
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # jax's default of 1 s would skip this MLP
     }

@@ -123,7 +123,7 @@ def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
 def _sessions(run: Path) -> tuple[list[dict[str, Any]], int]:
     """The starts and ends that the run has noted, and the number of lines that are neither: a crash can tear one."""
     path = run / "sessions.jsonl"
-    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     found = []
     for text in texts:
         with contextlib.suppress(ValueError, AttributeError):

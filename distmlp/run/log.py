@@ -9,16 +9,16 @@ import platform
 import sys
 import textwrap
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 from tqdm.auto import tqdm  # in a notebook, a bar of its own
 
+from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config
-from distmlp.errors import listed
+from distmlp.errors import listed, printable
 from distmlp.parallel import backend
 from distmlp.progress import Line, Progress, best
 from distmlp.run.workdir import new_path, replace_file, sync, writing
@@ -82,7 +82,7 @@ class Log:
     def say(self, text: str) -> None:
         """A remark on the console, above the progress bar if there is one, and in log.txt once a run has begun."""
         if self._first:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
             if self._events is not None:  # else nothing is trained, and the folder stays as it is
                 self.note(text)
@@ -96,8 +96,8 @@ class Log:
     def note(self, text: str) -> None:
         """A remark in log.txt only. A run goes on where it cannot be written."""
         if self._first:
-            with contextlib.suppress(OSError), (self.workdir / "log.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{text}\n")
+            with contextlib.suppress(OSError), (self.workdir / "log.txt").open("ab") as file:
+                file.write(f"{text}\n".encode(errors="backslashreplace"))
 
     def show_progress(self, progress: Progress, batch_size: int, size: int) -> None:
         """Shows how far the epoch is, of `size` examples. Only on a terminal."""
@@ -125,7 +125,7 @@ class Log:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     names = ("distmlp", "jax", "jaxlib", "numpy", "torch", "orbax-checkpoint", "optax")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: machine.version(name) for name in names}}
 
 
 def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Group) -> str:

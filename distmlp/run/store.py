@@ -271,6 +271,31 @@ def quiet() -> Iterator[None]:
         absl.removeFilter(from_others)
 
 
+@contextlib.contextmanager
+def suited(locks: bool, syncs_folders: bool) -> Iterator[None]:
+    """Within this context TensorStore does without what a file system cannot do, or each save would fail.
+
+    Orbax has no setting for that. What TensorStore then does not sync, `Store` does before a checkpoint counts.
+    """
+    changes = {} if locks else {"file_io_locking": {"mode": "none"}}
+    changes |= {} if syncs_folders else {"file_io_sync": False}
+    if not changes:
+        yield
+        return
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    contexts = (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT)
+    before = [dict(context) for context in contexts]
+    try:
+        for context in contexts:
+            context.update(changes)
+        yield
+    finally:
+        for context, values in zip(contexts, before, strict=True):
+            context.clear()
+            context.update(values)
+
+
 def _brief(error: BaseException) -> str:
     """An error in a few words; the texts of TensorStore and Orbax have hundreds of lines."""
     for cause in _CAUSES:

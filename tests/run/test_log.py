@@ -1,7 +1,10 @@
 """metrics.jsonl, its TensorBoard twin, the console, and the bar."""
 
+import io
 import json
 import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +121,29 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     assert [event.step for event in seen if event.HasField("session_log")] == [1, 6]  # what TensorBoard drops before
 
 
+def test_tensorboard_reads_a_later_start_last_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads files in the order of their names, and at a start's beginning drops what came before from its step on."""
+    now = time.time()
+    for step, clock in ((0, now), (5, now - 3e7), (10, now - 3e7), (15, 12.5), (20, now + 3e7), (25, now)):
+        monkeypatch.setattr("time.time", lambda clock=clock: clock)
+        log = started(tmp_path, step)
+        log.line(line(step + 5, train_loss=0.25))
+        log.close()
+    starts = [event.step for event in events(tmp_path / "tensorboard") if event.HasField("session_log")]
+    assert starts == [1, 6, 11, 16, 21, 26]
+
+
+def test_a_clock_that_began_again_in_1970(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names are compared as texts."""
+    for step, clock in ((0, 99.5), (5, 100.25), (10, 1e9)):
+        monkeypatch.setattr("time.time", lambda clock=clock: clock)
+        started(tmp_path, step).close()
+    starts = [event.step for event in events(tmp_path / "tensorboard") if event.HasField("session_log")]
+    assert starts == [1, 6, 11]
+
+
 def test_a_disk_that_is_full_for_tensorboard_is_an_error_not_a_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,3 +182,19 @@ def test_a_line_for_people() -> None:
     part = describe(line(10, train_loss=0.12345, seconds=1.5, examples_per_second=12345.6))
     assert part.split() == ["epoch", "2", "10", "0.12345", "1.50", "12,346"]
     assert part[part.index("1.50"):] == full[full.index("1.50"):]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_every_letter_can_be_said_and_kept_in_any_locale(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second name is as an ASCII locale reads that of a folder."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)  # strict, as Python's own
+    monkeypatch.setattr(sys, "stdout", output)
+    named = os.fsdecode(b"K\xe4fer")
+    log = started(tmp_path, config=Config(dataset=named, label_column="Käfer"))
+    log.say(f"classes Käfer, {named}")
+    log.close()
+    assert (tmp_path / "log.txt").read_bytes() == b"classes K\xc3\xa4fer, K\\udce4fer\n"
+    letter = "ä" if encoding == "utf-8" else "\\xe4"
+    assert output.buffer.getvalue().decode(encoding) == f"classes K{letter}fer, K\\udce4fer\n"
