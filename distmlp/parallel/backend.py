@@ -87,7 +87,8 @@ def _compilation_cache(config: Config) -> dict[str, Any]:
         return {}
     folder = os.path.expanduser(config.compilation_cache_dir)
     if folder.startswith("~/"):  # as for a container's user that /etc/passwd does not know
-        remark("compiled programs are not kept: this user has no home folder; set HOME, or --compilation_cache_dir=FOLDER")
+        remark("compiled programs are not kept: this user has no home folder; set HOME, or give "
+               "--compilation_cache_dir=FOLDER")
         return {}
     # CPU programs depend on more than jax looks at: the processor's features, and the number of XLA's threads.
     digest = hashlib.sha256(machine.processor_features().encode()).hexdigest()[:12]

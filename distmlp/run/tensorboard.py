@@ -53,7 +53,7 @@ def _text(value: Any) -> str:
 
 
 def _later(folder: Path) -> float:
-    """The time, or one after those in the names of a folder's files: TensorBoard reads them in the order of their names,
-    and a clock may have been set back since."""
+    """The time, or one after those in the names of a folder's files: TensorBoard reads these in the order of their
+    names, and the clock may have been set back since."""
     found = (re.match(r"events\.out\.tfevents\.(\d+(\.\d+)?)\.", path.name) for path in folder.iterdir())
     return max([time.time(), *(float(match[1]) + 1e-3 for match in found if match)])

@@ -98,11 +98,11 @@ class Workdir:
                 shutil.rmtree(left, ignore_errors=True)
             if what == "be written to" or error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._not_writable(error) from None
-            raise InputError(f"--workdir={self.path}: its file system cannot {what} ({error.strerror}), which a run has "
-                             "to: give a folder on a disk or NFS, not one that stands for a bucket") from None
+            raise InputError(f"--workdir={self.path}: its file system cannot {what} ({error.strerror}), as a run has to: "
+                             "give a folder on a disk or NFS, not one that stands for a bucket") from None
         if not synced:
-            remark(f"the file system of --workdir={self.path} cannot sync folders to disk: a power failure may take the "
-                   "newest checkpoint")
+            remark(f"the file system of --workdir={self.path} cannot sync folders to disk: a power failure may take "
+                   "the newest checkpoint")
         return synced
 
     def _not_writable(self, error: OSError) -> InputError:

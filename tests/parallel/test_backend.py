@@ -130,6 +130,30 @@ def test_the_compilation_cache_is_for_the_run_only(npz: str, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("own_cache")
+def test_a_user_without_a_home_trains_without_the_cache(
+    npz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a container's whose number /etc/passwd does not know."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    train(Config(dataset=npz, batch_size=20, max_steps=1, hidden_sizes=(8,), workdir="run"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "home" in line]
+    assert line == ("distmlp: compiled programs are not kept: this user has no home folder; set HOME, or give "
+                    "--compilation_cache_dir=FOLDER")
+    assert "--compilation_cache_dir=~/.cache/distmlp\n" in (tmp_path / "run" / "run.flags").read_text()
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(InputError, match=r"^--workdir=~/run: this user has no home folder: set HOME, or give"):
+        train(small_config(npz, workdir="~/run"))
+    train(small_config(npz, workdir="~run", max_steps=1))  # a name like another
+    assert (tmp_path / "~run").is_dir()
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_the_compilation_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_CACHE_BYTES", 20_000)
     with backend.prepared(Config(compilation_cache_dir=str(tmp_path))):

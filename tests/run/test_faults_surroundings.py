@@ -4,20 +4,24 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from conftest import RunTrain, make_arrays, process_env, small_config
 from drills import runs
+from PIL import Image
 
-from distmlp import InputError, train
+from distmlp import InputError, load, train
 from distmlp.cluster.group import Group
 from distmlp.config import resolve_paths
 from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
 from distmlp.run.workdir import Workdir
+from launch import cli
 
 FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3"]
 
@@ -132,6 +136,41 @@ def test_clock_set_back(run_train: RunTrain, npz: str, tmp_path: Path) -> None:
     assert "resuming after step 5 of 10" in done.stdout
     assert runs.committed(Path("run"))[-2:] == [9, 10]
     assert runs.sha256(Path("run")) == runs.sha256(Path("straight"))
+
+
+def test_a_class_with_an_umlaut_in_an_ascii_locale(run_train: RunTrain, tmp_path: Path) -> None:
+    """Python then reads the names of folders without knowing their letters."""
+    for name in ("Biene", "Käfer"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("L", (4, 4), 200 * (name == "Biene") + number).save(tmp_path / "set" / name / f"{number}.png")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    flags = ("--dataset=set", "--test_fraction=0.25", "--hidden_sizes=4", "--batch_size=6", "--num_epochs=1")
+    done = run_train(*flags, "--workdir=Käfer", env=locale)
+    assert done.returncode == 0, done.stderr
+    assert "K\\xe4fer" in done.stdout
+    log = (tmp_path / "Käfer" / "log.txt").read_text(encoding="utf-8")
+    assert "classes      2: Biene, Käfer\n" in log
+    assert load(tmp_path / "Käfer").classes == ["Biene", "Käfer"]
+    again = run_train(*flags, "--workdir=Käfer", env=locale)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "holds this run finished" in again.stdout
+
+
+def test_from_a_folder_of_its_source_a_version_is_unknown(
+    npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str, real: Any = metadata.version) -> str:
+        if name == "distmlp":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    train(small_config(npz, max_steps=1))
+    assert f"distmlp unknown, jax {jax.__version__}," in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["distmlp", "--version"])
+    cli.main()
+    assert capsys.readouterr().out == "distmlp unknown\n"
 
 
 def test_a_save_that_fails_in_the_background(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
 def test_tensorboard_reads_a_later_start_last_whatever_the_clock_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It reads files in the order of their names, and at a start's beginning drops what came before from its step on."""
+    """It reads files in the order of their names; the first event of each drops what came before from its step on."""
     now = time.time()
     for step, clock in ((0, now), (5, now - 3e7), (10, now - 3e7), (15, 12.5), (20, now + 3e7), (25, now)):
         monkeypatch.setattr("time.time", lambda clock=clock: clock)

@@ -110,7 +110,7 @@ def test_a_disk_that_is_full_for_the_lock(function: str, tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(f"os.{function}", full)
-        with pytest.raises(InputError, match=r"^--workdir=.*run cannot be written to \(No space left on device\): give"):
+        with pytest.raises(InputError, match=r"^--workdir=.*run cannot be written to \(No space left on device\)"):
             Workdir(config(), Several(tmp_path))
     Workdir(config(), Group()).close()  # the lock is free: a notebook can try again
 
