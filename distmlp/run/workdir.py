@@ -29,6 +29,8 @@ class Workdir:
         name = f"{Path(config.dataset.removeprefix(FROM_PYTHON)).stem or 'run'}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         self.path = Path(config.workdir) if config.workdir else new_path(Path("runs").absolute() / name)
         self._group, self._lock = group, -1
+        if (shown := str(self.path).encode(errors="backslashreplace").decode()) != str(self.path):  # Orbax would fail
+            raise InputError(f"--workdir={shown}: in this locale the name is no text: set LC_ALL=C.UTF-8, or give another")
         locks = syncs_folders = True
         try:
             if self._group.first:
@@ -98,8 +100,8 @@ class Workdir:
                 shutil.rmtree(left, ignore_errors=True)
             if what == "be written to" or error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise self._not_writable(error) from None
-            raise InputError(f"--workdir={self.path}: its file system cannot {what} ({error.strerror}), as a run has to: "
-                             "give a folder on a disk or NFS, not one that stands for a bucket") from None
+            raise InputError(f"--workdir={self.path}: its file system cannot {what} ({error.strerror}), as a run has "
+                             "to: give a folder on a disk or NFS, not one that stands for a bucket") from None
         if not synced:
             remark(f"the file system of --workdir={self.path} cannot sync folders to disk: a power failure may take "
                    "the newest checkpoint")

@@ -203,6 +203,12 @@ def test_what_a_crash_left_of_the_trial_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--workdir=.*K\\udce4fer: in this locale the name is no text: set LC_ALL="):
+        Workdir(config(workdir=os.fsdecode(b"K\xe4fer")), Group())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_names_that_are_no_text_keep_their_bytes(tmp_path: Path) -> None:
     """As argv has them in an ASCII locale, or of a file that another system named."""
     name = os.fsdecode(b"K\xe4fer")
