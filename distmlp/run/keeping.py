@@ -21,8 +21,9 @@ from distmlp.parallel.specs import State
 from distmlp.progress import Poll, Progress, Totals, best
 from distmlp.run.ledger import Ledger
 from distmlp.run.log import Log, banner, header, summary, versions
+from distmlp.run.profile import Profile
 from distmlp.run.signals import Signals, Watchdog
-from distmlp.run.store import Meta, Store
+from distmlp.run.store import Meta, Store, suited
 from distmlp.run.workdir import Workdir
 from distmlp.training import Program
 
@@ -32,22 +33,26 @@ _SECONDS_POINT = 16  # with several processes, dispatches between two questions 
 class Keeping:
     """Everything that a run writes, and the signals it heeds, within this context."""
 
-    def __init__(self, config: Config, data: Data, parts: Program, workdir: Workdir, group: Group) -> None:
-        self.config, self.data, self.parts, self.cadence = config, data, parts, parts.cadence
-        self.workdir, self.group = workdir, group
-        self.log = Log(workdir.path, group.first)
-        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
-        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints, group)
-        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
-        self._dispatches, self._profiled, self._profiling = 0, False, ExitStack()
+    def __init__(self, config: Config, data: Data, parts: Program, group: Group) -> None:
+        self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
+        self._dispatches = 0
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._begun: Progress | None = None
-        self._open = ExitStack()
+        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
+        with ExitStack() as opened:
+            self.workdir = opened.enter_context(closing(Workdir(config, group)))
+            opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
+            path = self.workdir.path
+            self.log = Log(path, group.first)
+            self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
+            self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
+            self.store = Store(path, parts.digest, config.keep_checkpoints, group)
+            self._open = opened.pop_all()
 
     def __enter__(self) -> "Keeping":
         self._open.enter_context(self.signals)
         self._open.enter_context(closing(self.log))
-        self._open.enter_context(self._profiling)
+        self._open.enter_context(closing(self._profile))
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
@@ -166,16 +171,8 @@ class Keeping:
             self.watchdog.beat()
 
     def profile(self, progress: Progress) -> None:
-        """Starts or stops the profiler, if that is due, once the devices have done the steps before."""
-        first, end = self.cadence.profile or (0, 0)
-        if not self._profiled and first <= progress.step < end:
-            progress.settle()
-            jax.profiler.start_trace(str(self.workdir.path / "profile"))
-            self._profiling.callback(jax.profiler.stop_trace)
-            self._profiled = True
-        elif self._profiled and progress.step == end:
-            progress.settle()
-            self._profiling.close()
+        """To be called before each dispatch: a profile may begin or end here."""
+        self._profile.between_steps(progress)
 
     def before_line(self, progress: Progress) -> None:
         """To be called after a dispatch: a line may follow, and an evaluation before it."""
