@@ -74,6 +74,20 @@ def test_a_profile_that_cannot_be_written_costs_no_training(
     assert line in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
 
 
+def test_a_disk_that_is_full_at_the_end_of_a_profile(
+    npz: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = jax.profiler.stop_trace
+
+    def full() -> None:
+        stop()
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ...; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    assert train(small_config(npz, profile_steps="3:4", num_devices=1)).history[-1]["step"] == 10
+    assert capfd.readouterr().err.count("run/profile (RESOURCE_EXHAUSTED: ...; No space left on device)") == 1
+
+
 def test_a_profile_of_somebody_else_costs_no_training(
     npz: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The profile of the steps that --profile_steps names, in WORKDIR/profile."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ class Profile:
         if not self._begun and self._first <= progress.step < self._end:
             progress.settle()
             self._begun = True
-            self._runs = self._done(lambda: jax.profiler.start_trace(str(self._folder)))
+            self._runs = self._done(self._start)
         elif self._runs and progress.step == self._end:
             progress.settle()
             self.close()
@@ -34,11 +35,17 @@ class Profile:
             self._runs = False
             self._done(jax.profiler.stop_trace)
 
+    def _start(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._folder):  # if JAX only finds at the end that it cannot write, it is stuck
+            pass
+        jax.profiler.start_trace(str(self._folder))
+
     def _done(self, call: Callable[[], None]) -> bool:
         """Whether a call of JAX's profiler went well."""
         try:
             call()
-        except Exception as error:  # JAX's own type for its disk errors, RuntimeError where another profile is being made
+        except Exception as error:  # OSError, JAX's own of the disk, RuntimeError where another profile is being made
             self._warn(f"--profile_steps: there is no profile in {self._folder} ({one_line(error, 200)})")
             return False
         return True

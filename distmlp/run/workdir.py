@@ -30,7 +30,8 @@ class Workdir:
         self.path = Path(config.workdir) if config.workdir else new_path(Path("runs").absolute() / name)
         self._group, self._lock = group, -1
         if (shown := str(self.path).encode(errors="backslashreplace").decode()) != str(self.path):  # Orbax would fail
-            raise InputError(f"--workdir={shown}: in this locale the name is no text: set LC_ALL=C.UTF-8, or give another")
+            raise InputError(f"--workdir={shown}: in this locale the name is no text: set LC_ALL=C.UTF-8, or give "
+                             "another")
         locks = syncs_folders = True
         try:
             if self._group.first:
