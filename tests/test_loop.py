@@ -1,6 +1,7 @@
 """What the loop does between steps: how many a dispatch has, and which are profiled."""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,7 +103,7 @@ def test_training_time_is_of_steps_only(npz: str, tmp_path: Path, monkeypatch: p
     """A checkpoint or an evaluation that takes an hour, by the clock."""
     late, monotonic, save, evaluate = [0.0], time.monotonic, Store.save, Evaluator.__call__
 
-    def slowed(call: Any) -> Any:
+    def slowed(call: Callable[..., Any]) -> Callable[..., Any]:
         def slow(*arguments: Any) -> Any:
             late[0] += 3600
             return call(*arguments)

@@ -103,6 +103,6 @@ class Ledger:
         self._losses.clear()
         if self._group.first:
             with writing(self.path):
-                with self.path.open("a") as file:
+                with self.path.open("a", encoding="utf-8") as file:
                     file.writelines(json.dumps(line) + "\n" for line in lines)
                 sync(self.path)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # they import torch, which those who only read lines do not n
 def read_lines(run: Path) -> list[Line]:
     """The lines of a run's metrics.jsonl."""
     path = run / "metrics.jsonl"
-    texts = path.read_text().splitlines() if path.exists() else []
+    texts = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     lines: list[Line] = []
     with contextlib.suppress(ValueError):  # a line torn by a crash; what follows it belongs to no committed checkpoint
         for text in texts:
@@ -72,7 +72,7 @@ class Log:
         """Writes and shows one line; its numbers other than step and epoch also become TensorBoard scalars."""
         if self._first:
             with writing(self.workdir):
-                with self._metrics.open("a") as file:
+                with self._metrics.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 sync(self._metrics)
                 self._events.scalars(line)

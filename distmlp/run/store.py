@@ -285,7 +285,7 @@ def suited(locks: bool, syncs_folders: bool) -> Iterator[None]:
 
     Orbax has no setting for that. What TensorStore then does not sync, `Store` does before a checkpoint counts.
     """
-    changes = {} if locks else {"file_io_locking": {"mode": "none"}}
+    changes: dict[str, Any] = {} if locks else {"file_io_locking": {"mode": "none"}}
     changes |= {} if syncs_folders else {"file_io_sync": False}
     if not changes:
         yield
