@@ -81,7 +81,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_profile(
     stop = jax.profiler.stop_trace
 
     def full() -> None:
-        stop()
+        stop()  # type: ignore[no-untyped-call] # jax's
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ...; No space left on device")
 
     monkeypatch.setattr(jax.profiler, "stop_trace", full)

@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_synced_is_an_error(tmp_path: Path, monkeypatch: p
     ("rename", lambda path, *_: path.is_dir(), errno.ENOSYS, "rename a folder that holds a file"),
     ("replace", lambda *_: True, errno.ENOSYS, "replace a file (Function not implemented)"),  # mount-s3
     ("open", lambda path, mode="r", *_: "a" in mode, errno.EPERM, "append to a file (Operation not permitted)"),
-])  # fmt: skip
+], ids=["folders with files", "folders", "files", "appending"])  # fmt: skip
 def test_a_file_system_that_stands_for_a_bucket_is_refused_at_once(
     method: str, when: Any, number: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
