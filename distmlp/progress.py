@@ -142,8 +142,7 @@ class Progress:
     @property
     def logged(self) -> bool:
         """Whether this step has its line; the lines to come are dropped."""
-        last = self.history[-1] if self.history else {"step": 0}
-        return bool(last["step"] == self.step > 0 and not last.get("final"))
+        return bool(self.history) and bool(self.history[-1]["step"] == self.step)
 
     def drop_lines_to_come(self) -> None:
         """Drops the lines that training will write again: those beyond this step, and its own if it lacks an

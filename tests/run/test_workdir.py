@@ -195,6 +195,15 @@ def test_a_file_system_that_stands_for_a_bucket_is_refused_at_once(
     Workdir(config(), Group()).close()
 
 
+def test_a_disk_that_is_full_for_the_trial_is_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(InputError, match=r"cannot be written to \(No space left on device\): give a folder that can"):
+        Workdir(config(), Group())
+
+
 def test_what_a_crash_left_of_the_trial_is_removed(tmp_path: Path) -> None:
     for name in (".trial", ".trial-renamed"):
         (tmp_path / "run" / name).mkdir(parents=True)
