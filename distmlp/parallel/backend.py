@@ -86,9 +86,14 @@ def _compilation_cache(config: Config) -> dict[str, Any]:
     if not config.compilation_cache_dir or jax.config.values["jax_compilation_cache_dir"]:
         return {}
     folder = os.path.expanduser(config.compilation_cache_dir)
-    if folder.startswith("~/"):  # as for a container's user that /etc/passwd does not know
-        remark("compiled programs are not kept: this user has no home folder; set HOME, or give "
-               "--compilation_cache_dir=FOLDER")
+    reason = "this user has no home folder" if folder.startswith("~/") else ""  # a number that /etc/passwd lacks
+    if not reason:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"{folder} cannot be made ({error.strerror})"
+    if reason:
+        remark(f"compiled programs are not kept: {reason}; set HOME, or give --compilation_cache_dir=FOLDER")
         return {}
     # CPU programs depend on more than jax looks at: the processor's features, and the number of XLA's threads.
     digest = hashlib.sha256(machine.processor_features().encode()).hexdigest()[:12]

@@ -154,6 +154,17 @@ def test_a_user_without_a_home_trains_without_the_cache(
 
 
 @pytest.mark.usefixtures("own_cache")
+def test_a_home_that_cannot_be_written_to_costs_the_cache_only(
+    npz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    train(Config(dataset=npz, batch_size=20, max_steps=1, hidden_sizes=(8,), workdir="run"))
+    assert (f"compiled programs are not kept: {tmp_path}/file/.cache/distmlp cannot be made (Not a directory); set HOME"
+            in capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_the_compilation_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_CACHE_BYTES", 20_000)
     with backend.prepared(Config(compilation_cache_dir=str(tmp_path))):
