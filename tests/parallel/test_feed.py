@@ -1,5 +1,6 @@
 """Both feeds run the same steps on the same examples, from any position, in dispatches of any size."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_arrays
 
-from distmlp import Config, InputError, model, optim
+from distmlp import Config, InputError, machine, model, optim
 from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
 from distmlp.parallel.feed import choose_placement, make_feed
@@ -75,3 +76,23 @@ def test_mapped_sets_are_not_put_on_the_devices(tmp_path: Any) -> None:
     assert choose_placement(Config(), dataset(), memory)[0] == "device"
     with pytest.raises(InputError, match="--data_placement=device needs data in memory"):
         choose_placement(Config(data_placement="device"), mapped, memory)
+
+
+@pytest.mark.parametrize(("groups", "limit"), [
+    ("0::/pod/box\n", "pod/memory.max"), ("4:memory:/docker/abc\n0::/\n", "memory/docker/memory.limit_in_bytes"),
+])  # fmt: skip
+def test_a_containers_limit_decides_where_data_lie(
+    groups: str, limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of control groups of both versions, and of one around the process's own."""
+    (tmp_path / "cgroup").write_text(groups)
+    file = tmp_path / "groups" / limit
+    file.parent.mkdir(parents=True)
+    monkeypatch.setattr(machine, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "_CONTROL_GROUPS", tmp_path / "groups")
+    size = dataset().images.nbytes
+    for memory, where in ((2 * 4 * size, "device"), (2 * 4 * size - 1, "host")):
+        file.write_text(f"{memory}\n")
+        found = make_layout(Config(num_devices=2)).device_memory
+        assert found == memory // 2
+        assert choose_placement(Config(), dataset(), found)[0] == where
