@@ -14,9 +14,9 @@ from distmlp.errors import DivergedError, InputError, remark
 from distmlp.parallel import backend
 from distmlp.parallel.feed import choose_placement
 from distmlp.parallel.layout import make_layout
-from distmlp.progress import Progress, Totals, best
+from distmlp.progress import Progress, Standing, Totals
 from distmlp.run.keeping import Keeping
-from distmlp.run.log import describe, header, read_lines, versions
+from distmlp.run.log import describe, header, versions
 from distmlp.run.store import quiet
 from distmlp.run.workdir import Workdir
 from distmlp.training import Result
@@ -102,10 +102,10 @@ def _in_folder(
         restored = kept.restored()
         if restored is None:
             scaling = group.computed_by_first(lambda: datasets.input_scaling(config, data), parts.state.scaling)
-            restored = parts.initial_state(scaling), 0, Totals()
-        state, step, totals = restored
-        lines = group.decide(read_lines(workdir.path))  # what depends on the lines is the same in all processes
-        progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss)
+            restored = parts.initial_state(scaling), 0, Totals(), Standing()
+        state, step, totals, standing = restored
+        lines = group.decide(kept.log.found.values)  # what depends on the lines is the same in all processes
+        progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss, standing)
         if progress.finished:
             kept.log.say(f"{workdir.path} holds this run finished, at step {step}: nothing to do")
             return Result(state.params, progress.history)
@@ -131,7 +131,7 @@ def _in_folder(
                         kept.before_line(progress)
                     elif moment.line is not None:
                         kept.log.line(moment.line)
-                        if best(progress.history) is moment.line or progress.at_end:
+                        if progress.at_best or progress.at_end:
                             kept.save(state, progress)
                     else:
                         kept.stop_if_signalled(state, progress)

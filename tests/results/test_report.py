@@ -144,7 +144,7 @@ def test_torn_lines_of_sessions_are_left_out_and_counted(digits_run: Path, tmp_p
     (run / "sessions.jsonl").write_bytes(torn)
     page = report([run])
     assert "finished</td>" in page
-    assert "because they cannot be read: 5 of the lines of sessions.jsonl" in page
+    assert f"{run / 'sessions.jsonl'}: lines 2, 3, 4, 5 are not what was written, and left out" in page
     (run / "sessions.jsonl").write_bytes(b"\0" * 9)
     assert "the run has no record of them" in report([run])
 
