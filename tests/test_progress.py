@@ -105,7 +105,7 @@ def test_no_evaluation_looks_through_those_before_it(monkeypatch: pytest.MonkeyP
         return score(line)
 
     monkeypatch.setattr(progress_module, "score", counted)
-    found = progress(0, patience=400)
+    found = Progress(Cadence(Config(num_epochs=100, patience=400), 5))
     for found.step in range(1, 301):
         found.add_line({"validation_accuracy": found.step % 7 / 7})
         assert not found.at_end
