@@ -186,7 +186,7 @@ class Files:
     """A run that was stopped half-way, beside the same run unbroken; the files in its folder but the checkpoints."""
 
     config = Config(
-        dataset="digits", hidden_sizes=(16,), batch_size=128, num_epochs=4, learning_rate=0.003, shuffle=True,
+        dataset="digits", hidden_sizes=(16,), batch_size=128, max_steps=24, learning_rate=0.05, shuffle=True,
         validation_fraction=0.2, num_devices=1, reduction="invariant", ledger=True, ledger_digests_every=3,
         eval_every_steps=3, eval_every_epochs=0, keep_checkpoints=1,
     )  # fmt: skip
