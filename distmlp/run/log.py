@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import operator
 import platform
@@ -51,9 +52,13 @@ class Log:
 
     def __init__(self, workdir: Path, first: bool = True) -> None:
         self.workdir, self._first = workdir, first
-        self.found = read_lines(workdir)  # what earlier starts have written
         self._events: Any = None
         self._bar: Any = None
+
+    @functools.cached_property
+    def found(self) -> Found:
+        """The lines that earlier starts have left; raises InputError if they cannot be read."""
+        return read_lines(self.workdir) if self._first else Found(self.workdir / "metrics.jsonl", [])
 
     def start(self, step: int, history: Sequence[Line], config: Config, expected: int = 0) -> None:
         """Makes `history` the lines that there are, and opens all files for those of the steps after `step`.
@@ -63,15 +68,16 @@ class Log:
         if self._first:
             from distmlp.run.tensorboard import EventFile  # takes 0.2 s to import
 
-            if step == 0 and self.found.values:
+            found = self.found
+            if step == 0 and found.values:
                 aside = new_path(self.workdir / "metrics-old.jsonl")
                 with writing(aside):
-                    self.found.path.rename(aside)
+                    found.path.rename(aside)
                 self.warn("there are metrics but no checkpoints: the run begins anew, and the old metrics are in "
                           f"{aside}")
-                self.found = Found(self.found.path, [])
-            there = sum(line["step"] <= step and not line.get("final") for line in self.found.values)
-            if remark := lines.renew(self.found, history, expected - there):
+                found = Found(found.path, [])
+            there = sum(line["step"] <= step and not line.get("final") for line in found.values)
+            if remark := lines.renew(found, history, expected - there):
                 self.warn(remark)
             with writing(self.workdir):
                 self._events = EventFile(self.workdir / "tensorboard", step + 1, config)

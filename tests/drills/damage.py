@@ -3,7 +3,8 @@
 Checkpoints first. In the newest of three checkpoints of a state of the trainer's, each file in turn is flipped in one
 bit, truncated, emptied and deleted. Every restore must give, to the bit, either what was saved (Orbax does not read all
 its files) or the next older checkpoint, with the damaged one moved to WORKDIR/damaged and one line that says so. Then
-whole runs, damaged half-way, must end with the right parameters, and one without an intact checkpoint must change nothing.
+whole runs, damaged half-way, must end with the right parameters, and one without an intact checkpoint must change
+nothing.
 
 Then each other file of a run that was stopped half-way. Whoever reads the run must read it, or name what is wrong in
 one line. The run must go on to the right parameters and the right checkpoints, the best one among them; and what else
