@@ -160,7 +160,8 @@ def test_a_best_that_was_saved_after_its_evaluation_is_gone_on_from(npz: str, mo
 
 def test_a_run_that_patience_ends_is_saved_where_it_ends(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, {2: 3, 4: 7, 6: 6, 8: 7})
-    train(invariant(npz, validation_fraction=0.2, patience=2, eval_every_steps=2, checkpoint_every_steps=100))
+    train(invariant(npz, num_epochs=9, validation_fraction=0.2, patience=2, eval_every_steps=2,
+                    checkpoint_every_steps=100))  # fmt: skip
     assert steps() == [4, 8]
 
 
