@@ -13,9 +13,9 @@ from distmlp.data import datasets, given
 from distmlp.errors import DivergedError, InputError, printable, remark
 from distmlp.parallel import backend
 from distmlp.parallel.layout import make_layout
-from distmlp.progress import Progress, Totals, best
+from distmlp.progress import Progress, Standing, Totals
 from distmlp.run.keeping import Keeping
-from distmlp.run.log import describe, header, read_lines, versions
+from distmlp.run.log import describe, header, versions
 from distmlp.run.store import quiet
 from distmlp.training import Program, Result
 
@@ -89,11 +89,13 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Resul
     restored = kept.restored()
     if restored is None:
         scaling = group.computed_by_first(parts.scaling, parts.state.scaling)
-        restored = parts.initial_state(scaling), 0, Totals()
-    state, step, totals = restored
-    lines = group.decide(read_lines(kept.workdir.path))  # what depends on the lines is the same in all processes
-    progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss)
+        restored = parts.initial_state(scaling), 0, Totals(), Standing()
+    state, step, totals, standing = restored
+    lines = group.decide(kept.log.found.values)  # what depends on the lines is the same in all processes
+    progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss, standing)
     if progress.finished:
+        if damage := kept.log.found.damage:
+            kept.log.warn(damage)
         kept.log.say(f"{kept.workdir.path} holds this run finished, at step {step}: nothing to do")
         return Result(state.params, progress.history)
     kept.begin(progress)
@@ -117,7 +119,7 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Resul
                     kept.before_line(progress)
                 elif moment.line is not None:
                     kept.log.line(moment.line)
-                    if best(progress.history) is moment.line or progress.at_end:
+                    if progress.at_best or progress.at_end:
                         kept.save(state, progress)
                 else:
                     kept.stop_if_signalled(state, progress)

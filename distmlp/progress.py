@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,21 +28,34 @@ Poll = Callable[[], None]
 Line = dict[str, Any]  # of metrics.jsonl: `step` counts completed updates, `epoch` completed epochs
 
 
-def scored(history: Sequence[Line]) -> list[tuple[float, Line]]:
-    """Each evaluation's line, and the accuracy that counts: the validation set's, where there is one."""
-    found = [(line.get("validation_accuracy", line.get("test_accuracy")), line) for line in history]
-    return [(float(score), line) for score, line in found if score is not None and not line.get("final")]
+def score(line: Line) -> float | None:
+    """What an evaluation is compared by, the higher the better: the accuracy on the validation set, where there is one.
+
+    None: the line has no evaluation, or is the last one of all.
+    """
+    found = line.get("validation_accuracy", line.get("test_accuracy"))
+    return None if found is None or line.get("final") else float(found)
 
 
-def best(history: Sequence[Line]) -> Line:
-    """The line of the highest accuracy that counts, the first among equals; {"step": 0} before any evaluation."""
-    return max(scored(history), key=lambda item: item[0], default=(0.0, {"step": 0}))[1]
+class Standing(NamedTuple):
+    """How the evaluations stand, which the best checkpoint and --patience go by; checkpoints carry it."""
+
+    best: Line = {"step": 0}  # noqa: RUF012 - nobody changes it: the line of the highest score, the first among equals
+    stale: int = 0  # evaluations since the best
+    step: int = 0  # of the last evaluation that is counted
+
+    def after(self, line: Line) -> Standing:
+        """How they stand with this line, unless it is counted already."""
+        found, top = score(line), score(self.best)
+        if found is None or line["step"] <= self.step:
+            return self
+        better = top is None or found > top
+        return Standing(line, 0, line["step"]) if better else Standing(self.best, self.stale + 1, line["step"])
 
 
-def stale(history: Sequence[Line]) -> int:
-    """How many evaluations there were since the best."""
-    lines = [line for _, line in scored(history)]
-    return len(lines) - 1 - lines.index(best(history)) if lines else 0
+def best(history: Iterable[Line]) -> Line:
+    """The line of the best evaluation, the first among equals; {"step": 0} before any evaluation."""
+    return functools.reduce(Standing.after, history, Standing()).best
 
 
 class Cadence:
@@ -108,6 +122,7 @@ class Progress:
       step: completed updates.
       totals: the sums of a checkpoint that training goes on from; its line of this step is not in them.
       history: the lines that are there.
+      standing: of the evaluations that a checkpoint counts; those of later lines, up to its step, are added.
       started: when the clock of total_seconds began to run, by time.monotonic; None: now.
       record: is called with each completed step's number and loss, in their order.
     """
@@ -115,8 +130,15 @@ class Progress:
     def __init__(
         self, cadence: Cadence, step: int = 0, totals: Totals | None = None, history: Sequence[Line] = (),
         started: float | None = None, record: Callable[[int, float], None] = lambda step, loss: None,
+        standing: Standing | None = None,
     ) -> None:
         self.cadence, self.step, self.totals, self.history = cadence, step, totals or Totals(), list(history)
+        self.standing = standing or Standing()
+        best_step = self.standing.best["step"]
+        if best_step and not any(line["step"] == best_step and not line.get("final") for line in self.history):
+            self.history.append(self.standing.best)  # its line is lost, but the checkpoint has it
+            self.history.sort(key=lambda line: (line["step"], bool(line.get("final"))))
+        self.standing = functools.reduce(Standing.after, (h for h in history if h["step"] <= step), self.standing)
         self.last_loss: float | None = None
         self._record = record
         self._pending: deque[tuple[int, Steps]] = deque()
@@ -129,14 +151,19 @@ class Progress:
 
     @property
     def at_end(self) -> bool:
-        """Whether the last step is done, or --patience is at its end: by the lines, so that every start agrees."""
-        return self.step == self.cadence.total_steps or 0 < self.cadence.patience <= stale(self.history)
+        """Whether the last step is done, or --patience is over: by the evaluations, so that every start agrees."""
+        return self.step == self.cadence.total_steps or 0 < self.cadence.patience <= self.standing.stale
+
+    @property
+    def at_best(self) -> bool:
+        """Whether this step's evaluation is the best so far."""
+        return 0 < self.step == self.standing.best["step"]
 
     @property
     def finished(self) -> bool:
         """Whether the lines say that training has ended here, evaluation included."""
         last, final = self.history[-2:] if len(self.history) > 1 else ({}, {})
-        ended = final.get("final") and scored([last]) and last["step"] == final["step"] == self.step
+        ended = final.get("final") and score(last) is not None and last["step"] == final["step"] == self.step
         return bool(ended) and self.at_end
 
     @property
@@ -149,7 +176,7 @@ class Progress:
         evaluation that is due."""
         due = self.cadence.evaluation(self.step)
         self.history = [line for line in self.history if not line.get("final")
-                        and line["step"] <= self.step - (due and not scored([line]))]  # fmt: skip
+                        and line["step"] <= self.step - (due and score(line) is None)]  # fmt: skip
 
     def begin_steps(self) -> None:
         """To be called before each dispatch: the epoch's clock runs from here to `settle`, and what comes between
@@ -212,6 +239,7 @@ class Progress:
         if ends and sums.epoch_examples and sums.epoch_seconds:
             line |= {"seconds": sums.epoch_seconds, "examples_per_second": sums.epoch_examples / sums.epoch_seconds}
         self.history.append(line | evaluated)
+        self.standing = self.standing.after(self.history[-1])
         return self.history[-1]
 
     def add_final_line(self, sha256: str, tested: Line) -> Line:

@@ -21,7 +21,7 @@ from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
 from distmlp.parallel.step import initial_state, make_train_step
-from distmlp.progress import Cadence, Line, Measures, Poll, Progress, best
+from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
 
 class Program:
@@ -134,7 +134,7 @@ def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambd
         state = moment.state
         if moment.line is not None:
             show(moment.line)
-            if best(progress.history) is moment.line:
+            if progress.at_best:
                 best_state = jax.tree.map(jnp.copy, state)
     tested = parts.measures.tested(state, best_state, poll=lambda: None)
     progress.add_final_line(params_sha256(state.params), tested)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from distmlp import Config
+from distmlp import progress as progress_module
 from distmlp.errors import DivergedError
 from distmlp.parallel.feed import Steps
-from distmlp.progress import Cadence, Line, Progress, Totals
+from distmlp.progress import Cadence, Line, Progress, Standing, Totals, best
 
 
 def line(step: int, **more: object) -> Line:
@@ -76,6 +77,60 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr("time.monotonic", lambda: found.now)
     return found
+
+
+def test_how_evaluations_stand_is_what_all_lines_say_wherever_a_checkpoint_was_saved() -> None:
+    scores = {2: 0.5, 4: 0.7, 6: 0.6, 8: 0.7, 10: 0.4}
+    lines = [line(step, validation_accuracy=scores[step]) if step in scores else line(step) for step in range(1, 11)]
+    assert best(lines) is lines[3]
+    whole = progress(10, *lines).standing
+    assert whole == Standing(lines[3], 3, 10)
+    assert progress(5, *lines).standing == Standing(lines[3], 0, 4)  # what comes later is not counted
+    for saved in range(11):  # before its step's line, or after it: nothing is counted twice, nothing left out
+        then = Progress(Cadence(Config(num_epochs=3), 5), saved, history=lines[:saved]).standing
+        for there in (lines, lines[saved:]):
+            found = Progress(Cadence(Config(num_epochs=3), 5), 10, history=there, standing=then)
+            assert found.standing == whole
+            assert not found.at_best
+            assert best(found.history) == lines[3]  # also where that line was lost
+            assert [entry["step"] for entry in found.history] == sorted({entry["step"] for entry in found.history})
+    final = line(10, final=True)
+    found = Progress(Cadence(Config(num_epochs=2), 5), 10, history=[final], standing=Standing(lines[9], 0, 10))
+    assert found.history == [lines[9], final]
+    assert found.finished
+
+
+def test_an_evaluation_that_is_made_again_is_not_counted_again() -> None:
+    found = progress(5, patience=2)
+    found.add_line({"validation_accuracy": 0.5})
+    again = Progress(found.cadence, 5, standing=found.standing)
+    assert (again.at_best, again.standing.stale) == (True, 0)
+    again.add_line({"validation_accuracy": 0.5})
+    assert (again.at_best, again.standing.stale) == (True, 0)
+    again.step = 6
+    again.add_line({"validation_accuracy": 0.6})
+    assert again.at_best
+    for again.step in (7, 8):
+        assert not again.at_end
+        again.add_line({"validation_accuracy": 0.6})
+        assert not again.at_best
+    assert again.at_end
+
+
+def test_no_evaluation_looks_through_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, score = [0], progress_module.score
+
+    def counted(line: Line) -> float | None:
+        looks[0] += 1
+        return score(line)
+
+    monkeypatch.setattr(progress_module, "score", counted)
+    found = Progress(Cadence(Config(num_epochs=100, patience=400), 5))
+    for found.step in range(1, 301):
+        found.add_line({"validation_accuracy": found.step % 7 / 7})
+        assert not found.at_end
+    assert found.standing.stale == 300 - 6
+    assert looks[0] <= 3 * 300
 
 
 def test_a_line_has_the_mean_loss_over_examples_and_an_epochs_speed(clock: Clock) -> None:

@@ -15,15 +15,16 @@ from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.datasets import Data, order_remark
 from distmlp.errors import InputError, Interrupted
-from distmlp.parallel.digest import params_sha256
+from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
-from distmlp.progress import Poll, Progress, Totals, best
+from distmlp.progress import Poll, Progress, Standing, Totals
 from distmlp.run.ledger import Ledger
 from distmlp.run.log import Log, banner, header, summary, versions
+from distmlp.run.meta import Meta, check_form, standing, totals, unknown
 from distmlp.run.profile import Profile
 from distmlp.run.signals import Signals, Watchdog
-from distmlp.run.store import Meta, Store, suited
+from distmlp.run.store import Store, suited
 from distmlp.run.workdir import Workdir
 from distmlp.training import Program
 
@@ -37,6 +38,7 @@ class Keeping:
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
         self._dispatches = 0
         self._saved_step, self._saved_at = 0, time.monotonic()
+        self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
         self._begun: Progress | None = None
         self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
         with ExitStack() as opened:
@@ -58,7 +60,7 @@ class Keeping:
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if self._begun is not None:
             reason = "" if error is None else f"{type(error).__name__}: {error}"
-            self.workdir.record_session(end=self._begun.step, reason=reason)
+            self.log.session(end=self._begun.step, reason=reason)
             if error is not None:
                 self.log.note(f"distmlp: {error}")
         with self._open:
@@ -66,8 +68,12 @@ class Keeping:
             if agreed or not self.group.several:  # else the others may be gone, or busy
                 self.store.close()
 
-    def restored(self) -> tuple[State, int, Totals] | None:
-        """State, step and sums of the newest intact checkpoint; None without any, InputError if it is another run's."""
+    def restored(self) -> tuple[State, int, Totals, Standing] | None:
+        """State, step, sums and how the evaluations stand, of the newest intact checkpoint; None without any.
+
+        Raises:
+          InputError: it is another run's, or of another form than the one trained here.
+        """
         dataset = f"--dataset={self.config.dataset}"
         self.group.agree({f"the digest of {dataset}": self._fingerprint})
         self.group.go_in_step()
@@ -78,13 +84,15 @@ class Keeping:
         if meta.get("data_modified", self.data.modified()) != self.data.modified():
             notes.append(f"the files of {dataset} were written again since the run began; the rows that are compared "
                          "are the same: if others are not, give another --workdir")
+        if text := unknown(meta):
+            notes.append(text)
         changed = differences(meta["versions"], _versions())
         if changed and self.config.reduction == "invariant":
             notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
         for note in notes:
             self.log.warn(note)
-        self._saved_step = meta["step"]
-        return state, meta["step"], Totals(**meta["totals"])
+        self._saved_step, self._lines = meta["step"], meta.get("lines", {})
+        return state, meta["step"], totals(meta), standing(meta)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -96,12 +104,14 @@ class Keeping:
         return {
             "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
             "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
-            "totals": dataclasses.asdict(progress.totals), "versions": _versions(),
+            "totals": dataclasses.asdict(progress.totals), "standing": progress.standing._asdict(),
+            "lines": {"metrics": len(progress.history), "ledger": self.ledger.count}, "versions": _versions(),
         }  # fmt: skip
 
     def _check_meta(self, meta: Meta) -> None:
-        """Raises InputError if a checkpoint is another run's, or beyond this one's end."""
+        """Raises InputError if a checkpoint is another run's, of another form, or beyond this one's end."""
         workdir = f"--workdir={self.workdir.path}"
+        check_form(meta, array_names(self.parts.state), _versions(), workdir)
         saved, experiment = Config().settings() | meta["settings"], self.config.experiment()
         changed = [f"--{text}" for text in differences({name: saved[name] for name in experiment}, experiment)]
         if changed:
@@ -122,19 +132,18 @@ class Keeping:
         step, total, config = progress.step, self.cadence.total_steps, self.config
         self.data.info()  # may read examples: not amid those of an epoch
         self.workdir.write_run_flags(config)
-        if step == 0 and progress.history:
-            self.log.set_aside()
         progress.drop_lines_to_come()
-        self.log.start(step, progress.history, config)
-        self.ledger.start(step)
+        self.log.start(step, progress.history, config, self._lines.get("metrics", 0))
+        if text := self.ledger.start(step, self._lines.get("ledger", 0)):
+            self.log.warn(text)
         for text in self.data.remarks:
             self.log.warn(text)
         if text := self.data.description():
             self.log.say(text)
         self.log.say(banner(config, self.data, self.parts, self.workdir.path, self.group))
         devices = self.parts.layout.devices
-        self.workdir.record_session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
-                                    devices=f"{len(devices)} x {devices[0].device_kind}")
+        self.log.session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
+                         devices=f"{len(devices)} x {devices[0].device_kind}")
         self._begun = progress
         if not step and (remark := order_remark(config, self.data)):
             self.log.warn(remark)
@@ -166,7 +175,7 @@ class Keeping:
             progress.settle()
             progress.count_seconds()
             self.ledger.flush()
-            self.store.save(progress.step, state, self._meta(progress), best(progress.history)["step"])
+            self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
             self._saved_step, self._saved_at = progress.step, time.monotonic()
             self.watchdog.beat()
 
@@ -178,7 +187,7 @@ class Keeping:
         """To be called after a dispatch: a line may follow, and an evaluation before it."""
         if self.cadence.line(progress.step):
             self.log.close_bar()
-        if self.group.several and self.cadence.evaluation(progress.step) and not best(progress.history)["step"]:
+        if self.group.several and self.cadence.evaluation(progress.step) and not progress.standing.step:
             self.store.wait()  # a process that now finds an error in the test set could not wait with the others
 
     def stop_if_signalled(self, state: State, progress: Progress) -> None:
@@ -197,7 +206,7 @@ class Keeping:
         """Tests what a validation set has chosen, and writes the last line and the summary."""
         self.store.wait()
         chosen: State | None = state
-        step = best(progress.history)["step"]
+        step = progress.standing.best["step"]
         if self.data.validation is not None and step != progress.step:
             chosen = self.store.intact(step, self.parts.state)
             if chosen is None:

@@ -2,7 +2,7 @@
 
 A training run saves to a Store and goes on from it; results/checkpoints.py is for those who only read.
 WORKDIR/checkpoints/<step> has two items: `state`, the arrays; and `meta`, JSON: what the run says of itself
-(keeping.py), the step, the arrays' digests by their names, and the digest of all of these.
+(meta.py), the step, the arrays' digests by their names, and the digest of all of these.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ from distmlp.cluster.group import Group
 from distmlp.config import digest_json
 from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel.digest import StateDigest
+from distmlp.run.meta import Meta
 from distmlp.run.workdir import new_path, sync
 
 T = TypeVar("T")
-Meta = dict[str, Any]  # the JSON values beside the arrays
 
 _TRASH = "trash"  # a checkpoint is moved into this folder and then deleted: a crash leaves no half of one behind
 _PAUSE_SECONDS = 0.25  # between two tries to read: Orbax's threads may still be busy with the first

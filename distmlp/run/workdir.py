@@ -4,14 +4,12 @@ import contextlib
 import errno
 import fcntl
 import itertools
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, run_flags
@@ -124,12 +122,6 @@ class Workdir:
     def write_run_flags(self, config: Config) -> None:
         if self._group.first:
             replace_file(self.path / "run.flags", run_flags(config))
-
-    def record_session(self, **facts: Any) -> None:
-        """Adds a line to sessions.jsonl: when, where and how training started or ended. A full disk is no error."""
-        if self._group.first:
-            with contextlib.suppress(OSError), (self.path / "sessions.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", **facts}) + "\n")
 
     def close(self) -> None:
         if self._lock >= 0:

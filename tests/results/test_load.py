@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
 import torch
-from conftest import flip_bit, process_env, small_config, snapshot
+from conftest import flip_bit, process_env, small_config, snapshot, write_lines
 
 from distmlp import Config, InputError, load, model, train
 from distmlp.config import digest_json
@@ -108,7 +108,7 @@ def test_best_newest_and_a_step_choose_the_checkpoint(copy: Path) -> None:
     kept = sorted(int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdecimal())
     assert kept == [46, 69]
     text = [line | ({"test_accuracy": 0.5} if line["step"] == 69 else {}) for line in lines(copy)]
-    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in text))
+    write_lines(copy / "metrics.jsonl", text)
     assert load(copy).step == load(copy, "best").step == 46
     assert load(copy, "newest").step == load(copy, 69).step == 69
     (copy / "metrics.jsonl").unlink()

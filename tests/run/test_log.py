@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_lines
 from tensorboardX import RecordWriter
 
 from distmlp import Config
@@ -23,19 +24,21 @@ def line(step: int, **more: object) -> dict[str, object]:
 
 
 def written(path: Path) -> list[dict[str, object]]:
-    return [json.loads(text) for text in path.read_text().splitlines()]
+    """Without the checksums."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "crc32"} for line in lines]
 
 
 def started(folder: Path, step: int = 0, first: bool = True, config: Config = Config()) -> Log:  # noqa: B008 - frozen
     log = Log(folder, first)
-    log.start(step, read_lines(folder), config)
+    log.start(step, read_lines(folder).values, config)
     return log
 
 
 def test_a_line_is_on_disk_when_it_is_written(tmp_path: Path) -> None:
     log = started(tmp_path)
     log.line(line(5, train_loss=0.5))
-    assert written(tmp_path / "metrics.jsonl") == [line(5, train_loss=0.5)] == read_lines(tmp_path)
+    assert written(tmp_path / "metrics.jsonl") == [line(5, train_loss=0.5)] == read_lines(tmp_path).values
     log.close()
 
 
@@ -51,8 +54,10 @@ def test_starting_makes_the_lines_those_given(tmp_path: Path) -> None:
 def test_lines_are_set_aside_under_a_new_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in (5, 10):
         (tmp_path / "metrics.jsonl").write_text(json.dumps(line(number)) + "\n")
-        Log(tmp_path).set_aside()
-        assert read_lines(tmp_path) == []
+        log = Log(tmp_path)
+        log.start(0, [], Config())
+        log.close()
+        assert read_lines(tmp_path).values == []
     assert written(tmp_path / "metrics-old.jsonl") == [line(5)]
     assert written(tmp_path / "metrics-old-2.jsonl") == [line(10)]
     told = capsys.readouterr().err.splitlines()
@@ -61,14 +66,40 @@ def test_lines_are_set_aside_under_a_new_name(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("torn", ['{"step": 1', "", "\x00\x00", '{"step": 15, "epo'])
-def test_a_line_torn_by_a_crash_is_dropped(torn: str, tmp_path: Path) -> None:
+def test_a_line_torn_by_a_crash_is_dropped_and_said(
+    torn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps(line(5)) + "\n" + torn)
-    assert read_lines(tmp_path) == [line(5)]
+    assert read_lines(tmp_path).values == [line(5)]
     log = started(tmp_path, 5)
     log.line(line(10))
     log.close()
     assert written(path) == [line(5), line(10)]
+    assert capsys.readouterr().err == (f"distmlp: {path}: its last line was torn, and is left out\n" if torn else "")
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_damaged_file_is_kept_and_lines_that_are_gone_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, history = tmp_path / "metrics.jsonl", [line(5), line(10), line(15)]
+    for number, name in enumerate(("metrics.jsonl", "metrics-2.jsonl")):
+        write_lines(path, history)
+        damaged = path.read_bytes().replace(b'"step": 10', b'"step": 1%d' % (number + 1))
+        path.write_bytes(damaged)
+        log = Log(tmp_path)
+        log.start(15, [line(5), line(10), line(15)], Config(), expected=3)
+        log.close()
+        assert (tmp_path / "damaged" / name).read_bytes() == damaged
+        assert written(path) == history
+        assert capsys.readouterr().err == (f"distmlp: {path}: line 2 is not what was written, and left out; the file "
+                                           f"as it was is {tmp_path / 'damaged' / name}\n")  # fmt: skip
+    write_lines(path, history[:1])
+    log = Log(tmp_path)
+    log.start(15, history[:1], Config(), expected=3)
+    log.close()
+    assert capsys.readouterr().err == f"distmlp: {path} lacks 2 of the lines that it had\n"
 
 
 def test_the_best_line_is_the_first_among_equals_also_in_the_summary() -> None:
@@ -152,7 +183,7 @@ def test_a_disk_that_is_full_for_tensorboard_is_an_error_not_a_hang(
     with pytest.raises(WriteError, match="No space left on device"):
         log.line(line(5, train_loss=0.5))
     log.close()
-    assert read_lines(tmp_path) == [line(5, train_loss=0.5)]
+    assert read_lines(tmp_path).values == [line(5, train_loss=0.5)]
 
 
 def test_other_processes_than_the_first_write_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
