@@ -122,6 +122,20 @@ def test_the_watchdog_ends_a_process_only_if_nothing_goes_on(monkeypatch: pytest
         assert ends.wait(30)
 
 
+def test_the_watchdog_heeds_signs_of_work_here_and_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = threading.Event()
+    monkeypatch.setattr("distmlp.run.signals.os._exit", lambda code: ends.set())
+    monkeypatch.setattr("distmlp.run.signals.faulthandler.dump_traceback", lambda *args: None)
+    read, elsewhere = [0], [0]
+    with Watchdog(1.0, [lambda: read[0]], lambda own: own + elsewhere[0]):
+        for counter in (read, elsewhere):
+            for _ in range(15):
+                counter[0] += 1
+                time.sleep(0.1)
+        assert not ends.is_set()
+        assert ends.wait(30)
+
+
 def test_the_watchdog_lets_a_process_live_that_was_stopped_and_goes_on() -> None:
     """Stopped, as a batch system may do, for longer than --stall_seconds, in the middle of a step."""
     code = ("from distmlp.run.signals import Watchdog\n"
