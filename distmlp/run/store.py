@@ -33,6 +33,7 @@ Meta = dict[str, Any]  # the JSON values beside the arrays
 
 _TRASH = "trash"  # a checkpoint is moved into this folder and then deleted: a crash leaves no half of one behind
 _PAUSE_SECONDS = 0.25  # between two tries to read: Orbax's threads may still be busy with the first
+_ABANDONED = "Event loop is closed"  # where a coroutine of a failed save was still waiting
 _CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)]
 
 
@@ -116,6 +117,7 @@ class Store:
     def __init__(self, workdir: Path, digest: StateDigest, keep: int, group: Group) -> None:
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
         self._keep, self._best, self._failed = keep, 0, False
+        self.synced = 0  # files and folders so far: a save that goes on
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
         self._rest_of_save: Callable[[], None] | None = None
@@ -167,6 +169,7 @@ class Store:
                 folder = self.path / str(newest)
                 for path in [*folder.rglob("*"), folder, self.path]:
                     sync(path)
+                    self.synced += 1
             for step in others[self._keep - 1 :]:
                 if step != self._best:
                     self._manager.delete(step)
@@ -264,23 +267,30 @@ class Store:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides what Orbax logs of errors, which it also raises, and the warnings of coroutines that it then abandons."""
-    hook, absl = sys.unraisablehook, logging.getLogger("absl")
+    """Hides what Orbax logs of errors, which it also raises, and what the coroutines that it then abandons complain of.
+
+    TensorStore's threads print errors of these by sys.excepthook, as if the program had failed.
+    """
+    hook, printing, absl = sys.unraisablehook, sys.excepthook, logging.getLogger("absl")
 
     def unraisable(found: Any) -> None:
         code = getattr(found.object, "cr_code", None)
-        if "orbax" not in getattr(code, "co_filename", "") and str(found.exc_value) != "Event loop is closed":
+        if "orbax" not in getattr(code, "co_filename", "") and str(found.exc_value) != _ABANDONED:
             hook(found)
+
+    def printed(kind: Any, error: BaseException, traceback: Any) -> None:
+        if str(error) != _ABANDONED:
+            printing(kind, error, traceback)
 
     def from_others(record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname
 
-    sys.unraisablehook = unraisable
+    sys.unraisablehook, sys.excepthook = unraisable, printed
     absl.addFilter(from_others)
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hook, printing
         absl.removeFilter(from_others)
 
 
