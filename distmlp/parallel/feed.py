@@ -41,7 +41,7 @@ class Steps(NamedTuple):
     sizes: list[int]  # [n]: examples in each global batch
     indices: np.ndarray  # int64 [n, local shards, rows]: this process's examples
     weights: np.ndarray  # float32 [n, local shards, rows]: 0 for rows that only fill up a shard
-    paced: bool = True  # whether the processes have met before it, by Pace: some times a second, where dispatches take less
+    paced: bool = True  # whether the first process has decided before it, by Pace.tick: some times a second
 
 
 class Taken(NamedTuple):
@@ -67,7 +67,7 @@ class Pace:
         self._goal, self._left, self._last = 1, 1, -math.inf  # steps of a quarter of a second; dispatches until then
 
     def tick(self) -> bool:
-        """To be called once per dispatch, before it; whether all processes have come to one of the leader's decisions.
+        """To be called once per dispatch, before it; says whether the first process has decided now.
 
         The losses of the dispatch before are read in between: ticks are one apart.
         """

@@ -150,7 +150,7 @@ class Keeping:
         self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
 
     def save_is_due(self, steps: Steps, progress: Progress) -> bool:
-        """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock, which all of them follow."""
+        """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock, which all follow."""
         if self.cadence.save(progress.step):
             return True
         every = self.config.checkpoint_every_seconds

@@ -157,6 +157,7 @@ class Store:
             self._manager.write(step, state, meta, digests)
         if not self._group.several:
             self._finish()
+            _delete(state)  # a copy
 
     def _finish(self) -> None:
         """Waits until the new checkpoint is listed, syncs it to disk, and only then deletes older ones."""
@@ -208,7 +209,9 @@ class Store:
             except DamageError as error:
                 damaged.append((step, str(error)))
             else:
-                return state, meta, [self._move_away(*item) for item in damaged]
+                copy = self._copy(state)  # Orbax's arrays may not be donatable
+                _delete(state)
+                return copy, meta, [self._move_away(*item) for item in damaged]
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
             raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "
@@ -231,7 +234,7 @@ class Store:
             check_digests(meta, self._digest.check(state, step))
 
         state = twice("it", lambda: self._reader.read_state(step, target), self._group, check)
-        return self._copy(state), meta  # Orbax's arrays may not be donatable
+        return state, meta
 
     def _move_away(self, step: int, reason: str) -> str:
         target = new_path(self.workdir / "damaged" / str(step))
@@ -263,6 +266,11 @@ class Store:
             self._manager.reload()  # Orbax has already listed the checkpoint that failed
             raise WriteError(self.path, f"a checkpoint was not saved: {_brief(error)}",
                              f"; intact checkpoints: {self.steps()[::-1]}") from None
+
+
+def _delete(state: Any) -> None:
+    """Frees the memory of arrays that Orbax may still hold on to, until Python's collector comes by."""
+    jax.tree.map(lambda array: array.delete(), state)
 
 
 @contextlib.contextmanager

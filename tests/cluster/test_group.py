@@ -36,8 +36,10 @@ class Store:
     def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
         return [item for item in self.values.items() if item[0].startswith(prefix)]
 
-    def key_value_delete(self, prefix: str) -> None:
-        self.values = {key: value for key, value in self.values.items() if not key.startswith(prefix)}
+    def key_value_delete(self, key: str) -> None:
+        """Of a key, and of all below it."""
+        below = key.removesuffix("/") + "/"
+        self.values = {name: value for name, value in self.values.items() if not (name + "/").startswith(below)}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import tutorial
 from conftest import make_arrays, process_env, small_config
 from jax.experimental.compilation_cache import compilation_cache
 
-from distmlp import Config, InputError, optim, train
+from distmlp import Config, InputError, machine, optim, train
 from distmlp.parallel import backend
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.step import initial_state
@@ -187,7 +187,7 @@ def test_what_counts_are_the_threads_that_are_there(npz: str, monkeypatch: pytes
 
 
 def test_where_threads_cannot_be_counted_only_a_backend_of_our_own_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.machine, "threads", lambda name: None)
+    monkeypatch.setattr(machine, "threads", lambda name: None)
     backend._start.cache_clear()
     try:
         with pytest.raises(InputError, match="nobody can tell how many JAX has started with"):

@@ -89,7 +89,7 @@ def test_an_error_leaves_nothing_behind(npz: str, monkeypatch: pytest.MonkeyPatc
     """In one of several processes, too: only what waits for the others is left out."""
     before = [signal.getsignal(number) for number in range(1, signal.NSIG)]
     watchdogs: list[Any] = []
-    made = lambda seconds: watchdogs.append(Watchdog(seconds)) or watchdogs[-1]  # noqa: E731
+    made = lambda *args: watchdogs.append(Watchdog(*args)) or watchdogs[-1]  # noqa: E731
     monkeypatch.setattr("distmlp.run.keeping.Watchdog", made)
     leave = Keeping.__exit__
 
@@ -107,7 +107,7 @@ def test_an_error_leaves_nothing_behind(npz: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RuntimeError, match="broken"):
         train(small_config(npz))
     assert [signal.getsignal(number) for number in range(1, signal.NSIG)] == before
-    assert watchdogs[0]._over.is_set()
+    assert all(watchdog._over.is_set() for watchdog in watchdogs)
 
 
 def test_the_watchdog_ends_a_process_only_if_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
