@@ -33,15 +33,15 @@ def _data() -> datasets.Data:
 
 @functools.cache
 def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, Any, training.Program]:
-    """The program of a whole dispatch (feed), or of evaluation or digest, as text; and its sizes in memory."""
+    """The program of a whole dispatch (feed), of any other (rest), of evaluation or digest, as text; and its memory."""
     config = Config(dataset="synthetic", **settings)
     config.validate()
     card, devices = targets.find(target)
     layout = make_layout(config, devices, card.memory)
     parts = training.Program(config, _data(), layout, layout.device_memory)
     with backend.settings({"jax_enable_compilation_cache": False}), backend.pinned(config):
-        if part == "feed":
-            lowered = parts.feed.lower(parts.state)
+        if part in ("feed", "rest"):
+            lowered = parts.feed.lower(parts.state, whole=part == "feed")
         elif part == "evaluator":
             lowered = parts.evaluator.lower(parts.state, _data().test)
         else:

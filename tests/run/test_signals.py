@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import process_env, small_config
 from drills import runs
@@ -134,6 +135,55 @@ def test_the_watchdog_heeds_signs_of_work_here_and_in_other_processes(monkeypatc
                 time.sleep(0.1)
         assert not ends.is_set()
         assert ends.wait(30)
+
+
+@pytest.fixture
+def stalls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The exit codes of watchdogs, which do not end this process."""
+    codes: list[int] = []
+    monkeypatch.setattr("distmlp.run.signals.os._exit", codes.append)
+    monkeypatch.setattr("distmlp.run.signals.faulthandler.dump_traceback", lambda *args: None)
+    return codes
+
+
+def test_a_long_evaluation_is_no_stall(npz: str, stalls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Evaluator.__call__
+
+    def slow(self: Any, state: Any, dataset: Any, poll: Any) -> Any:
+        for _ in range(40):
+            poll()
+            time.sleep(0.1)
+        return evaluate(self, state, dataset, poll)
+
+    monkeypatch.setattr(Evaluator, "__call__", slow)
+    train(small_config(npz, num_epochs=1, stall_seconds=2))
+    assert stalls == []
+
+
+def test_a_long_save_is_no_stall(npz: str, stalls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmlp.run.store.sync", lambda path: time.sleep(0.25))  # some 20 files
+    train(small_config(npz, num_epochs=1, stall_seconds=2))
+    assert stalls == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_examples_that_take_long_are_no_stall(workers: int, stalls: list[int]) -> None:
+    """A batch takes longer than --stall_seconds, also in a process that reads ahead; 16 examples do not."""
+    config = small_config("", num_classes=2, batch_size=60, max_steps=1, num_devices=1, num_workers=workers,
+                          eval_batch_size=60, stall_seconds=4)  # fmt: skip
+    train(config, SlowItems(), SlowItems())
+    assert stalls == []
+
+
+class SlowItems:
+    """60 examples, of which each takes a tenth of a second."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        time.sleep(0.1)
+        return np.full(4, i, np.float32), i % 2
 
 
 def test_the_watchdog_lets_a_process_live_that_was_stopped_and_goes_on() -> None:
