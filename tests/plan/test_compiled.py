@@ -97,7 +97,7 @@ def test_a_step_computes_the_same_in_a_whole_dispatch_and_in_any_other(target: s
     assert whole.step_loop is not None
     assert rest.step_loop is not None
     assert (whole.trip_count(whole.step_loop), rest.trip_count(rest.step_loop)) == (64, None)
-    assert len(arithmetic(whole)) == 21  # parameters, Adam's moments, losses, scaling: all that is float32
+    assert len(arithmetic(whole)) == 21  # 6 parameters, their moments, losses, weights: all float32
     assert arithmetic(whole) == arithmetic(rest)
     other, _, _ = compiled(target, batch_size=1024, learning_rate=0.02, **settings)
     assert sum(a != b for a, b in zip(arithmetic(whole), arithmetic(other), strict=True)) == 6  # a rate tells them apart
