@@ -166,7 +166,7 @@ class Config:
                             "conduct")
     ledger_digests_every: int = _setting(100, "with --ledger, also digests of the parameters every so many steps",
                                          "conduct", rare=True, minimum=1)
-    stall_seconds: float = _setting(600.0, "end the process, with all stacks, if no step finishes for so long; 0: off",
+    stall_seconds: float = _setting(600.0, "end the process, with all stacks, if nothing goes on for so long; 0: off",
                                     "host", rare=True, minimum=0)
     profile_steps: str = _setting("", "FIRST:LAST, counted from 1: writes a profile of these steps to "
                                   "WORKDIR/profile", "conduct", rare=True)

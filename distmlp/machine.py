@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 _CPU_INFO, _NVIDIA_CARDS = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
+_SELF = Path("/proc/self")
 _OWN_GROUPS, _CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -30,6 +31,23 @@ def _limits() -> Iterator[int]:
         for group in (mount / outer for mount in mounts for outer in (inner, *inner.parents)):
             with contextlib.suppress(OSError, ValueError):  # there is no such file, or it holds "max"
                 yield int((group / name).read_bytes())
+
+
+def mebibytes_moved() -> int:
+    """How many MiB this process has read from files and written to them so far; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        moved = dict(line.split(": ") for line in (_SELF / "io").read_text().splitlines())
+        return (int(moved["rchar"]) + int(moved["wchar"])) >> 20
+    return 0
+
+
+def threads(name: str) -> int | None:
+    """How many threads of this process have names that begin so; None where the system does not say."""
+    found = []
+    for path in _SELF.glob("task/*/comm"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_text().startswith(name))
+    return sum(found) if found else None
 
 
 def nvidia_cards() -> int:

@@ -33,8 +33,13 @@ class Program:
       placement: where the training set lies, host or device, and why.
     """
 
-    def __init__(self, config: Config, data: Data, layout: Layout, memory: int) -> None:
-        """Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices."""
+    def __init__(
+        self, config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps
+    ) -> None:
+        """Raises InputError where settings do not go with the data.
+
+        `memory`: bytes of the smallest of the devices. `lead`: gives several processes the first one's whole number.
+        """
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
         self._config, self._data, self.layout = config, data, layout
@@ -45,7 +50,8 @@ class Program:
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch)
         train_step = make_train_step(config, layout, data.num_classes, self._optimizer)
-        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps)
+        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
+                              lead)  # fmt: skip
         self.evaluator = Evaluator(config, layout)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, STATE)
@@ -68,6 +74,10 @@ class Program:
 
     def _initial_state(self, scaling: Sequence[Any]) -> State:
         return initial_state(self.sizes, self._config.seed, self._optimizer, scaling)
+
+    def taken(self) -> int:
+        """How many examples were read so far, where they are read one by one; from any thread."""
+        return self.loader.taken + self.evaluator.taken
 
     def close(self) -> None:
         """Ends the processes that load data."""

@@ -2,19 +2,18 @@
 
 import dataclasses
 import functools
-import os
 import time
 from contextlib import ExitStack, closing
 from typing import Any
 
 import jax
-import numpy as np
 
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.datasets import Data, order_remark
 from distmlp.errors import InputError, Interrupted
+from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
@@ -28,19 +27,16 @@ from distmlp.run.store import Store, suited
 from distmlp.run.workdir import Workdir
 from distmlp.training import Program
 
-_SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
-
 
 class Keeping:
     """Everything that a run writes, and the signals it heeds, within this context."""
 
     def __init__(self, config: Config, data: Data, parts: Program, group: Group) -> None:
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
-        self._dispatches = 0
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
         self._begun: Progress | None = None
-        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
+        self.signals, self.watchdog = Signals(group.request_stop), self._new_watchdog()
         with ExitStack() as opened:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
             opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
@@ -51,8 +47,11 @@ class Keeping:
             self.store = Store(path, parts.digest, config.keep_checkpoints, group)
             self._open = opened.pop_all()
 
+    def _new_watchdog(self) -> Watchdog:
+        signs = (self.parts.taken, machine.mebibytes_moved, lambda: self.store.synced)
+        return Watchdog(self.config.stall_seconds, signs, self.group.pulse)
+
     def __enter__(self) -> "Keeping":
-        self._open.enter_context(self.signals)
         self._open.enter_context(closing(self.log))
         self._open.enter_context(closing(self._profile))
         return self
@@ -77,7 +76,8 @@ class Keeping:
         dataset = f"--dataset={self.config.dataset}"
         self.group.agree({f"the digest of {dataset}": self._fingerprint})
         self.group.go_in_step()
-        found = self.store.newest_intact(self.parts.state, self._check_meta)
+        with self._new_watchdog():
+            found = self.store.newest_intact(self.parts.state, self._check_meta)
         if found is None:
             return None
         state, meta, notes = found
@@ -128,7 +128,8 @@ class Keeping:
                              "for: raise --num_epochs or --max_steps")
 
     def begin(self, progress: Progress) -> None:
-        """Opens the run's files at this step, and says what will be trained."""
+        """Opens the run's files at this step, and says what will be trained. Until here, a signal ends the process."""
+        self._open.enter_context(self.signals)
         step, total, config = progress.step, self.cadence.total_steps, self.config
         self.data.info()  # may read examples: not amid those of an epoch
         self.workdir.write_run_flags(config)
@@ -156,18 +157,15 @@ class Keeping:
 
     def record(self, steps: Steps, digests: dict[str, str] | None, progress: Progress) -> None:
         """Takes note of a dispatch that has been made."""
-        self._dispatches += 1
         self.ledger.add(progress.step, steps, digests)
         self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
 
-    def save_is_due(self, progress: Progress) -> bool:
-        """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock; a collective."""
+    def save_is_due(self, steps: Steps, progress: Progress) -> bool:
+        """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock, which all follow."""
         if self.cadence.save(progress.step):
             return True
         every = self.config.checkpoint_every_seconds
-        if every <= 0 or (self.group.several and self._dispatches % _SECONDS_POINT):
-            return False
-        return bool(self.group.gather(np.array(time.monotonic() - self._saved_at >= every, np.int32))[0])
+        return every > 0 and steps.paced and self.group.lead(time.monotonic() - self._saved_at >= every)
 
     def save(self, state: State, progress: Progress) -> None:
         """Begins a checkpoint unless there is one of this step, once the ledger's lines up to it are on disk."""
@@ -220,4 +218,4 @@ def _versions() -> dict[str, str]:
     """What the bits of an invariant run depend on besides its settings."""
     device = jax.devices()[0]
     processor = machine.processor() if device.platform == "cpu" else device.device_kind
-    return {**versions(), "processor": processor, "PJRT_NPROC": os.environ.get("PJRT_NPROC", "not set")}
+    return {**versions(), "processor": processor, "PJRT_NPROC": str(backend.cpu_threads() or "not known")}
