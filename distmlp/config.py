@@ -81,6 +81,9 @@ class Config:
     image_size: int = _setting(0, "height and width to which pictures are brought; 0: all are alike already", minimum=0)
     image_mode: str = _setting("auto", "pictures as gray or in colour; auto: as the first of them",
                                choices=("auto", "gray", "rgb"))
+    class_weight: str = _setting(
+        "none", "what an example counts in the loss, by its class: none, all alike; balanced, each class as much as "
+        "the others", choices=("none", "balanced"))
     data_dir: str = _setting("data", "folder of torchvision's data sets, or to download them to", "host")
     num_classes: int = _setting(0, "number of classes; 0: as many as the labels say", minimum=0)
     num_workers: int = _setting(0, "spawned loader processes, for data sets that are read item by item", "host",

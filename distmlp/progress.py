@@ -94,11 +94,16 @@ def _every(interval: int, number: int) -> bool:
 class Totals:
     """Sums that the lines need; checkpoints carry them, so that a resumed run logs the same numbers."""
 
-    loss: float = 0.0  # summed over the examples since the last line
-    examples: int = 0  # since the last line
+    loss: float = 0.0  # of the examples since the last line, each by its weight, added up
+    weight: float = 0.0  # of these examples together
     epoch_examples: int = 0
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
+
+    @classmethod
+    def of_checkpoint(cls, saved: dict[str, Any]) -> Totals:
+        """Those of version 0.2 say the number of examples, each of which weighed 1."""
+        return cls(**{"weight" if name == "examples" else name: value for name, value in saved.items()})
 
 
 class Progress:
@@ -172,14 +177,15 @@ class Progress:
     def _read_losses(self, in_flight: int) -> None:
         while len(self._pending) > in_flight:
             first, steps = self._pending.popleft()
-            for step, (loss, size) in enumerate(zip(np.asarray(steps.losses), steps.sizes, strict=False), first + 1):
+            told = zip(np.asarray(steps.losses), steps.sizes, steps.weight_sums.tolist(), strict=False)
+            for step, (loss, size, weight) in enumerate(told, first + 1):
                 if not np.isfinite(loss):
                     raise DivergedError(f"the loss or a gradient is not finite at step {step}: try a lower "
                                         "--learning_rate or --clip_norm")
                 self.last_loss = float(loss)
                 self._record(step, self.last_loss)
-                self.totals.loss += self.last_loss * size
-                self.totals.examples += size
+                self.totals.loss += self.last_loss * weight
+                self.totals.weight += weight
                 self.totals.epoch_examples += size
 
     def start_clock(self) -> None:
@@ -198,8 +204,8 @@ class Progress:
         At the end of an epoch, or of the run, it has the speed, too.
         """
         sums, line = self.totals, self._position
-        if sums.examples:
-            line["train_loss"] = sums.loss / sums.examples
+        if sums.weight:
+            line["train_loss"] = sums.loss / sums.weight
         if sums.epoch_seconds and (self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps):
             line |= {"seconds": sums.epoch_seconds, "examples_per_second": sums.epoch_examples / sums.epoch_seconds}
         self.history.append(line | evaluated)
@@ -214,7 +220,7 @@ class Progress:
 
     def begin_sums(self) -> None:
         """New sums and a new clock, after a line, or where a checkpoint has them from before its line."""
-        self.totals.loss, self.totals.examples = 0.0, 0
+        self.totals.loss, self.totals.weight = 0.0, 0.0
         if self.cadence.epoch_end(self.step):
             self.totals.epoch_examples, self.totals.epoch_seconds = 0, 0.0
         self.start_clock()

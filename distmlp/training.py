@@ -65,7 +65,7 @@ def build(config: Config, data: Data, layout: Layout, placement: tuple[str, str]
     if config.batch_size > len(data.train):
         raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
     loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards, config.shuffle,
-                         config.seed, config.num_workers)  # fmt: skip
+                         config.seed, config.num_workers, data.weights)  # fmt: skip
     cadence = Cadence(config, loader.order.steps_per_epoch)
     sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
     optimizer = optim.make(config, cadence.total_steps)
@@ -73,7 +73,8 @@ def build(config: Config, data: Data, layout: Layout, placement: tuple[str, str]
     state = jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling)
     state = layout.abstract(state, STATE)  # enough to compile for it, and to restore it
     placement = placement or choose_placement(config, data.train, layout)
-    train_step = make_train_step(config, layout, data.num_classes, optimizer)
+    weightless = data.weights is not None and not data.weights.all()
+    train_step = make_train_step(config, layout, data.num_classes, optimizer, weightless)
     feed = make_feed(config, layout, loader, train_step, placement[0], cadence.total_steps)
     evaluator = Evaluator(config, layout)
     return Program(layout, loader, sizes, optimizer, cadence, state, placement, feed, evaluator,

@@ -25,6 +25,7 @@ class Part(NamedTuple):
     labels: Any
     name: str  # for messages
     files: list[Path] | None = None  # of pictures, the file of each
+    weights: Any = None  # [N], what each example counts in the loss; None: each 1
 
 
 class Source(NamedTuple):

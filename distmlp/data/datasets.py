@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, Config
-from distmlp.data import given, named, read, tables
+from distmlp.data import given, named, read, tables, weights
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
 from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, check_lengths
@@ -41,6 +41,7 @@ class Data:
     remarks: Sequence[str] = ()  # what the user should know
     numbered: bool = False  # the labels are the numbers of `classes`
     pictures: bool = False  # the examples are picture files
+    weights: np.ndarray | None = None  # float32 [N]: what the training examples count in the loss; None: each 1
 
     @property
     def parts(self) -> list[Examples]:
@@ -57,11 +58,13 @@ class Data:
         return f"{self.name}: {self.num_features:,} features{features}, {self.num_classes:,} classes{classes}"
 
     def fingerprint(self) -> str:
-        """Digests of the parts, and of the names of classes and columns if there are any."""
+        """Digests of the parts, of the names of classes and columns, and of the weights, if there are any."""
         prints = [part.fingerprint() for part in self.parts]
         if self.classes or self.columns:
             classes = self.classes and [str(name) for name in self.classes]
             prints.append(hashlib.blake2b(repr((classes, self.columns)).encode(), digest_size=16).hexdigest())
+        if self.weights is not None:
+            prints.append(hashlib.blake2b(self.weights.data, digest_size=16).hexdigest())
         return " ".join(prints)
 
     def modified(self) -> list[int | None]:
@@ -135,7 +138,8 @@ def load(
     """The data of a run: what --dataset names, or sets given from Python; an InputError if they cannot be trained on.
 
     Args:
-      train_set, test_set, validation_set: pairs of arrays (x, y), or map-style Datasets of pairs or dicts.
+      train_set, test_set, validation_set: tuples of arrays (x, y) or (x, y, weights), or map-style Datasets of pairs or
+        dicts.
       info: what a model's checkpoint says of the data that it has learned from: these have the same classes (of which
         config.num_classes says how many there are, if they have no names), and the same columns by name. Nothing is
         held out for it: a source without a test set is one.
@@ -152,9 +156,17 @@ def load(
     of_model = info is not None and bool(info.get("classes") or config.num_classes)
     known = Classes.of(info or {}, config.num_classes) if of_model else _classes(config, source)
     found: dict[str, Any] = {name: _examples(part, known) for name, part in source.parts.items()}
-    columns, remarks = source.columns, list(source.remarks)
+    columns, remarks, weighed = source.columns, list(source.remarks), None
+    for name, part in source.parts.items():
+        if part.weights is not None and (name != "train" or info is not None):
+            remarks.append(f"{part.name}: the weights are ignored, evaluation counts each example once")
     if info is None:
-        _hold_out(config, found, known.names)
+        first = source.parts["train"]
+        weighed = first.weights if first.weights is None else (
+            weights.checked(first.weights, len(found["train"]), first.name))  # fmt: skip
+        stay = _hold_out(config, found, known.names)
+        weighed = weighed if weighed is None or stay is None else weighed[stay]
+        weighed = weights.of_training(weighed, found["train"].labels, config.class_weight == "balanced", first.name)
         columns = columns and columns.learned(found["train"].table, config)
     parts: dict[str, Examples] = {}
     for name, part in found.items():
@@ -173,7 +185,7 @@ def load(
                              f"{part.num_features}: they must agree")
     name = Path(config.dataset).stem.removeprefix(FROM_PYTHON)
     return Data(train, parts["test"], train.num_features, known.number, name, parts.get("validation"), known.names,
-                columns.features if columns else None, columns, remarks, known.numbered, source.pictures)
+                columns.features if columns else None, columns, remarks, known.numbered, source.pictures, weighed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,12 +232,16 @@ def _classes(config: Config, source: Source) -> Classes:
     return find_classes(listed, train.name, 0)
 
 
-def _hold_out(config: Config, parts: "dict[str, Examples | _TableRows]", names: list[Any] | None) -> None:
-    """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set.
+def _hold_out(
+    config: Config, parts: "dict[str, Examples | _TableRows]", names: list[Any] | None
+) -> np.ndarray | None:
+    """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set. Returns the
+    positions of the examples that stay in it, int64, or None: all.
 
     They are drawn by the seed, with the classes (of these names) in proportion, and are in the order of the set. Labels
     that are not known are all alike, and so have no influence.
     """
+    staying = None
     for part in ("test", "validation"):
         fraction, whole = getattr(config, f"{part}_fraction"), parts["train"]
         if not fraction:
@@ -245,25 +261,55 @@ def _hold_out(config: Config, parts: "dict[str, Examples | _TableRows]", names: 
         except ValueError as error:
             raise InputError(f"{flag} does not divide the {len(whole)} examples of {whole.name} "
                              f"({one_line(error)}): give another fraction") from None
+        stay = np.sort(stay)
         parts[part] = whole.part(np.sort(held), f"{whole.name} ({part} part)")
-        parts["train"] = whole.keep(np.sort(stay)) if isinstance(whole, _TableRows) else (
-            whole.part(np.sort(stay), whole.name))  # fmt: skip
+        parts["train"] = whole.keep(stay) if isinstance(whole, _TableRows) else whole.part(stay, whole.name)
+        staying = stay if staying is None else staying[stay]
+    return staying
 
 
 def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
     """() or (shift, scale), float32 [features]: the network's input is (x - shift) * scale.
 
     They are computed once and carried in every checkpoint. unit divides by the training set's largest absolute value,
-    standard gives each feature mean 0 and standard deviation 1 over that set; constant features become 0.
+    standard gives each feature mean 0 and standard deviation 1 over that set, by the examples' weights; constant
+    features become 0. An example of weight 0 is none.
     """
     if config.input_scaling == "none":
         return ()
-    width, count = data.num_features, len(data.train)
+    width = data.num_features
     if config.input_scaling == "unit":
-        largest = max(max(float(block.max()), -float(block.min())) for block in blocks(data.train))
+        largest = max(max(float(block.max()), -float(block.min())) for block, _ in _weighed(data))
         return np.zeros(width, np.float32), np.full(width, 1 / (largest or 1), np.float32)
-    mean = sum((block.sum(axis=0, dtype=np.float64) for block in blocks(data.train)), np.zeros(width)) / count
-    squares = sum((((block - mean) ** 2).sum(axis=0) for block in blocks(data.train)), np.zeros(width))
-    deviation = np.sqrt(squares / count)
+    if data.weights is None:
+        mean = _mean(data, lambda block: block)
+    else:  # from one of the examples on, so that a constant feature has exactly its value as the mean
+        one = data.train.take(np.flatnonzero(data.weights)[:1])[0][0].astype(np.float64)
+        mean = one + _mean(data, lambda block: block - one)
+    deviation = np.sqrt(_mean(data, lambda block: (block - mean) ** 2))
     scale = np.divide(1, deviation, out=np.zeros(width), where=deviation > 0)
     return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _weighed(data: Data) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """The training features, some thousand rows at a time, and the rows' weights, float64 [rows, 1] (None: each 1);
+    without rows of weight 0."""
+    start = 0
+    for block in blocks(data.train):
+        if data.weights is None:
+            yield block, None
+        else:
+            weights = data.weights[start : start + len(block)].astype(np.float64)
+            start += len(block)
+            if weights.any():
+                yield block[weights > 0], weights[weights > 0, None]
+
+
+def _mean(data: Data, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The mean of what a function makes of the training features, by the examples' weights: float64 [features]."""
+    total, count = np.zeros(data.num_features), 0.0
+    for block, weights in _weighed(data):
+        values = function(block) if weights is None else function(block) * weights
+        total += values.sum(axis=0, dtype=np.float64)
+        count += len(block) if weights is None else float(weights.sum())
+    return total / count

@@ -79,7 +79,7 @@ class Keeping:
         for note in notes:
             self.log.warn(note)
         self._saved_step = meta["step"]
-        return state, meta["step"], Totals(**meta["totals"])
+        return state, meta["step"], Totals.of_checkpoint(meta["totals"])
 
     @functools.cached_property
     def _fingerprint(self) -> str:
