@@ -61,7 +61,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
                 if config.workdir is not None:
                     return _in_folder(config, data, parts, compiled, group, started)
                 compiled.result()
-                for text in (*data.remarks, datasets.order_remark(config, data)):
+                for text in (*data.remarks, datasets.order_remark(config, data), datasets.balance_remark(config, data)):
                     if text:
                         remark(text)
                 if text := data.description():

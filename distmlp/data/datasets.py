@@ -22,6 +22,7 @@ from distmlp.errors import InputError, listed, one_line
 __all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "input_scaling", "load"]
 
 _ROWS, _ITEMS = 1000, 100  # examples that are looked at: of arrays, and of what is read item by item
+_RARE = 0.05  # share of the training examples
 _ALIKE = 0.95  # share of pictures whose backgrounds have to be alike, for it to be one of the set
 
 
@@ -47,15 +48,22 @@ class Data:
     def parts(self) -> list[Examples]:
         return [part for part in (self.train, self.test, self.validation) if part is not None]
 
+    @property
+    def called(self) -> Sequence[Any]:
+        """What the labels call each class, in order."""
+        return self.classes or range(self.num_classes)
+
     def description(self) -> str:
-        """One line on the features and classes, as people should check them; none where neither have names."""
-        if not (self.classes or self.columns):
+        """One line on the features, the classes and the weights, as people should check them; none where there are no
+        names and no weights."""
+        if not (self.classes or self.columns or self.weights is not None):
             return ""
         features = f" ({listed(self.columns, 5)})" if self.columns else ""
         if self.table and self.table.words:
             features = f" from {len(self.table.names):,} columns{features}"
         classes = f" ({listed(self.classes, 5)})" if self.classes else ""
-        return f"{self.name}: {self.num_features:,} features{features}, {self.num_classes:,} classes{classes}"
+        weights = "" if self.weights is None else f", weights from {self.weights.min():.3g} to {self.weights.max():.3g}"
+        return f"{self.name}: {self.num_features:,} features{features}, {self.num_classes:,} classes{classes}{weights}"
 
     def fingerprint(self) -> str:
         """Digests of the parts, of the names of classes and columns, and of the weights, if there are any."""
@@ -110,10 +118,25 @@ def order_remark(config: Config, data: Data) -> str:
         return ""
     inside, whole = (np.bincount(part, minlength=data.num_classes) / len(part) for part in (far, labels))
     most = int((inside - whole).argmax())
-    name = data.classes[most] if data.classes else most
+    name = data.called[most]
     return (f"the training set is in no random order: of {len(far):,} examples in a row {inside[most]:.0%} are of "
             f"class {name}, of all {whole[most]:.0%}; give --shuffle, or each epoch learns in that order and ends on "
             "some of the classes")
+
+
+def balance_remark(config: Config, data: Data) -> str:
+    """What to say of a training set with a rare class, if nothing was done about it; else "".
+
+    A class is rare that has less than 5 % of the examples; of more than ten classes, less than half of an equal share.
+    """
+    counts = np.bincount(data.train.labels, minlength=data.num_classes)
+    rarest = int(np.where(counts > 0, counts, len(data.train) + 1).argmin())
+    share, equal = counts[rarest] / len(data.train), 1 / np.count_nonzero(counts)
+    if share >= min(_RARE, equal / 2) or config.class_weight != "none" or config.choose_by != "accuracy":
+        return ""
+    return (f"{share:.1%} of the training examples are of class {data.called[rarest]}: --class_weight=balanced lets it "
+            "count as much as the others, and --choose_by=balanced_accuracy or macro_f1 chooses the best checkpoint by "
+            "all classes alike")
 
 
 def _background(
@@ -156,18 +179,17 @@ def load(
     of_model = info is not None and bool(info.get("classes") or config.num_classes)
     known = Classes.of(info or {}, config.num_classes) if of_model else _classes(config, source)
     found: dict[str, Any] = {name: _examples(part, known) for name, part in source.parts.items()}
-    columns, remarks, weighed = source.columns, list(source.remarks), None
-    for name, part in source.parts.items():
-        if part.weights is not None and (name != "train" or info is not None):
-            remarks.append(f"{part.name}: the weights are ignored, evaluation counts each example once")
+    columns, weighed = source.columns, None
+    remarks = [*source.remarks, *(
+        f"{part.name}: the weights are ignored, for evaluation counts each example once"
+        for name, part in source.parts.items() if part.weights is not None and (name != "train" or info is not None))]
     if info is None:
-        first = source.parts["train"]
-        weighed = first.weights if first.weights is None else (
-            weights.checked(first.weights, len(found["train"]), first.name))  # fmt: skip
+        weighed = _given_weights(config, source.parts["train"], len(found["train"]), columns is not None)
         stay = _hold_out(config, found, known.names)
-        weighed = weighed if weighed is None or stay is None else weighed[stay]
-        weighed = weights.of_training(weighed, found["train"].labels, config.class_weight == "balanced", first.name)
-        columns = columns and columns.learned(found["train"].table, config)
+        train = found["train"]
+        weighed = weights.of_training(None if weighed is None else weighed[stay], train.labels,
+                                      config.class_weight == "balanced", train.name)  # fmt: skip
+        columns = columns and columns.learned(train.table, config)
     parts: dict[str, Examples] = {}
     for name, part in found.items():
         if isinstance(part, _TableRows):
@@ -232,16 +254,24 @@ def _classes(config: Config, source: Source) -> Classes:
     return find_classes(listed, train.name, 0)
 
 
+def _given_weights(config: Config, train: Part, count: int, table: bool) -> np.ndarray | None:
+    """The weights of a training set's `count` examples, float64 [N]; None if none are given."""
+    if config.weight_column and not table:
+        raise InputError(f"--weight_column={config.weight_column} goes with a table, which {train.name} is not: name "
+                         "an array of weights w_train beside x_train, or give (x, y, weights) from Python")
+    return None if train.weights is None else weights.checked(train.weights, count, train.name)
+
+
 def _hold_out(
     config: Config, parts: "dict[str, Examples | _TableRows]", names: list[Any] | None
-) -> np.ndarray | None:
-    """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set. Returns the
-    positions of the examples that stay in it, int64, or None: all.
+) -> np.ndarray | slice:
+    """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set. Returns which
+    examples stay in it.
 
     They are drawn by the seed, with the classes (of these names) in proportion, and are in the order of the set. Labels
     that are not known are all alike, and so have no influence.
     """
-    staying = None
+    staying: np.ndarray | slice = slice(None)
     for part in ("test", "validation"):
         fraction, whole = getattr(config, f"{part}_fraction"), parts["train"]
         if not fraction:
@@ -264,7 +294,7 @@ def _hold_out(
         stay = np.sort(stay)
         parts[part] = whole.part(np.sort(held), f"{whole.name} ({part} part)")
         parts["train"] = whole.keep(stay) if isinstance(whole, _TableRows) else whole.part(stay, whole.name)
-        staying = stay if staying is None else staying[stay]
+        staying = stay if isinstance(staying, slice) else staying[stay]
     return staying
 
 
@@ -299,17 +329,17 @@ def _weighed(data: Data) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         if data.weights is None:
             yield block, None
         else:
-            weights = data.weights[start : start + len(block)].astype(np.float64)
+            each = data.weights[start : start + len(block)].astype(np.float64)
             start += len(block)
-            if weights.any():
-                yield block[weights > 0], weights[weights > 0, None]
+            if each.any():
+                yield block[each > 0], each[each > 0, None]
 
 
 def _mean(data: Data, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The mean of what a function makes of the training features, by the examples' weights: float64 [features]."""
     total, count = np.zeros(data.num_features), 0.0
-    for block, weights in _weighed(data):
-        values = function(block) if weights is None else function(block) * weights
+    for block, each in _weighed(data):
+        values = function(block) if each is None else function(block) * each
         total += values.sum(axis=0, dtype=np.float64)
-        count += len(block) if weights is None else float(weights.sum())
+        count += len(block) if each is None else float(each.sum())
     return total / count

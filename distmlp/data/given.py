@@ -16,8 +16,8 @@ _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), 
 
 
 def source(config: Config, train_set: Any, test_set: Any = None, validation_set: Any = None) -> Source:
-    """The parts of the data that were given, each a tuple of arrays (x, y) or (x, y, weights), or a map-style Dataset of
-    pairs or dicts.
+    """The parts of the data that were given: each a tuple of arrays (x, y) or (x, y, weights), or a map-style Dataset
+    of pairs or dicts.
 
     Where x is a frame, other frames find their columns by its.
     """
@@ -32,7 +32,11 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
                 found, columns, more = tables.first(raw, config, labelled=False)
             else:
                 found, more = tables.later(raw, columns, config, labelled=False, width=len(raw.names))
-            parts[part], remarks = found._replace(labels=as_array(arrays[1]), weights=arrays[2]), remarks + more
+            if found.weights is not None and arrays[2] is not None:
+                raise InputError(f"--weight_column={config.weight_column}: {name} comes with weights, too: give one of "
+                                 "both")
+            weights = arrays[2] if found.weights is None else found.weights
+            parts[part], remarks = found._replace(labels=as_array(arrays[1]), weights=weights), remarks + more
         elif arrays is not None:
             parts[part] = Part(as_array(arrays[0]), as_array(arrays[1]), name, weights=arrays[2])
         elif dataset is not None:

@@ -42,8 +42,8 @@ class Order:
         return min(self.batch_size, self.size - step * self.batch_size)
 
     def weight_sums(self, weights: np.ndarray | None, epoch: int, start: int, stop: int) -> np.ndarray:
-        """What the examples of an epoch's global batches start..stop-1 weigh together, float32 [steps]: their number, or
-        the sum of these weights, float32 [size], in float64 and in the epoch's order, whatever the devices are.
+        """What the examples of an epoch's global batches start..stop-1 weigh together, float32 [steps]: their number,
+        or the sum of these weights, float32 [size], in float64 and in the epoch's order, whatever the devices are.
         """
         if weights is None:
             return np.array([self.examples(step) for step in range(start, stop)], np.float32)

@@ -23,8 +23,8 @@ def checked(weights: Any, count: int, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~(np.isfinite(weights.astype(np.float32)) & (weights >= 0)))
     if len(bad):
-        raise InputError(f"{name}: the weight {weights[bad[0]]:g} of example {bad[0]} must be a finite number from 0 up: "
-                         "mend it, or remove the example")
+        raise InputError(f"{name}: the weight {weights[bad[0]]:g} of example {bad[0]} must be a finite number from 0 "
+                         "up: mend it, or remove the example")
     return weights
 
 

@@ -121,6 +121,7 @@ class Feed:
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
         self._pace.tick()
+        told: list[Any]
         arrays, start, *told = self._batches.take(step, limit)
         count = len(told[0])
         if self._whole and count == self._pace.largest:
@@ -157,6 +158,7 @@ class HostBatches:
             self._chunks, self._chunk = self._sent_ahead(step), self._chunk._replace(start=len(self._chunk.sizes))
         if self._chunk.start == len(self._chunk.sizes):
             self._chunk = next(self._chunks)
+        told: list[Any]
         arrays, start, *told = self._chunk
         stop = min(start + limit - step, len(told[0]))
         self._chunk, self._next = self._chunk._replace(start=stop), step + stop - start
@@ -176,8 +178,7 @@ class HostBatches:
         yield from queue
 
     def _send(self, chunk: list[tuple[int, Batch]]) -> Taken:
-        """The arrays of an epoch's steps, by their numbers, of one static shape: what lies behind the last of them is not
-        read."""
+        """The arrays of an epoch's steps, by their numbers, of one static shape: what lies behind them is not read."""
         steps, batches = zip(*chunk, strict=True)
         filled = [batch.on_devices() for batch in (*batches, *[batches[-1]] * (self._pace.largest - len(batches)))]
         arrays = self._layout.put(jax.tree.map(lambda *parts: np.stack(parts), *filled), self.specs)

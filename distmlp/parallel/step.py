@@ -55,8 +55,8 @@ def make_train_step(
 ) -> TrainStep:
     """The step of a run.
 
-    If there may be `weightless` batches, whose weights are all 0: such a one has the loss 0, and changes nothing but the
-    number of the step, neither parameters nor the optimizer's state.
+    If there may be `weightless` batches, whose weights are all 0: such a one has the loss 0, and changes neither the
+    parameters nor the optimizer's state, only the number of the step.
 
     Its loss is NaN where it or the gradient of a bias is not finite. That costs nothing, and weights hardly ever go
     first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
