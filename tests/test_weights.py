@@ -188,10 +188,11 @@ def test_balanced_goes_by_what_is_left_to_train_on() -> None:
     (np.where(np.arange(96) == 7, 1e300, 1), r"the weight 1e\+300 of example 7 must be"),
     (np.zeros(96), "train_set: all weights are 0"),
     (np.full(96, 1e38), "train_set: the weights add up to .*, which float32 cannot hold"),
+    (np.full(96, 1e-35), "train_set: the weights add up to 9.6e-34, which float32 cannot hold"),
     (np.ones(95), "train_set has 96 examples but 95 weights"),
     (np.ones((96, 2)), r"weights must be numbers of shape \[examples\], one for each, not float64 \[96, 2\]"),
     (np.array(["1"] * 96), "weights must be numbers of shape"),
-], ids=["negative", "nan", "inf", "float64", "zero", "large", "few", "matrix", "text"])  # fmt: skip
+], ids=["negative", "nan", "inf", "float64", "zero", "large", "small", "few", "matrix", "text"])  # fmt: skip
 def test_weights_that_cannot_be(weights: Any, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         train(PYTHON, (X, Y, weights), TEST)

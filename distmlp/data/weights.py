@@ -6,6 +6,8 @@ import numpy as np
 
 from distmlp.errors import InputError
 
+_SMALLEST, _LARGEST = 1e-30, 1e38  # sums of weights with which float32 can calculate
+
 
 def checked(weights: Any, count: int, name: str) -> np.ndarray:
     """Weights as float64 [N], if they are as many as the `count` examples, finite and not negative; else an InputError.
@@ -53,8 +55,7 @@ def of_training(weights: np.ndarray | None, labels: np.ndarray, balanced: bool, 
         weights = weights * np.divide(each, sums, out=np.zeros(len(sums)), where=sums > 0)[labels]
     if weights is None or (weights == 1).all():
         return None
-    found = weights.astype(np.float32)
-    if not np.isfinite(np.float32(found.sum(dtype=np.float64))) or not found.any():
+    if not _SMALLEST < weights.sum() < _LARGEST:
         raise InputError(f"{name}: the weights add up to {weights.sum():g}, which float32 cannot hold: divide them all "
                          "by their mean")
-    return found
+    return weights.astype(np.float32)

@@ -62,7 +62,7 @@ def test_the_weights_of_a_later_table_are_ignored_and_one_line_says_so(tmp_path:
     assert capsys.readouterr().err.count(line) == 1
     without = tmp_path / "without.csv"
     frame(40).drop(columns="amount").to_csv(without, index=False)
-    for dataset, lines in ((str(parts), 1), (str(without), 0)):
+    for dataset, lines in ((str(parts / "test.csv"), 1), (str(without), 0)):
         assert evaluate.main(["run", "--json", f"--dataset={dataset}"]) == 0
         out, err = capsys.readouterr()
         assert err.count("is ignored here") == lines
