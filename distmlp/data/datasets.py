@@ -45,6 +45,11 @@ class Data:
     weights: np.ndarray | None = None  # float32 [N]: what the training examples count in the loss; None: each 1
 
     @property
+    def sizes(self) -> list[int]:
+        """What all processes must agree on: numbers of training and test examples, of features and of classes."""
+        return [len(self.train), len(self.test), self.num_features, self.num_classes]
+
+    @property
     def parts(self) -> list[Examples]:
         return [part for part in (self.train, self.test, self.validation) if part is not None]
 
