@@ -79,7 +79,7 @@ def _in_memory(config: Config, data: datasets.Data, parts: Program) -> Result:
             remark(text)
     if text := data.description():
         print(text)
-    print(header(data.validation is not None))
+    print(header(config, data.validation is not None))
     return training.in_memory(parts, parts.initial_state(parts.scaling()), lambda line: print(describe(line)))
 
 
