@@ -27,9 +27,9 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
 
     Args:
       config: the run.
-      train_set: data to use instead of config.dataset: a pair of arrays (x, y), also tensors or frames; or a map-style
-        Dataset of pairs or dicts.
-      test_set: the same.
+      train_set: data to use instead of config.dataset: arrays (x, y), also tensors or frames, or (x, y, weights), where
+        weights [N] say how much each example counts in the loss; or a map-style Dataset of pairs or dicts.
+      test_set: the same; evaluation ignores weights.
       validation_set: the same.
 
     With config.workdir=None nothing is written, and signals do what they did before. Otherwise SIGTERM, SIGINT, SIGHUP,
@@ -74,12 +74,12 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
 
 def _in_memory(config: Config, data: datasets.Data, parts: Program) -> Result:
     """The run without a folder, and what it prints."""
-    for text in (*data.remarks, datasets.order_remark(config, data)):
+    for text in (*data.remarks, datasets.order_remark(config, data), datasets.balance_remark(config, data)):
         if text:
             remark(text)
     if text := data.description():
         print(printable(text))
-    print(header(data.validation is not None))
+    print(header(config, data.validation is not None))
     return training.in_memory(parts, parts.initial_state(parts.scaling()), lambda line: print(describe(line)))
 
 

@@ -65,7 +65,9 @@ class Losses(np.ndarray):
 
 
 def steps(*losses: float) -> Steps:
-    return Steps(np.array([*losses, 99.0], np.float32).view(Losses), [20] * len(losses), np.empty(0), np.empty(0))
+    weights = np.full(len(losses), 30, np.float32)
+    return Steps(np.array([*losses, 99.0], np.float32).view(Losses), [20] * len(losses), weights, np.empty(0),
+                 np.empty(0))  # fmt: skip
 
 
 class Clock:
@@ -136,7 +138,7 @@ def test_no_evaluation_looks_through_those_before_it(monkeypatch: pytest.MonkeyP
 def test_a_line_has_the_mean_loss_over_examples_and_an_epochs_speed(clock: Clock) -> None:
     config = Config(num_epochs=3)
     recorded: list[tuple[int, float]] = []
-    found = Progress(Cadence(config, 5), 3, Totals(loss=6.0, examples=3, epoch_examples=60, epoch_seconds=2.0),
+    found = Progress(Cadence(config, 5), 3, Totals(loss=6.0, weight=3, epoch_examples=60, epoch_seconds=2.0),
                      record=lambda step, loss: recorded.append((step, loss)))  # fmt: skip
     found.begin_steps()
     found.add(steps(0.5))
@@ -151,11 +153,11 @@ def test_a_line_has_the_mean_loss_over_examples_and_an_epochs_speed(clock: Clock
     assert found.last_loss == 0.25
     made = found.add_line({"test_accuracy": 0.5})
     assert made is found.history[-1]
-    assert made["train_loss"] == (6.0 + 20 * 0.5 + 20 * 0.25) / 43
+    assert made["train_loss"] == (6.0 + 30 * 0.5 + 30 * 0.25) / 63
     assert made["seconds"] == 2.5
     assert made["examples_per_second"] == 100 / 2.5
     found.begin_steps()
-    assert (found.totals.examples, found.totals.epoch_examples, found.totals.epoch_seconds) == (0, 0, 0)
+    assert (found.totals.weight, found.totals.epoch_examples, found.totals.epoch_seconds) == (0, 0, 0)
     found.add(steps(np.inf))
     with pytest.raises(DivergedError, match="not finite at step 6"):
         found.settle()
@@ -203,7 +205,7 @@ def test_a_line_within_an_epoch_leaves_the_epochs_sums(clock: Clock) -> None:
     assert found.add_line({"test_accuracy": 0.5}).keys() == {"step", "epoch", "train_loss", "test_accuracy"}
     dispatch(found, clock, 2, 3)
     found.settle()
-    assert (found.totals.examples, found.totals.epoch_examples) == (60, 100)
+    assert (found.totals.weight, found.totals.epoch_examples) == (90, 100)
     assert found.add_line({})["seconds"] == 3
 
 

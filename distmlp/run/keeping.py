@@ -11,7 +11,7 @@ import jax
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
-from distmlp.data.datasets import Data, order_remark
+from distmlp.data.datasets import Data, balance_remark, order_remark
 from distmlp.errors import InputError, Interrupted
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
@@ -146,14 +146,15 @@ class Keeping:
         self.log.session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
                          devices=f"{len(devices)} x {devices[0].device_kind}")
         self._begun = progress
-        if not step and (remark := order_remark(config, self.data)):
-            self.log.warn(remark)
+        for remark in filter(None, (order_remark(config, self.data), balance_remark(config, self.data))):
+            if not step:
+                self.log.warn(remark)
         if step:
             self.log.say(f"resuming after step {step} of {total}")
         if 0 < config.schedule_steps < total:
             self.log.warn(f"the learning rate is 0 from step {config.schedule_steps} on, where --schedule_steps ends; "
                           f"this run has {total} steps")
-        self.log.say(header(self.data.validation is not None))
+        self.log.say(header(config, self.data.validation is not None))
 
     def record(self, steps: Steps, digests: dict[str, str] | None, progress: Progress) -> None:
         """Takes note of a dispatch that has been made."""
