@@ -24,6 +24,10 @@ TEST, VALIDATION = ((ARRAYS["x_test"][part], ARRAYS["y_test"][part]) for part in
 SCORES = ("balanced_accuracy", "macro_f1", "loss", "roc_auc")
 
 
+def standing(history: list[Line]) -> Standing:
+    return functools.reduce(Standing.after, history, Standing())
+
+
 def trained(**changes: Any) -> Any:
     config = small_config("python:arrays", workdir=None, num_epochs=6, learning_rate=0.005, shuffle=True,
                           reduction="invariant", input_scaling="standard", **changes)  # fmt: skip
@@ -40,10 +44,6 @@ def sklearns(name: str, labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", SCORES)
-def standing(history: list[Line]) -> Standing:
-    return functools.reduce(Standing.after, history, Standing())
-
-
 def test_the_best_goes_by_the_score_which_is_the_same_on_any_devices(name: str) -> None:
     first, *others = (trained(choose_by=name, num_devices=devices) for devices in (1, 3, 8))
     *lines, final = first.history
