@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from distmlp import scores
 from distmlp.config import Config
 from distmlp.errors import DivergedError, InputError
 
@@ -29,12 +30,14 @@ Line = dict[str, Any]  # of metrics.jsonl: `step` counts completed updates, `epo
 
 
 def score(line: Line) -> float | None:
-    """What an evaluation is compared by, the higher the better: the accuracy on the validation set, where there is one.
+    """What an evaluation is compared by, the higher the better: the accuracy, or what the line says that it is chosen
+    by; on the validation set, where there is one.
 
     None: the line has no evaluation, or is the last one of all.
     """
-    found = line.get("validation_accuracy", line.get("test_accuracy"))
-    return None if found is None or line.get("final") else float(found)
+    name = line.get("choose_by", "accuracy")
+    found = line.get(f"validation_{name}", line.get(f"test_{name}"))
+    return None if found is None or line.get("final") else float(-found if name == "loss" else found)
 
 
 class Standing(NamedTuple):
@@ -108,8 +111,8 @@ def _every(interval: int, number: int) -> bool:
 class Totals:
     """Sums that the lines need; checkpoints carry them, so that a resumed run logs the same numbers."""
 
-    loss: float = 0.0  # summed over the examples since the last line
-    examples: int = 0  # since the last line
+    loss: float = 0.0  # of the examples since the last line, each by its weight, added up
+    weight: float = 0.0  # of these examples together
     epoch_examples: int = 0
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -142,8 +145,8 @@ class Progress:
         self.last_loss: float | None = None
         self._record = record
         self._pending: deque[tuple[int, Steps]] = deque()
-        self._clock = time.monotonic()  # up to when the epoch's seconds are counted
-        self._total_clock = self._clock if started is None else started  # up to when total_seconds are
+        self._training_since: float | None = None  # up to when the epoch's seconds are counted; None: no step is made
+        self._total_clock = time.monotonic() if started is None else started  # up to when total_seconds are
 
     @property
     def _position(self) -> Line:
@@ -168,8 +171,8 @@ class Progress:
 
     @property
     def logged(self) -> bool:
-        """Whether this step has its line."""
-        return any(line["step"] == self.step and not line.get("final") for line in self.history)
+        """Whether this step has its line; the lines to come are dropped."""
+        return bool(self.history) and bool(self.history[-1]["step"] == self.step)
 
     def drop_lines_to_come(self) -> None:
         """Drops the lines that training will write again: those beyond this step, and its own if it lacks an
@@ -177,6 +180,18 @@ class Progress:
         due = self.cadence.evaluation(self.step)
         self.history = [line for line in self.history if not line.get("final")
                         and line["step"] <= self.step - (due and score(line) is None)]  # fmt: skip
+
+    def begin_steps(self) -> None:
+        """To be called before each dispatch: the epoch's clock runs from here to `settle`, and what comes between
+        `settle` and the next dispatch, as an evaluation or a checkpoint, is no training time.
+
+        Where this step has its line, new sums begin. Until then they are those from before the line, as checkpoints
+        have them.
+        """
+        if self.logged:
+            self._begin_sums()
+        if self._training_since is None:
+            self._training_since = time.monotonic()
 
     def add(self, steps: Steps) -> None:
         """Counts the steps of a dispatch, and reads the losses of those before it; raises as `settle`."""
@@ -186,32 +201,29 @@ class Progress:
         self._read_losses(_IN_FLIGHT)
 
     def settle(self) -> None:
-        """Waits for the devices, reads all losses, and adds the time since the clock was started to the epoch's.
+        """Waits for the devices, reads all losses, and stops the epoch's clock.
 
         Raises:
           DivergedError: a loss is not finite.
         """
         self._read_losses(0)
-        now = time.monotonic()
-        self.totals.epoch_seconds += now - self._clock
-        self._clock = now
+        if self._training_since is not None:
+            self.totals.epoch_seconds += time.monotonic() - self._training_since
+            self._training_since = None
 
     def _read_losses(self, in_flight: int) -> None:
         while len(self._pending) > in_flight:
             first, steps = self._pending.popleft()
-            for step, (loss, size) in enumerate(zip(np.asarray(steps.losses), steps.sizes, strict=False), first + 1):
+            told = zip(np.asarray(steps.losses), steps.sizes, steps.weight_sums.tolist(), strict=False)
+            for step, (loss, size, weight) in enumerate(told, first + 1):
                 if not np.isfinite(loss):
                     raise DivergedError(f"the loss or a gradient is not finite at step {step}: try a lower "
                                         "--learning_rate or --clip_norm")
                 self.last_loss = float(loss)
                 self._record(step, self.last_loss)
-                self.totals.loss += self.last_loss * size
-                self.totals.examples += size
+                self.totals.loss += self.last_loss * weight
+                self.totals.weight += weight
                 self.totals.epoch_examples += size
-
-    def start_clock(self) -> None:
-        """Training goes on now: what was before, an evaluation perhaps, is no training time."""
-        self._clock = time.monotonic()
 
     def count_seconds(self) -> None:
         """Brings total_seconds up to date."""
@@ -222,12 +234,13 @@ class Progress:
     def add_line(self, evaluated: Line) -> Line:
         """The line of this step: what the steps since the last one add up to, and what an evaluation has found.
 
-        At the end of an epoch, or of the run, it has the speed, too.
+        At the end of an epoch, or of the run, it has the speed of the steps since the last line that has one.
         """
         sums, line = self.totals, self._position
-        if sums.examples:
-            line["train_loss"] = sums.loss / sums.examples
-        if sums.epoch_seconds and (self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps):
+        if sums.weight:
+            line["train_loss"] = sums.loss / sums.weight
+        ends = self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps
+        if ends and sums.epoch_examples and sums.epoch_seconds:
             line |= {"seconds": sums.epoch_seconds, "examples_per_second": sums.epoch_examples / sums.epoch_seconds}
         self.history.append(line | evaluated)
         self.standing = self.standing.after(self.history[-1])
@@ -240,12 +253,14 @@ class Progress:
         self.history.append(self._position | ended | tested)
         return self.history[-1]
 
-    def begin_sums(self) -> None:
-        """New sums and a new clock, after a line, or where a checkpoint has them from before its line."""
-        self.totals.loss, self.totals.examples = 0.0, 0
-        if self.cadence.epoch_end(self.step):
+    def _begin_sums(self) -> None:
+        """New sums after this step's line; also of the epoch, where that line has said how fast it was.
+
+        A line within an epoch has: the run was to end there, and now goes on.
+        """
+        self.totals.loss, self.totals.weight = 0.0, 0.0
+        if "seconds" in self.history[-1] or self.cadence.epoch_end(self.step):
             self.totals.epoch_examples, self.totals.epoch_seconds = 0, 0.0
-        self.start_clock()
 
 
 class Measures:
@@ -253,15 +268,26 @@ class Measures:
 
     def __init__(self, config: Config, data: Data, evaluator: Evaluator) -> None:
         self._eval_train, self._data, self._evaluator = config.eval_train, data, evaluator
+        self._choose_by = config.choose_by
+        chooser = data.test if data.validation is None else data.validation
+        known = not chooser.one_by_one or chooser.labels.any()
+        if self._choose_by == "roc_auc" and known and (why := scores.undefined(chooser.labels, data.called)):
+            raise _undefined(chooser, why)
 
     def evaluated(self, state: State, poll: Poll) -> Line:
         """What is due while training: of the validation set where there is one, else of the test set."""
         line: Line = {}
         if self._eval_train:
             line["train_accuracy"] = self._evaluator(state, self._data.train, poll).accuracy
-        if self._data.validation is not None:
-            return line | self._measure("validation", state, self._data.validation, poll)
-        return line | self._measure("test", state, self._data.test, poll)
+        if self._choose_by != "accuracy":
+            line["choose_by"] = self._choose_by
+        name, chooser = "validation", self._data.validation
+        if chooser is None:
+            name, chooser = "test", self._data.test
+        line |= self._measure(name, state, chooser, poll)
+        if score(line) is None:
+            raise _undefined(chooser, "not every class occurs in it")
+        return line
 
     def tested(self, last: State, best: State | None, poll: Poll) -> Line:
         """Of the test set, where a validation set chose: only now, with nothing left to choose."""
@@ -271,6 +297,15 @@ class Measures:
         return line | self._measure("test", last, self._data.test, poll)
 
     def _measure(self, name: str, state: State, examples: Examples, poll: Poll) -> Line:
-        found = self._evaluator(state, examples, poll)
-        return {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
-                f"{name}_count": found.total}
+        found = self._evaluator(state, examples, poll, scores.NEEDS[self._choose_by])
+        line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
+                f"{name}_count": found.total}  # fmt: skip
+        if found.labels is not None:
+            value = scores.score(self._choose_by, found.labels, found.predicted, found.log_probs)
+            line |= {} if value is None else {f"{name}_{self._choose_by}": value}
+        return line
+
+
+def _undefined(examples: Examples, why: str) -> InputError:
+    return InputError(f"--choose_by=roc_auc is not defined for {examples.name}, for {why}: give another of its values")
+

@@ -11,16 +11,16 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 from tqdm.auto import tqdm  # in a notebook, a bar of its own
 
+from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config
-from distmlp.errors import listed
+from distmlp.errors import listed, printable
 from distmlp.parallel import backend
 from distmlp.progress import Line, Progress, best
 from distmlp.run import lines
@@ -94,7 +94,7 @@ class Log:
     def say(self, text: str) -> None:
         """A remark on the console, above the progress bar if there is one, and in log.txt once a run has begun."""
         if self._first:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
             if self._events is not None:  # else nothing is trained, and the folder stays as it is
                 self.note(text)
@@ -144,7 +144,7 @@ class Log:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     names = ("distmlp", "jax", "jaxlib", "numpy", "torch", "orbax-checkpoint", "optax")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: machine.version(name) for name in names}}
 
 
 def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Group) -> str:
@@ -184,14 +184,21 @@ _COLUMNS = {  # of a line for people, behind its epoch: heading, width, format
 HEADER = " " * 9 + "".join(f"{heading:>{width}}" for heading, width, _ in _COLUMNS.values())
 
 
-def header(validation: bool) -> str:
+_SHORT = {"balanced_accuracy": "bal. acc", "macro_f1": "macro F1", "roc_auc": "ROC AUC"}  # beside accuracy and loss
+
+
+def header(config: Config, validation: bool) -> str:
     """The headings of the lines per epoch."""
-    return HEADER.replace("test", " val") if validation else HEADER
+    text = HEADER.replace("test", " val") if validation else HEADER
+    free = config.choose_by in _SHORT and not config.eval_train  # the column of training accuracies
+    return text.replace("train acc", f"{_SHORT[config.choose_by]:>9}") if free else text
 
 
 def describe(line: Line) -> str:
     """One line for people, of 80 columns, below `header`."""
     line = {name.replace("validation", "test"): value for name, value in line.items()}
+    if (name := line.get("choose_by")) in _SHORT and f"test_{name}" in line:
+        line = {"train_accuracy": line[f"test_{name}"]} | line  # as the heading says
     cells = (f"{line[name]:>{width}{form}}" if name in line else " " * width
              for name, (_, width, form) in _COLUMNS.items())  # fmt: skip
     return f"epoch {line['epoch']:>3}{''.join(cells)}".rstrip()
@@ -200,16 +207,24 @@ def describe(line: Line) -> str:
 def summary(history: Sequence[Line], workdir: Path) -> str:
     """The end of a run: its accuracy, the parameters' SHA-256, the time it took, and what there is to go on with."""
     (*_, last, final), top = history, best(history)
+    chosen_by = top.get("choose_by", "accuracy")
+
+    def score(line: Line, part: str) -> str:
+        """Beside the accuracy."""
+        value = None if chosen_by == "accuracy" else line.get(f"{part}_{chosen_by}")
+        return "" if value is None else f", {chosen_by.replace('_', ' ')} {value:.5f}"
+
     if "validation_accuracy" in top:
-        texts = [f"best validation accuracy {top['validation_accuracy']:.2%} at step {top['step']}; on the test set:"]
+        texts = [f"best validation accuracy {top['validation_accuracy']:.2%}{score(top, 'validation')} "
+                 f"at step {top['step']}; on the test set:"]
         for which, name, step in (("best", "best_test", top["step"]), ("last", "test", final["step"])):
             if f"{name}_accuracy" in final:
                 texts.append(f"  the {which} checkpoint, step {step}: {final[f'{name}_accuracy']:.2%} "
-                             f"({final[f'{name}_correct']} of {final['test_count']})")
+                             f"({final[f'{name}_correct']} of {final['test_count']}){score(final, name)}")
     else:
         texts = [f"final test accuracy {100 * last['test_accuracy']:.2f} % "
-                 f"({last['test_correct']} of {last['test_count']}), "
-                 f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}",
+                 f"({last['test_correct']} of {last['test_count']}){score(last, 'test')}, "
+                 f"best {100 * top['test_accuracy']:.2f} %{score(top, 'test')} at step {top['step']}",
                  "(the best was chosen on the test set; --validation_fraction avoids that)"]
     steps = f"{last['step']}" if top["step"] == last["step"] else f"{last['step']}, and the best one, {top['step']},"
     training = sum(line.get("seconds", 0) for line in history)

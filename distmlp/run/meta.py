@@ -11,6 +11,7 @@ from distmlp.progress import Standing, Totals
 Meta = dict[str, Any]  # JSON values by their names; store.py adds `step` and `digests`
 
 _NEEDED = ("settings", "num_shards", "data", "totals", "versions")
+_RENAMED = {"examples": "weight"}  # a sum of version 0.2.0, where each example weighed 1
 _LATER = ("data_modified", "data_info", "standing", "lines")  # versions before may lack them
 
 
@@ -39,7 +40,7 @@ def unknown(meta: Meta) -> str:
     settings, totals = Config().settings(), {field.name for field in dataclasses.fields(Totals)}
     names = [
         *(f"--{name}" for name in meta.get("settings", {}) if name not in settings),
-        *(name for name in meta.get("totals", {}) if name not in totals),
+        *(name for name in meta.get("totals", {}) if _RENAMED.get(name, name) not in totals),
         *(name for name in meta if name not in (*_NEEDED, *_LATER, "step", "digests")),
     ]
     if not names:
@@ -52,7 +53,8 @@ def unknown(meta: Meta) -> str:
 def totals(meta: Meta) -> Totals:
     """The sums in a checkpoint; those that it lacks begin anew."""
     known = {field.name for field in dataclasses.fields(Totals)}
-    return Totals(**{name: value for name, value in meta["totals"].items() if name in known})
+    saved = {_RENAMED.get(name, name): value for name, value in meta["totals"].items()}
+    return Totals(**{name: value for name, value in saved.items() if name in known})
 
 
 def standing(meta: Meta) -> Standing:

@@ -19,6 +19,7 @@ from conftest import process_env, small_config
 from drills import runs
 
 from distmlp import Config, InputError, train
+from distmlp.cluster.group import Group
 from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluation, Evaluator
@@ -223,6 +224,25 @@ def test_saving_by_the_clock(seconds: float, saved: list[int], npz: str) -> None
     train(invariant(npz, checkpoint_every_seconds=seconds, eval_every_epochs=0, steps_per_dispatch=1,
                     keep_checkpoints=99))  # fmt: skip
     assert steps() == saved
+
+
+@pytest.mark.parametrize(("process", "due"), [(0, False), (1, True)])
+def test_several_processes_save_by_the_clock_of_the_first(
+    process: int, due: bool, npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one would wait for the others in a save that they do not make. Here the other one has the opposite clock."""
+    config = invariant(npz, checkpoint_every_seconds=1e6 if process == 0 else 1e-6, eval_every_epochs=0, max_steps=4,
+                       steps_per_dispatch=1, keep_checkpoints=99)  # fmt: skip
+    asked: list[Any] = []
+
+    def lead(self: Group, value: Any) -> Any:
+        asked.append(value)
+        return value if process == 0 else False
+
+    monkeypatch.setattr(Group, "lead", lead)
+    train(config)
+    assert asked == [due] * 3
+    assert steps() == [4]
 
 
 @pytest.mark.parametrize("reduction", ["invariant", "fast"])
