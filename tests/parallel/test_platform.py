@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -81,6 +82,13 @@ def test_platform_cpu_starts_on_the_cpu_only(monkeypatch: pytest.MonkeyPatch, no
         assert jax.config.values["jax_platforms"] == "cpu"
         backend.check_platform(Config(platform="cpu"))
     assert jax.config.values["jax_platforms"] is None
+
+
+def test_platform_cpu_where_jax_already_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "devices", lambda: [SimpleNamespace(platform="gpu")])
+    backend.check_platform(Config(platform="gpu"))
+    with pytest.raises(InputError, match="--platform=cpu, but JAX already runs on gpu in this process: start again"):
+        backend.check_platform(Config(platform="cpu"))
 
 
 def test_platform_and_jax_platforms_must_not_contradict_each_other(npz: str) -> None:
