@@ -483,7 +483,7 @@ def copy_tree(source: Path, target: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "-co", "--exclude-standard"], cwd=source, capture_output=True, text=True, check=False
     )
-    names = listed.stdout.split("\0")[:-1] or [str(path.relative_to(source)) for path in source.rglob("*.*")]
+    names = listed.stdout.split("\0")[:-1] or [str(path.relative_to(source)) for path in source.rglob("*")]
     for name in names:
         if (source / name).is_symlink() or (source / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,26 @@ def report(classes: tuple[str, ...], pairs: list[list[int]]) -> str:
     each = np.array([1.0] * len(classes))
     per_class = {"precision": each, "recall": each, "f1": each, "support": each.astype(int) * 1200}
     return str(ClassificationReport(
-        120, 0.0123456, 0.75, 3000, 4000, classes, np.array(pairs), per_class, np.zeros(4, np.int32)
+        checkpoint_step=120, loss=0.0123456, accuracy=0.75, correct=3000, count=4000, classes=classes,
+        pairs=np.array(pairs), per_class=per_class, predicted=np.zeros(4, np.int32), confidence=np.zeros(4, np.float32),
+        accuracy_interval=(0.7363, 0.7632), log_loss=0.0246912, balanced_accuracy=0.7512345, roc_auc=None,
+        average_precision=None, top_3_accuracy=None, calibration_error=0.03456, left_out="there are too many",
     ))
 
 
 HEAD = """\
 checkpoint of step 120: 3,000 of 4,000 correct, accuracy 75.00 %, loss 0.01235
+
+accuracy interval  73.63 to 76.32 %  Where the accuracy on endlessly many such
+                                     examples is, in 95 of 100 cases (Wilson).
+log loss           0.02469           The mean of -log(probability of the true
+                                     class); 0 is perfect.
+balanced accuracy  0.7512            The mean of the classes' recalls, so that
+                                     rare classes count like frequent ones.
+calibration error  0.0346            How far the probability of the prediction
+                                     is from how often it is right: the mean
+                                     over ten ranges.
+ROC AUC and average precision are left out: there are too many
 
 class  precision  recall     f1  support
 cat       1.0000  1.0000 1.0000    1,200
