@@ -242,7 +242,7 @@ class Session:
     def __init__(self, tree: Path, scratch: Path, files: Sequence[str], wanted: list[str] | None, rc: str = "") -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         (scratch / "tmp").mkdir(parents=True)
-        self._scratch, self._notes, self._started = scratch, scratch / "notes", time.monotonic()
+        self.scratch, self._notes, self._started = scratch, scratch / "notes", time.monotonic()
         self._notes.touch()
         self.pid = os.fork()
         if not self.pid:
@@ -253,11 +253,11 @@ class Session:
 
     def _run(self, tree: Path, files: Sequence[str], wanted: list[str] | None, rc: str) -> None:
         os.setsid()
-        with (self._scratch / "output").open("w") as output, Path(os.devnull).open() as nothing:
+        with (self.scratch / "output").open("w") as output, Path(os.devnull).open() as nothing:
             for number, file in ((0, nothing), (1, output), (2, output)):
                 os.dup2(file.fileno(), number)
         os.environ.pop("PYTEST_CURRENT_TEST", None)
-        os.environ |= {"PYTHONPATH": str(tree), "TMPDIR": str(self._scratch / "tmp")}
+        os.environ |= {"PYTHONPATH": str(tree), "TMPDIR": str(self.scratch / "tmp")}
         tempfile.tempdir = None
         os.chdir(tree)
         sys.path[:] = [str(tree), *(path for path in sys.path if path and Path(path) != runs.REPOSITORY)]
@@ -295,7 +295,7 @@ class Session:
             os.killpg(self.pid, signal.SIGKILL)
         if running:
             os.waitpid(self.pid, 0)
-        mark = f"TMPDIR={self._scratch / 'tmp'}\0".encode()
+        mark = f"TMPDIR={self.scratch / 'tmp'}\0".encode()
         for environ in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):
                 if mark in environ.read_bytes():
@@ -313,36 +313,43 @@ class Measured:
 
     def measure(self, processes: int, limit: float) -> None:
         waiting = sorted(str(path.relative_to(self._tree)) for path in self._tree.glob("tests/**/test_*.py"))
-        running: dict[str, tuple[Session, Path]] = {}
+        running: dict[str, Session] = {}
         for name in list(waiting):
             if (kept := self._kept(name)).exists():
                 self._maps.append(json.loads(kept.read_text()))
                 waiting.remove(name)
-        while waiting or running:
-            while waiting and len(running) < processes:
-                name = waiting.pop(0)
-                scratch = self._folder / "scratch" / name.replace("/", "-")
-                rc = scratch.with_suffix(".rc")
-                rc.parent.mkdir(exist_ok=True)
-                rc.write_text(COVERAGE.format(data=scratch / "data", tree=self._tree, package=self._package))
-                running[name] = Session(self._tree, scratch, [name], None, str(rc)), scratch
-            time.sleep(0.1)
-            for name, (session, scratch) in list(running.items()):
-                code = session.code()
-                if code is not None or session.seconds > limit:
-                    session.end(code is None)
-                    self._keep(name, session, scratch)
-                    del running[name]
-                    print(f"measured {name}: {session.seconds:.0f} s, exit code {code}", flush=True)
+        try:
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    name = waiting.pop(0)
+                    running[name] = self._begin(name)
+                time.sleep(0.1)
+                for name, session in list(running.items()):
+                    code = session.code()
+                    if code is not None or session.seconds > limit:
+                        del running[name]
+                        session.end(code is None)
+                        self._keep(name, session)
+                        print(f"measured {name}: {session.seconds:.0f} s, exit code {code}", flush=True)
+        finally:
+            for session in running.values():
+                session.end(running=True)
+
+    def _begin(self, name: str) -> Session:
+        scratch = self._folder / "scratch" / name.replace("/", "-")
+        rc = scratch.with_suffix(".rc")
+        rc.parent.mkdir(exist_ok=True)
+        rc.write_text(COVERAGE.format(data=scratch / "data", tree=self._tree, package=self._package))
+        return Session(self._tree, scratch, [name], None, str(rc))
 
     def _kept(self, name: str) -> Path:
         digest = hashlib.sha256((self._tree / name).read_bytes()).hexdigest()
         return self._folder / f"{name.replace('/', '-')}-{digest[:16]}.json"
 
-    def _keep(self, name: str, session: Session, scratch: Path) -> None:
+    def _keep(self, name: str, session: Session) -> None:
         tests = {note["test"]: note["seconds"] for note in session.notes if note.get("passed") and "seconds" in note}
         lines: dict[str, dict[int, list[str]]] = {}
-        for file in scratch.glob("data.*"):
+        for file in session.scratch.glob("data.*"):
             data = coverage.CoverageData(str(file))
             with contextlib.suppress(coverage.CoverageException):  # of a process that was killed while it wrote
                 data.read()
@@ -358,7 +365,7 @@ class Measured:
         found = {"file": name, "tests": tests, "lines": lines, "sources": sources}
         self._maps.append(json.loads(json.dumps(found)))
         self._kept(name).write_text(json.dumps(found))
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(session.scratch, ignore_errors=True)
 
     def seconds(self, test: str) -> float:
         return next((found["tests"][test] for found in self._maps if test in found["tests"]), 0.0)
@@ -435,12 +442,14 @@ class Drill:
 
     def _answer(self, tests: list[str]) -> dict[str, Any]:
         files = list(dict.fromkeys(test.partition("::")[0] for test in self._affordable(tests)))
-        session = Session(self._tree, self._folder / "scratch", files, tests)
-        while (code := session.code()) is None:
-            time.sleep(0.05)
-            if session.seconds > self._limit or session.quiet > self._patience + 5 * self._expected(session.notes):
-                break
-        session.end(running=code is None)
+        session, code = Session(self._tree, self._folder / "scratch", files, tests), None
+        try:
+            while (code := session.code()) is None:
+                time.sleep(0.05)
+                if session.seconds > self._limit or session.quiet > self._patience + 5 * self._expected(session.notes):
+                    break
+        finally:
+            session.end(running=code is None)
         notes = session.notes
         asked = sum("test" in note for note in notes)
         found = {"asked": asked, "tests": len(tests), "seconds": round(session.seconds, 1)}

@@ -135,9 +135,10 @@ def test_packages_for_devices_that_are_not_there(
     packages: bool, nvidia: bool, tpus: int, amd: bool, vain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """JAX would look for the devices, for seconds, and complain: it is told to take the CPU."""
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: name if packages else None)
-    monkeypatch.setattr(backend.hardware_utils, "has_visible_nvidia_gpu", lambda: nvidia)
-    monkeypatch.setattr(backend.hardware_utils, "num_available_tpu_chips_and_device_id", lambda: (tpus, None))
+    tells = "distmlp.parallel.backend.hardware_utils"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if packages else None)
+    monkeypatch.setattr(f"{tells}.has_visible_nvidia_gpu", lambda: nvidia)
+    monkeypatch.setattr(f"{tells}.num_available_tpu_chips_and_device_id", lambda: (tpus, None))
     monkeypatch.setattr(Path, "exists", lambda path: amd and str(path) == "/dev/kfd")
     found = backend._looks_in_vain()
     monkeypatch.undo()
