@@ -119,7 +119,7 @@ class Evaluator:
             poll()
             sent = self.layout.put((images, labels), DEALT)
             pending.append((images, [program(state, *sent) for program in (self._losses, *asked)]))
-            if len(pending) > _AHEAD:
+            if len(pending) > (1 if asked else _AHEAD):  # log-probabilities of many classes are large
                 read()
         while pending:
             read()
