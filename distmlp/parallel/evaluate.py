@@ -13,6 +13,7 @@ from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import ExampleLoader, Step
 from distmlp.data.examples import Examples
+from distmlp.kept import kept
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import DEALT, STATE, State
 
@@ -41,19 +42,7 @@ class Evaluator:
     def __init__(self, config: Config, layout: Layout) -> None:
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
-        compute_dtype = config.compute_dtype
-
-        def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
-            inputs = model.scale_inputs(images, state.scaling)
-            log_probs = model.batched_predict(state.params, inputs, compute_dtype)
-            losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
-            predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
-            result = jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
-            if layout.axis is None:
-                return result
-            return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
-
-        self._losses: Any = layout.wrap(body, (STATE, DEALT, DEALT), donate=False)
+        self._losses: Any = kept(_losses, config.compute_dtype, layout)
 
     def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
@@ -88,6 +77,22 @@ class Evaluator:
         losses, correct, predicted = np.concatenate(results, axis=1)[:, : len(dataset)].astype(np.float64)
         mean = float(losses.sum() / len(dataset))
         return Evaluation(mean, int(correct.sum()), len(dataset), predicted.astype(np.int32))
+
+
+def _losses(compute_dtype: str, layout: Layout) -> Any:
+    """The program of a step."""
+
+    def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
+        inputs = model.scale_inputs(images, state.scaling)
+        log_probs = model.batched_predict(state.params, inputs, compute_dtype)
+        losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
+        predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
+        result = jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
+        if layout.axis is None:
+            return result
+        return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
+
+    return layout.wrap(body, (STATE, DEALT, DEALT), donate=False)
 
 
 @dataclasses.dataclass

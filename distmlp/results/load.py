@@ -18,6 +18,7 @@ from distmlp.data import columnar, tables
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes
 from distmlp.errors import InputError, remark
+from distmlp.kept import kept
 from distmlp.parallel import backend
 from distmlp.progress import best
 from distmlp.results import checkpoints
@@ -82,7 +83,8 @@ class Model:
         """
         x = self.check(x)
         with backend.prepared(self.config):
-            parts = [np.asarray(self._probabilities(block))[:rows] for block, rows in _blocks(x)]
+            program, network = kept(_probabilities, self.config.compute_dtype), jax.device_put((self.params, self.scaling))
+            parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
         probabilities = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
         return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
 
@@ -125,16 +127,15 @@ class Model:
             raise InputError(f"row {bad[0]} has a value that is NaN or infinite (or beyond float32): remove or mend it")
         return np.asarray(x)
 
-    @functools.cached_property
-    def _probabilities(self) -> Any:
-        """[N, features] -> [N, classes], compiled."""
 
-        @jax.jit
-        def probabilities(params: Any, scaling: Any, x: jax.Array) -> jax.Array:
-            inputs = model.scale_inputs(x, scaling)
-            return jnp.exp(model.batched_predict(params, inputs, self.config.compute_dtype))
+def _probabilities(compute_dtype: str) -> Any:
+    """The program: a network's parameters, scaling and rows [N, features] -> probabilities [N, classes]."""
 
-        return functools.partial(probabilities, self.params, self.scaling)
+    @jax.jit
+    def probabilities(params: Any, scaling: Any, x: jax.Array) -> jax.Array:
+        return jnp.exp(model.batched_predict(params, model.scale_inputs(x, scaling), compute_dtype))
+
+    return probabilities
 
 
 def load(run: "str | Path", checkpoint: str | int = "") -> Model:
