@@ -136,6 +136,8 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
 
     Those to choose from may be given, where they are only described, with the bytes that one has.
     """
+    if not devices:
+        backend.check_platform(config)
     available = list(devices) or backend.devices()
     kind = available[0].platform
     wanted = config.num_devices or len(available)
