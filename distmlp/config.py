@@ -70,6 +70,8 @@ class Config:
         minimum=0, maximum=0.9)
     label_column: str = _setting("", "a table's column of labels; empty: the one named label, target, class or y")
     ignore_columns: str = _setting("", "columns of a table to leave out, separated by commas")
+    weight_column: str = _setting(
+        "", "a table's column of weights: what each training example counts in the loss; empty: all alike")
     header: str = _setting("auto", "a text table's first line: the columns' names, or, with none, a row of columns "
                            "that are named 0, 1, ...", choices=("auto", "none"))
     text_columns: str = _setting(
@@ -81,6 +83,9 @@ class Config:
     image_size: int = _setting(0, "height and width to which pictures are brought; 0: all are alike already", minimum=0)
     image_mode: str = _setting("auto", "pictures as gray or in colour; auto: as the first of them",
                                choices=("auto", "gray", "rgb"))
+    class_weight: str = _setting(
+        "none", "what an example counts in the loss, by its class: none, all alike; balanced, each class as much as "
+        "the others", choices=("none", "balanced"))
     data_dir: str = _setting("data", "folder of torchvision's data sets, or to download them to", "host")
     num_classes: int = _setting(0, "number of classes; 0: as many as the labels say", minimum=0)
     num_workers: int = _setting(0, "spawned loader processes, for data sets that are read item by item", "host",
@@ -151,8 +156,12 @@ class Config:
         "start", topic="The run's folder")
     eval_every_epochs: int = _setting(1, "evaluate every so many epochs; 0: only at the end", "conduct", minimum=0)
     eval_every_steps: int = _setting(0, "also evaluate every so many steps; 0: off", "conduct", minimum=0)
-    patience: int = _setting(0, "stop after so many evaluations without a better validation accuracy; 0: off",
-                             "conduct", minimum=0)
+    choose_by: str = _setting(
+        "accuracy", "what the best checkpoint and --patience go by, on the validation set or else the test set; roc_auc"
+        " of more than two classes is the mean of each against the rest",
+        choices=("accuracy", "balanced_accuracy", "macro_f1", "loss", "roc_auc"))
+    patience: int = _setting(0, "stop after so many evaluations without a better one of the validation set (see "
+                             "--choose_by); 0: off", "conduct", minimum=0)
     eval_train: bool = _setting(False, "evaluate on the training set too", "conduct")
     checkpoint_every_steps: int = _setting(0, "save every so many steps; 0: off", "conduct", minimum=0)
     checkpoint_every_seconds: float = _setting(
@@ -160,7 +169,7 @@ class Config:
         "save when so many seconds have passed since the last save; 0: off. "
         "With neither steps nor seconds: after each evaluation. The end of the run is always saved",
         "conduct", minimum=0)
-    keep_checkpoints: int = _setting(2, "keep the newest so many checkpoints, and the best by test accuracy",
+    keep_checkpoints: int = _setting(2, "keep the newest so many checkpoints, and the best (see --choose_by)",
                                      "conduct", minimum=1)
     ledger: bool = _setting(False, "keep WORKDIR/ledger.jsonl, each step's examples and loss, for launch.compare",
                             "conduct")

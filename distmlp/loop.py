@@ -74,7 +74,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
 
 def _in_memory(config: Config, data: datasets.Data, parts: Program) -> Result:
     """The run without a folder, and what it prints."""
-    for text in (*data.remarks, datasets.order_remark(config, data)):
+    for text in (*data.remarks, datasets.order_remark(config, data), datasets.balance_remark(config, data)):
         if text:
             remark(text)
     if text := data.description():

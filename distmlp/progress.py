@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from distmlp import scores
 from distmlp.config import Config
 from distmlp.errors import DivergedError, InputError
 
@@ -27,14 +28,21 @@ Poll = Callable[[], None]
 Line = dict[str, Any]  # of metrics.jsonl: `step` counts completed updates, `epoch` completed epochs
 
 
+def score(line: Line) -> float | None:
+    """What counts of a line, higher is better: of the validation set, where there is one, the accuracy or what the line
+    says that it is chosen by. None without an evaluation, and of a final line."""
+    name = line.get("choose_by", "accuracy")
+    value = line.get(f"validation_{name}", line.get(f"test_{name}"))
+    return None if value is None or line.get("final") else float(-value if name == "loss" else value)
+
+
 def scored(history: Sequence[Line]) -> list[tuple[float, Line]]:
-    """Each evaluation's line, and the accuracy that counts: the validation set's, where there is one."""
-    found = [(line.get("validation_accuracy", line.get("test_accuracy")), line) for line in history]
-    return [(float(score), line) for score, line in found if score is not None and not line.get("final")]
+    """Each evaluation's line, and its score."""
+    return [(found, line) for line in history if (found := score(line)) is not None]
 
 
 def best(history: Sequence[Line]) -> Line:
-    """The line of the highest accuracy that counts, the first among equals; {"step": 0} before any evaluation."""
+    """The line of the highest score, the first among equals; {"step": 0} before any evaluation."""
     return max(scored(history), key=lambda item: item[0], default=(0.0, {"step": 0}))[1]
 
 
@@ -94,11 +102,16 @@ def _every(interval: int, number: int) -> bool:
 class Totals:
     """Sums that the lines need; checkpoints carry them, so that a resumed run logs the same numbers."""
 
-    loss: float = 0.0  # summed over the examples since the last line
-    examples: int = 0  # since the last line
+    loss: float = 0.0  # of the examples since the last line, each by its weight, added up
+    weight: float = 0.0  # of these examples together
     epoch_examples: int = 0
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
+
+    @classmethod
+    def of_checkpoint(cls, saved: dict[str, Any]) -> Totals:
+        """Those of version 0.2 say the number of examples, each of which weighed 1."""
+        return cls(**{"weight" if name == "examples" else name: value for name, value in saved.items()})
 
 
 class Progress:
@@ -172,14 +185,15 @@ class Progress:
     def _read_losses(self, in_flight: int) -> None:
         while len(self._pending) > in_flight:
             first, steps = self._pending.popleft()
-            for step, (loss, size) in enumerate(zip(np.asarray(steps.losses), steps.sizes, strict=False), first + 1):
+            told = zip(np.asarray(steps.losses), steps.sizes, steps.weight_sums.tolist(), strict=False)
+            for step, (loss, size, weight) in enumerate(told, first + 1):
                 if not np.isfinite(loss):
                     raise DivergedError(f"the loss or a gradient is not finite at step {step}: try a lower "
                                         "--learning_rate or --clip_norm")
                 self.last_loss = float(loss)
                 self._record(step, self.last_loss)
-                self.totals.loss += self.last_loss * size
-                self.totals.examples += size
+                self.totals.loss += self.last_loss * weight
+                self.totals.weight += weight
                 self.totals.epoch_examples += size
 
     def start_clock(self) -> None:
@@ -198,8 +212,8 @@ class Progress:
         At the end of an epoch, or of the run, it has the speed, too.
         """
         sums, line = self.totals, self._position
-        if sums.examples:
-            line["train_loss"] = sums.loss / sums.examples
+        if sums.weight:
+            line["train_loss"] = sums.loss / sums.weight
         if sums.epoch_seconds and (self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps):
             line |= {"seconds": sums.epoch_seconds, "examples_per_second": sums.epoch_examples / sums.epoch_seconds}
         self.history.append(line | evaluated)
@@ -214,7 +228,7 @@ class Progress:
 
     def begin_sums(self) -> None:
         """New sums and a new clock, after a line, or where a checkpoint has them from before its line."""
-        self.totals.loss, self.totals.examples = 0.0, 0
+        self.totals.loss, self.totals.weight = 0.0, 0.0
         if self.cadence.epoch_end(self.step):
             self.totals.epoch_examples, self.totals.epoch_seconds = 0, 0.0
         self.start_clock()
@@ -225,15 +239,26 @@ class Measures:
 
     def __init__(self, config: Config, data: Data, evaluator: Evaluator) -> None:
         self._eval_train, self._data, self._evaluator = config.eval_train, data, evaluator
+        self._choose_by = config.choose_by
+        chooser = data.test if data.validation is None else data.validation
+        known = not chooser.one_by_one or chooser.labels.any()
+        if self._choose_by == "roc_auc" and known and (why := scores.undefined(chooser.labels, data.called)):
+            raise _undefined(chooser, why)
 
     def evaluated(self, state: State, poll: Poll) -> Line:
         """What is due while training: of the validation set where there is one, else of the test set."""
         line: Line = {}
         if self._eval_train:
             line["train_accuracy"] = self._evaluator(state, self._data.train, poll).accuracy
-        if self._data.validation is not None:
-            return line | self._measure("validation", state, self._data.validation, poll)
-        return line | self._measure("test", state, self._data.test, poll)
+        if self._choose_by != "accuracy":
+            line["choose_by"] = self._choose_by
+        name, chooser = "validation", self._data.validation
+        if chooser is None:
+            name, chooser = "test", self._data.test
+        line |= self._measure(name, state, chooser, poll)
+        if score(line) is None:
+            raise _undefined(chooser, "not every class occurs in it")
+        return line
 
     def tested(self, last: State, best: State | None, poll: Poll) -> Line:
         """Of the test set, where a validation set chose: only now, with nothing left to choose."""
@@ -243,6 +268,15 @@ class Measures:
         return line | self._measure("test", last, self._data.test, poll)
 
     def _measure(self, name: str, state: State, examples: Examples, poll: Poll) -> Line:
-        found = self._evaluator(state, examples, poll)
-        return {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
-                f"{name}_count": found.total}
+        found = self._evaluator(state, examples, poll, scores.NEEDS[self._choose_by])
+        line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
+                f"{name}_count": found.total}  # fmt: skip
+        if found.labels is not None:
+            value = scores.score(self._choose_by, found.labels, found.predicted, found.log_probs)
+            line |= {} if value is None else {f"{name}_{self._choose_by}": value}
+        return line
+
+
+def _undefined(examples: Examples, why: str) -> InputError:
+    return InputError(f"--choose_by=roc_auc is not defined for {examples.name}, for {why}: give another of its values")
+

@@ -41,10 +41,11 @@ class Program:
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards,
-                                  config.shuffle, config.seed, config.num_workers)  # fmt: skip
+                                  config.shuffle, config.seed, config.num_workers, data.weights)  # fmt: skip
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch)
-        train_step = make_train_step(config, layout, data.num_classes, self._optimizer)
+        weightless = data.weights is not None and not data.weights.all()
+        train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless)
         self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps)
         self.evaluator = Evaluator(config, layout)
         self.measures = Measures(config, data, self.evaluator)

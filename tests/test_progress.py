@@ -61,14 +61,15 @@ def test_patience_ends_a_run_after_so_many_evaluations_without_a_better_one() ->
 def test_a_line_has_the_mean_loss_over_examples_and_an_epochs_speed() -> None:
     config = Config(num_epochs=3)
     recorded: list[tuple[int, float]] = []
-    found = Progress(Cadence(config, 5), 3, Totals(loss=6.0, examples=3, epoch_examples=60, epoch_seconds=2.0),
+    found = Progress(Cadence(config, 5), 3, Totals(loss=6.0, weight=3, epoch_examples=60, epoch_seconds=2.0),
                      record=lambda step, loss: recorded.append((step, loss)))  # fmt: skip
 
     class Losses(np.ndarray):
         def copy_to_host_async(self) -> None: ...
 
     def steps(*losses: float) -> Steps:
-        return Steps(np.array([*losses, 99.0], np.float32).view(Losses), [20] * len(losses), np.empty(0), np.empty(0))
+        return Steps(np.array([*losses, 99.0], np.float32).view(Losses), [20] * len(losses),
+                     np.full(len(losses), 30, np.float32), np.empty(0), np.empty(0))  # fmt: skip
 
     found.add(steps(0.5))
     assert recorded == []  # the newest dispatch is still on its way
@@ -79,11 +80,11 @@ def test_a_line_has_the_mean_loss_over_examples_and_an_epochs_speed() -> None:
     assert found.last_loss == 0.25
     made = found.add_line({"test_accuracy": 0.5})
     assert made is found.history[-1]
-    assert made["train_loss"] == (6.0 + 20 * 0.5 + 20 * 0.25) / 43
+    assert made["train_loss"] == (6.0 + 30 * 0.5 + 30 * 0.25) / 63
     assert made["seconds"] == pytest.approx(2.0, abs=1.0)
     assert made["examples_per_second"] == 100 / made["seconds"]
     found.begin_sums()
-    assert (found.totals.examples, found.totals.epoch_examples, found.totals.epoch_seconds) == (0, 0, 0)
+    assert (found.totals.weight, found.totals.epoch_examples, found.totals.epoch_seconds) == (0, 0, 0)
     found.add(steps(np.inf))
     with pytest.raises(DivergedError, match="not finite at step 6"):
         found.settle()

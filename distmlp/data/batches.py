@@ -25,13 +25,18 @@ Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of on
 
 
 class Batch(NamedTuple):
-    """This process's share of a global batch. Rows of weight 0 only fill up a shard."""
+    """This process's share of a global batch. Rows that only fill up a shard have weight 0."""
 
     images: Any  # uint8 or float32 [local shards, rows, features]
     labels: Any  # int32 [local shards, rows]
-    weights: Any  # float32 [local shards, rows]
+    weights: Any  # float32 [local shards, rows]: what each counts in the loss
     weight_sum: Any  # float32 []: of the whole global batch
-    indices: Any = None  # int64 [local shards, rows]: which examples they are; stays on the host
+    indices: Any = None  # int64 [local shards, rows]: which examples they are; these two stay on the host
+    real: Any = None  # float32 [local shards, rows]: 0 for rows that only fill up a shard, else 1
+
+    def on_devices(self) -> "Batch":
+        """Without what stays on the host."""
+        return self._replace(indices=None, real=None)
 
 
 class _Rows(torch.utils.data.Dataset[Any]):
@@ -133,13 +138,14 @@ class NumpyLoader(ExampleLoader):
     """Yields the `Batch`es of an epoch from the current position on; the same (seed, epoch, step) is the same batch.
 
     Order says which examples a batch has. Of its shards, those of `local_shards` are yielded, in this order, and all if
-    that is None; shards from num_shards on are empty.
+    that is None; shards from num_shards on are empty. `weights`, float32 [N], are the examples' (None: each 1).
     """
 
     def __init__(
         self, dataset: Examples, batch_size: int, num_shards: int = 1, local_shards: Sequence[int] | None = None,
-        shuffle: bool = False, seed: int = 0, num_workers: int = 0,
+        shuffle: bool = False, seed: int = 0, num_workers: int = 0, weights: np.ndarray | None = None,
     ) -> None:
+        self.weights = weights
         self.order = Order(len(dataset), batch_size, num_shards, shuffle, seed)
         self.local_shards = range(num_shards) if local_shards is None else local_shards
         self.position = (0, 0)  # epoch and step, both counted from 0
@@ -149,6 +155,10 @@ class NumpyLoader(ExampleLoader):
         """The next iteration starts before this step of this epoch, both counted from 0."""
         self.position = (epoch, step)
 
+    def weigh(self, indices: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """The weights of rows, float32, of which `real` is 0 where they are no examples, and else 1."""
+        return real if self.weights is None else real * self.weights[indices]
+
     def empty_batch(self) -> Batch:
         """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""
         rows = len(self.local_shards), self.order.rows
@@ -156,5 +166,7 @@ class NumpyLoader(ExampleLoader):
         return Batch(images, np.zeros(rows, np.int32), np.zeros(rows, np.float32), np.float32(0))
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override] # torch's is of a class of its own
-        for step, (images, labels, weights, indices) in enumerate(super().__iter__(), start=self.position[1]):
-            yield Batch(images, labels, weights, np.float32(self.order.examples(step)), indices)
+        epoch, first = self.position
+        for step, (images, labels, real, indices) in enumerate(super().__iter__(), first):
+            [weight_sum] = self.order.weight_sums(self.weights, epoch, step, step + 1)
+            yield Batch(images, labels, self.weigh(indices, real), weight_sum, indices, real)

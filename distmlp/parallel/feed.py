@@ -40,8 +40,9 @@ class Steps(NamedTuple):
 
     losses: jax.Array  # float32 [n or more]; not waited for
     sizes: list[int]  # [n]: examples in each global batch
+    weight_sums: np.ndarray  # float32 [n]: what these weigh together
     indices: np.ndarray  # int64 [n, local shards, rows]: this process's examples
-    weights: np.ndarray  # float32 [n, local shards, rows]: 0 for rows that only fill up a shard
+    real: np.ndarray  # float32 [n, local shards, rows]: 0 for rows that only fill up a shard
 
 
 class Taken(NamedTuple):
@@ -49,9 +50,10 @@ class Taken(NamedTuple):
 
     arrays: Any  # on the devices
     start: int
-    sizes: list[int]  # these three as in Steps
+    sizes: list[int]  # these four as in Steps
+    weight_sums: np.ndarray
     indices: np.ndarray
-    weights: np.ndarray
+    real: np.ndarray
 
 
 class Pace:
@@ -104,14 +106,15 @@ class Feed:
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
         self._pace.tick()
-        arrays, start, sizes, indices, weights = self._batches.take(step, limit)
-        count = len(sizes)
+        told: list[Any]
+        arrays, start, *told = self._batches.take(step, limit)
+        count = len(told[0])
         if self._whole and count == self._pace.largest:
             state, losses = self._whole(state, arrays)
         else:
             bounds = self._layout.put(np.array([start, start + count], np.int32), REPLICATED)
             state, losses = self._any(state, arrays, bounds)
-        return state, Steps(losses, sizes, indices, weights)
+        return state, Steps(losses, *told)
 
 
 def _programs(layout: Layout, train_step: TrainStep, kind: Any, size: int) -> tuple[Any, Any]:
@@ -145,7 +148,7 @@ class HostBatches:
     def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, total_steps: int) -> None:
         self._layout, self._loader, self._pace, self._total_steps = layout, loader, pace, total_steps
         self._chunks: Iterator[Taken] = iter(())
-        self._chunk = Taken(None, 0, [], np.empty(0), np.empty(0))  # of whose steps the first `start` are used up
+        self._chunk = Taken(None, 0, [], *[np.empty(0)] * 3)  # of whose steps the first `start` are used up
         self._next = -1  # the step that comes next
 
     def like(self) -> Batch:
@@ -164,16 +167,18 @@ class HostBatches:
             self._chunks, self._chunk = self._sent_ahead(step), self._chunk._replace(start=len(self._chunk.sizes))
         if self._chunk.start == len(self._chunk.sizes):
             self._chunk = next(self._chunks)
-        arrays, start, sizes, indices, weights = self._chunk
-        stop = min(start + limit - step, len(sizes))
+        told: list[Any]
+        arrays, start, *told = self._chunk
+        stop = min(start + limit - step, len(told[0]))
         self._chunk, self._next = self._chunk._replace(start=stop), step + stop - start
-        return Taken(arrays, start, sizes[start:stop], indices[start:stop], weights[start:stop])
+        return Taken(arrays, start, *(each[start:stop] for each in told))
 
     def _sent_ahead(self, step: int) -> Iterator[Taken]:
         queue: deque[Taken] = deque()
         while step < self._total_steps:
-            self._loader.set_position(*divmod(step, self._loader.order.steps_per_epoch))
-            batches = itertools.islice(self._loader, self._total_steps - step)
+            epoch, first = divmod(step, self._loader.order.steps_per_epoch)
+            self._loader.set_position(epoch, first)
+            batches = enumerate(itertools.islice(self._loader, self._total_steps - step), first)
             while chunk := list(itertools.islice(batches, self._pace.steps)):
                 queue.append(self._send(chunk))
                 if len(queue) > _PREFETCH:
@@ -181,12 +186,13 @@ class HostBatches:
                 step += len(chunk)
         yield from queue
 
-    def _send(self, chunk: list[Batch]) -> Taken:
-        """The chunk's arrays, of one static shape: what lies behind its last step is not read."""
-        filled = [batch._replace(indices=None) for batch in chunk + [chunk[-1]] * (self._pace.largest - len(chunk))]
+    def _send(self, chunk: list[tuple[int, Batch]]) -> Taken:
+        """The arrays of an epoch's steps, by their numbers, of one static shape: what lies behind them is not read."""
+        steps, batches = zip(*chunk, strict=True)
+        filled = [batch.on_devices() for batch in (*batches, *[batches[-1]] * (self._pace.largest - len(batches)))]
         arrays = self._layout.put(jax.tree.map(lambda *parts: np.stack(parts), *filled), self.specs)
-        indices, weights = (np.stack(part) for part in zip(*((b.indices, b.weights) for b in chunk), strict=True))
-        return Taken(arrays, 0, [int(batch.weight_sum) for batch in chunk], indices, weights)
+        told = zip(*((batch.weight_sum, batch.indices, batch.real) for batch in batches), strict=True)
+        return Taken(arrays, 0, [self._loader.order.examples(step) for step in steps], *map(np.stack, told))
 
 
 class DeviceBatches:
@@ -196,7 +202,7 @@ class DeviceBatches:
 
     def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, data: tuple[np.ndarray, np.ndarray]) -> None:
         self._layout, self._pace, self._host_data = layout, pace, data
-        self._order, self._shards = loader.order, loader.local_shards
+        self._loader, self._order, self._shards = loader, loader.order, loader.local_shards
 
     @functools.cached_property
     def _data(self) -> tuple[jax.Array, jax.Array]:
@@ -204,7 +210,7 @@ class DeviceBatches:
         return self._layout.put(self._host_data, (SELECTION.images, SELECTION.labels))
 
     def like(self) -> Selection:
-        return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), []))
+        return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), np.empty(0)))
 
     @staticmethod
     def batch(arrays: Selection, i: Any) -> Batch:
@@ -218,14 +224,15 @@ class DeviceBatches:
     def take(self, step: int, limit: int) -> Taken:
         epoch, start = divmod(step, self._order.steps_per_epoch)
         stop = min(start + self._pace.steps, start + limit - step, self._order.steps_per_epoch)
-        indices, weights = self._order.indices(epoch, start, stop, self._shards)
+        indices, real = self._order.indices(epoch, start, stop, self._shards)
         sizes = [self._order.examples(k) for k in range(start, stop)]
-        chosen = self._layout.put(self._chosen(indices, weights, sizes), tuple(SELECTION[2:]))
-        return Taken(Selection(*self._data, *chosen), 0, sizes, indices, weights)
+        sums = self._order.weight_sums(self._loader.weights, epoch, start, stop)
+        chosen = self._layout.put(self._chosen(indices, real, sums), tuple(SELECTION[2:]))
+        return Taken(Selection(*self._data, *chosen), 0, sizes, sums, indices, real)
 
-    def _chosen(self, indices: np.ndarray, weights: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, ...]:
+    def _chosen(self, indices: np.ndarray, real: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, ...]:
         """The dispatch's own arrays, of one static shape: rows behind the last step are not read."""
-        arrays = indices.astype(np.int32), weights, np.array(sizes, np.float32)
+        arrays = indices.astype(np.int32), self._loader.weigh(indices, real), sums.astype(np.float32)
         return tuple(
             np.concatenate([array, np.zeros((self._pace.largest - len(array), *array.shape[1:]), array.dtype)])
             for array in arrays

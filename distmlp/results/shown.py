@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from distmlp import scores
 from distmlp.config import Config
 from distmlp.data.datasets import Examples
 from distmlp.errors import InputError
@@ -53,7 +54,6 @@ class Run:
     mistakes: list[Mistake] = dataclasses.field(default_factory=list)
     neurons: list[str] = dataclasses.field(default_factory=list)
     calibration: str = ""
-    calibration_error: float = 0.0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -161,31 +161,29 @@ def _neurons(model: Model) -> list[str]:
 
 
 class _Answers:
-    """What the network says of examples that are shown to it some at a time: of all of them how sure it is and whether
-    it is right, and of the worst mistakes the examples themselves."""
+    """What the network says of examples that are shown to it some at a time: of all of them whether it is right, and of
+    the worst mistakes the examples themselves."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self.confidence, self.correct = np.zeros(0, np.float32), np.zeros(0, bool)
+    def __init__(self) -> None:
+        self.correct = np.zeros(0, bool)
         self.worst: list[tuple[int, int, int, float, np.ndarray]] = []  # index, label, prediction, confidence, features
 
-    def watch(self, images: np.ndarray, labels: np.ndarray) -> None:
-        probabilities = self._model.predict(images).probabilities
-        confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    def watch(self, images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
+        confidence, predicted = np.exp(log_probs.max(axis=1)), log_probs.argmax(axis=1)
         first = len(self.correct)
         for i in np.flatnonzero(predicted != labels):
             mistake = (first + int(i), int(labels[i]), int(predicted[i]), float(confidence[i]), images[i].copy())
             self.worst.append(mistake)
         self.worst = sorted(self.worst, key=lambda mistake: -mistake[3])[:_MISTAKES]
-        self.confidence = np.concatenate([self.confidence, confidence])
         self.correct = np.concatenate([self.correct, predicted == labels])
 
 
 def _evaluate(run: Run, dataset: Examples) -> None:
     """Fills in what needs the test set, each example of which is read once."""
-    model, answers = run.model, _Answers(run.model)
+    model, answers = run.model, _Answers()
     run.evaluation = model.evaluate_set(dataset, answers.watch)
-    run.calibration, run.calibration_error = charts.calibration(answers.confidence, answers.correct, run.colour)
+    sure, right, _ = scores.calibration(run.evaluation.confidence, answers.correct)
+    run.calibration = charts.calibration(sure, right, run.colour)
     run.mistakes = [
         Mistake(index, model.classes[label], model.classes[prediction], sure, _example_picture(_shape(model), features))
         for index, label, prediction, sure, features in answers.worst

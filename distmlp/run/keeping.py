@@ -13,7 +13,7 @@ import numpy as np
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
-from distmlp.data.datasets import Data, order_remark
+from distmlp.data.datasets import Data, balance_remark, order_remark
 from distmlp.errors import InputError, Interrupted
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.feed import Steps
@@ -81,7 +81,7 @@ class Keeping:
         for note in notes:
             self.log.warn(note)
         self._saved_step = meta["step"]
-        return state, meta["step"], Totals(**meta["totals"])
+        return state, meta["step"], Totals.of_checkpoint(meta["totals"])
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -133,8 +133,9 @@ class Keeping:
         self.workdir.record_session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
                                     devices=f"{len(devices)} x {devices[0].device_kind}")
         self._begun = progress
-        if not step and (remark := order_remark(config, self.data)):
-            self.log.warn(remark)
+        for remark in filter(None, (order_remark(config, self.data), balance_remark(config, self.data))):
+            if not step:
+                self.log.warn(remark)
         if step:
             self.log.say(f"resuming after step {step} of {total}")
         if 0 < config.schedule_steps < total:

@@ -76,8 +76,8 @@ class Ledger:
         """Takes note of this process's examples in a dispatch that has completed update number `last`."""
         if self.enabled:
             first = last - len(steps.sizes) + 1
-            for step, (indices, weights) in enumerate(zip(steps.indices, steps.weights, strict=True), first):
-                taken = indices[weights > 0]  # weight 0 fills up
+            for step, (indices, real) in enumerate(zip(steps.indices, steps.real, strict=True), first):
+                taken = indices[real > 0]  # others fill up
                 self._fetched[step] = len(taken), examples_sum(taken)
             if digests is not None:
                 self._digests[last] = digests

@@ -96,7 +96,7 @@ class Restores:
         for step in STEPS:
             state = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
             self.target = layout.put(state._replace(step=np.int32(step)), STATE)
-            meta = {"settings": config.settings(), "totals": {"loss": rng.random(), "examples": 64 * step}}
+            meta = {"settings": config.settings(), "totals": {"loss": rng.random(), "weight": 64.0 * step}}
             checkpoints.save(step, self.target, meta)
             self.saved[step] = params_sha256(self.target), meta
         checkpoints.close()

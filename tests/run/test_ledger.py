@@ -96,7 +96,7 @@ def test_a_ledger_that_cannot_be_written_is_a_write_error(tmp_path: Path) -> Non
     from distmlp.errors import WriteError
 
     ledger = Ledger(tmp_path / "absent", True, 4, 1, Group())
-    ledger.add(1, Steps(None, [4], np.arange(4)[None], np.ones((1, 4))), None)
+    ledger.add(1, Steps(None, [4], np.ones(1), np.arange(4)[None], np.ones((1, 4))), None)
     ledger.loss(1, 0.5)
     with pytest.raises(WriteError, match=r"ledger\.jsonl could not be written"):
         ledger.flush()
