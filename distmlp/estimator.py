@@ -21,7 +21,7 @@ from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from distmlp.config import FROM_PYTHON, Config
-from distmlp.errors import InputError
+from distmlp.errors import InputError, listed
 
 if TYPE_CHECKING:  # they import jax and torch
     from distmlp.data.datasets import Data
@@ -296,32 +296,64 @@ def _trained(config: Config, data: "Data", before: "_Before | None", verbose: bo
     """Trains without a folder."""
     import jax
 
-    from distmlp import training
-    from distmlp.data.datasets import input_scaling
     from distmlp.parallel import backend
     from distmlp.parallel.layout import make_layout
-    from distmlp.progress import Progress
+    from distmlp.parallel.specs import State
+    from distmlp.progress import Line, Progress
     from distmlp.run.log import describe, header
+    from distmlp.training import Program, carry
+
+    def show(line: Line) -> None:
+        if verbose:
+            print(describe(line))
 
     with backend.prepared(config):
-        backend.check_platform(config)
-        parts = training.build(config, data, make_layout(config))
-        with closing(parts):
-            parts.compile(config)
-            scaling = input_scaling(config, data) if before is None else before.scaling
-            state = parts.initial_state(scaling) if before is None else parts.state_of(
-                before.params, scaling, before.opt_state)
-            begin = before.epochs if before else 0
-            history = [{"step": begin * parts.cadence.per_epoch}] if begin else []
-            progress = Progress(parts.cadence, begin * parts.cadence.per_epoch, history=history)
+        layout = make_layout(config)
+        with closing(Program(config, data, layout, layout.device_memory)) as parts:
+            parts.compile()
+            per_epoch = parts.cadence.per_epoch
+            if before is None:
+                state, begin = parts.initial_state(parts.scaling()), 0
+            else:
+                begin = before.epochs * per_epoch
+                state = parts.state_of(before.params, before.scaling, before.opt_state, begin)
+            progress = Progress(parts.cadence, begin, history=[{"step": begin}] if begin else [])
+
+            def train(stop: Callable[[], bool]) -> tuple[State, State, bool]:
+                with backend.pinned(config):  # a thread's own
+                    return carry(parts, state, progress, show, stop)
+
             if verbose:
                 print(header(data.validation is not None))
-            show = (lambda line: print(describe(line))) if verbose else lambda line: None
-            state, best = _until_interrupted(
-                lambda stop: training.carried(parts, state, progress, show, stop), config
-            )
-            lines = progress.history[len(history):]
-            chosen = best if config.validation_fraction else state
-            params, opt_state = jax.tree.map(np.asarray, (chosen.params, state.opt_state))
-    epochs = math.ceil(progress.step / parts.cadence.per_epoch) - begin
-    return _Ended(config, params, tuple(scaling), opt_state, lines, epochs)
+            last, best, _ = _until_interrupted(train)
+            params, scaling, opt_state = jax.tree.map(np.array, (best.params, last.scaling, last.opt_state))
+    lines = [line for line in progress.history if line["step"] > begin]
+    return _Ended(config, params, scaling, opt_state, lines, math.ceil((progress.step - begin) / per_epoch))
+
+
+def _until_interrupted(train: Callable[[Callable[[], bool]], T]) -> T:
+    """What `train` returns; Ctrl-C makes the function that it is given return True, and it then returns soon.
+
+    It runs in a thread of its own: Python raises KeyboardInterrupt in the main thread only, between any two lines, and
+    the memory of a state that a step was just taking over would be gone.
+    """
+    asked = threading.Event()
+    with ThreadPoolExecutor(1) as trainer:
+        result = trainer.submit(train, asked.is_set)
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            asked.set()
+            warnings.warn("Training interrupted by user.", stacklevel=4)
+            return result.result()
+
+
+def _run(config: Config, load: "Callable[[Config], Data]", verbose: bool) -> _Ended:
+    """Trains in a folder, or goes on there."""
+    from distmlp import loop
+    from distmlp.results.load import load as load_run
+
+    history = loop.run(config, load, silent=not verbose).history
+    model = load_run(config.workdir)
+    lines = [line for line in history if not line.get("final")]
+    return _Ended(model.config, model.params, model.scaling, None, lines, lines[-1]["epoch"])

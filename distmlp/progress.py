@@ -147,9 +147,10 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """Whether the lines say that training has ended here, evaluation included."""
+        """Whether the lines say that training has ended here, evaluation included if there is anything to evaluate."""
         last, final = self.history[-2:] if len(self.history) > 1 else ({}, {})
-        ended = final.get("final") and scored([last]) and last["step"] == final["step"] == self.step
+        evaluated = scored([last]) or not scored(self.history)
+        ended = final.get("final") and evaluated and last["step"] == final["step"] == self.step
         return bool(ended) and self.at_end
 
     @property
@@ -241,7 +242,7 @@ class Measures:
         self._eval_train, self._data, self._evaluator = config.eval_train, data, evaluator
         self._choose_by = config.choose_by
         chooser = data.test if data.validation is None else data.validation
-        known = not chooser.one_by_one or chooser.labels.any()
+        known = len(chooser) and (not chooser.one_by_one or chooser.labels.any())
         if self._choose_by == "roc_auc" and known and (why := scores.undefined(chooser.labels, data.called)):
             raise _undefined(chooser, why)
 
@@ -250,11 +251,13 @@ class Measures:
         line: Line = {}
         if self._eval_train:
             line["train_accuracy"] = self._evaluator(state, self._data.train, poll).accuracy
-        if self._choose_by != "accuracy":
-            line["choose_by"] = self._choose_by
         name, chooser = "validation", self._data.validation
         if chooser is None:
             name, chooser = "test", self._data.test
+        if not len(chooser):
+            return line
+        if self._choose_by != "accuracy":
+            line["choose_by"] = self._choose_by
         line |= self._measure(name, state, chooser, poll)
         if score(line) is None:
             raise _undefined(chooser, "not every class occurs in it")
@@ -262,7 +265,7 @@ class Measures:
 
     def tested(self, last: State, best: State | None, poll: Poll) -> Line:
         """Of the test set, where a validation set chose: only now, with nothing left to choose."""
-        if self._data.validation is None:
+        if self._data.validation is None or not len(self._data.test):
             return {}
         line = {} if best is None else self._measure("best_test", best, self._data.test, poll)
         return line | self._measure("test", last, self._data.test, poll)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp import optim
+from distmlp import notebook, optim
 from distmlp.config import Config
 from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import Data, input_scaling
 from distmlp.errors import InputError
+from distmlp.kept import kept
 from distmlp.model import Params
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
@@ -51,8 +52,7 @@ class Program:
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, STATE)
         scaled = config.input_scaling != "none"
-        scaling = (jax.ShapeDtypeStruct((data.num_features,), np.float32),) * 2 if scaled else ()
-        self.state: State = layout.abstract(jax.eval_shape(self._initial_state, scaling), STATE)
+        self.state: State = kept(_abstract_state, layout, tuple(self.sizes), self._optimizer, scaled)
 
     def compile(self) -> None:
         """Compiles the steps, also in a thread beside other work."""
@@ -65,15 +65,25 @@ class Program:
 
     def initial_state(self, scaling: Sequence[np.ndarray]) -> State:
         """The state before the first step, on the devices."""
-        return self.layout.put(jax.tree.map(np.asarray, self._initial_state(scaling)), STATE)
+        return self._placed(initial_state(self.sizes, self._config.seed, self._optimizer, scaling))
 
-    def _initial_state(self, scaling: Sequence[Any]) -> State:
-        return initial_state(self.sizes, self._config.seed, self._optimizer, scaling)
+    def state_of(self, params: Params, scaling: Sequence[np.ndarray], opt_state: Any = None, step: int = 0) -> State:
+        """The state of these parameters after `step` steps, on the devices; without opt_state the optimizer begins."""
+        opt_state = self._optimizer.init(params) if opt_state is None else opt_state
+        return self._placed(State(params, opt_state, np.int32(step), tuple(scaling)))
+
+    def _placed(self, state: State) -> State:
+        return self.layout.put(jax.tree.map(np.asarray, state), STATE)
 
     def close(self) -> None:
         """Ends the processes that load data."""
         self.loader.close()
         self.evaluator.close()
+
+
+def _abstract_state(layout: Layout, sizes: tuple[int, ...], optimizer: Any, scaled: bool) -> State:
+    scaling = (jax.ShapeDtypeStruct(sizes[:1], np.float32),) * 2 if scaled else ()
+    return layout.abstract(jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling), STATE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +96,10 @@ class Result:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.params, self.history))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return notebook.html(self.history)
 
 
 class Moment(NamedTuple):
@@ -131,16 +145,41 @@ def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> 
     return Moment(state, line=progress.add_line(parts.measures.evaluated(state, poll) if due else {}))
 
 
-def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambda line: None) -> Result:
-    """Trains from an initial state, keeping the best one in memory; `show` gets each line but the final one."""
-    progress = Progress(parts.cadence)
-    best_state = state
+OnLine = Callable[[Line], object]
+
+
+def ends(on_line: OnLine, line: Line) -> bool:
+    """Shows a line to the caller's function; whether it says that training shall end here: it returns True."""
+    said = on_line(dict(line))
+    return isinstance(said, (bool, np.bool_)) and bool(said)
+
+
+def carry(
+    parts: Program, state: State, progress: Progress, on_line: OnLine, stop: Callable[[], bool] = lambda: False
+) -> tuple[State, State, bool]:
+    """Trains in memory until all is done, or `on_line` or `stop`, which is asked between two dispatches, returns True.
+
+    Returns:
+      the last state, the best one by the evaluations, and whether all was done.
+    """
+    best_state: State | None = None
     for moment in advance(parts, state, progress, progress.start_clock):
         state = moment.state
         if moment.line is not None:
-            show(moment.line)
             if best(progress.history) is moment.line:
                 best_state = jax.tree.map(jnp.copy, state)
-    tested = parts.measures.tested(state, best_state, progress.start_clock)
-    progress.add_final_line(params_sha256(state.params), tested)
+            if ends(on_line, moment.line):
+                return state, best_state or state, False
+        elif moment.steps is None and stop():
+            return state, best_state or state, False
+    return state, best_state or state, True
+
+
+def in_memory(parts: Program, state: State, on_line: OnLine = lambda line: None) -> Result:
+    """Trains from an initial state, keeping the best one in memory; see `carry`."""
+    progress = Progress(parts.cadence)
+    state, best_state, done = carry(parts, state, progress, on_line)
+    if done:
+        tested = parts.measures.tested(state, best_state, progress.start_clock)
+        on_line(dict(progress.add_final_line(params_sha256(state.params), tested)))
     return Result(state.params, progress.history, best_state.params)

@@ -81,12 +81,24 @@ class Model:
         Raises:
           InputError: another width, columns that are missing, or values that are no finite numbers.
         """
+        probabilities = self.predict_proba(x)
+        return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
+
+    def predict_proba(self, x: Any) -> np.ndarray:
+        """Their probabilities alone, float32 [N, classes], as scikit-learn's estimators give them; see `predict`."""
+        return self._outputs(x, logarithms=False)
+
+    def predict_log_proba(self, x: Any) -> np.ndarray:
+        """The logarithms of the probabilities, float32 [N, classes]: finite where a probability is 0; see `predict`."""
+        return self._outputs(x, logarithms=True)
+
+    def _outputs(self, x: Any, logarithms: bool) -> np.ndarray:
         x = self.check(x)
         with backend.prepared(self.config):
-            program, network = kept(_probabilities, self.config.compute_dtype), jax.device_put((self.params, self.scaling))
+            program = kept(_program, self.config.compute_dtype, logarithms)
+            network = jax.device_put((self.params, self.scaling))
             parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
-        probabilities = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
-        return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
 
     def evaluate(self, x: Any, y: Any) -> "ClassificationReport":
         """Exact loss, accuracy and confusions on rows `x` [N, ...] with labels `y` [N] of the training set's kind.
@@ -128,14 +140,15 @@ class Model:
         return np.asarray(x)
 
 
-def _probabilities(compute_dtype: str) -> Any:
-    """The program: a network's parameters, scaling and rows [N, features] -> probabilities [N, classes]."""
+def _program(compute_dtype: str, logarithms: bool) -> Any:
+    """A network's parameters, its scaling and rows [N, features] -> probabilities [N, classes], or their logarithms."""
 
     @jax.jit
-    def probabilities(params: Any, scaling: Any, x: jax.Array) -> jax.Array:
-        return jnp.exp(model.batched_predict(params, model.scale_inputs(x, scaling), compute_dtype))
+    def outputs(params: Any, scaling: Any, x: jax.Array) -> jax.Array:
+        log_probs = model.batched_predict(params, model.scale_inputs(x, scaling), compute_dtype)
+        return log_probs if logarithms else jnp.exp(log_probs)
 
-    return probabilities
+    return outputs
 
 
 def load(run: "str | Path", checkpoint: str | int = "") -> Model:
