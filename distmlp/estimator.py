@@ -191,7 +191,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable label of each row, [N], of the labels' own type."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Probabilities, float32 [N, classes], in the order of classes_."""

@@ -38,6 +38,9 @@ class Program:
         """Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices."""
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
+        if config.patience and data.validation is None:
+            raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, or "
+                             "x_val and y_val beside the training set")
         self._config, self._data, self.layout = config, data, layout
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
