@@ -281,7 +281,7 @@ def test_in_pipelines_and_by_columns_of_a_frame() -> None:
     model = make_pipeline(columns.set_output(transform="pandas"), MLPClassifier(**SMALL)).fit(frame, y)
     names = model[-1].feature_names_in_.tolist()
     assert ("onehotencoder__strength_weak" in names, len(names), model[-1].n_features_in_) == (True, 15, 15)
-    assert model.score(frame, y) > 0.9
+    assert model.score(frame, y) > 0.8
     with pytest.warns(UserWarning, match="does not have valid feature names"):
         model[-1].predict(model[:-1].transform(frame).to_numpy())
     bare = clone(model).set_output(transform="default").fit(frame, y)
