@@ -69,10 +69,15 @@ def params_of(estimator: MLPClassifier) -> list[np.ndarray]:
     return [array for layer in zip(estimator.coefs_, estimator.intercepts_, strict=True) for array in layer]
 
 
-def assert_same(one: MLPClassifier, other: MLPClassifier) -> None:
+def assert_same_parameters(one: MLPClassifier, other: MLPClassifier) -> None:
     """To the bit."""
     for a, b in zip(params_of(one), params_of(other), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def assert_same(one: MLPClassifier, other: MLPClassifier) -> None:
+    """What they predict for the wines, too."""
+    assert_same_parameters(one, other)
     np.testing.assert_array_equal(one.predict_proba(WINE[0]), other.predict_proba(WINE[0]))
 
 
@@ -323,6 +328,43 @@ def test_in_calibration_ensembles_and_inspection() -> None:
     beside = np.concatenate([x[:, :2], np.random.default_rng(0).random((len(x), 1))], axis=1)  # with one of no use
     important = permutation_importance(clone(estimator).fit(beside, y), beside, y, n_repeats=2, random_state=0)
     assert important.importances_mean[0] > 0.1 > 0.02 > abs(important.importances_mean[2])
+
+
+def test_a_fit_with_a_folder_is_a_run(
+    fitted: MLPClassifier, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x, y = pd.DataFrame(WINE[0]).add_prefix("column "), NAMES[WINE[1]]
+    estimator = MLPClassifier(**SMALL, workdir=tmp_path / "run").fit(x, y)
+    assert capfd.readouterr() == ("", "")
+    model = load(tmp_path / "run")
+    assert (model.classes, model.step) == (tuple(sorted(NAMES)), 30)
+    found = estimator.predict_proba(x)
+    np.testing.assert_array_equal(found, fitted.predict_proba(WINE[0]))
+    np.testing.assert_array_equal(model.predict_proba(x), found)
+    np.testing.assert_array_equal(model.predict_proba(x[x.columns[::-1]]), found)  # by name
+    np.testing.assert_array_equal(model.predict_log_proba(WINE[0]), estimator.predict_log_proba(x))
+    before = snapshot(tmp_path / "run" / "checkpoints")
+    assert clone(estimator).fit(x, y).loss_curve_ == estimator.loss_curve_ == fitted.loss_curve_
+    assert snapshot(tmp_path / "run" / "checkpoints") == before, "a finished run was trained again"
+    with pytest.raises(InputError, match="holds another run"):
+        clone(estimator).set_params(learning_rate=0.1).fit(x, y)
+    longer = MLPClassifier(**SMALL | {"num_epochs": 7, "schedule": "constant"})
+    for each in (3, 7):
+        gone_on = clone(longer).set_params(workdir="longer", num_epochs=each).fit(x, y)
+    assert_same_parameters(gone_on, longer.fit(x, y))
+
+    assert export.main([str(tmp_path / "run"), "--format=npz", "--output=model.npz"]) == 0
+    assert np.load("model.npz")["classes"].tolist() == sorted(NAMES)
+    assert report.main([str(tmp_path / "run"), "--output=report.html"]) == 0
+    assert "<svg" in Path("report.html").read_text()
+
+
+def test_the_best_of_a_folder(tmp_path: Path) -> None:
+    settings = SMALL | {"validation_fraction": 0.3, "learning_rate": 0.05, "patience": 4, "num_epochs": 60}
+    one, other = (MLPClassifier(**settings, workdir=workdir).fit(*WINE) for workdir in (None, tmp_path / "run"))
+    assert one.n_iter_ == other.n_iter_ < 60
+    assert_same_parameters(one, other)
+    assert one.validation_curve_ == other.validation_curve_
 
 
 def test_importing_it_starts_nothing() -> None:
