@@ -68,7 +68,7 @@ def _chart(title: str, curves: dict[str, _Points]) -> str:
         y = place(left, value)[1]
         parts += [
             f"<line x1='{_LEFT}' x2='{_WIDTH - _EDGE}' y1='{y:.1f}' y2='{y:.1f}' stroke='currentColor' opacity='0.25'/>",
-            f"<text x='{_LEFT - 4}' y='{y + 4:.1f}' text-anchor='end'>{value:.3g}</text>",
+            f"<text x='{_LEFT - 4}' y='{y + 4:.1f}' text-anchor='end'>{value:.4g}</text>",
         ]
     parts.append(f"<text x='{_WIDTH - _EDGE}' y='{_HEIGHT - 4}' text-anchor='end'>step {right:,}</text>")
     return (f"<svg width='{_WIDTH}' height='{_HEIGHT}' font-family='sans-serif' font-size='11' fill='currentColor'>"

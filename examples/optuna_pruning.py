@@ -6,7 +6,7 @@ from distmlp import Config, train
 
 
 def objective(trial: optuna.Trial) -> float:
-    rate = trial.suggest_float("learning_rate", 1e-5, 0.1, log=True)
+    rate = trial.suggest_float("learning_rate", 1e-3, 0.3, log=True)
 
     def on_line(line: dict[str, float]) -> bool:
         if not line.get("final"):
@@ -19,4 +19,4 @@ def objective(trial: optuna.Trial) -> float:
     return float(history[-2]["validation_accuracy"])
 
 
-optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0)).optimize(objective, n_trials=12)
+optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0)).optimize(objective, n_trials=8)
