@@ -45,7 +45,7 @@ def test_optuna_ends_runs_that_fall_behind() -> None:
     done = start("optuna_pruning.py")
     assert "pruned" in done.stderr
     ended = [int(epoch) for epoch in re.findall(r"epoch +(\d).*\n +step", done.stdout)]  # each but the last run's
-    assert (len(ended), set(ended)) == (7, {2, 4})
+    assert (len(ended), min(ended) < 4, max(ended)) == (7, True, 4)
 
 
 def test_mlflow_keeps_settings_and_lines(tmp_path: Path) -> None:
