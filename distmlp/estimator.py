@@ -63,6 +63,17 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
       coefs_, intercepts_: of each layer, float32 [in, out] and [out].
     """
 
+    classes_: np.ndarray
+    coefs_: list[np.ndarray]
+    intercepts_: list[np.ndarray]
+    n_iter_: int
+    loss_curve_: list[float]
+    validation_curve_: list[float]
+    _scaling: tuple[np.ndarray, ...]
+    _opt_state: Any
+    _seed: int
+    _settings: Config
+
     def __init__(
         self,
         *,
@@ -132,7 +143,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         """Trains on rows X [N, features] with labels y [N] and, if given, weights sample_weight [N], from 0 up.
 
         Raises:
-          ValueError: a parameter, or something in the data, is wrong; an InputError where it is the trainer that says so.
+          ValueError: a parameter, or something in the data, is wrong; an InputError where the trainer says so.
         """
         goes_on = self.warm_start and hasattr(self, "coefs_")
         X, y, weights = self._checked(X, y, sample_weight, reset=not goes_on)
@@ -140,8 +151,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         if len(classes) < 2:
             raise ValueError(f"{type(self).__name__} needs two classes or more, and y has 1 class: {classes.tolist()}")
         if goes_on and not np.array_equal(classes, self.classes_):
-            raise ValueError(f"with warm_start, y must have the classes of the fit before: {listed(self.classes_)}, "
-                             f"not {listed(classes)}")
+            raise ValueError(f"with warm_start, y must have the classes of the fit before: "
+                             f"{listed(self.classes_.tolist())}, not {listed(classes.tolist())}")
         self.classes_ = classes
         before = _Before(self._network(), self._scaling) if goes_on else None
         seed = _drawn(self.random_state)
@@ -156,7 +167,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
-        """One epoch over these rows, at the constant learning rate and in the order that `fit` would have in this epoch.
+        """One epoch over these rows, at the constant learning rate, in the order that this epoch of a `fit` would have.
 
         The first call says by `classes` which labels there are, and finds the input scaling, which stays. After a
         `fit`, the optimizer begins anew. No rows are held out.
@@ -176,7 +187,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         known = unique_labels(classes) if first else self.classes_
         strangers = np.setdiff1d(y, known)
         if len(strangers):
-            raise ValueError(f"y has labels that are none of the classes: {listed(strangers)}")
+            raise ValueError(f"y has labels that are none of the classes: {listed(strangers.tolist())}")
         self.classes_ = known
         epochs, seed = (0, _drawn(self.random_state)) if first else (self.n_iter_, self._seed)
         config = self._config(
@@ -236,10 +247,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         data = datasets.load(config, given, tested=False)
         counted = np.array_equal(self.classes_, np.arange(len(self.classes_)))
         names = getattr(self, "feature_names_in_", None)
-        columns = None if names is None else Columns(tuple(names.tolist()))
+        columns = Columns(tuple(names.tolist())) if names is not None else None
         return dataclasses.replace(
-            data, classes=None if counted else self.classes_.tolist(), columns=columns and columns.features,
-            table=columns,
+            data, classes=None if counted else self.classes_.tolist(), table=columns,
+            columns=columns.features if columns else None,
         )  # fmt: skip
 
     def _keep(self, ended: "_Ended", seed: int, curves: bool) -> None:
@@ -355,6 +366,6 @@ def _run(config: Config, load: "Callable[[Config], Data]", verbose: bool) -> _En
     from distmlp.results.load import load as load_run
 
     history = loop.run(config, load, silent=not verbose).history
-    model = load_run(config.workdir)
+    model = load_run(str(config.workdir))
     lines = [line for line in history if not line.get("final")]
     return _Ended(model.config, model.params, model.scaling, None, lines, lines[-1]["epoch"])

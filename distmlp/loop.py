@@ -60,7 +60,7 @@ def train(
 def run(
     config: Config, load: Callable[[Config], datasets.Data], on_line: OnLine | None = None, silent: bool = False
 ) -> Result:
-    """`train`, with the data that `load` reads for the config whose paths are resolved; `silent`: nothing is printed."""
+    """`train`, with the data that `load` reads for the config with its paths resolved; `silent`: it prints nothing."""
     started = time.monotonic()
     config.validate()
     shared = config.settings("experiment", "length", "conduct")

@@ -23,7 +23,8 @@ def html(history: Sequence[Line]) -> str:
 
 
 def _table(history: Sequence[Line], lines: Sequence[Line], held: str) -> list[tuple[str, str]]:
-    last, top = history[-1] if history else {"step": 0, "epoch": 0}, best(history)
+    last: Line = history[-1] if history else {"step": 0, "epoch": 0}
+    top = best(history)
     rows = [("steps", f"{last['step']:,} ({last['epoch']:,} epochs)" + ("" if last.get("final") else ", not finished"))]
     if lines and "train_loss" in lines[-1]:
         rows.append(("train loss", f"{lines[-1]['train_loss']:.5f}"))
@@ -67,7 +68,8 @@ def _chart(title: str, curves: dict[str, _Points]) -> str:
     for value in (low, high):
         y = place(left, value)[1]
         parts += [
-            f"<line x1='{_LEFT}' x2='{_WIDTH - _EDGE}' y1='{y:.1f}' y2='{y:.1f}' stroke='currentColor' opacity='0.25'/>",
+            f"<line x1='{_LEFT}' x2='{_WIDTH - _EDGE}' y1='{y:.1f}' y2='{y:.1f}' stroke='currentColor' "
+            "opacity='0.25'/>",
             f"<text x='{_LEFT - 4}' y='{y + 4:.1f}' text-anchor='end'>{value:.4g}</text>",
         ]
     parts.append(f"<text x='{_WIDTH - _EDGE}' y='{_HEIGHT - 4}' text-anchor='end'>step {right:,}</text>")

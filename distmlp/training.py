@@ -39,8 +39,8 @@ class Program:
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
         if config.patience and data.validation is None:
-            raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, or "
-                             "x_val and y_val beside the training set")
+            raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, "
+                             "or x_val and y_val beside the training set")
         self._config, self._data, self.layout = config, data, layout
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
@@ -70,10 +70,10 @@ class Program:
         """The state before the first step, on the devices."""
         return self._placed(initial_state(self.sizes, self._config.seed, self._optimizer, scaling))
 
-    def state_of(self, params: Params, scaling: Sequence[np.ndarray], opt_state: Any = None, step: int = 0) -> State:
-        """The state of these parameters after `step` steps, on the devices; without opt_state the optimizer begins."""
+    def state_of(self, params: Any, scaling: Any, opt_state: Any = None, step: int = 0) -> State:
+        """The state of these NumPy arrays after `step` steps, on the devices; without opt_state the optimizer begins."""
         opt_state = self._optimizer.init(params) if opt_state is None else opt_state
-        return self._placed(State(params, opt_state, np.int32(step), tuple(scaling)))
+        return self._placed(State(params, opt_state, np.int32(step), scaling))  # type: ignore[arg-type]
 
     def _placed(self, state: State) -> State:
         return self.layout.put(jax.tree.map(np.asarray, state), STATE)

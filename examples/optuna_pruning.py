@@ -1,4 +1,4 @@
-"""Optuna ends runs that fall behind, after any epoch: pip install -e '.[examples]' && python examples/optuna_pruning.py"""
+"""Optuna ends runs that fall behind, after any epoch: python examples/optuna_pruning.py"""
 
 import optuna
 
@@ -8,12 +8,12 @@ from distmlp import Config, train
 def objective(trial: optuna.Trial) -> float:
     rate = trial.suggest_float("learning_rate", 1e-3, 0.3, log=True)
 
-    def on_line(line: dict[str, float]) -> bool:
+    def on_line(line: dict[str, int]) -> bool:
         if not line.get("final"):
             trial.report(line["validation_accuracy"], line["step"])
         return trial.should_prune()
 
-    history = train(Config(validation_fraction=0.2, num_epochs=4, learning_rate=rate, workdir=None), on_line=on_line).history
+    _, history = train(Config(validation_fraction=0.2, num_epochs=4, learning_rate=rate, workdir=None), on_line=on_line)
     if trial.should_prune():
         raise optuna.TrialPruned
     return float(history[-2]["validation_accuracy"])

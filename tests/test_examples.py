@@ -53,7 +53,8 @@ def test_mlflow_keeps_settings_and_lines(tmp_path: Path) -> None:
     start("mlflow_tracking.py")
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         ((rate,),) = database.execute("select value from params where key = 'learning_rate'")
-        losses = [value for value, in database.execute("select value from metrics where key = 'train_loss' order by step")]
+        losses = [value for (value,) in database.execute("select value from metrics where key = 'train_loss' "
+                                                         "order by step")]  # fmt: skip
     assert rate == "0.01"
     assert len(losses) == 3
     assert losses == sorted(losses, reverse=True)

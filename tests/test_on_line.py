@@ -1,7 +1,6 @@
 """What the caller's function hears of each line, and how it ends a run; and what a notebook shows of one."""
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,6 @@ def test_an_exception_ends_the_run_and_the_state_is_saved(npz: str) -> None:
 
 
 SCRIPT = """
-import sys
 from distmlp import Config, train
 
 def run(workdir, end):
