@@ -336,7 +336,7 @@ def _trained(config: Config, data: "Data", before: "_Before | None", verbose: bo
                     return carry(parts, state, progress, show, stop)
 
             if verbose:
-                print(header(data.validation is not None))
+                print(header(config, data.validation is not None))
             last, best, _ = _until_interrupted(train)
             params, scaling, opt_state = jax.tree.map(np.array, (best.params, last.scaling, last.opt_state))
     lines = [line for line in progress.history if line["step"] > begin]

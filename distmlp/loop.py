@@ -31,9 +31,9 @@ def train(
 
     Args:
       config: the run.
-      train_set: data to use instead of config.dataset: a pair of arrays (x, y), also tensors or frames; or a map-style
-        Dataset of pairs or dicts.
-      test_set: the same.
+      train_set: data to use instead of config.dataset: arrays (x, y), also tensors or frames, or (x, y, weights), where
+        weights [N] say how much each example counts in the loss; or a map-style Dataset of pairs or dicts.
+      test_set: the same; evaluation ignores weights.
       validation_set: the same.
       on_line: is called in the first process with each line of metrics, a dict, once it is written. If it returns True,
         the run ends there, in all processes: the state is saved, no final line is written, and the same call goes on
@@ -94,7 +94,7 @@ def _in_memory(config: Config, data: datasets.Data, parts: Program, on_line: OnL
             remark(text)
     if text := data.description():
         print(text)
-    print(header(data.validation is not None))
+    print(header(config, data.validation is not None))
 
     def show(line: Line) -> object:
         if not line.get("final"):

@@ -14,6 +14,7 @@ from distmlp.data import datasets
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.layout import make_layout
 from distmlp.progress import best, score, stale
+from distmlp.training import Program
 from launch import evaluate
 
 ARRAYS = make_arrays(test=80)
@@ -88,9 +89,7 @@ def test_what_an_evaluation_is_asked_for_changes_none_of_its_numbers() -> None:
     config = small_config("python:arrays", num_devices=3)
     layout = make_layout(config)
     data = datasets.load(config, (X, Y), TEST)
-    from distmlp import training
-
-    parts = training.build(config, data, layout)
+    parts = Program(config, data, layout, layout.device_memory)
     state = parts.initial_state(())
     evaluator = Evaluator(config, layout)
     plain, labels, log_probs = (evaluator(state, data.test, ask=ask) for ask in ("", "labels", "log_probs"))

@@ -156,8 +156,8 @@ def load(run: "str | Path", checkpoint: str | int = "") -> Model:
 
     Args:
       run: the run's folder, its --workdir.
-      checkpoint: "best" (by the accuracy that metrics.jsonl knows), "newest", or a step; empty: best if the run knows
-        one, else newest.
+      checkpoint: "best" (by the score that metrics.jsonl knows, see --choose_by), "newest", or a step; empty: best if
+        the run knows one, else newest.
 
     Raises:
       InputError: there is no such run or checkpoint, or the checkpoint is damaged.

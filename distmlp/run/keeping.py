@@ -143,7 +143,7 @@ class Keeping:
         if 0 < config.schedule_steps < total:
             self.log.warn(f"the learning rate is 0 from step {config.schedule_steps} on, where --schedule_steps ends; "
                           f"this run has {total} steps")
-        self.log.say(header(self.data.validation is not None))
+        self.log.say(header(config, self.data.validation is not None))
 
     def record(self, steps: Steps, digests: dict[str, str] | None, progress: Progress) -> None:
         """Takes note of a dispatch that has been made."""

@@ -165,14 +165,21 @@ _COLUMNS = {  # of a line for people, behind its epoch: heading, width, format
 HEADER = " " * 9 + "".join(f"{heading:>{width}}" for heading, width, _ in _COLUMNS.values())
 
 
-def header(validation: bool) -> str:
+_SHORT = {"balanced_accuracy": "bal. acc", "macro_f1": "macro F1", "roc_auc": "ROC AUC"}  # beside accuracy and loss
+
+
+def header(config: Config, validation: bool) -> str:
     """The headings of the lines per epoch."""
-    return HEADER.replace("test", " val") if validation else HEADER
+    text = HEADER.replace("test", " val") if validation else HEADER
+    free = config.choose_by in _SHORT and not config.eval_train  # the column of training accuracies
+    return text.replace("train acc", f"{_SHORT[config.choose_by]:>9}") if free else text
 
 
 def describe(line: Line) -> str:
     """One line for people, of 80 columns, below `header`."""
     line = {name.replace("validation", "test"): value for name, value in line.items()}
+    if (name := line.get("choose_by")) in _SHORT and f"test_{name}" in line:
+        line = {"train_accuracy": line[f"test_{name}"]} | line  # as the heading says
     cells = (f"{line[name]:>{width}{form}}" if name in line else " " * width
              for name, (_, width, form) in _COLUMNS.items())  # fmt: skip
     return f"epoch {line['epoch']:>3}{''.join(cells)}".rstrip()
@@ -181,18 +188,26 @@ def describe(line: Line) -> str:
 def summary(history: Sequence[Line], workdir: Path) -> str:
     """The end of a run: its accuracy, the parameters' SHA-256, the time it took, and what there is to go on with."""
     (*_, last, final), top = history, best(history)
+    chosen_by = top.get("choose_by", "accuracy")
+
+    def score(line: Line, part: str) -> str:
+        """Beside the accuracy."""
+        value = None if chosen_by == "accuracy" else line.get(f"{part}_{chosen_by}")
+        return "" if value is None else f", {chosen_by.replace('_', ' ')} {value:.5f}"
+
     if "validation_accuracy" in top:
-        lines = [f"best validation accuracy {top['validation_accuracy']:.2%} at step {top['step']}; on the test set:"]
+        lines = [f"best validation accuracy {top['validation_accuracy']:.2%}{score(top, 'validation')} "
+                 f"at step {top['step']}; on the test set:"]
         for which, name, step in (("best", "best_test", top["step"]), ("last", "test", final["step"])):
             if f"{name}_accuracy" in final:
                 lines.append(f"  the {which} checkpoint, step {step}: {final[f'{name}_accuracy']:.2%} "
-                             f"({final[f'{name}_correct']} of {final['test_count']})")
+                             f"({final[f'{name}_correct']} of {final['test_count']}){score(final, name)}")
     elif not top["step"]:
         lines = ["nothing was evaluated: there is no test set"]
     else:
         lines = [f"final test accuracy {100 * last['test_accuracy']:.2f} % "
-                 f"({last['test_correct']} of {last['test_count']}), "
-                 f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}",
+                 f"({last['test_correct']} of {last['test_count']}){score(last, 'test')}, "
+                 f"best {100 * top['test_accuracy']:.2f} %{score(top, 'test')} at step {top['step']}",
                  "(the best was chosen on the test set; --validation_fraction avoids that)"]
     other = top["step"] and top["step"] != last["step"]
     steps = f"{last['step']}" + (f", and the best one, {top['step']}," if other else "")

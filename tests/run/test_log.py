@@ -12,7 +12,7 @@ from tensorboardX import RecordWriter
 from distmlp import Config
 from distmlp.errors import WriteError
 from distmlp.progress import Cadence, Progress, best
-from distmlp.run.log import HEADER, Log, describe, read_lines, summary
+from distmlp.run.log import HEADER, Log, describe, header, read_lines, summary
 
 
 def line(step: int, **more: object) -> dict[str, object]:
@@ -156,3 +156,23 @@ def test_a_line_for_people() -> None:
     part = describe(line(10, train_loss=0.12345, seconds=1.5, examples_per_second=12345.6))
     assert part.split() == ["epoch", "2", "10", "0.12345", "1.50", "12,346"]
     assert part[part.index("1.50"):] == full[full.index("1.50"):]
+
+
+def test_what_the_best_is_chosen_by_has_the_place_of_the_training_accuracy() -> None:
+    config = Config(choose_by="macro_f1")
+    heading = header(config, validation=True)
+    assert len(heading) == 80
+    assert "  macro F1   val acc" in heading
+    assert "train acc" in header(Config(choose_by="macro_f1", eval_train=True), validation=False)
+    assert header(Config(choose_by="loss"), validation=False) == HEADER
+    made = {"step": 5, "epoch": 1, "choose_by": "macro_f1", "validation_macro_f1": 0.75, "validation_accuracy": 0.5}
+    assert describe(made).endswith("    75.00%    50.00%")
+    assert "70.00%" in describe(made | {"train_accuracy": 0.7})
+
+
+def test_the_end_of_a_run_says_what_the_best_was_chosen_by() -> None:
+    evaluated = {"test_accuracy": 0.5, "test_correct": 4, "test_count": 8, "choose_by": "loss"}
+    lines = [{"step": step, "epoch": step, "test_loss": loss, **evaluated} for step, loss in ((1, 0.25), (2, 0.5))]
+    final = {"step": 2, "epoch": 2, "final": True, "params_sha256": "abc", "total_seconds": 1.0}
+    text = summary([*lines, final], Path("run"))
+    assert text.startswith("final test accuracy 50.00 % (4 of 8), loss 0.50000, best 50.00 %, loss 0.25000 at step 1\n")
