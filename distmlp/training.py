@@ -73,7 +73,7 @@ class Program:
     def state_of(self, params: Any, scaling: Any, opt_state: Any = None, step: int = 0) -> State:
         """The state of these NumPy arrays after `step` steps, on the devices; without opt_state the optimizer begins."""
         opt_state = self._optimizer.init(params) if opt_state is None else opt_state
-        return self._placed(State(params, opt_state, np.int32(step), scaling))  # type: ignore[arg-type]
+        return self._placed(State(params, opt_state, jnp.int32(step), scaling))
 
     def _placed(self, state: State) -> State:
         return self.layout.put(jax.tree.map(np.asarray, state), STATE)

@@ -88,7 +88,8 @@ class Feed:
         self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace
     ) -> None:
         self._layout, self._batches, self._pace = layout, batches, pace
-        self._any, self._whole = kept(_programs, layout, train_step, type(batches), pace.largest)
+        kind: Any = type(batches)
+        self._any, self._whole = kept(_programs, layout, train_step, kind, pace.largest)
 
     def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
         """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
