@@ -71,7 +71,7 @@ class Program:
         return self._placed(initial_state(self.sizes, self._config.seed, self._optimizer, scaling))
 
     def state_of(self, params: Any, scaling: Any, opt_state: Any = None, step: int = 0) -> State:
-        """The state of these NumPy arrays after `step` steps, on the devices; without opt_state the optimizer begins."""
+        """The state of these arrays after `step` steps, on the devices; without opt_state the optimizer begins."""
         opt_state = self._optimizer.init(params) if opt_state is None else opt_state
         return self._placed(State(params, opt_state, jnp.int32(step), scaling))
 
