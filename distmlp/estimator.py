@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # they import jax and torch
 
 T = TypeVar("T")
 _SEEDS = 2**31 - 1  # a seed is below
+_SAVE_SECONDS = 60.0  # with a workdir, between two checkpoints that are not of a best state
 
 
 class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
@@ -233,6 +234,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         settings |= {
             "dataset": f"{FROM_PYTHON}arrays", "class_weight": self.class_weight if by_name else "none",
             "num_classes": len(self.classes_), "eval_every_epochs": 1 if self.validation_fraction else 0,
+            "checkpoint_every_seconds": 0 if self.workdir is None else _SAVE_SECONDS,
         } | changes  # fmt: skip
         config = Config(**settings)
         config.validate()

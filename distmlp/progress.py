@@ -55,8 +55,9 @@ def stale(history: Sequence[Line]) -> int:
 class Cadence:
     """What is due after a number of completed steps: arithmetic, so that a resumed run does the same things."""
 
-    def __init__(self, config: Config, steps_per_epoch: int) -> None:
-        self._config, self.per_epoch, self.patience = config, steps_per_epoch, config.patience
+    def __init__(self, config: Config, steps_per_epoch: int, evaluates: bool = True) -> None:
+        """`evaluates`: whether there is a set to evaluate on."""
+        self._config, self.per_epoch, self.patience, self.evaluates = config, steps_per_epoch, config.patience, evaluates
         self._ledger_digests = config.ledger_digests_every if config.ledger else 0
         self.total_steps = config.total_steps(steps_per_epoch)
         # --profile_steps=A:B counts steps from 1: from A - 1 completed steps to B.
@@ -69,10 +70,11 @@ class Cadence:
 
     def evaluation(self, step: int) -> bool:
         by_epoch = self.epoch_end(step) and _every(self._config.eval_every_epochs, step // self.per_epoch)
-        return step == self.total_steps or by_epoch or _every(self._config.eval_every_steps, step)
+        due = step == self.total_steps or by_epoch or _every(self._config.eval_every_steps, step)
+        return due and self.evaluates
 
     def line(self, step: int) -> bool:
-        return self.epoch_end(step) or self.evaluation(step)
+        return self.epoch_end(step) or self.evaluation(step) or step == self.total_steps
 
     def save(self, step: int) -> bool:
         """Whether a checkpoint is due, apart from --checkpoint_every_seconds."""
@@ -149,7 +151,7 @@ class Progress:
     def finished(self) -> bool:
         """Whether the lines say that training has ended here, evaluation included if there is anything to evaluate."""
         last, final = self.history[-2:] if len(self.history) > 1 else ({}, {})
-        evaluated = scored([last]) or not scored(self.history)
+        evaluated = scored([last]) or not self.cadence.evaluates
         ended = final.get("final") and evaluated and last["step"] == final["step"] == self.step
         return bool(ended) and self.at_end
 
@@ -241,7 +243,7 @@ class Measures:
     def __init__(self, config: Config, data: Data, evaluator: Evaluator) -> None:
         self._eval_train, self._data, self._evaluator = config.eval_train, data, evaluator
         self._choose_by = config.choose_by
-        chooser = data.test if data.validation is None else data.validation
+        chooser = data.chooser
         known = len(chooser) and (not chooser.one_by_one or chooser.labels.any())
         if self._choose_by == "roc_auc" and known and (why := scores.undefined(chooser.labels, data.called)):
             raise _undefined(chooser, why)
@@ -251,11 +253,7 @@ class Measures:
         line: Line = {}
         if self._eval_train:
             line["train_accuracy"] = self._evaluator(state, self._data.train, poll).accuracy
-        name, chooser = "validation", self._data.validation
-        if chooser is None:
-            name, chooser = "test", self._data.test
-        if not len(chooser):
-            return line
+        name, chooser = "test" if self._data.validation is None else "validation", self._data.chooser
         if self._choose_by != "accuracy":
             line["choose_by"] = self._choose_by
         line |= self._measure(name, state, chooser, poll)

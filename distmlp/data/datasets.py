@@ -50,6 +50,11 @@ class Data:
         return [len(self.train), len(self.test), self.num_features, self.num_classes]
 
     @property
+    def chooser(self) -> Examples:
+        """The examples by which the best state is chosen: the validation set, or else the test set."""
+        return self.test if self.validation is None else self.validation
+
+    @property
     def parts(self) -> list[Examples]:
         return [part for part in (self.train, self.test, self.validation) if part is not None]
 
