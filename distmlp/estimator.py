@@ -60,7 +60,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
       n_iter_: epochs that were trained.
       loss_curve_: the mean loss of each epoch, over rows and classes as in the tutorial: times the number of classes it
         is the cross-entropy.
-      validation_curve_: the score of the held-out rows after each epoch; empty without validation_fraction.
+      validation_curve_: the score of the held-out rows after each epoch, higher is better, so minus the loss with
+        choose_by="loss"; empty without validation_fraction.
       coefs_, intercepts_: of each layer, float32 [in, out] and [out].
     """
 
@@ -164,7 +165,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
             raise InputError("warm_start goes on from what is in memory, a workdir from its checkpoints: leave one out")
         else:
             ended = _run(config, lambda config: self._data(config, X, codes, weights), self.verbose)
-        self._keep(ended, seed, curves=goes_on)
+        self._keep(ended, seed, len(X), goes_on)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
@@ -197,7 +198,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         )  # fmt: skip
         before = None if first else _Before(self._network(), self._scaling, self._opt_state, epochs)
         ended = _trained(config, self._data(config, X, np.searchsorted(known, y), weights), before, self.verbose)
-        self._keep(ended, seed, curves=not first)
+        self._keep(ended, seed, len(X), goes_on=not first)
         self._opt_state = ended.opt_state
         return self
 
@@ -238,8 +239,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         } | changes  # fmt: skip
         config = Config(**settings)
         config.validate()
-        training = rows - math.ceil(config.validation_fraction * rows)  # as scikit-learn divides them
-        return dataclasses.replace(config, batch_size=max(1, min(config.batch_size, training)))
+        return dataclasses.replace(config, batch_size=max(1, min(config.batch_size, _trained_on(config, rows))))
 
     def _data(self, config: Config, X: np.ndarray, codes: np.ndarray, weights: "np.ndarray | None") -> "Data":
         from distmlp.data import datasets
@@ -255,16 +255,17 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
             columns=columns.features if columns else None,
         )  # fmt: skip
 
-    def _keep(self, ended: "_Ended", seed: int, curves: bool) -> None:
-        """The fitted attributes; `curves` and epochs go on, or begin."""
+    def _keep(self, ended: "_Ended", seed: int, rows: int, goes_on: bool) -> None:
+        """The fitted attributes; epochs and curves go on, or begin."""
         from distmlp.progress import scored
 
-        epochs, losses, scores = (self.n_iter_, self.loss_curve_, self.validation_curve_) if curves else (0, [], [])
+        epochs, losses, scores = (self.n_iter_, self.loss_curve_, self.validation_curve_) if goes_on else (0, [], [])
+        per_epoch = math.ceil(_trained_on(ended.config, rows) / ended.config.batch_size)
         self.coefs_ = [weights.T for weights, _ in ended.params]
         self.intercepts_ = [biases for _, biases in ended.params]
         self.loss_curve_ = [*losses, *(line["train_loss"] for line in ended.lines if "train_loss" in line)]
         self.validation_curve_ = [*scores, *(score for score, _ in scored(ended.lines))]
-        self.n_iter_ = epochs + ended.epochs
+        self.n_iter_ = epochs + math.ceil(ended.steps / per_epoch)
         self._scaling, self._opt_state, self._seed, self._settings = ended.scaling, None, seed, ended.config
 
     def _network(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -296,7 +297,12 @@ class _Ended(NamedTuple):
     scaling: tuple[np.ndarray, ...]
     opt_state: Any
     lines: "list[Line]"
-    epochs: int
+    steps: int
+
+
+def _trained_on(config: Config, rows: int) -> int:
+    """How many of so many rows are not held out: as scikit-learn divides them."""
+    return rows - math.ceil(config.validation_fraction * rows)
 
 
 def _drawn(random_state: Any) -> int:
@@ -325,11 +331,10 @@ def _trained(config: Config, data: "Data", before: "_Before | None", verbose: bo
         layout = make_layout(config)
         with closing(Program(config, data, layout, layout.device_memory)) as parts:
             parts.compile()
-            per_epoch = parts.cadence.per_epoch
             if before is None:
                 state, begin = parts.initial_state(parts.scaling()), 0
             else:
-                begin = before.epochs * per_epoch
+                begin = before.epochs * parts.cadence.per_epoch
                 state = parts.state_of(before.params, before.scaling, before.opt_state, begin)
             progress = Progress(parts.cadence, begin, history=[{"step": begin}] if begin else [])
 
@@ -342,7 +347,7 @@ def _trained(config: Config, data: "Data", before: "_Before | None", verbose: bo
             last, best, _ = _until_interrupted(train)
             params, scaling, opt_state = jax.tree.map(np.array, (best.params, last.scaling, last.opt_state))
     lines = [line for line in progress.history if line["step"] > begin]
-    return _Ended(config, params, scaling, opt_state, lines, math.ceil((progress.step - begin) / per_epoch))
+    return _Ended(config, params, scaling, opt_state, lines, progress.step - begin)
 
 
 def _until_interrupted(train: Callable[[Callable[[], bool]], T]) -> T:
@@ -370,4 +375,4 @@ def _run(config: Config, load: "Callable[[Config], Data]", verbose: bool) -> _En
     history = loop.run(config, load, silent=not verbose).history
     model = load_run(str(config.workdir))
     lines = [line for line in history if not line.get("final")]
-    return _Ended(model.config, model.params, model.scaling, None, lines, lines[-1]["epoch"])
+    return _Ended(model.config, model.params, model.scaling, None, lines, lines[-1]["step"])

@@ -73,7 +73,13 @@ class Program:
     def state_of(self, params: Any, scaling: Any, opt_state: Any = None, step: int = 0) -> State:
         """The state of these arrays after `step` steps, on the devices; without opt_state the optimizer begins."""
         opt_state = self._optimizer.init(params) if opt_state is None else opt_state
-        return self._placed(State(params, opt_state, jnp.int32(step), scaling))
+        state = State(params, opt_state, jnp.int32(step), scaling)
+        given, wanted = ((jax.tree.structure(tree), list(map(np.shape, jax.tree.leaves(tree))))
+                         for tree in (state, self.state))  # fmt: skip
+        if given != wanted:
+            raise InputError("what is to be trained on is not of these --hidden_sizes, --optimizer and --input_scaling: "
+                             "give those that it began with, or begin anew")
+        return self._placed(state)
 
     def _placed(self, state: State) -> State:
         return self.layout.put(jax.tree.map(np.asarray, state), STATE)

@@ -192,6 +192,12 @@ def test_a_warm_start_goes_on() -> None:
     assert warm.loss_curve_[5] < cold.loss_curve_[1]
     with pytest.raises(ValueError, match="with warm_start, y must have the classes"):
         warm.fit(WINE[0], WINE[1] % 2)
+    for other in ({"hidden_sizes": (8,)}, {"input_scaling": "none"}):
+        with pytest.raises(InputError, match=r"not of these --hidden_sizes, --optimizer and --input_scaling"):
+            copy.deepcopy(warm).set_params(**other).fit(*WINE)
+    parts = MLPClassifier(**SMALL).partial_fit(WINE[0], WINE[1], classes=[0, 1, 2])
+    with pytest.raises(InputError, match=r"not of these --hidden_sizes, --optimizer and --input_scaling"):
+        parts.set_params(optimizer="sgd").partial_fit(*WINE)
     assert cold.fit(*WINE).n_iter_ == 5
 
 
