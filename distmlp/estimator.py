@@ -257,14 +257,15 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
 
     def _keep(self, ended: "_Ended", seed: int, rows: int, goes_on: bool) -> None:
         """The fitted attributes; epochs and curves go on, or begin."""
-        from distmlp.progress import scored
+        from distmlp.progress import score
 
+        found = [score(line) for line in ended.lines]
         epochs, losses, scores = (self.n_iter_, self.loss_curve_, self.validation_curve_) if goes_on else (0, [], [])
         per_epoch = math.ceil(_trained_on(ended.config, rows) / ended.config.batch_size)
         self.coefs_ = [weights.T for weights, _ in ended.params]
         self.intercepts_ = [biases for _, biases in ended.params]
         self.loss_curve_ = [*losses, *(line["train_loss"] for line in ended.lines if "train_loss" in line)]
-        self.validation_curve_ = [*scores, *(score for score, _ in scored(ended.lines))]
+        self.validation_curve_ = [*scores, *(each for each in found if each is not None)]
         self.n_iter_ = epochs + math.ceil(ended.steps / per_epoch)
         self._scaling, self._opt_state, self._seed, self._settings = ended.scaling, None, seed, ended.config
 

@@ -22,7 +22,7 @@ from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
 from distmlp.parallel.step import initial_state, make_train_step
-from distmlp.progress import Cadence, Line, Measures, Poll, Progress, best
+from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
 
 class Program:
@@ -34,8 +34,13 @@ class Program:
       placement: where the training set lies, host or device, and why.
     """
 
-    def __init__(self, config: Config, data: Data, layout: Layout, memory: int) -> None:
-        """Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices."""
+    def __init__(
+        self, config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps
+    ) -> None:
+        """Raises InputError where settings do not go with the data.
+
+        `memory`: bytes of the smallest of the devices. `lead`: gives several processes the first one's whole number.
+        """
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
         if config.patience and data.validation is None:
@@ -50,7 +55,8 @@ class Program:
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch, len(data.chooser) > 0)
         weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
         train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless)
-        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps)
+        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
+                              lead)  # fmt: skip
         self.evaluator = Evaluator(config, layout)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, STATE)
@@ -77,12 +83,16 @@ class Program:
         given, wanted = ((jax.tree.structure(tree), list(map(np.shape, jax.tree.leaves(tree))))
                          for tree in (state, self.state))  # fmt: skip
         if given != wanted:
-            raise InputError("what is to be trained on is not of these --hidden_sizes, --optimizer and --input_scaling: "
-                             "give those that it began with, or begin anew")
+            raise InputError("what is to be trained on is not of these --hidden_sizes, --optimizer and "
+                             "--input_scaling: give those that it began with, or begin anew")
         return self._placed(state)
 
     def _placed(self, state: State) -> State:
         return self.layout.put(jax.tree.map(np.asarray, state), STATE)
+
+    def taken(self) -> int:
+        """How many examples were read so far, where they are read one by one; from any thread."""
+        return self.loader.taken + self.evaluator.taken
 
     def close(self) -> None:
         """Ends the processes that load data."""
@@ -130,14 +140,11 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
       DivergedError: a value is not finite, or the devices no longer agree.
     """
     cadence = progress.cadence
-    if progress.logged:
-        progress.begin_sums()  # a checkpoint has the sums from before its line
-    elif progress.step and cadence.line(progress.step):
+    if not progress.logged and progress.step and cadence.line(progress.step):
         yield _with_line(parts, state, progress, poll)
-        progress.begin_sums()
-    progress.start_clock()
     while not progress.at_end:
         yield Moment(state)
+        progress.begin_steps()
         with jax.transfer_guard("disallow"):
             state, steps = parts.feed.advance(state, progress.step, cadence.next(progress.step))
         progress.add(steps)
@@ -146,7 +153,6 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
         if cadence.line(progress.step):
             progress.settle()
             yield _with_line(parts, state, progress, poll)
-            progress.begin_sums()
 
 
 def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> Moment:
@@ -172,10 +178,10 @@ def carry(
       the last state, the best one by the evaluations, and whether all was done.
     """
     best_state: State | None = None
-    for moment in advance(parts, state, progress, progress.start_clock):
+    for moment in advance(parts, state, progress, poll=lambda: None):
         state = moment.state
         if moment.line is not None:
-            if best(progress.history) is moment.line:
+            if progress.at_best:
                 best_state = jax.tree.map(jnp.copy, state)
             if ends(on_line, moment.line):
                 return state, best_state or state, False
@@ -189,6 +195,6 @@ def in_memory(parts: Program, state: State, on_line: OnLine = lambda line: None)
     progress = Progress(parts.cadence)
     state, best_state, done = carry(parts, state, progress, on_line)
     if done:
-        tested = parts.measures.tested(state, best_state, progress.start_clock)
+        tested = parts.measures.tested(state, best_state, poll=lambda: None)
         on_line(dict(progress.add_final_line(params_sha256(state.params), tested)))
     return Result(state.params, progress.history, best_state.params)

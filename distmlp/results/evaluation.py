@@ -73,7 +73,7 @@ class ClassificationReport:
         low, high = self.accuracy_interval
         several = "" if len(self.classes) == 2 else ", the mean of each class against the rest"
         rows = [
-            ("accuracy's interval", f"{100 * low:.2f} to {100 * high:.2f} %",
+            ("accuracy interval", f"{100 * low:.2f} to {100 * high:.2f} %",
              "Where the accuracy on endlessly many such examples is, in 95 of 100 cases (Wilson)."),
             ("log loss", f"{self.log_loss:.5f}", "The mean of -log(probability of the true class); 0 is perfect."),
             ("balanced accuracy", f"{self.balanced_accuracy:.4f}",
@@ -94,7 +94,7 @@ class ClassificationReport:
         lines = [f"checkpoint of step {self.checkpoint_step}: {self.correct:,} of {self.count:,} correct, "
                  f"accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.5f}", ""]
         for name, value, text in self.measures:
-            lines += textwrap.wrap(f"{name:<19}  {value:<17}  {text}", _WIDTH, subsequent_indent=" " * 40)
+            lines += textwrap.wrap(f"{name:<17}  {value:<16}  {text}", _WIDTH, subsequent_indent=" " * 37)
         if self.left_out:
             lines.append(f"ROC AUC and average precision are left out: {self.left_out}")
         return "\n".join([*lines, "", *self._classes(), "", *self._confusion()])
