@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp import optim
+from distmlp import notebook, optim
 from distmlp.config import Config
 from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import Data, input_scaling
 from distmlp.errors import InputError
+from distmlp.kept import kept
 from distmlp.model import Params
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
@@ -42,13 +43,16 @@ class Program:
         """
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
+        if config.patience and data.validation is None:
+            raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, "
+                             "or x_val and y_val beside the training set")
         self._config, self._data, self.layout = config, data, layout
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards,
                                   config.shuffle, config.seed, config.num_workers, data.weights)  # fmt: skip
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
-        self.cadence = Cadence(config, self.loader.order.steps_per_epoch)
+        self.cadence = Cadence(config, self.loader.order.steps_per_epoch, len(data.chooser) > 0)
         weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
         train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless)
         self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
@@ -57,8 +61,7 @@ class Program:
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, STATE)
         scaled = config.input_scaling != "none"
-        scaling = (jax.ShapeDtypeStruct((data.num_features,), np.float32),) * 2 if scaled else ()
-        self.state: State = layout.abstract(jax.eval_shape(self._initial_state, scaling), STATE)
+        self.state: State = kept(_abstract_state, layout, tuple(self.sizes), self._optimizer, scaled)
 
     def compile(self) -> None:
         """Compiles the steps, also in a thread beside other work."""
@@ -71,10 +74,21 @@ class Program:
 
     def initial_state(self, scaling: Sequence[np.ndarray]) -> State:
         """The state before the first step, on the devices."""
-        return self.layout.put(jax.tree.map(np.asarray, self._initial_state(scaling)), STATE)
+        return self._placed(initial_state(self.sizes, self._config.seed, self._optimizer, scaling))
 
-    def _initial_state(self, scaling: Sequence[Any]) -> State:
-        return initial_state(self.sizes, self._config.seed, self._optimizer, scaling)
+    def state_of(self, params: Any, scaling: Any, opt_state: Any = None, step: int = 0) -> State:
+        """The state of these arrays after `step` steps, on the devices; without opt_state the optimizer begins."""
+        opt_state = self._optimizer.init(params) if opt_state is None else opt_state
+        state = State(params, opt_state, jnp.int32(step), scaling)
+        given, wanted = ((jax.tree.structure(tree), list(map(np.shape, jax.tree.leaves(tree))))
+                         for tree in (state, self.state))  # fmt: skip
+        if given != wanted:
+            raise InputError("what is to be trained on is not of these --hidden_sizes, --optimizer and "
+                             "--input_scaling: give those that it began with, or begin anew")
+        return self._placed(state)
+
+    def _placed(self, state: State) -> State:
+        return self.layout.put(jax.tree.map(np.asarray, state), STATE)
 
     def taken(self) -> int:
         """How many examples were read so far, where they are read one by one; from any thread."""
@@ -84,6 +98,11 @@ class Program:
         """Ends the processes that load data."""
         self.loader.close()
         self.evaluator.close()
+
+
+def _abstract_state(layout: Layout, sizes: tuple[int, ...], optimizer: Any, scaled: bool) -> State:
+    scaling = (jax.ShapeDtypeStruct(sizes[:1], np.float32),) * 2 if scaled else ()
+    return layout.abstract(jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling), STATE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +115,10 @@ class Result:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.params, self.history))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return notebook.html(self.history)
 
 
 class Moment(NamedTuple):
@@ -137,16 +160,41 @@ def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> 
     return Moment(state, line=progress.add_line(parts.measures.evaluated(state, poll) if due else {}))
 
 
-def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambda line: None) -> Result:
-    """Trains from an initial state, keeping the best one in memory; `show` gets each line but the final one."""
-    progress = Progress(parts.cadence)
-    best_state = state
+OnLine = Callable[[Line], object]
+
+
+def ends(on_line: OnLine, line: Line) -> bool:
+    """Shows a line to the caller's function; whether it says that training shall end here: it returns True."""
+    said = on_line(dict(line))
+    return isinstance(said, (bool, np.bool_)) and bool(said)
+
+
+def carry(
+    parts: Program, state: State, progress: Progress, on_line: OnLine, stop: Callable[[], bool] = lambda: False
+) -> tuple[State, State, bool]:
+    """Trains in memory until all is done, or `on_line` or `stop`, which is asked between two dispatches, returns True.
+
+    Returns:
+      the last state, the best one by the evaluations, and whether all was done.
+    """
+    best_state: State | None = None
     for moment in advance(parts, state, progress, poll=lambda: None):
         state = moment.state
         if moment.line is not None:
-            show(moment.line)
             if progress.at_best:
                 best_state = jax.tree.map(jnp.copy, state)
-    tested = parts.measures.tested(state, best_state, poll=lambda: None)
-    progress.add_final_line(params_sha256(state.params), tested)
+            if ends(on_line, moment.line):
+                return state, best_state or state, False
+        elif moment.steps is None and stop():
+            return state, best_state or state, False
+    return state, best_state or state, True
+
+
+def in_memory(parts: Program, state: State, on_line: OnLine = lambda line: None) -> Result:
+    """Trains from an initial state, keeping the best one in memory; see `carry`."""
+    progress = Progress(parts.cadence)
+    state, best_state, done = carry(parts, state, progress, on_line)
+    if done:
+        tested = parts.measures.tested(state, best_state, poll=lambda: None)
+        on_line(dict(progress.add_final_line(params_sha256(state.params), tested)))
     return Result(state.params, progress.history, best_state.params)

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from distmlp.errors import DivergedError, ReplicaError
+from distmlp.kept import kept
 
 if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not need
     from distmlp.parallel.layout import Layout
@@ -47,13 +48,7 @@ class StateDigest:
     """Computes, on every device, the digests of a state that lies as `specs` say, and whether all values are finite."""
 
     def __init__(self, layout: "Layout", specs: Any) -> None:
-        def body(state: Any) -> jax.Array:
-            leaves = jax.tree.leaves(state)
-            finite = jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-            digests = jnp.stack([array_digest(leaf) for leaf in leaves])
-            return jnp.append(digests, finite.astype(jnp.uint32))[None]
-
-        self._by_device = layout.wrap_each(body, (specs,))
+        self._by_device = kept(_digests, layout, specs)
 
     def lower(self, state: Any) -> jax.stages.Lowered:
         """The program, ready to be compiled, for states like this one, which may be abstract."""
@@ -80,6 +75,18 @@ class StateDigest:
         if not finite.all():
             raise DivergedError(f"the parameters or the optimizer's state are not finite after step {step}")
         return {name: f"{int(digest):08x}" for name, digest in zip(arrays, digests[0], strict=True)}
+
+
+def _digests(layout: "Layout", specs: Any) -> Any:
+    """The program: a state -> uint32 [devices, arrays + 1], the last of which says whether all values are finite."""
+
+    def body(state: Any) -> jax.Array:
+        leaves = jax.tree.leaves(state)
+        finite = jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+        digests = jnp.stack([array_digest(leaf) for leaf in leaves])
+        return jnp.append(digests, finite.astype(jnp.uint32))[None]
+
+    return layout.wrap_each(body, (specs,))
 
 
 def params_sha256(params: Any) -> str:

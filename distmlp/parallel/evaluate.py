@@ -13,6 +13,7 @@ from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import ExampleLoader, Step
 from distmlp.data.examples import Examples
+from distmlp.kept import kept
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import DEALT, STATE, State
 
@@ -45,32 +46,7 @@ class Evaluator:
     def __init__(self, config: Config, layout: Layout) -> None:
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
-        compute_dtype = config.compute_dtype
-
-        def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
-            inputs = model.scale_inputs(images, state.scaling)
-            log_probs = model.batched_predict(state.params, inputs, compute_dtype)
-            losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
-            predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
-            return of_all(jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))]))
-
-        def only_labels(state: State, images: jax.Array, labels: jax.Array) -> Any:
-            return of_all(labels[None].astype(jnp.float32))
-
-        def with_log_probs(state: State, images: jax.Array, labels: jax.Array) -> Any:
-            inputs = model.scale_inputs(images, state.scaling)
-            log_probs = model.batched_predict(state.params, inputs, compute_dtype)
-            return of_all(jnp.concatenate([labels[None].astype(jnp.float32), log_probs.T]))
-
-        def of_all(result: jax.Array) -> Any:
-            if layout.axis is None:
-                return result
-            return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
-
-        self._losses, self._labels, self._log_probs = (
-            layout.wrap(function, (STATE, DEALT, DEALT), donate=False)
-            for function in (body, only_labels, with_log_probs)
-        )
+        self._losses, self._labels, self._log_probs = kept(_programs, config.compute_dtype, layout)
 
     def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
@@ -129,6 +105,37 @@ class Evaluator:
             float(each.sum() / len(dataset)), int(correct.sum()), len(dataset), predicted.astype(np.int32),
             None if told is None else told.astype(np.int32), np.stack(log_probs, axis=1) if log_probs else None,
         )
+
+
+def _programs(compute_dtype: str, layout: Layout) -> tuple[Any, Any, Any]:
+    """The programs of a step: losses, what is predicted and whether it is right; labels; labels and log-probabilities.
+    Each gives one row for each of these, float32 [rows, examples]."""
+
+    def losses(state: State, images: jax.Array, labels: jax.Array) -> Any:
+        inputs = model.scale_inputs(images, state.scaling)
+        log_probs = model.batched_predict(state.params, inputs, compute_dtype)
+        losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
+        predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
+        return of_all(jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))]))
+
+    def only_labels(state: State, images: jax.Array, labels: jax.Array) -> Any:
+        return of_all(labels[None].astype(jnp.float32))
+
+    def with_log_probs(state: State, images: jax.Array, labels: jax.Array) -> Any:
+        inputs = model.scale_inputs(images, state.scaling)
+        log_probs = model.batched_predict(state.params, inputs, compute_dtype)
+        return of_all(jnp.concatenate([labels[None].astype(jnp.float32), log_probs.T]))
+
+    def of_all(result: jax.Array) -> Any:
+        if layout.axis is None:
+            return result
+        return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
+
+    one, two, three = (
+        layout.wrap(function, (STATE, DEALT, DEALT), donate=False)
+        for function in (losses, only_labels, with_log_probs)
+    )  # fmt: skip
+    return one, two, three
 
 
 @dataclasses.dataclass

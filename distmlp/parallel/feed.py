@@ -21,6 +21,7 @@ from distmlp.config import Config
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.examples import Examples
 from distmlp.errors import InputError
+from distmlp.kept import kept
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, stacked
 from distmlp.parallel.step import TrainStep
@@ -100,23 +101,8 @@ class Feed:
     ) -> None:
         self._layout, self._batches, self._pace = layout, batches, pace
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
-        size = pace.largest
-
-        def run(state: State, arrays: Any, bounds: Any) -> tuple[State, jax.Array]:
-            """Steps bounds[0]..bounds[1]-1 and their losses; traced bounds: one compilation for any number."""
-
-            def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-                state, losses = carry
-                state, loss = train_step(state, batches.batch(arrays, i))
-                return state, jax.lax.dynamic_update_index_in_dim(losses, loss, i - bounds[0], 0)
-
-            return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size, jnp.float32)))
-
-        def run_whole(state: State, arrays: Any) -> tuple[State, jax.Array]:
-            return run(state, arrays, (0, size))
-
-        self._any: Any = layout.wrap(run, (STATE, batches.specs, REPLICATED))
-        self._whole: Any = layout.wrap(run_whole, (STATE, batches.specs)) if layout.accelerated and size > 1 else None
+        kind: Any = type(batches)
+        self._any, self._whole = kept(_programs, layout, train_step, kind, pace.largest)
 
     def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
         """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
@@ -144,6 +130,29 @@ class Feed:
         return state, Steps(losses, *taken[2:], paced)
 
 
+def _programs(layout: Layout, train_step: TrainStep, kind: Any, size: int) -> tuple[Any, Any]:
+    """Of dispatches of up to `size` steps: the program of any of them; and that of a whole one, or None.
+
+    `kind` is HostBatches or DeviceBatches.
+    """
+
+    def run(state: State, arrays: Any, bounds: Any) -> tuple[State, jax.Array]:
+        """Steps bounds[0]..bounds[1]-1 and their losses; traced bounds: one compilation for any number."""
+
+        def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+            state, losses = carry
+            state, loss = train_step(state, kind.batch(arrays, i))
+            return state, jax.lax.dynamic_update_index_in_dim(losses, loss, i - bounds[0], 0)
+
+        return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size, jnp.float32)))
+
+    def run_whole(state: State, arrays: Any) -> tuple[State, jax.Array]:
+        return run(state, arrays, (0, size))
+
+    whole = layout.wrap(run_whole, (STATE, kind.specs)) if layout.accelerated and size > 1 else None
+    return layout.wrap(run, (STATE, kind.specs, REPLICATED)), whole
+
+
 class HostBatches:
     """Batches that the loader yields, in chunks: sent while the devices work on the chunks before."""
 
@@ -161,7 +170,8 @@ class HostBatches:
         empty, size = self._loader.empty_batch(), self._pace.largest
         return jax.tree.map(lambda part: jax.ShapeDtypeStruct((size, *np.shape(part)), part.dtype), empty)
 
-    def batch(self, arrays: Batch, i: Any) -> Batch:
+    @staticmethod
+    def batch(arrays: Batch, i: Any) -> Batch:
         """Inside the program: batch i of a dispatch's arrays."""
         return jax.tree.map(lambda array: array[i], arrays)
 
@@ -217,7 +227,8 @@ class DeviceBatches:
     def like(self) -> Selection:
         return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), np.empty(0)))
 
-    def batch(self, arrays: Selection, i: Any) -> Batch:
+    @staticmethod
+    def batch(arrays: Selection, i: Any) -> Batch:
         # Of indices that are known to be good: looking for others costs a GPU a kernel.
         images, labels = (
             array.at[arrays.indices[i]].get(mode="promise_in_bounds", wrap_negative_indices=False)

@@ -10,6 +10,7 @@ import optax
 from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import Batch
+from distmlp.kept import kept
 from distmlp.parallel import reduce
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import State
@@ -53,7 +54,7 @@ def gradients(
 def make_train_step(
     config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation, weightless: bool = False
 ) -> TrainStep:
-    """The step of a run.
+    """The step of a run: the same object for the same settings.
 
     If there may be `weightless` batches, whose weights are all 0: such a one has the loss 0, and changes neither the
     parameters nor the optimizer's state, only the number of the step.
@@ -61,8 +62,12 @@ def make_train_step(
     Its loss is NaN where it or the gradient of a bias is not finite. That costs nothing, and weights hardly ever go
     first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
     """
-    compute_dtype = config.compute_dtype
+    return kept(_train_step, config.compute_dtype, layout, num_classes, optimizer, weightless)
 
+
+def _train_step(
+    compute_dtype: str, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation, weightless: bool
+) -> TrainStep:
     @jax.named_scope("update")
     def update(grads: Any, opt_state: Any, params: Any) -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(grads, opt_state, params)

@@ -25,13 +25,15 @@ from distmlp.run.profile import Profile
 from distmlp.run.signals import Signals, Watchdog
 from distmlp.run.store import Store, suited
 from distmlp.run.workdir import Workdir
-from distmlp.training import Program
+from distmlp.training import OnLine, Program, ends
 
 
 class Keeping:
     """Everything that a run writes, and the signals it heeds, within this context."""
 
-    def __init__(self, config: Config, data: Data, parts: Program, group: Group) -> None:
+    def __init__(
+        self, config: Config, data: Data, parts: Program, group: Group, silent: bool = False
+    ) -> None:
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
@@ -41,7 +43,7 @@ class Keeping:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
             opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
             path = self.workdir.path
-            self.log = Log(path, group.first)
+            self.log = Log(path, group.first, silent)
             self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
             self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
             self.store = Store(path, parts.digest, config.keep_checkpoints, group)
@@ -200,6 +202,32 @@ class Keeping:
         raise Interrupted(signum, f"stopped after step {progress.step} of {self.cadence.total_steps}; "
                           f"{self.store.last_checkpoint()}; the same command with --workdir={self.workdir.path} goes "
                           "on from there")
+
+    def ends(self, on_line: OnLine, state: State, progress: Progress) -> bool:
+        """Whether the caller's function ends the run at the newest line, in all processes; then the state is saved.
+
+        Raises:
+          Exception: what it raised, in the first process, once the state is saved; ProcessEnded in the others.
+        """
+        failed: Exception | None = None
+        verdict = "go on"
+        if self.group.first:
+            try:
+                verdict = "end" if ends(on_line, progress.history[-1]) else "go on"
+            except Exception as error:  # the caller's
+                failed, verdict = error, "failed"
+        self.watchdog.beat()
+        verdict = self.group.decide(verdict)
+        if verdict == "go on" or progress.history[-1].get("final"):
+            return False
+        self.save(state, progress)
+        self.store.wait()
+        if failed is not None:
+            raise failed
+        self.group.barrier()  # where the others learn that the first one failed
+        self.log.say(f"on_line ended the run after step {progress.step} of {self.cadence.total_steps}: the same call "
+                     f"with workdir={self.workdir.path} goes on from there")
+        return True
 
     def finish(self, state: State, progress: Progress, poll: Poll) -> None:
         """Tests what a validation set has chosen, and writes the last line and the summary."""
