@@ -108,7 +108,7 @@ def _in_folder(
         progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss)
         if progress.finished:
             kept.log.say(f"{workdir.path} holds this run finished, at step {step}: nothing to do")
-            return Result(state.params, progress.history)
+            return Result(parts.held.whole(state.params), progress.history)
         kept.begin(progress)
         compiled.result()
         group.barrier()
@@ -139,4 +139,4 @@ def _in_folder(
                 kept.finish(state, progress, poll)
         except DivergedError as error:
             raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
-        return Result(state.params, progress.history)
+        return Result(parts.held.whole(state.params), progress.history)

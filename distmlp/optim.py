@@ -14,7 +14,7 @@ def make(config: Config, total_steps: int) -> optax.GradientTransformation:
     rate = learning_rate(config, config.schedule_steps or total_steps)
     parts = []
     if config.clip_norm:
-        parts.append(optax.clip_by_global_norm(config.clip_norm))
+        parts.append(_clip(config.clip_norm))
     if config.optimizer == "adamw":
         parts.append(optax.adamw(rate, weight_decay=config.weight_decay))
     else:
@@ -28,6 +28,16 @@ def make(config: Config, total_steps: int) -> optax.GradientTransformation:
             return chain.update(*arguments, **options)
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
+    """optax.clip_by_global_norm, which can be given the norm: where the gradient is in parts, none of them tells it."""
+
+    def update(grads: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> Any:
+        norm = optax.global_norm(grads) if norm is None else norm
+        return jax.tree.map(lambda g: jax.lax.select(norm < limit, g, g / norm * limit), grads), state
+
+    return optax.GradientTransformationExtraArgs(optax.clip_by_global_norm(limit).init, update)
 
 
 def learning_rate(config: Config, steps: int) -> optax.ScalarOrSchedule:

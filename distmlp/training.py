@@ -20,7 +20,8 @@ from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.feed import Feed, Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout
-from distmlp.parallel.specs import STATE, State
+from distmlp.parallel.sharded import StateLayout, rows_of
+from distmlp.parallel.specs import REPLICATED, STATE, State
 from distmlp.parallel.step import initial_state, make_train_step
 from distmlp.progress import Cadence, Line, Measures, Poll, Progress, best
 
@@ -34,6 +35,7 @@ class Program(NamedTuple):
     optimizer: optax.GradientTransformation
     cadence: Cadence
     state: State  # abstract: shapes, dtypes and placements
+    held: StateLayout  # how the state lies on the devices
     placement: tuple[str, str]  # where the training set lies, host or device, and why
     feed: Feed
     evaluator: Evaluator
@@ -48,8 +50,14 @@ class Program(NamedTuple):
 
     def initial_state(self, scaling: Sequence[np.ndarray]) -> State:
         """The state before the first step, on the devices."""
-        state = initial_state(self.sizes, self.seed, self.optimizer, scaling)
-        return self.layout.put(jax.tree.map(np.asarray, state), STATE)
+        if not self.layout.sharded:
+            state = initial_state(self.sizes, self.seed, self.optimizer, scaling)
+            return self.layout.put(jax.tree.map(np.asarray, state), STATE)
+        placed = jax.tree.map(lambda array: array.sharding, self.state.opt_state)
+        optimizer = self.optimizer._replace(init=jax.jit(self.optimizer.init, out_shardings=placed))
+        state = initial_state(self.sizes, self.seed, optimizer, scaling, self.held.normal)
+        step, scaling = self.layout.put((np.int32(0), tuple(scaling)), REPLICATED)
+        return state._replace(step=step, scaling=scaling)
 
     def close(self) -> None:
         """Ends the processes that load data."""
@@ -71,13 +79,14 @@ def build(config: Config, data: Data, layout: Layout, placement: tuple[str, str]
     optimizer = optim.make(config, cadence.total_steps)
     scaling = () if config.input_scaling == "none" else (jax.ShapeDtypeStruct((data.num_features,), np.float32),) * 2
     state = jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling)
-    state = layout.abstract(state, STATE)  # enough to compile for it, and to restore it
+    held = StateLayout(layout, state)
+    rows = rows_of(state.params)
     placement = placement or choose_placement(config, data.train, layout)
-    train_step = make_train_step(config, layout, data.num_classes, optimizer)
-    feed = make_feed(config, layout, loader, train_step, placement[0], cadence.total_steps)
-    evaluator = Evaluator(config, layout)
-    return Program(layout, loader, sizes, optimizer, cadence, state, placement, feed, evaluator,
-                   Measures(config, data, evaluator), StateDigest(layout, STATE), config.seed)  # fmt: skip
+    train_step = make_train_step(config, layout, data.num_classes, optimizer, rows)
+    feed = make_feed(config, layout, loader, train_step, placement[0], cadence.total_steps, held.specs)
+    evaluator = Evaluator(config, layout, held.specs, rows)
+    return Program(layout, loader, sizes, optimizer, cadence, held.abstract, held, placement, feed, evaluator,
+                   Measures(config, data, evaluator), StateDigest(layout, held.specs, state), config.seed)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,5 +155,5 @@ def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambd
             if best(progress.history) is moment.line:
                 best_state = jax.tree.map(jnp.copy, state)
     tested = parts.measures.tested(state, best_state, progress.start_clock)
-    progress.add_final_line(params_sha256(state.params), tested)
-    return Result(state.params, progress.history, best_state.params)
+    progress.add_final_line(params_sha256(parts.held.arrays(state.params)), tested)
+    return Result(parts.held.whole(state.params), progress.history, parts.held.whole(best_state.params))

@@ -13,6 +13,7 @@ from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import ExampleLoader, Step
 from distmlp.data.examples import Examples
+from distmlp.parallel import by_layer, sharded
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import DEALT, STATE, State
 
@@ -38,14 +39,20 @@ class Evaluator:
     order in float64.
     """
 
-    def __init__(self, config: Config, layout: Layout) -> None:
+    def __init__(self, config: Config, layout: Layout, specs: State = STATE, rows: sharded.Rows = ()) -> None:
+        """`specs` say how the state lies; where it is sharded, the parameters have so many `rows` when they are whole.
+        """
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
         compute_dtype = config.compute_dtype
 
         def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
             inputs = model.scale_inputs(images, state.scaling)
-            log_probs = model.batched_predict(state.params, inputs, compute_dtype)
+            if layout.by_layer:
+                log_probs = by_layer.log_probs(state.params, inputs, rows, compute_dtype, layout)
+            else:
+                params = sharded.gather(state.params, rows, layout) if layout.sharded else state.params
+                log_probs = model.batched_predict(params, inputs, compute_dtype)
             losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
             predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
             result = jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
@@ -53,7 +60,7 @@ class Evaluator:
                 return result
             return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
 
-        self._losses: Any = layout.wrap(body, (STATE, DEALT, DEALT), donate=False)
+        self._losses: Any = layout.wrap(body, (specs, DEALT, DEALT), donate=False)
 
     def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""

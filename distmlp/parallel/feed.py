@@ -82,7 +82,7 @@ class Feed:
     """
 
     def __init__(
-        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace
+        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace, specs: State
     ) -> None:
         self._layout, self._batches, self._pace = layout, batches, pace
         size = pace.largest
@@ -100,8 +100,10 @@ class Feed:
         def run_whole(state: State, arrays: Any) -> tuple[State, jax.Array]:
             return run(state, arrays, (0, size))
 
-        self._any: Any = layout.wrap(run, (STATE, batches.specs, REPLICATED))
-        self._whole: Any = layout.wrap(run_whole, (STATE, batches.specs)) if layout.accelerated and size > 1 else None
+        results = {"out_specs": (specs, REPLICATED)}
+        self._any: Any = layout.wrap(run, (specs, batches.specs, REPLICATED), **results)
+        whole = layout.accelerated and size > 1
+        self._whole: Any = layout.wrap(run_whole, (specs, batches.specs), **results) if whole else None
 
     def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
         """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
@@ -223,16 +225,18 @@ class DeviceBatches:
 
 
 def make_feed(
-    config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int
+    config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int,
+    specs: State = STATE,
 ) -> Feed:
-    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says."""
+    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says, and whose
+    state lies as `specs` say."""
     given, examples = config.steps_per_dispatch, loader.examples
     if placement == "device" and examples.resident is not None:
         pace = Pace(given, given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH))
-        return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace)
+        return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace, specs)
     batch_bytes = loader.order.num_shards * loader.order.rows * examples.num_features * examples.dtype.itemsize
     pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
-    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace)
+    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs)
 
 
 def choose_placement(config: Config, examples: Examples, layout: Layout) -> tuple[str, str]:

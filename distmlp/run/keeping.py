@@ -37,7 +37,7 @@ class Keeping:
         self.workdir, self.group = workdir, group
         self.log = Log(workdir.path, group.first)
         self.ledger = Ledger(workdir.path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
-        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints, group)
+        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints, group, parts.held)
         self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
         self._dispatches, self._profiled, self._profiling = 0, False, ExitStack()
         self._saved_step, self._saved_at = 0, time.monotonic()
@@ -73,6 +73,9 @@ class Keeping:
         if meta.get("data_modified", self.data.modified()) != self.data.modified():
             notes.append(f"the files of {dataset} were written again since the run began; the rows that are compared "
                          "are the same: if others are not, give another --workdir")
+        if self.config.clip_norm and self.config.reduction == "invariant" and "state" not in meta:
+            notes.append("--clip_norm adds up the gradient's norm in another order than version 0.2.0, which began the "
+                         "run: the parameters may differ in their last bits from what that would have found")
         changed = differences(meta["versions"], _versions())
         if changed and self.config.reduction == "invariant":
             notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
@@ -89,6 +92,7 @@ class Keeping:
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
         return {
+            "state": "sharded" if self.parts.layout.sharded else "replicated",
             "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
             "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
             "totals": dataclasses.asdict(progress.totals), "versions": _versions(),
@@ -206,7 +210,7 @@ class Keeping:
             if chosen is None:
                 self.log.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
         tested = self.parts.measures.tested(state, chosen, poll)
-        self.log.line(progress.add_final_line(params_sha256(state.params), tested))
+        self.log.line(progress.add_final_line(params_sha256(self.parts.held.arrays(state.params)), tested))
         self.log.say(summary(progress.history, self.workdir.path))
 
 

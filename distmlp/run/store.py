@@ -26,6 +26,8 @@ from distmlp.cluster.group import Group
 from distmlp.config import digest_json
 from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel.digest import StateDigest
+from distmlp.parallel.sharded import StateLayout
+from distmlp.run import rows
 from distmlp.run.workdir import new_path, sync
 
 T = TypeVar("T")
@@ -43,8 +45,11 @@ class DamageError(Exception):
 class Manager(ocp.CheckpointManager):  # type: ignore[misc]
     """Orbax's manager of a folder of checkpoints, and what each of them holds."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    def __init__(self, folder: Path, by_rows: bool = False, **options: Any) -> None:
+        """`by_rows`: the states that are written and read are sharded."""
+        self._by_rows = by_rows
+        state_handler = rows.Handler() if by_rows else ocp.StandardCheckpointHandler()
+        handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
         super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
 
     def reached_preemption(self, step: int) -> bool:
@@ -55,11 +60,13 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
         """
         return False
 
-    def write(self, step: int, state: Any, meta: Meta, digests: dict[str, str]) -> None:
-        """Begins to save a checkpoint; `wait_until_finished` and `check_for_errors` tell how it went."""
+    def write(self, step: int, state: Any, shapes: Any, meta: Meta, digests: dict[str, str]) -> None:
+        """Begins to save a checkpoint; `wait_until_finished` and `check_for_errors` tell how it went. `shapes`: of
+        arrays that are filled up."""
         meta = {**meta, "step": step, "digests": digests}
         meta["digest"] = digest_json(meta)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        how = rows.save_args(state, shapes) if self._by_rows else None
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state, how), meta=ocp.args.JsonSave(meta))
         if not self.save(step, args=args):
             raise RuntimeError(f"Orbax declined to save step {step}, it holds {sorted(self.all_steps(), reverse=True)}")
 
@@ -71,7 +78,9 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
     def read_state(self, step: int, target: Any) -> Any:
         """Arrays that are still to be verified; each has the shape, type and place of the one in `target`."""
-        return self.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        # Not strict: what is filled up in `target` gets rows of zeros, and the digests show any other difference.
+        args = ocp.args.StandardRestore(target, strict=not self._by_rows)
+        return self.restore(step, args=ocp.args.Composite(state=args))["state"]
 
 
 def check_digests(meta: Meta, digests: dict[str, str]) -> None:
@@ -105,15 +114,20 @@ def twice(what: str, read: Callable[[], T], group: Group) -> T:
 class Store:
     """The checkpoints of the run in a workdir: the newest `keep` of them, and the best."""
 
-    def __init__(self, workdir: Path, digest: StateDigest, keep: int, group: Group) -> None:
+    def __init__(
+        self, workdir: Path, digest: StateDigest, keep: int, group: Group, held: StateLayout | None = None
+    ) -> None:
+        """`held`: how the states lie on the devices; None: replicated."""
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
+        self._shapes = held.shapes if held and held.layout.sharded else None  # of arrays that are filled up
         self._keep, self._best, self._failed = keep, 0, False
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
         self._rest_of_save: Callable[[], None] | None = None
         self._empty_trash()
         try:
-            self._manager = Manager(self.path, cleanup_tmp_directories=True, todelete_subdir=_TRASH)
+            self._manager = Manager(self.path, self._shapes is not None, cleanup_tmp_directories=True,
+                                    todelete_subdir=_TRASH)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
                              "make room or give another --workdir") from None
@@ -140,7 +154,7 @@ class Store:
     def _save(self, step: int, state: Any, meta: Meta) -> None:
         digests = self._digest.check(state, step)
         with self._errors():
-            self._manager.write(step, state, meta, digests)
+            self._manager.write(step, state, self._shapes, meta, digests)
         if not self._group.several:
             self._finish()
 
@@ -216,7 +230,13 @@ class Store:
     def _read_state(self, step: int, target: Any, meta: Meta) -> Any:
         state = self._manager.read_state(step, target)
         check_digests(meta, self._digest.check(state, step))
-        return self._copy(state)  # Orbax's arrays may not be donatable
+        if self._shapes is None:
+            return self._copy(state)  # Orbax's arrays may not be donatable
+        leaves, structure = jax.tree.flatten(state)
+        del state
+        for i, leaf in enumerate(leaves):  # one by one: there may be no room for all of them twice
+            leaves[i] = self._copy(leaf)
+        return jax.tree.unflatten(structure, leaves)
 
     def _move_away(self, step: int, reason: str) -> str:
         target = new_path(self.workdir / "damaged" / str(step))
