@@ -64,21 +64,27 @@ def _rows(array: jax.Array, rows: int) -> _HostRows:
                      pieces)  # fmt: skip
 
 
-class Handler(ocp.StandardCheckpointHandler):  # type: ignore[misc]
-    """Orbax's handler of trees of arrays, for those that lie by rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _Handler()))
-        self._impl = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+def handler() -> ocp.PyTreeCheckpointHandler:
+    """Orbax's handler of a state, for one that lies by rows; what it writes is as the usual one's."""
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _Handler()))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
-def save_args(state: Any, shapes: Any) -> Any:
-    """How to save a state of arrays that, as the network knows them, have these shapes; see Handler."""
+def to_save(state: Any, shapes: Any) -> ocp.args.PyTreeSave:
+    """A state of arrays that have these shapes when they are whole, for `handler`."""
 
     def of(array: jax.Array, shape: Any) -> ocp.SaveArgs:
         if array.is_fully_replicated:
             return ocp.SaveArgs()
         return SaveRows(rows=shape.shape[0], chunk_byte_size=_CHUNK_BYTES)
 
-    return jax.tree.map(of, state, shapes)
+    return ocp.args.PyTreeSave(state, jax.tree.map(of, state, shapes))
+
+
+def to_restore(target: Any) -> ocp.args.PyTreeRestore:
+    """What `handler` is to restore: like `target`, which may be abstract; what it has more rows of becomes zeros.
+
+    It would as well cut off what `target` has fewer of: the digests show that.
+    """
+    args = ocp.checkpoint_utils.construct_restore_args(target)
+    return ocp.args.PyTreeRestore(target, jax.tree.map(lambda arg: dataclasses.replace(arg, strict=False), args))

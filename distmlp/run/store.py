@@ -48,7 +48,7 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
     def __init__(self, folder: Path, by_rows: bool = False, **options: Any) -> None:
         """`by_rows`: the states that are written and read are sharded."""
         self._by_rows = by_rows
-        state_handler = rows.Handler() if by_rows else ocp.StandardCheckpointHandler()
+        state_handler = rows.handler() if by_rows else ocp.StandardCheckpointHandler()
         handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
         super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
 
@@ -65,8 +65,8 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
         arrays that are filled up."""
         meta = {**meta, "step": step, "digests": digests}
         meta["digest"] = digest_json(meta)
-        how = rows.save_args(state, shapes) if self._by_rows else None
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state, how), meta=ocp.args.JsonSave(meta))
+        arrays = rows.to_save(state, shapes) if self._by_rows else ocp.args.StandardSave(state)
+        args = ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(meta))
         if not self.save(step, args=args):
             raise RuntimeError(f"Orbax declined to save step {step}, it holds {sorted(self.all_steps(), reverse=True)}")
 
@@ -78,9 +78,8 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
     def read_state(self, step: int, target: Any) -> Any:
         """Arrays that are still to be verified; each has the shape, type and place of the one in `target`."""
-        # Not strict: what is filled up in `target` gets rows of zeros, and the digests show any other difference.
-        args = ocp.args.StandardRestore(target, strict=not self._by_rows)
-        return self.restore(step, args=ocp.args.Composite(state=args))["state"]
+        arrays = rows.to_restore(target) if self._by_rows else ocp.args.StandardRestore(target)
+        return self.restore(step, args=ocp.args.Composite(state=arrays))["state"]
 
 
 def check_digests(meta: Meta, digests: dict[str, str]) -> None:
