@@ -12,14 +12,12 @@ from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.errors import DivergedError, InputError, remark
 from distmlp.parallel import backend
-from distmlp.parallel.feed import choose_placement
 from distmlp.parallel.layout import make_layout
 from distmlp.progress import Progress, Totals, best
 from distmlp.run.keeping import Keeping
 from distmlp.run.log import describe, header, read_lines, versions
 from distmlp.run.store import quiet
-from distmlp.run.workdir import Workdir
-from distmlp.training import Result
+from distmlp.training import Program, Result
 
 __all__ = ["Result", "train"]
 
@@ -51,92 +49,81 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
     config.validate()
     if train_set is not None:
         config = dataclasses.replace(config, dataset=FROM_PYTHON + given.title(train_set))
+    shared = config.settings("experiment", "length", "conduct")
+    config = resolve_paths(config)
     with backend.prepared(config):
         group = Group.join(config)
         with group.together():
-            config, data, parts = _prepared(config, group, train_set, test_set, validation_set)
+            if group.several and not config.workdir:
+                raise InputError("--workdir must be given with several processes: a folder that all of them see")
+            group.agree({f"--{name}": value for name, value in shared.items()} | versions())
+            layout = make_layout(config)
+            data = datasets.load(config, train_set, test_set, validation_set)
+            group.agree({"the shape of the data": data.sizes})
+            # Where one process's machine has no room for the data set, all send batches.
+            memory = min(group.exchange(layout.device_memory))
             # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside.
-            with closing(parts), ThreadPoolExecutor(1) as compiler:
-                compiled = compiler.submit(parts.compile, config)
-                if config.workdir is not None:
-                    return _in_folder(config, data, parts, compiled, group, started)
-                compiled.result()
-                for text in (*data.remarks, datasets.order_remark(config, data)):
-                    if text:
-                        remark(text)
-                if text := data.description():
-                    print(text)
-                print(header(data.validation is not None))
-                state = parts.initial_state(datasets.input_scaling(config, data))
-                return training.in_memory(parts, state, lambda line: print(describe(line)))
+            with closing(Program(config, data, layout, memory)) as parts, ThreadPoolExecutor(1) as compiler:
+                compiled = compiler.submit(parts.compile)
+                if config.workdir is None:
+                    compiled.result()
+                    return _in_memory(config, data, parts)
+                with quiet(), Keeping(config, data, parts, group) as kept:
+                    return _in_folder(kept, compiled, started)
 
 
-def _prepared(config: Config, group: Group, *given_sets: Any) -> tuple[Config, datasets.Data, training.Program]:
-    """The run with its paths resolved, its data and its parts, on which all processes agree."""
-    if group.several and not config.workdir:
-        raise InputError("--workdir must be given with several processes: a folder that all of them see")
-    backend.check_platform(config)
-    shared = config.settings("experiment", "length", "conduct")
-    group.agree({f"--{name}": value for name, value in shared.items()} | versions())
-    config = resolve_paths(config)
-    data = datasets.load(config, *given_sets)
-    if config.patience and data.validation is None:
-        raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, or "
-                         "x_val and y_val beside the training set")
-    # Before the backend starts, which waits for all: here they learn of one that has no data.
-    group.agree({"the shape of the data": [len(data.train), len(data.test), data.num_features, data.num_classes]})
-    layout = make_layout(config)
-    # Each process looks at its own machine's memory: where one has no room, all send batches.
-    placements = group.exchange(choose_placement(config, data.train, layout))
-    where, why = next((placement for placement in placements if placement[0] == "host"), placements[0])
-    return config, data, training.build(config, data, layout, (where, why))
+def _in_memory(config: Config, data: datasets.Data, parts: Program) -> Result:
+    """The run without a folder, and what it prints."""
+    for text in (*data.remarks, datasets.order_remark(config, data)):
+        if text:
+            remark(text)
+    if text := data.description():
+        print(text)
+    print(header(data.validation is not None))
+    return training.in_memory(parts, parts.initial_state(parts.scaling()), lambda line: print(describe(line)))
 
 
-def _in_folder(
-    config: Config, data: datasets.Data, parts: training.Program, compiled: "Future[None]", group: Group, started: float
-) -> Result:
+def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Result:
     """The run of a folder: goes on from its newest checkpoint, and keeps lines and states there."""
-    with (
-        quiet(), closing(Workdir(config, group)) as workdir, Keeping(config, data, parts, workdir, group) as kept,
-    ):  # fmt: skip
-        restored = kept.restored()
-        if restored is None:
-            scaling = group.computed_by_first(lambda: datasets.input_scaling(config, data), parts.state.scaling)
-            restored = parts.initial_state(scaling), 0, Totals()
-        state, step, totals = restored
-        lines = group.decide(read_lines(workdir.path))  # what depends on the lines is the same in all processes
-        progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss)
-        if progress.finished:
-            kept.log.say(f"{workdir.path} holds this run finished, at step {step}: nothing to do")
-            return Result(parts.held.whole(state.params), progress.history)
-        kept.begin(progress)
-        compiled.result()
-        group.barrier()
-        parts.digest.check(state, step)  # compiles it, too
-
-        def poll() -> None:
-            kept.watchdog.beat()
-            progress.start_clock()  # an evaluation is no training time
-            kept.stop_if_signalled(state, progress)
-
-        try:
-            with kept.watchdog:
-                for moment in training.advance(parts, state, progress, poll):
-                    state = moment.state
-                    kept.watchdog.beat()
-                    if moment.steps is not None:
-                        kept.record(moment.steps, moment.digests, progress)
-                        if kept.save_is_due(progress):  # before the evaluation, which may fail
-                            kept.save(state, progress)
-                        kept.before_line(progress)
-                    elif moment.line is not None:
-                        kept.log.line(moment.line)
-                        if best(progress.history) is moment.line or progress.at_end:
-                            kept.save(state, progress)
-                    else:
-                        kept.stop_if_signalled(state, progress)
-                        kept.profile(progress)
-                kept.finish(state, progress, poll)
-        except DivergedError as error:
-            raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
+    parts, group = kept.parts, kept.group
+    restored = kept.restored()
+    if restored is None:
+        scaling = group.computed_by_first(parts.scaling, parts.state.scaling)
+        restored = parts.initial_state(scaling), 0, Totals()
+    state, step, totals = restored
+    lines = group.decide(read_lines(kept.workdir.path))  # what depends on the lines is the same in all processes
+    progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss)
+    if progress.finished:
+        kept.log.say(f"{kept.workdir.path} holds this run finished, at step {step}: nothing to do")
         return Result(parts.held.whole(state.params), progress.history)
+    kept.begin(progress)
+    compiled.result()
+    group.barrier()
+    parts.digest.check(state, step)  # compiles it, too
+
+    def poll() -> None:
+        kept.watchdog.beat()
+        progress.start_clock()  # an evaluation is no training time
+        kept.stop_if_signalled(state, progress)
+
+    try:
+        with kept.watchdog:
+            for moment in training.advance(parts, state, progress, poll):
+                state = moment.state
+                kept.watchdog.beat()
+                if moment.steps is not None:
+                    kept.record(moment.steps, moment.digests, progress)
+                    if kept.save_is_due(progress):  # before the evaluation, which may fail
+                        kept.save(state, progress)
+                    kept.before_line(progress)
+                elif moment.line is not None:
+                    kept.log.line(moment.line)
+                    if best(progress.history) is moment.line or progress.at_end:
+                        kept.save(state, progress)
+                else:
+                    kept.stop_if_signalled(state, progress)
+                    kept.profile(progress)
+            kept.finish(state, progress, poll)
+    except DivergedError as error:
+        raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
+    return Result(parts.held.whole(state.params), progress.history)

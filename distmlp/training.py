@@ -7,18 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from distmlp import optim
 from distmlp.config import Config
 from distmlp.data.batches import NumpyLoader
-from distmlp.data.datasets import Data
+from distmlp.data.datasets import Data, input_scaling
 from distmlp.errors import InputError
 from distmlp.model import Params
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.parallel.feed import Feed, Steps, choose_placement, make_feed
+from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
@@ -26,67 +25,65 @@ from distmlp.parallel.step import initial_state, make_train_step
 from distmlp.progress import Cadence, Line, Measures, Poll, Progress, best
 
 
-class Program(NamedTuple):
-    """A run's parts, of which nothing is compiled or placed yet."""
+class Program:
+    """A run's parts; nothing is compiled or placed by making them.
 
-    layout: Layout
-    loader: NumpyLoader
-    sizes: list[int]  # of the layers, input and output included
-    optimizer: optax.GradientTransformation
-    cadence: Cadence
-    state: State  # abstract: shapes, dtypes and placements
-    held: StateLayout  # how the state lies on the devices
-    placement: tuple[str, str]  # where the training set lies, host or device, and why
-    feed: Feed
-    evaluator: Evaluator
-    measures: Measures
-    digest: StateDigest
-    seed: int  # of the initial parameters
+    Attributes:
+      sizes: of the layers, input and output included.
+      held: how the state lies on the devices.
+      state: abstract: shapes, dtypes and placements; enough to compile for it, and to restore it.
+      placement: where the training set lies, host or device, and why.
+    """
 
-    def compile(self, config: Config) -> None:
+    def __init__(self, config: Config, data: Data, layout: Layout, memory: int) -> None:
+        """Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices."""
+        if config.batch_size > len(data.train):
+            raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
+        self._config, self._data, self.layout = config, data, layout
+        self.placement = choose_placement(config, data.train, memory)
+        self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
+        self.loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards,
+                                  config.shuffle, config.seed, config.num_workers)  # fmt: skip
+        self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
+        self.cadence = Cadence(config, self.loader.order.steps_per_epoch)
+        scaled = config.input_scaling != "none"
+        scaling = (jax.ShapeDtypeStruct((data.num_features,), np.float32),) * 2 if scaled else ()
+        self.held = StateLayout(layout, jax.eval_shape(self._initial_state, scaling))
+        self.state = self.held.abstract
+        rows, specs = rows_of(self.held.shapes.params), self.held.specs
+        train_step = make_train_step(config, layout, data.num_classes, self._optimizer, rows)
+        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
+                              specs)  # fmt: skip
+        self.evaluator = Evaluator(config, layout, specs, rows)
+        self.measures = Measures(config, data, self.evaluator)
+        self.digest = StateDigest(layout, specs, self.held.shapes)
+
+    def compile(self) -> None:
         """Compiles the steps, also in a thread beside other work."""
-        with backend.pinned(config):  # a thread's own
+        with backend.pinned(self._config):  # a thread's own
             self.feed.compile(self.state)
 
+    def scaling(self) -> tuple[np.ndarray, ...]:
+        """By what inputs are scaled: of the training set, all of which is read for it."""
+        return input_scaling(self._config, self._data)
+
     def initial_state(self, scaling: Sequence[np.ndarray]) -> State:
-        """The state before the first step, on the devices."""
+        """The state before the first step, on the devices; if sharded, each makes its part."""
         if not self.layout.sharded:
-            state = initial_state(self.sizes, self.seed, self.optimizer, scaling)
-            return self.layout.put(jax.tree.map(np.asarray, state), STATE)
+            return self.layout.put(jax.tree.map(np.asarray, self._initial_state(scaling)), STATE)
         placed = jax.tree.map(lambda array: array.sharding, self.state.opt_state)
-        optimizer = self.optimizer._replace(init=jax.jit(self.optimizer.init, out_shardings=placed))
-        state = initial_state(self.sizes, self.seed, optimizer, scaling, self.held.normal)
+        optimizer = self._optimizer._replace(init=jax.jit(self._optimizer.init, out_shardings=placed))
+        state = initial_state(self.sizes, self._config.seed, optimizer, scaling, self.held.normal)
         step, scaling = self.layout.put((np.int32(0), tuple(scaling)), REPLICATED)
         return state._replace(step=step, scaling=scaling)
+
+    def _initial_state(self, scaling: Sequence[Any]) -> State:
+        return initial_state(self.sizes, self._config.seed, self._optimizer, scaling)
 
     def close(self) -> None:
         """Ends the processes that load data."""
         self.loader.close()
         self.evaluator.close()
-
-
-def build(config: Config, data: Data, layout: Layout, placement: tuple[str, str] | None = None) -> Program:
-    """The parts of a run; raises InputError where its settings do not go with the data.
-
-    `placement` is what several processes have agreed on; None: by this machine's memory.
-    """
-    if config.batch_size > len(data.train):
-        raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
-    loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards, config.shuffle,
-                         config.seed, config.num_workers)  # fmt: skip
-    cadence = Cadence(config, loader.order.steps_per_epoch)
-    sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
-    optimizer = optim.make(config, cadence.total_steps)
-    scaling = () if config.input_scaling == "none" else (jax.ShapeDtypeStruct((data.num_features,), np.float32),) * 2
-    state = jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling)
-    held = StateLayout(layout, state)
-    rows = rows_of(state.params)
-    placement = placement or choose_placement(config, data.train, layout)
-    train_step = make_train_step(config, layout, data.num_classes, optimizer, rows)
-    feed = make_feed(config, layout, loader, train_step, placement[0], cadence.total_steps, held.specs)
-    evaluator = Evaluator(config, layout, held.specs, rows)
-    return Program(layout, loader, sizes, optimizer, cadence, held.abstract, held, placement, feed, evaluator,
-                   Measures(config, data, evaluator), StateDigest(layout, held.specs, state), config.seed)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

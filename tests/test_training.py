@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from conftest import make_arrays, small_config
 
-from distmlp import Config, InputError, load, loop, train
+from distmlp import Config, InputError, load, train
+from distmlp.cluster.group import Group
 from distmlp.data import datasets
 from distmlp.parallel.layout import make_layout
 from distmlp.progress import Line, Progress
-from distmlp.training import advance, build
+from distmlp.training import Program, advance
 
 TIMINGS = {"seconds", "examples_per_second", "total_seconds"}
 
@@ -65,19 +66,18 @@ def test_what_is_written_needs_a_folder(setting: dict[str, Any]) -> None:
         train(Config(workdir=None, **setting))
 
 
-def test_several_processes_need_a_folder(npz: str) -> None:
-    class Several:
-        several = True
-
+def test_several_processes_need_a_folder(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Group, "join", classmethod(lambda cls, config: cls(0, 2)))
+    monkeypatch.setattr(Group, "_fail", lambda self, error: None)  # there is nobody to tell
     with pytest.raises(InputError, match="--workdir must be given with several processes"):
-        loop._prepared(Config(workdir=None), Several())
+        train(Config(workdir=None))
 
 
 def test_the_moments_of_a_training(npz: str) -> None:
     """Before each dispatch, after it, and at each line; what was done is in it, and what it says is right."""
     config = small_config(npz, num_devices=2, steps_per_dispatch=3, eval_every_epochs=2, check_replicas_every=4)
     data, layout = datasets.load(config), make_layout(config)
-    parts = build(config, data, layout)
+    parts = Program(config, data, layout, layout.device_memory)
     progress = Progress(parts.cadence)
     state = parts.initial_state(())
     found: list[Any] = []

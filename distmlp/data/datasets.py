@@ -43,6 +43,11 @@ class Data:
     pictures: bool = False  # the examples are picture files
 
     @property
+    def sizes(self) -> list[int]:
+        """What all processes must agree on: numbers of training and test examples, of features and of classes."""
+        return [len(self.train), len(self.test), self.num_features, self.num_classes]
+
+    @property
     def parts(self) -> list[Examples]:
         return [part for part in (self.train, self.test, self.validation) if part is not None]
 

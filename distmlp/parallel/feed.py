@@ -239,8 +239,8 @@ def make_feed(
     return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs)
 
 
-def choose_placement(config: Config, examples: Examples, layout: Layout) -> tuple[str, str]:
-    """Where the training set lies, host or device, and why.
+def choose_placement(config: Config, examples: Examples, memory: int) -> tuple[str, str]:
+    """Where the training set lies, host or device, and why; `memory` is that of a device, in bytes.
 
     Raises:
       InputError: --data_placement=device for data that are read from files as they are needed.
@@ -252,7 +252,7 @@ def choose_placement(config: Config, examples: Examples, layout: Layout) -> tupl
         return "host", "read as needed"
     if config.data_placement != "auto":
         return config.data_placement, "asked for"
-    room, size = layout.device_memory // 4, examples.resident[0].nbytes
+    room, size = memory // 4, examples.resident[0].nbytes
     if size > room:
         return "host", f"{size / 1e6:,.1f} MB are more than a quarter of a device's memory"
     return "device", f"{size / 1e6:,.1f} MB fit"

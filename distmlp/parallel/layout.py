@@ -53,6 +53,10 @@ class Layout:
         return -(-self.num_shards // len(self.devices))
 
     @property
+    def state(self) -> str:
+        return "sharded" if self.sharded else "replicated"
+
+    @property
     def num_blocks(self) -> int:
         """Blocks of each array of a sharded state: their number decides bits, so it depends on no device."""
         return self.num_shards if self.invariant else len(self.devices)
@@ -160,6 +164,8 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
 
     Those to choose from may be given, where they are only described, with the bytes that one has.
     """
+    if not devices:
+        backend.check_platform(config)
     available = list(devices) or backend.devices()
     kind = available[0].platform
     wanted = config.num_devices or len(available)

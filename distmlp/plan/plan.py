@@ -53,7 +53,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     config = resolve_paths(config)
     data = datasets.load(config)
     layout = make_layout(config, devices, card.memory if card else 0)
-    parts = training.build(config, data, layout)
+    parts = training.Program(config, data, layout, layout.device_memory)
     lowered = parts.feed.lower(parts.state)
     started = time.perf_counter()
     compiled = lowered.compile(layout.compiler_options)

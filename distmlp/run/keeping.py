@@ -32,17 +32,19 @@ _SECONDS_POINT = 16  # with several processes, dispatches between two questions 
 class Keeping:
     """Everything that a run writes, and the signals it heeds, within this context."""
 
-    def __init__(self, config: Config, data: Data, parts: Program, workdir: Workdir, group: Group) -> None:
-        self.config, self.data, self.parts, self.cadence = config, data, parts, parts.cadence
-        self.workdir, self.group = workdir, group
-        self.log = Log(workdir.path, group.first)
-        self.ledger = Ledger(workdir.path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
-        self.store = Store(workdir.path, parts.digest, config.keep_checkpoints, group, parts.held)
-        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
+    def __init__(self, config: Config, data: Data, parts: Program, group: Group) -> None:
+        self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
         self._dispatches, self._profiled, self._profiling = 0, False, ExitStack()
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._begun: Progress | None = None
-        self._open = ExitStack()
+        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
+        with ExitStack() as opened:
+            self.workdir = opened.enter_context(closing(Workdir(config, group)))
+            path = self.workdir.path
+            self.log = Log(path, group.first)
+            self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
+            self.store = Store(path, parts.digest, config.keep_checkpoints, group, parts.held)
+            self._open = opened.pop_all()
 
     def __enter__(self) -> "Keeping":
         self._open.enter_context(self.signals)
@@ -92,7 +94,7 @@ class Keeping:
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
         return {
-            "state": "sharded" if self.parts.layout.sharded else "replicated",
+            "state": self.parts.layout.state,
             "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
             "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
             "totals": dataclasses.asdict(progress.totals), "versions": _versions(),

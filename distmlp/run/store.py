@@ -35,6 +35,7 @@ Meta = dict[str, Any]  # the JSON values beside the arrays
 
 _TRASH = "trash"  # a checkpoint is moved into this folder and then deleted: a crash leaves no half of one behind
 _PAUSE_SECONDS = 0.25  # between two tries to read: Orbax's threads may still be busy with the first
+_ABANDONED = "Event loop is closed"  # where a coroutine of a failed save was still waiting
 _CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)]
 
 
@@ -270,23 +271,30 @@ class Store:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hides what Orbax logs of errors, which it also raises, and the warnings of coroutines that it then abandons."""
-    hook, absl = sys.unraisablehook, logging.getLogger("absl")
+    """Hides what Orbax logs of errors, which it also raises, and what the coroutines that it then abandons complain of.
+
+    TensorStore's threads print errors of these by sys.excepthook, as if the program had failed.
+    """
+    hook, printing, absl = sys.unraisablehook, sys.excepthook, logging.getLogger("absl")
 
     def unraisable(found: Any) -> None:
         code = getattr(found.object, "cr_code", None)
-        if "orbax" not in getattr(code, "co_filename", "") and str(found.exc_value) != "Event loop is closed":
+        if "orbax" not in getattr(code, "co_filename", "") and str(found.exc_value) != _ABANDONED:
             hook(found)
+
+    def printed(kind: Any, error: BaseException, traceback: Any) -> None:
+        if str(error) != _ABANDONED:
+            printing(kind, error, traceback)
 
     def from_others(record: logging.LogRecord) -> bool:
         return "orbax" not in record.pathname
 
-    sys.unraisablehook = unraisable
+    sys.unraisablehook, sys.excepthook = unraisable, printed
     absl.addFilter(from_others)
     try:
         yield
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hook, printing
         absl.removeFilter(from_others)
 
 

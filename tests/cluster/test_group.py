@@ -9,7 +9,7 @@ import pytest
 from conftest import small_config
 from jax.errors import JaxRuntimeError
 
-from distmlp import InputError, loop
+from distmlp import InputError, train
 from distmlp.cluster.group import Group
 from distmlp.errors import ProcessEnded, WriteError
 
@@ -181,11 +181,9 @@ def test_in_one_process_nothing_is_taken_for_the_end_of_another() -> None:
 
 
 def test_one_process_without_room_makes_all_send_batches(
-    store: Store, group: Group, npz: str, monkeypatch: pytest.MonkeyPatch
+    npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("distmlp.loop.choose_placement", lambda *args: ("device", "1 MB fit"))
-    other(store, 1, value=["host", "1 MB are more than a quarter of a device's memory"])
-    config = small_config(npz)
-    monkeypatch.setattr(Group, "agree", lambda self, facts: None)
-    _, _, parts = loop._prepared(config, group)
-    assert parts.placement == ("host", "1 MB are more than a quarter of a device's memory")
+    """Of this process's machine and another one, which has 1,000 bytes of memory."""
+    monkeypatch.setattr(Group, "exchange", lambda self, value: [value, 1000] if type(value) is int else [value])
+    train(small_config(npz, num_epochs=1))
+    assert "training set on the host (0.0 MB are more than a quarter" in " ".join(capsys.readouterr().out.split())

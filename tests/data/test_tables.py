@@ -584,7 +584,8 @@ def test_a_training_says_which_features_and_classes_it_has(tmp_path: Path, capsy
     [
         ("t.parquet", b"PAR1 no more"), ("t.csv", "größe,label\n1,u\n".encode("latin-1")),
         ("t.csv", "size,label\n1,größer\n2,u\n".encode("latin-1")), ("t.csv", "size,label\n1,u\n".encode("utf-16")),
-        ("t.csv.gz", gzip.compress(b"a,label\n" + b"1,u\n2,v\n" * 1000)[:-20]), ("t.csv.gz", b"a,label\n1,u\n"),
+        ("t.csv.gz", gzip.compress(b"a,label\n" + b"1,u\n2,v\n" * 1000, mtime=0)[:-20]),
+        ("t.csv.gz", b"a,label\n1,u\n"),
         ("t.csv", b""), ("t.csv", b"\n\n"),
     ],
 )  # fmt: skip

@@ -70,8 +70,8 @@ def test_a_run_continued_from_any_step_is_the_same(kind: str, stop: int) -> None
 def test_mapped_sets_are_not_put_on_the_devices(tmp_path: Any) -> None:
     np.save(tmp_path / "x.npy", make_arrays()["x_train"])
     mapped = ArrayDataset(np.load(tmp_path / "x.npy", mmap_mode="r"), make_arrays()["y_train"], "mapped")
-    layout = make_layout(Config())
-    assert choose_placement(Config(), mapped, layout)[0] == "host"
-    assert choose_placement(Config(), dataset(), layout)[0] == "device"
+    memory = make_layout(Config()).device_memory
+    assert choose_placement(Config(), mapped, memory)[0] == "host"
+    assert choose_placement(Config(), dataset(), memory)[0] == "device"
     with pytest.raises(InputError, match="--data_placement=device needs data in memory"):
-        choose_placement(Config(data_placement="device"), mapped, layout)
+        choose_placement(Config(data_placement="device"), mapped, memory)

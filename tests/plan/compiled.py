@@ -38,7 +38,7 @@ def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, 
     config.validate()
     card, devices = targets.find(target)
     layout = make_layout(config, devices, card.memory)
-    parts = training.build(config, _data(), layout)
+    parts = training.Program(config, _data(), layout, layout.device_memory)
     with backend.settings({"jax_enable_compilation_cache": False}), backend.pinned(config):
         if part == "feed":
             lowered = parts.feed.lower(parts.state)

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, on any devices, exactly; which are kept; what is refused."""
 
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,14 @@ def test_what_check_meta_refuses_stays_where_it_is(tmp_path: Path) -> None:
         checkpoints.newest_intact(make_state(layout), refuse)
     assert checkpoints.steps() == [1]
     checkpoints.close()
+
+
+def test_what_threads_say_of_a_failed_save_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorStore's threads print errors by sys.excepthook."""
+    with quiet():
+        for text in ("Event loop is closed", "something else"):
+            sys.excepthook(RuntimeError, RuntimeError(text), None)
+    assert capsys.readouterr().err == "RuntimeError: something else\n"
 
 
 def test_a_checkpoint_of_other_shapes_is_never_taken_for_good(tmp_path: Path) -> None:

@@ -207,8 +207,8 @@ def test_a_schedule_that_ends_before_the_run_is_told(npz: str, capsys: pytest.Ca
 def test_the_calling_program_is_left_as_it_was(npz: str) -> None:
     def surroundings() -> list[Any]:
         loggers = [logging.getLogger(), *(logging.getLogger(name) for name in ("absl", "jax", "orbax"))]
-        return [sys.unraisablehook, [(log.filters[:], log.handlers[:], log.level) for log in loggers],
-                warnings.filters[:]]  # fmt: skip
+        return [sys.unraisablehook, sys.excepthook, warnings.filters[:],
+                [(log.filters[:], log.handlers[:], log.level) for log in loggers]]  # fmt: skip
 
     before = surroundings()
     train(invariant(npz, max_steps=3))
