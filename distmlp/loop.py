@@ -63,7 +63,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
             # Where one process's machine has no room for the data set, all send batches.
             memory = min(group.exchange(layout.device_memory))
             # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside.
-            with closing(Program(config, data, layout, memory)) as parts, ThreadPoolExecutor(1) as compiler:
+            with closing(training.fitting(config, data, layout, memory)) as parts, ThreadPoolExecutor(1) as compiler:
                 compiled = compiler.submit(parts.compile)
                 if config.workdir is None:
                     compiled.result()

@@ -18,7 +18,7 @@ from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.feed import Steps, choose_placement, make_feed
-from distmlp.parallel.layout import Layout
+from distmlp.parallel.layout import Layout, states
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
 from distmlp.parallel.step import initial_state, make_train_step
@@ -32,14 +32,15 @@ class Program:
       sizes: of the layers, input and output included.
       held: how the state lies on the devices.
       state: abstract: shapes, dtypes and placements; enough to compile for it, and to restore it.
+      state_why: why it is held so.
       placement: where the training set lies, host or device, and why.
     """
 
-    def __init__(self, config: Config, data: Data, layout: Layout, memory: int) -> None:
+    def __init__(self, config: Config, data: Data, layout: Layout, memory: int, state_why: str = "") -> None:
         """Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices."""
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
-        self._config, self._data, self.layout = config, data, layout
+        self._config, self._data, self.layout, self.state_why = config, data, layout, state_why
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards,
@@ -63,6 +64,13 @@ class Program:
         with backend.pinned(self._config):  # a thread's own
             self.feed.compile(self.state)
 
+    def surely_fits(self, memory: int) -> bool:
+        """Whether devices of so many bytes have room by a rough, large estimate, which needs no compilation."""
+        params = sum(array.size * 4 for array in jax.tree.leaves(self.held.shapes.params))
+        examples = self.loader.order.rows * self.layout.shards_per_device
+        sums = self.layout.shards_per_device if self.layout.invariant else 1
+        return 2 * (self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes)) < memory
+
     def scaling(self) -> tuple[np.ndarray, ...]:
         """By what inputs are scaled: of the training set, all of which is read for it."""
         return input_scaling(self._config, self._data)
@@ -84,6 +92,26 @@ class Program:
         """Ends the processes that load data."""
         self.loader.close()
         self.evaluator.close()
+
+
+def fitting(config: Config, data: Data, layout: Layout, memory: int) -> Program:
+    """The program of a run with its state lying as --state says or, where that leaves it open, as there is room.
+
+    Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices.
+    """
+    why = "it fits" if config.state == "auto" else "asked for"
+    *others, last = states(config, layout)
+    for candidate in others:
+        parts = Program(config, data, candidate, memory, why)
+        if parts.surely_fits(memory):
+            return parts
+        parts.compile()
+        needed = parts.feed.bytes_needed
+        if needed <= memory:
+            return parts
+        parts.close()
+        why = f"{candidate.state}, a device would need {needed / 2**30:,.1f} of its {memory / 2**30:,.1f} GiB"
+    return Program(config, data, last, memory, why)
 
 
 @dataclasses.dataclass(frozen=True)

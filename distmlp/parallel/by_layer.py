@@ -60,9 +60,9 @@ def _backward(layer: _Layer, saved: Any, dz: jax.Array) -> tuple[jax.Array, jax.
         (dx,) = jax.vjp(lambda x: _affine(layer, x, w, b), x)[1](dz)
         dx, dz, x = _in_order((dx, dz, x))
     dw, db = jax.vjp(lambda w, b: _affine(layer, x, w, b), w, b)[1](dz)
-    dx, dw, db = _in_order((dx, dw, db))
     grads = reduce.scattered((dw, db), sharded.specs_of((dw, db), layer.rows), layer.layout)
-    return jax.numpy.zeros_like(x) if dx is None else dx, *grads
+    dx, dw, db = _in_order((dx, *grads))
+    return jax.numpy.zeros_like(x) if dx is None else dx, dw, db
 
 
 _apply.defvjp(_forward, _backward)

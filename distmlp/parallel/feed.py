@@ -112,11 +112,19 @@ class Feed:
         return self._whole.lower(state, arrays) if whole and self._whole else self._any.lower(state, arrays, bounds)
 
     def compile(self, state: State) -> None:
-        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch."""
+        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch. The second
+        time it does nothing."""
+        if isinstance(self._any, jax.stages.Compiled):
+            return
         options = self._layout.compiler_options
         lowered = [self.lower(state, whole) for whole in ((True, False) if self._whole else (False,))]
         *whole, self._any = [each.compile(options) for each in lowered]
         self._whole = whole[0] if whole else None
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the compiled programs need of a device's memory."""
+        return max(bytes_needed(each) for each in (self._any, self._whole) if each)
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
@@ -129,6 +137,13 @@ class Feed:
             bounds = self._layout.put(np.array([start, start + count], np.int32), REPLICATED)
             state, losses = self._any(state, arrays, bounds)
         return state, Steps(losses, sizes, indices, weights)
+
+
+def bytes_needed(compiled: jax.stages.Compiled) -> int:
+    """What a compiled program needs of a device's memory, its arguments included."""
+    sizes: Any = compiled.memory_analysis()
+    own = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return int(sizes.argument_size_in_bytes + own)
 
 
 class HostBatches:

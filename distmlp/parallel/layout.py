@@ -54,7 +54,8 @@ class Layout:
 
     @property
     def state(self) -> str:
-        return "sharded" if self.sharded else "replicated"
+        """How the state lies, in a word or two."""
+        return f"sharded{', layer by layer' if self.by_layer else ''}" if self.sharded else "replicated"
 
     @property
     def num_blocks(self) -> int:
@@ -204,5 +205,14 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
                          f"give --num_shards={wanted} or more, or --num_devices={num_shards}")
     if config.reduction == "invariant" and kind == "cpu":
         backend.check_cpu_threads()
-    return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant", memory,
-                  sharded=config.state == "sharded" and wanted > 1)
+    return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant", memory)
+
+
+def states(config: Config, layout: Layout) -> list[Layout]:
+    """The layout with the state lying as --state allows, in the order in which to prefer them; on one device they are
+    the same program. With --reduction=invariant all layers are always gathered at once."""
+    if len(layout.devices) == 1 or layout.parallelism == "pmap" or config.state == "replicated":
+        return [layout]
+    ways = [layout, dataclasses.replace(layout, sharded=True),
+            *([] if layout.invariant else [dataclasses.replace(layout, sharded=True, by_layer=True)])]
+    return ways[1:] if config.state == "sharded" else ways

@@ -99,6 +99,12 @@ class StateLayout:
     def specs(self) -> State:
         return of_state(self.shapes, self.layout.sharded)
 
+    @property
+    def bytes(self) -> int:
+        """Of a device's part of it."""
+        return sum(math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+                   for array in jax.tree.leaves(self.abstract))  # fmt: skip
+
     @functools.cached_property
     def abstract(self) -> State:
         """Shapes, dtypes and placements of the arrays on the devices: enough to compile for them, and to restore."""

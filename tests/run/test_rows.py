@@ -8,7 +8,8 @@ import pytest
 from conftest import flip_bit, small_config
 
 from distmlp import train
-from distmlp.results import checkpoints, load
+from distmlp.results import checkpoints
+from distmlp.results.load import load
 
 # Of 12 features, 5 and 3 units and 4 classes, no count divides them all: rows are filled up, some devices have none.
 SETTINGS: dict[str, Any] = {"hidden_sizes": (5, 3), "reduction": "invariant", "optimizer": "adam", "max_steps": 12,
