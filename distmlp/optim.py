@@ -34,7 +34,7 @@ def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
     """optax.clip_by_global_norm, which can be given the norm: where the gradient is in parts, none of them tells it."""
 
     def update(grads: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> Any:
-        norm = optax.global_norm(grads) if norm is None else norm
+        norm = optax.tree.norm(grads) if norm is None else norm
         return jax.tree.map(lambda g: jax.lax.select(norm < limit, g, g / norm * limit), grads), state
 
     return optax.GradientTransformationExtraArgs(optax.clip_by_global_norm(limit).init, update)

@@ -82,8 +82,8 @@ class Program:
         placed = jax.tree.map(lambda array: array.sharding, self.state.opt_state)
         optimizer = self._optimizer._replace(init=jax.jit(self._optimizer.init, out_shardings=placed))
         state = initial_state(self.sizes, self._config.seed, optimizer, scaling, self.held.normal)
-        step, scaling = self.layout.put((np.int32(0), tuple(scaling)), REPLICATED)
-        return state._replace(step=step, scaling=scaling)
+        rest = self.layout.put({"step": np.int32(0), "scaling": tuple(scaling)}, REPLICATED)
+        return state._replace(**rest)
 
     def _initial_state(self, scaling: Sequence[Any]) -> State:
         return initial_state(self.sizes, self._config.seed, self._optimizer, scaling)

@@ -6,7 +6,7 @@ a compiler moves the gathers together and holds all layers at once; the barriers
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 
@@ -14,7 +14,12 @@ from distmlp import model
 from distmlp.parallel import reduce, sharded
 from distmlp.parallel.layout import Layout
 
-_in_order = jax.lax.optimization_barrier  # what uses its results begins when all of its arguments are there
+T = TypeVar("T")
+
+
+def _in_order(values: T) -> T:
+    """The same, what uses them begins when all of them are there."""
+    return cast(T, jax.lax.optimization_barrier(values))  # type: ignore[no-untyped-call]
 
 
 class _Layer(NamedTuple):

@@ -105,5 +105,5 @@ def params_sha256(params: Any) -> str:
     """SHA-256 over the parameters' bytes, arrays in tree order, which an iterator may give."""
     digest = hashlib.sha256()
     for leaf in params if isinstance(params, Iterator) else jax.tree.leaves(params):
-        digest.update(np.asarray(leaf).ravel())
+        digest.update(np.asarray(leaf).ravel().data)
     return digest.hexdigest()

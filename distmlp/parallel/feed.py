@@ -100,7 +100,7 @@ class Feed:
         def run_whole(state: State, arrays: Any) -> tuple[State, jax.Array]:
             return run(state, arrays, (0, size))
 
-        results = {"out_specs": (specs, REPLICATED)}
+        results: Any = {"out_specs": (specs, REPLICATED)}
         self._any: Any = layout.wrap(run, (specs, batches.specs, REPLICATED), **results)
         whole = layout.accelerated and size > 1
         self._whole: Any = layout.wrap(run_whole, (specs, batches.specs), **results) if whole else None

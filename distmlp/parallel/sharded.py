@@ -120,10 +120,12 @@ class StateLayout:
         if math.prod(shape) == 1:
             return self.layout.put(np.asarray(jax.random.normal(key, shape, dtype)), REPLICATED)
         size, sharding = self.layout.filled(shape), self.layout.sharding(BY_ROWS)
-        if not jax.config.jax_threefry_partitionable or jax.config.jax_default_prng_impl != "threefry2x32":
+        by_position = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined] # of this thread
+        if not by_position or str(jax.random.key_impl(key)) != "threefry2x32":
             # Numbers that depend on all of the shape: made whole, one array at a time, and cut.
-            whole = np.asarray(jax.random.normal(key, shape, dtype))
-            return jax.make_array_from_callback(size, sharding, lambda index: _part(whole, index, size))
+            behind = [(0, size[0] - shape[0]), *[(0, 0)] * (len(shape) - 1)]
+            whole = np.pad(jax.random.normal(key, shape, dtype), behind)
+            return jax.make_array_from_callback(size, sharding, lambda index: whole[index])
 
         def draw(key: jax.Array) -> jax.Array:  # a number depends on its position only: more rows change none
             counted = jax.lax.broadcasted_iota(jnp.int32, size, 0) < shape[0]
@@ -148,10 +150,3 @@ class StateLayout:
             if not array.is_fully_addressable and not array.is_fully_replicated:
                 array = multihost_utils.process_allgather(array, tiled=True)
             yield np.asarray(array)[: shape.shape[0]]
-
-
-def _part(whole: np.ndarray, index: tuple[slice, ...], size: tuple[int, ...]) -> np.ndarray:
-    """The rows `index` of an array that is filled up to `size`."""
-    start, stop, _ = index[0].indices(size[0])
-    rows = whole[start:stop]
-    return np.pad(rows, [(0, stop - start - len(rows)), *[(0, 0)] * (whole.ndim - 1)])

@@ -1,7 +1,7 @@
 """One training step: the gradient of a global batch from its shards, and the update. layout.py wraps it for devices."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def gradients(
     is sharded, of parameters of so many `rows`, the gradient is of this device's rows; the loss is then NaN where a
     gradient of a bias is not finite.
     """
-    params, specs = state.params, REPLICATED  # of the sums
+    params, specs = state.params, cast(Any, REPLICATED)  # of the sums
     if layout.by_layer:
         return _gradients_by_layer(state, batch, layout, num_classes, compute_dtype, rows)
     if layout.sharded:

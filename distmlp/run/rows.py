@@ -18,14 +18,14 @@ _CHUNK_BYTES = 16 << 20  # of a chunk on disk: who reads a part of an array read
 
 
 @dataclasses.dataclass
-class SaveRows(ocp.SaveArgs):
+class SaveRows(ocp.SaveArgs):  # type: ignore[misc]
     """Of an array, only the first `rows` are saved."""
 
     rows: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class _HostRows(replica_slices.ReplicaSlices):
+class _HostRows(replica_slices.ReplicaSlices):  # type: ignore[misc]
     """What this process writes of an array, in its memory: pieces that need not have as many rows, unlike Orbax's."""
 
     def to_fragments(self) -> fragments.ConcreteFragments:
