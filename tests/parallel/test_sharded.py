@@ -9,7 +9,7 @@ import pytest
 import tutorial
 from conftest import small_config
 from drills.states import OPTIMIZERS
-from test_parity import CLASSES, SIZES, assert_close, dataset, params
+from parallel.test_parity import CLASSES, SIZES, assert_close, dataset, params
 
 from distmlp import Config, InputError, optim, train
 from distmlp.data.batches import Batch, NumpyLoader
@@ -115,10 +115,10 @@ def test_digests_are_those_of_the_whole_arrays() -> None:
     expected = {name: f"{int(array_digest(jnp.asarray(array))):08x}"
                 for name, array in ((".params[0][0]", w), (".params[0][1]", b), (".step", step))}
     assert digest.check(state, 0) == expected
-    w = np.array(arrays.params[0][0])
-    w[6, 4] = np.inf  # the last
+    broken = np.array(w)
+    broken[6, 4] = np.inf  # the last
     with pytest.raises(DivergedError):
-        digest.check(by_rows(arrays._replace(params=[(w, arrays.params[0][1])]), layout)[0], 0)  # type: ignore[list-item]
+        digest.check(by_rows(arrays._replace(params=[(broken, b)]), layout)[0], 0)  # type: ignore[list-item]
     copies = [jax.device_put(np.int32(4 + (i == 2)), device) for i, device in enumerate(layout.devices)]
     step = jax.make_array_from_single_device_arrays((), layout.sharding(REPLICATED), copies)
     with pytest.raises(ReplicaError, match=r"\.step on device 0 and device 2"):
