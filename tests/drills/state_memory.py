@@ -61,10 +61,10 @@ def peak(folder: Path, state: str, width: int) -> tuple[int, int]:
     x, y = np.zeros((128, 784), np.uint8), np.arange(128) % 10
     np.savez(workdir / "data.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     with socket.create_server(("127.0.0.1", 0)) as free:
-        address = "127.0.0.1:%d" % free.getsockname()[1]
-    pair = [subprocess.Popen([sys.executable, "-m", "tests.drills.state_memory", str(workdir), state, str(width), address,
-                              str(number)], env=runs.environment(4), cwd=runs.REPOSITORY, stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True) for number in (0, 1)]  # fmt: skip
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "tests.drills.state_memory", str(workdir), state, str(width), address]
+    pair = [subprocess.Popen([*command, str(number)], env=runs.environment(4), cwd=runs.REPOSITORY, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for number in (0, 1)]  # fmt: skip
     found = []
     for child in pair:
         output, errors = child.communicate(timeout=900)
@@ -86,8 +86,8 @@ def main(argv: list[str]) -> int:
             for state in ("sharded", "replicated"):
                 (_, tiny), (size, large) = (peak(Path(folder), state, width) for width in (8, WIDTH))
                 above[state] = (large - tiny) / size
-                print(f"{state}: a state of {size / 1e6:,.0f} MB; a process peaks at {large / 1e6:,.0f} MB, with a tiny "
-                      f"network at {tiny / 1e6:,.0f} MB: {above[state]:.2f} of the state above it", flush=True)  # fmt: skip
+                print(f"{state}: a state of {size / 1e6:,.0f} MB; a process peaks at {large / 1e6:,.0f} MB, with a "
+                      f"tiny network at {tiny / 1e6:,.0f} MB: {above[state]:.2f} of the state above it", flush=True)
         except runs.DrillError as error:
             print(f"state_memory drill FAILED: {error}")
             return 1
