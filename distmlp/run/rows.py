@@ -64,10 +64,16 @@ def _rows(array: jax.Array, rows: int) -> _HostRows:
                      pieces)  # fmt: skip
 
 
-def handler() -> ocp.PyTreeCheckpointHandler:
-    """Orbax's handler of a state, for one that lies by rows; what it writes is as the usual one's."""
+def handler(shapes: Any) -> ocp.PyTreeCheckpointHandler:
+    """Orbax's handler of a state, for one that lies by rows and whose arrays have these shapes when they are whole.
+
+    What it writes is as the usual one's. In between, it holds about one array in the host's memory.
+    """
+    # Who reads a few rows may have to read all of an array: at most twice as many, as Orbax counts, with its chunks.
+    gigabytes = (2 * max(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(shapes)) + (1 << 20)) / 1e9
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _Handler()))
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    return ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes, type_handler_registry=registry)
 
 
 def to_save(state: Any, shapes: Any) -> ocp.args.PyTreeSave:

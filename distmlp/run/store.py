@@ -46,10 +46,10 @@ class DamageError(Exception):
 class Manager(ocp.CheckpointManager):  # type: ignore[misc]
     """Orbax's manager of a folder of checkpoints, and what each of them holds."""
 
-    def __init__(self, folder: Path, by_rows: bool = False, **options: Any) -> None:
-        """`by_rows`: the states that are written and read are sharded."""
-        self._by_rows = by_rows
-        state_handler = rows.handler() if by_rows else ocp.StandardCheckpointHandler()
+    def __init__(self, folder: Path, shapes: Any = None, **options: Any) -> None:
+        """`shapes`, if the states that are written and read are sharded: of their arrays when they are whole."""
+        self._shapes = shapes
+        state_handler = ocp.StandardCheckpointHandler() if shapes is None else rows.handler(shapes)
         handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
         super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
 
@@ -61,12 +61,11 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
         """
         return False
 
-    def write(self, step: int, state: Any, shapes: Any, meta: Meta, digests: dict[str, str]) -> None:
-        """Begins to save a checkpoint; `wait_until_finished` and `check_for_errors` tell how it went. `shapes`: of
-        arrays that are filled up."""
+    def write(self, step: int, state: Any, meta: Meta, digests: dict[str, str]) -> None:
+        """Begins to save a checkpoint; `wait_until_finished` and `check_for_errors` tell how it went."""
         meta = {**meta, "step": step, "digests": digests}
         meta["digest"] = digest_json(meta)
-        arrays = rows.to_save(state, shapes) if self._by_rows else ocp.args.StandardSave(state)
+        arrays = ocp.args.StandardSave(state) if self._shapes is None else rows.to_save(state, self._shapes)
         args = ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(meta))
         if not self.save(step, args=args):
             raise RuntimeError(f"Orbax declined to save step {step}, it holds {sorted(self.all_steps(), reverse=True)}")
@@ -79,7 +78,7 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
     def read_state(self, step: int, target: Any) -> Any:
         """Arrays that are still to be verified; each has the shape, type and place of the one in `target`."""
-        arrays = rows.to_restore(target) if self._by_rows else ocp.args.StandardRestore(target)
+        arrays = ocp.args.StandardRestore(target) if self._shapes is None else rows.to_restore(target)
         return self.restore(step, args=ocp.args.Composite(state=arrays))["state"]
 
 
@@ -119,14 +118,14 @@ class Store:
     ) -> None:
         """`held`: how the states lie on the devices; None: replicated."""
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
-        self._shapes = held.shapes if held and held.layout.sharded else None  # of arrays that are filled up
+        self._shapes = held.shapes if held and held.layout.sharded else None
         self._keep, self._best, self._failed = keep, 0, False
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
         self._rest_of_save: Callable[[], None] | None = None
         self._empty_trash()
         try:
-            self._manager = Manager(self.path, self._shapes is not None, cleanup_tmp_directories=True,
+            self._manager = Manager(self.path, self._shapes, cleanup_tmp_directories=True,
                                     todelete_subdir=_TRASH)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
@@ -154,7 +153,7 @@ class Store:
     def _save(self, step: int, state: Any, meta: Meta) -> None:
         digests = self._digest.check(state, step)
         with self._errors():
-            self._manager.write(step, state, self._shapes, meta, digests)
+            self._manager.write(step, state, meta, digests)
         if not self._group.several:
             self._finish()
 
