@@ -22,7 +22,7 @@ from distmlp.parallel.layout import Layout, states
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
 from distmlp.parallel.step import initial_state, make_train_step
-from distmlp.progress import Cadence, Line, Measures, Poll, Progress, best
+from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
 
 class Program:
@@ -36,15 +36,21 @@ class Program:
       placement: where the training set lies, host or device, and why.
     """
 
-    def __init__(self, config: Config, data: Data, layout: Layout, memory: int, state_why: str = "") -> None:
-        """Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices."""
+    def __init__(
+        self, config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps,
+        state_why: str = "",
+    ) -> None:
+        """Raises InputError where settings do not go with the data.
+
+        `memory`: bytes of the smallest of the devices. `lead`: gives several processes the first one's whole number.
+        """
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
         self._config, self._data, self.layout, self.state_why = config, data, layout, state_why
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards,
-                                  config.shuffle, config.seed, config.num_workers)  # fmt: skip
+                                  config.shuffle, config.seed, config.num_workers, data.weights)  # fmt: skip
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch)
         scaled = config.input_scaling != "none"
@@ -52,9 +58,10 @@ class Program:
         self.held = StateLayout(layout, jax.eval_shape(self._initial_state, scaling))
         self.state = self.held.abstract
         rows, specs = rows_of(self.held.shapes.params), self.held.specs
-        train_step = make_train_step(config, layout, data.num_classes, self._optimizer, rows)
+        weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
+        train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
         self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
-                              specs)  # fmt: skip
+                              lead, specs)  # fmt: skip
         self.evaluator = Evaluator(config, layout, specs, rows)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, specs, self.held.shapes)
@@ -69,7 +76,7 @@ class Program:
         params = sum(array.size * 4 for array in jax.tree.leaves(self.held.shapes.params))
         examples = self.loader.order.rows * self.layout.shards_per_device
         sums = self.layout.shards_per_device if self.layout.invariant else 1
-        return 2 * (self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes)) < memory
+        return 2 * (2 * self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes)) < memory
 
     def scaling(self) -> tuple[np.ndarray, ...]:
         """By what inputs are scaled: of the training set, all of which is read for it."""
@@ -88,30 +95,34 @@ class Program:
     def _initial_state(self, scaling: Sequence[Any]) -> State:
         return initial_state(self.sizes, self._config.seed, self._optimizer, scaling)
 
+    def taken(self) -> int:
+        """How many examples were read so far, where they are read one by one; from any thread."""
+        return self.loader.taken + self.evaluator.taken
+
     def close(self) -> None:
         """Ends the processes that load data."""
         self.loader.close()
         self.evaluator.close()
 
 
-def fitting(config: Config, data: Data, layout: Layout, memory: int) -> Program:
-    """The program of a run with its state lying as --state says or, where that leaves it open, as there is room.
-
-    Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices.
-    """
+def fitting(
+    config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps
+) -> Program:
+    """The program of a run with its state lying as --state says or, where that leaves it open, as there is room for it
+    and for the copy of it that is saved; arguments are as Program's."""
     why = "it fits" if config.state == "auto" else "asked for"
     *others, last = states(config, layout)
     for candidate in others:
-        parts = Program(config, data, candidate, memory, why)
+        parts = Program(config, data, candidate, memory, lead, why)
         if parts.surely_fits(memory):
             return parts
         parts.compile()
-        needed = parts.feed.bytes_needed
+        needed = parts.feed.bytes_needed + parts.held.bytes
         if needed <= memory:
             return parts
         parts.close()
         why = f"{candidate.state}, a device would need {needed / 2**30:,.1f} of its {memory / 2**30:,.1f} GiB"
-    return Program(config, data, last, memory, why)
+    return Program(config, data, last, memory, lead, why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,14 +156,11 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
       DivergedError: a value is not finite, or the devices no longer agree.
     """
     cadence = progress.cadence
-    if progress.logged:
-        progress.begin_sums()  # a checkpoint has the sums from before its line
-    elif progress.step and cadence.line(progress.step):
+    if not progress.logged and progress.step and cadence.line(progress.step):
         yield _with_line(parts, state, progress, poll)
-        progress.begin_sums()
-    progress.start_clock()
     while not progress.at_end:
         yield Moment(state)
+        progress.begin_steps()
         with jax.transfer_guard("disallow"):
             state, steps = parts.feed.advance(state, progress.step, cadence.next(progress.step))
         progress.add(steps)
@@ -161,7 +169,6 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
         if cadence.line(progress.step):
             progress.settle()
             yield _with_line(parts, state, progress, poll)
-            progress.begin_sums()
 
 
 def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> Moment:
@@ -173,12 +180,12 @@ def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambd
     """Trains from an initial state, keeping the best one in memory; `show` gets each line but the final one."""
     progress = Progress(parts.cadence)
     best_state = state
-    for moment in advance(parts, state, progress, progress.start_clock):
+    for moment in advance(parts, state, progress, poll=lambda: None):
         state = moment.state
         if moment.line is not None:
             show(moment.line)
-            if best(progress.history) is moment.line:
+            if progress.at_best:
                 best_state = jax.tree.map(jnp.copy, state)
-    tested = parts.measures.tested(state, best_state, progress.start_clock)
+    tested = parts.measures.tested(state, best_state, poll=lambda: None)
     progress.add_final_line(params_sha256(parts.held.arrays(state.params)), tested)
     return Result(parts.held.whole(state.params), progress.history, parts.held.whole(best_state.params))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("val", "valid", "validation")}
 _FEATURES = ("x", "data", "images", "features", "inputs")
 _LABELS = ("y", "target", "targets", "label", "labels")
+_WEIGHTS = ("w", "weights", "sample_weight")
 
 
 class Part(NamedTuple):
@@ -25,6 +26,7 @@ class Part(NamedTuple):
     labels: Any
     name: str  # for messages
     files: list[Path] | None = None  # of pictures, the file of each
+    weights: Any = None  # [N], what each example counts in the loss; None: each 1
 
 
 class Source(NamedTuple):
@@ -123,12 +125,15 @@ def _find(path: Path, names: Sequence[str], words: tuple[str, ...], part: str) -
 
 
 def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
-    """The parts among named arrays, by the usual names: x_train and y_train, data and target, val_images, ..."""
+    """The parts among named arrays, by the usual names: x_train, y_train and w_train, data and target, val_images, ...
+    """
     parts = {}
     for part, affixes in _PARTS.items():
         features, labels = _find(path, names, _FEATURES, part), _find(path, names, _LABELS, part)
+        weights = _find(path, names, _WEIGHTS, part)
         if features and labels:
-            parts[part] = Part(get(features), get(labels), f"{path}: {features}, {labels}")
+            name = ", ".join(filter(None, (features, labels, weights)))
+            parts[part] = Part(get(features), get(labels), f"{path}: {name}", weights=get(weights) if weights else None)
         elif features or labels or part == "train":
             lacking = "y" if features else "x"
             raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {', '.join(names) or 'no arrays'}: "

@@ -61,17 +61,17 @@ def looks_like_data(cell: str) -> bool:
 
 
 def read(
-    raw: Raw, features: Sequence[str], label: str | None, empty: Sequence[str], rules: Rules
-) -> tuple[Table, np.ndarray | None]:
-    """These columns of a table, and the labels if there is a column of them; `empty` columns must be so.
+    raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str], rules: Rules
+) -> tuple[Table, np.ndarray | None, np.ndarray | None]:
+    """These columns of a table, and the labels and the weights if there are such columns; `empty` ones must be so.
 
     Raises:
       InputError: a cell is not what the rules allow: its row, the first being 1, and its column are named.
     """
     texts = set(rules.texts or ())
     while True:
-        reading = _Reading(raw, features, label, empty, rules, texts)
-        for block in raw.read([*features, *([label] if label else []), *empty]):
+        reading = _Reading(raw, features, label, weight, empty, rules, texts)
+        for block in raw.read([*features, *filter(None, (label, weight)), *empty]):
             reading.add(block)
             if reading.found and reading.first:
                 break  # begin again: these columns are text
@@ -84,7 +84,8 @@ class _Reading:
     """One pass over a table."""
 
     def __init__(
-        self, raw: Raw, features: Sequence[str], label: str | None, empty: Sequence[str], rules: Rules, texts: set[str]
+        self, raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str],
+        rules: Rules, texts: set[str],
     ) -> None:
         self._raw, self._features, self._empty, self._rules, self._rows = raw, features, empty, rules, 0
         self._texts: dict[str, tuple[list[np.ndarray], dict[Any, int]]] = {
@@ -93,6 +94,7 @@ class _Reading:
         self._places = {name: place for place, name in enumerate(numbers)}
         self._numbers = np.empty((0, len(numbers)), raw.dtype)
         self._labels: _Labels | None = _Labels(raw.name, label, raw.text) if label else None
+        self._weight, self._weights = weight, [np.zeros(0)]
         self._truths: set[str] = set()  # columns in which True or False were seen as text
         self.found: set[str] = set()  # columns that were taken for numbers until one of their cells was none
         self.first = True  # whether one block has been read at most
@@ -110,6 +112,9 @@ class _Reading:
         rest = block[len(self._features) :]
         if self._labels is not None:
             self._labels.add(rest[0], begin)
+            rest = rest[1:]
+        if self._weight:
+            self._add_weights(self._weight, rest[0])
             rest = rest[1:]
         for name, values in zip(self._empty, rest, strict=True):
             self._check_nameless(name, values)
@@ -146,6 +151,16 @@ class _Reading:
         place = np.array([*(known[word] for word in words), -1], np.int32)
         codes.append(place[local])
 
+    def _add_weights(self, name: str, values: Any) -> None:
+        numbers, _ = _numbers(values)
+        if numbers is None or np.isnan(numbers).any():
+            cells = values.to_pylist()
+            absent = [not _NUMBER.fullmatch(str(cell)) for cell in cells] if numbers is None else np.isnan(numbers)
+            row = int(np.argmax(absent))
+            raise InputError(f"{self._raw.name}: row {self._rows + row + 1} of column {name} is {cells[row]!r}, no "
+                             "weight: mend it, or remove the row")
+        self._weights.append(numbers)
+
     def _check_nameless(self, name: str, values: Any) -> None:
         _, words = _words(values)
         if words:
@@ -170,11 +185,12 @@ class _Reading:
             return InputError(f"{where}: in training this column had numbers only; mend it")
         return InputError(f"{where}: give --ignore_columns={name}, --text_columns=one_hot, or numbers instead")
 
-    def result(self) -> tuple[Table, np.ndarray | None]:
+    def result(self) -> tuple[Table, np.ndarray | None, np.ndarray | None]:
         texts = {name: Words(np.concatenate([np.zeros(0, np.int32), *codes]), [*words])
                  for name, (codes, words) in self._texts.items()}
         table = Table(self._raw.name, list(self._features), self._numbers, texts)
-        return table, self._labels.result() if self._labels else None
+        weights = np.concatenate(self._weights) if self._weight else None
+        return table, self._labels.result() if self._labels else None, weights
 
 
 class _Labels:

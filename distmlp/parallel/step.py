@@ -86,9 +86,13 @@ def _or_nan(loss: jax.Array, grads: model.Params) -> jax.Array:
 
 
 def make_train_step(
-    config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation, rows: sharded.Rows = ()
+    config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation, weightless: bool = False,
+    rows: sharded.Rows = (),
 ) -> TrainStep:
     """The step of a run; where its state is sharded, the parameters have so many `rows` when they are whole.
+
+    If there may be `weightless` batches, whose weights are all 0: such a one has the loss 0, and changes neither the
+    parameters nor the optimizer's state, only the number of the step.
 
     Its loss is NaN where it or the gradient of a bias is not finite. That costs nothing, and weights hardly ever go
     first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
@@ -104,12 +108,18 @@ def make_train_step(
         update = reduce.isolated(update, layout)
 
     def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
+        some = batch.weight_sum > 0
+        if weightless:
+            batch = batch._replace(weight_sum=jnp.where(some, batch.weight_sum, 1))
         loss, grads = gradients(state, batch, layout, num_classes, compute_dtype, rows)
         options = {}
         if clips and (layout.invariant or layout.sharded):
             lie = sharded.specs_of(grads, rows) if layout.sharded else REPLICATED
             options["norm"] = reduce.global_norm(grads, layout, lie)
         params, opt_state = update(grads, state.opt_state, state.params, options)
+        if weightless:
+            params, opt_state = jax.tree.map(lambda new, old: jnp.where(some, new, old), (params, opt_state),
+                                             (state.params, state.opt_state))  # fmt: skip
         loss = loss if layout.sharded else _or_nan(loss, grads)
         return State(params, opt_state, state.step + 1, state.scaling), loss
 
