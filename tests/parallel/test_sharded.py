@@ -9,7 +9,7 @@ import pytest
 import tutorial
 from conftest import small_config
 from drills.states import OPTIMIZERS
-from parallel.test_parity import CLASSES, SIZES, assert_close, dataset, params
+from parallel.test_parity import CLASSES, SIZES, assert_close, dataset, params  # type: ignore[import-not-found]
 
 from distmlp import Config, InputError, optim, train
 from distmlp.data.batches import Batch, NumpyLoader
@@ -71,7 +71,7 @@ def test_the_gradients_of_fast_are_the_tutorials(devices: int, by_layer: bool, s
         return state._replace(params=grads), loss
 
     step = layout.wrap(body, (held.specs, BATCH), out_specs=(held.specs, REPLICATED))
-    state, loss = step(state, layout.put(batch._replace(indices=None), BATCH))
+    state, loss = step(state, layout.put(batch.on_devices(), BATCH))
     assert_close(list(held.arrays(state.params)), data, slice(0, 128))
     expected = tutorial.loss(params(), data.images.astype(np.float32), tutorial.one_hot(data.labels, CLASSES))
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
