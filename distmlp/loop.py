@@ -78,7 +78,10 @@ def run(
             # Where one process's machine has no room for the data set, all send batches.
             memory = min(group.exchange(layout.device_memory))
             # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside.
-            with closing(Program(config, data, layout, memory, group.lead)) as parts, ThreadPoolExecutor(1) as compiler:
+            with (
+                closing(training.fitting(config, data, layout, memory, group.lead)) as parts,
+                ThreadPoolExecutor(1) as compiler,
+            ):  # fmt: skip
                 compiled = compiler.submit(parts.compile)
                 if config.workdir is None:
                     compiled.result()
@@ -118,7 +121,7 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float, on_line:
         if damage := kept.log.found.damage:
             kept.log.warn(damage)
         kept.log.say(f"{kept.workdir.path} holds this run finished, at step {step}: nothing to do")
-        return Result(state.params, progress.history)
+        return Result(parts.held.whole(state.params), progress.history)
     kept.begin(progress)
     compiled.result()
     group.barrier()
@@ -152,4 +155,4 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float, on_line:
                 kept.ends(on_line, state, progress)
     except DivergedError as error:
         raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
-    return Result(state.params, progress.history)
+    return Result(parts.held.whole(state.params), progress.history)

@@ -21,7 +21,7 @@ def _chain(
 ) -> optax.GradientTransformation:
     parts = []
     if clip_norm:
-        parts.append(optax.clip_by_global_norm(clip_norm))
+        parts.append(_clip(clip_norm))
     if optimizer == "adamw":
         parts.append(optax.adamw(rate, weight_decay=weight_decay))
     else:
@@ -35,6 +35,16 @@ def _chain(
             return chain.update(*arguments, **options)
 
     return optax.GradientTransformation(chain.init, update)
+
+
+def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
+    """optax.clip_by_global_norm, which can be given the norm: where the gradient is in parts, none of them tells it."""
+
+    def update(grads: Any, state: Any, params: Any = None, *, norm: Any = None, **_: Any) -> Any:
+        norm = optax.tree.norm(grads) if norm is None else norm
+        return jax.tree.map(lambda g: jax.lax.select(norm < limit, g, g / norm * limit), grads), state
+
+    return optax.GradientTransformationExtraArgs(optax.clip_by_global_norm(limit).init, update)
 
 
 def learning_rate(config: Config, steps: int) -> optax.ScalarOrSchedule:

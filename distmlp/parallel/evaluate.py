@@ -14,8 +14,9 @@ from distmlp.config import Config
 from distmlp.data.batches import ExampleLoader, Step
 from distmlp.data.examples import Examples
 from distmlp.kept import kept
+from distmlp.parallel import by_layer, sharded
 from distmlp.parallel.layout import Layout
-from distmlp.parallel.specs import DEALT, STATE, State
+from distmlp.parallel.specs import DEALT, STATE, State, hashable
 
 _AHEAD = 4  # steps in flight; emulated devices can deadlock when dozens are
 
@@ -43,10 +44,12 @@ class Evaluator:
 
     held = _AHEAD + 1  # steps whose arrays lie on the devices at once, at most
 
-    def __init__(self, config: Config, layout: Layout) -> None:
+    def __init__(self, config: Config, layout: Layout, specs: State = STATE, rows: sharded.Rows = ()) -> None:
+        """`specs` say how the state lies; where it is sharded, the parameters have so many `rows` when they are whole.
+        """
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
-        self._losses, self._labels, self._log_probs = kept(_programs, config.compute_dtype, layout)
+        self._losses, self._labels, self._log_probs = kept(_programs, config.compute_dtype, layout, rows, *hashable(specs))
 
     def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
@@ -107,13 +110,22 @@ class Evaluator:
         )
 
 
-def _programs(compute_dtype: str, layout: Layout) -> tuple[Any, Any, Any]:
+def _programs(
+    compute_dtype: str, layout: Layout, rows: sharded.Rows, leaves: tuple[Any, ...], structure: Any
+) -> tuple[Any, Any, Any]:
     """The programs of a step: losses, what is predicted and whether it is right; labels; labels and log-probabilities.
-    Each gives one row for each of these, float32 [rows, examples]."""
+    Each gives one row for each of these, float32 [rows, examples]. The leaves are those of the state's specs."""
+    specs = jax.tree.unflatten(structure, leaves)
+
+    def predict(state: State, images: jax.Array) -> jax.Array:
+        inputs = model.scale_inputs(images, state.scaling)
+        if layout.by_layer:
+            return by_layer.log_probs(state.params, inputs, rows, compute_dtype, layout)
+        params = sharded.gather(state.params, rows, layout) if layout.sharded else state.params
+        return model.batched_predict(params, inputs, compute_dtype)
 
     def losses(state: State, images: jax.Array, labels: jax.Array) -> Any:
-        inputs = model.scale_inputs(images, state.scaling)
-        log_probs = model.batched_predict(state.params, inputs, compute_dtype)
+        log_probs = predict(state, images)
         losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
         predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
         return of_all(jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))]))
@@ -122,9 +134,7 @@ def _programs(compute_dtype: str, layout: Layout) -> tuple[Any, Any, Any]:
         return of_all(labels[None].astype(jnp.float32))
 
     def with_log_probs(state: State, images: jax.Array, labels: jax.Array) -> Any:
-        inputs = model.scale_inputs(images, state.scaling)
-        log_probs = model.batched_predict(state.params, inputs, compute_dtype)
-        return of_all(jnp.concatenate([labels[None].astype(jnp.float32), log_probs.T]))
+        return of_all(jnp.concatenate([labels[None].astype(jnp.float32), predict(state, images).T]))
 
     def of_all(result: jax.Array) -> Any:
         if layout.axis is None:
@@ -132,7 +142,7 @@ def _programs(compute_dtype: str, layout: Layout) -> tuple[Any, Any, Any]:
         return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
 
     one, two, three = (
-        layout.wrap(function, (STATE, DEALT, DEALT), donate=False)
+        layout.wrap(function, (specs, DEALT, DEALT), donate=False)
         for function in (losses, only_labels, with_log_probs)
     )  # fmt: skip
     return one, two, three

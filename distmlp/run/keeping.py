@@ -46,7 +46,7 @@ class Keeping:
             self.log = Log(path, group.first, silent)
             self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
             self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
-            self.store = Store(path, parts.digest, config.keep_checkpoints, group)
+            self.store = Store(path, parts.digest, config.keep_checkpoints, group, parts.held)
             self._open = opened.pop_all()
 
     def _new_watchdog(self) -> Watchdog:
@@ -86,6 +86,9 @@ class Keeping:
         if meta.get("data_modified", self.data.modified()) != self.data.modified():
             notes.append(f"the files of {dataset} were written again since the run began; the rows that are compared "
                          "are the same: if others are not, give another --workdir")
+        if self.config.clip_norm and self.config.reduction == "invariant" and "state" not in meta:
+            notes.append("--clip_norm adds up the gradient's norm in another order than version 0.2.0, which began the "
+                         "run: the parameters may differ in their last bits from what that would have found")
         if text := unknown(meta):
             notes.append(text)
         changed = differences(meta["versions"], _versions())
@@ -104,6 +107,7 @@ class Keeping:
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
         return {
+            "state": self.parts.layout.state,
             "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
             "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
             "totals": dataclasses.asdict(progress.totals), "standing": progress.standing._asdict(),
@@ -239,7 +243,7 @@ class Keeping:
             if chosen is None:
                 self.log.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
         tested = self.parts.measures.tested(state, chosen, poll)
-        self.log.line(progress.add_final_line(params_sha256(state.params), tested))
+        self.log.line(progress.add_final_line(params_sha256(self.parts.held.arrays(state.params)), tested))
         self.log.say(summary(progress.history, self.workdir.path))
 
 

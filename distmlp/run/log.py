@@ -162,6 +162,8 @@ def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Gro
         "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
                 "training set on the {} ({})".format(*parts.placement),
         "classes": data.classes and f"{len(data.classes)}: {listed(data.classes)}",
+        "state": len(devices) > 1 and f"{layout.state}, {parts.held.bytes / 1e6:,.1f} MB on each device "
+                                      f"({parts.state_why})",
         "layers": f"{'-'.join(map(str, sizes))}: {parameters:,} parameters, {config.compute_dtype}, "
                   f"{config.matmul_precision} precision",
         "batch": f"{_count(config.batch_size, 'example')} in {_count(layout.num_shards, 'shard')} of at most "
