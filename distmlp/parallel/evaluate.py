@@ -49,7 +49,8 @@ class Evaluator:
         """
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
-        self._losses, self._labels, self._log_probs = kept(_programs, config.compute_dtype, layout, rows, *hashable(specs))
+        programs = kept(_programs, config.compute_dtype, layout, rows, *hashable(specs))
+        self._losses, self._labels, self._log_probs = programs
 
     def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
