@@ -175,7 +175,7 @@ class Config:
                             "conduct")
     ledger_digests_every: int = _setting(100, "with --ledger, also digests of the parameters every so many steps",
                                          "conduct", rare=True, minimum=1)
-    stall_seconds: float = _setting(600.0, "end the process, with all stacks, if no step finishes for so long; 0: off",
+    stall_seconds: float = _setting(600.0, "end the process, with all stacks, if nothing goes on for so long; 0: off",
                                     "host", rare=True, minimum=0)
     profile_steps: str = _setting("", "FIRST:LAST, counted from 1: writes a profile of these steps to "
                                   "WORKDIR/profile", "conduct", rare=True)
@@ -304,8 +304,8 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def check_local(name: str, path: str) -> None:
     """Raises InputError for a URL, as gs://bucket/run: it would become a folder named gs: in the current one."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        raise InputError(f"{name}={path}: give a path, not a URL; buckets can be mounted as folders (gcsfuse, "
-                         "mount-s3, blobfuse2)")
+        raise InputError(f"{name}={path}: give a path, not a URL; buckets can be mounted as folders to read "
+                         "from (gcsfuse, mount-s3, blobfuse2)")
 
 
 def resolve_paths(config: Config) -> Config:
@@ -313,8 +313,17 @@ def resolve_paths(config: Config) -> Config:
     given = {name: getattr(config, name) for name in PATHS if getattr(config, name)}
     if config.dataset in NAMED_DATASETS or config.dataset.startswith(FROM_PYTHON):
         given.pop("dataset", None)
-    changes: dict[str, Any] = {name: str(Path(os.path.expanduser(path)).absolute()) for name, path in given.items()}
+    changes: dict[str, Any] = {name: _absolute(name, path) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
+
+
+def _absolute(name: str, path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if not expanded.startswith("~/"):
+        return str(Path(expanded).absolute())
+    if name == "compilation_cache_dir":  # a run goes on without (parallel/backend.py)
+        return path
+    raise InputError(f"--{name}={path}: this user has no home folder: set HOME, or give a path without ~")
 
 
 def run_flags(config: Config) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,27 +30,35 @@ Line = dict[str, Any]  # of metrics.jsonl: `step` counts completed updates, `epo
 
 
 def score(line: Line) -> float | None:
-    """What counts of a line, higher is better: of the validation set, where there is one, the accuracy or what the line
-    says that it is chosen by. None without an evaluation, and of a final line."""
+    """What an evaluation is compared by, the higher the better: the accuracy, or what the line says that it is chosen
+    by; on the validation set, where there is one.
+
+    None: the line has no evaluation, or is the last one of all.
+    """
     name = line.get("choose_by", "accuracy")
-    value = line.get(f"validation_{name}", line.get(f"test_{name}"))
-    return None if value is None or line.get("final") else float(-value if name == "loss" else value)
+    found = line.get(f"validation_{name}", line.get(f"test_{name}"))
+    return None if found is None or line.get("final") else float(-found if name == "loss" else found)
 
 
-def scored(history: Sequence[Line]) -> list[tuple[float, Line]]:
-    """Each evaluation's line, and its score."""
-    return [(found, line) for line in history if (found := score(line)) is not None]
+class Standing(NamedTuple):
+    """How the evaluations stand, which the best checkpoint and --patience go by; checkpoints carry it."""
+
+    best: Line = {"step": 0}  # noqa: RUF012 - nobody changes it: the line of the highest score, the first among equals
+    stale: int = 0  # evaluations since the best
+    step: int = 0  # of the last evaluation that is counted
+
+    def after(self, line: Line) -> Standing:
+        """How they stand with this line, unless it is counted already."""
+        found, top = score(line), score(self.best)
+        if found is None or line["step"] <= self.step:
+            return self
+        better = top is None or found > top
+        return Standing(line, 0, line["step"]) if better else Standing(self.best, self.stale + 1, line["step"])
 
 
-def best(history: Sequence[Line]) -> Line:
-    """The line of the highest score, the first among equals; {"step": 0} before any evaluation."""
-    return max(scored(history), key=lambda item: item[0], default=(0.0, {"step": 0}))[1]
-
-
-def stale(history: Sequence[Line]) -> int:
-    """How many evaluations there were since the best."""
-    lines = [line for _, line in scored(history)]
-    return len(lines) - 1 - lines.index(best(history)) if lines else 0
+def best(history: Iterable[Line]) -> Line:
+    """The line of the best evaluation, the first among equals; {"step": 0} before any evaluation."""
+    return functools.reduce(Standing.after, history, Standing()).best
 
 
 class Cadence:
@@ -108,11 +117,6 @@ class Totals:
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
 
-    @classmethod
-    def of_checkpoint(cls, saved: dict[str, Any]) -> Totals:
-        """Those of version 0.2 say the number of examples, each of which weighed 1."""
-        return cls(**{"weight" if name == "examples" else name: value for name, value in saved.items()})
-
 
 class Progress:
     """The position of one training, its sums, and its lines so far.
@@ -121,6 +125,7 @@ class Progress:
       step: completed updates.
       totals: the sums of a checkpoint that training goes on from; its line of this step is not in them.
       history: the lines that are there.
+      standing: of the evaluations that a checkpoint counts; those of later lines, up to its step, are added.
       started: when the clock of total_seconds began to run, by time.monotonic; None: now.
       record: is called with each completed step's number and loss, in their order.
     """
@@ -128,13 +133,20 @@ class Progress:
     def __init__(
         self, cadence: Cadence, step: int = 0, totals: Totals | None = None, history: Sequence[Line] = (),
         started: float | None = None, record: Callable[[int, float], None] = lambda step, loss: None,
+        standing: Standing | None = None,
     ) -> None:
         self.cadence, self.step, self.totals, self.history = cadence, step, totals or Totals(), list(history)
+        self.standing = standing or Standing()
+        best_step = self.standing.best["step"]
+        if best_step and not any(line["step"] == best_step and not line.get("final") for line in self.history):
+            self.history.append(self.standing.best)  # its line is lost, but the checkpoint has it
+            self.history.sort(key=lambda line: (line["step"], bool(line.get("final"))))
+        self.standing = functools.reduce(Standing.after, (h for h in history if h["step"] <= step), self.standing)
         self.last_loss: float | None = None
         self._record = record
         self._pending: deque[tuple[int, Steps]] = deque()
-        self._clock = time.monotonic()  # up to when the epoch's seconds are counted
-        self._total_clock = self._clock if started is None else started  # up to when total_seconds are
+        self._training_since: float | None = None  # up to when the epoch's seconds are counted; None: no step is made
+        self._total_clock = time.monotonic() if started is None else started  # up to when total_seconds are
 
     @property
     def _position(self) -> Line:
@@ -142,27 +154,44 @@ class Progress:
 
     @property
     def at_end(self) -> bool:
-        """Whether the last step is done, or --patience is at its end: by the lines, so that every start agrees."""
-        return self.step == self.cadence.total_steps or 0 < self.cadence.patience <= stale(self.history)
+        """Whether the last step is done, or --patience is over: by the evaluations, so that every start agrees."""
+        return self.step == self.cadence.total_steps or 0 < self.cadence.patience <= self.standing.stale
+
+    @property
+    def at_best(self) -> bool:
+        """Whether this step's evaluation is the best so far."""
+        return 0 < self.step == self.standing.best["step"]
 
     @property
     def finished(self) -> bool:
         """Whether the lines say that training has ended here, evaluation included."""
         last, final = self.history[-2:] if len(self.history) > 1 else ({}, {})
-        ended = final.get("final") and scored([last]) and last["step"] == final["step"] == self.step
+        ended = final.get("final") and score(last) is not None and last["step"] == final["step"] == self.step
         return bool(ended) and self.at_end
 
     @property
     def logged(self) -> bool:
-        """Whether this step has its line."""
-        return any(line["step"] == self.step and not line.get("final") for line in self.history)
+        """Whether this step has its line; the lines to come are dropped."""
+        return bool(self.history) and bool(self.history[-1]["step"] == self.step)
 
     def drop_lines_to_come(self) -> None:
         """Drops the lines that training will write again: those beyond this step, and its own if it lacks an
         evaluation that is due."""
         due = self.cadence.evaluation(self.step)
         self.history = [line for line in self.history if not line.get("final")
-                        and line["step"] <= self.step - (due and not scored([line]))]  # fmt: skip
+                        and line["step"] <= self.step - (due and score(line) is None)]  # fmt: skip
+
+    def begin_steps(self) -> None:
+        """To be called before each dispatch: the epoch's clock runs from here to `settle`, and what comes between
+        `settle` and the next dispatch, as an evaluation or a checkpoint, is no training time.
+
+        Where this step has its line, new sums begin. Until then they are those from before the line, as checkpoints
+        have them.
+        """
+        if self.logged:
+            self._begin_sums()
+        if self._training_since is None:
+            self._training_since = time.monotonic()
 
     def add(self, steps: Steps) -> None:
         """Counts the steps of a dispatch, and reads the losses of those before it; raises as `settle`."""
@@ -172,15 +201,15 @@ class Progress:
         self._read_losses(_IN_FLIGHT)
 
     def settle(self) -> None:
-        """Waits for the devices, reads all losses, and adds the time since the clock was started to the epoch's.
+        """Waits for the devices, reads all losses, and stops the epoch's clock.
 
         Raises:
           DivergedError: a loss is not finite.
         """
         self._read_losses(0)
-        now = time.monotonic()
-        self.totals.epoch_seconds += now - self._clock
-        self._clock = now
+        if self._training_since is not None:
+            self.totals.epoch_seconds += time.monotonic() - self._training_since
+            self._training_since = None
 
     def _read_losses(self, in_flight: int) -> None:
         while len(self._pending) > in_flight:
@@ -196,10 +225,6 @@ class Progress:
                 self.totals.weight += weight
                 self.totals.epoch_examples += size
 
-    def start_clock(self) -> None:
-        """Training goes on now: what was before, an evaluation perhaps, is no training time."""
-        self._clock = time.monotonic()
-
     def count_seconds(self) -> None:
         """Brings total_seconds up to date."""
         now = time.monotonic()
@@ -209,14 +234,16 @@ class Progress:
     def add_line(self, evaluated: Line) -> Line:
         """The line of this step: what the steps since the last one add up to, and what an evaluation has found.
 
-        At the end of an epoch, or of the run, it has the speed, too.
+        At the end of an epoch, or of the run, it has the speed of the steps since the last line that has one.
         """
         sums, line = self.totals, self._position
         if sums.weight:
             line["train_loss"] = sums.loss / sums.weight
-        if sums.epoch_seconds and (self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps):
+        ends = self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps
+        if ends and sums.epoch_examples and sums.epoch_seconds:
             line |= {"seconds": sums.epoch_seconds, "examples_per_second": sums.epoch_examples / sums.epoch_seconds}
         self.history.append(line | evaluated)
+        self.standing = self.standing.after(self.history[-1])
         return self.history[-1]
 
     def add_final_line(self, sha256: str, tested: Line) -> Line:
@@ -226,12 +253,14 @@ class Progress:
         self.history.append(self._position | ended | tested)
         return self.history[-1]
 
-    def begin_sums(self) -> None:
-        """New sums and a new clock, after a line, or where a checkpoint has them from before its line."""
+    def _begin_sums(self) -> None:
+        """New sums after this step's line; also of the epoch, where that line has said how fast it was.
+
+        A line within an epoch has: the run was to end there, and now goes on.
+        """
         self.totals.loss, self.totals.weight = 0.0, 0.0
-        if self.cadence.epoch_end(self.step):
+        if "seconds" in self.history[-1] or self.cadence.epoch_end(self.step):
             self.totals.epoch_examples, self.totals.epoch_seconds = 0, 0.0
-        self.start_clock()
 
 
 class Measures:

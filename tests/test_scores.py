@@ -1,5 +1,6 @@
 """What the best checkpoint is chosen by, and what an evaluation shows, against scikit-learn's and SciPy's numbers."""
 
+import functools
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ from distmlp import Config, InputError, load, scores, train
 from distmlp.data import datasets
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.layout import make_layout
-from distmlp.progress import best, score, stale
+from distmlp.progress import Line, Standing, best, score
 from distmlp.training import Program
 from launch import evaluate
 
@@ -21,6 +22,10 @@ ARRAYS = make_arrays(test=80)
 X, Y = ARRAYS["x_train"], ARRAYS["y_train"]
 TEST, VALIDATION = ((ARRAYS["x_test"][part], ARRAYS["y_test"][part]) for part in (slice(40), slice(40, 80)))
 SCORES = ("balanced_accuracy", "macro_f1", "loss", "roc_auc")
+
+
+def standing(history: list[Line]) -> Standing:
+    return functools.reduce(Standing.after, history, Standing())
 
 
 def trained(**changes: Any) -> Any:
@@ -69,10 +74,10 @@ def test_patience_and_the_kept_checkpoint_go_by_the_score(tmp_path: Any) -> None
              for n, loss in enumerate((3.0, 1.0, 2.0, 1.0))]  # fmt: skip
     assert score(lines[0]) == -3
     assert best(lines) is lines[1]
-    assert stale(lines) == 2
+    assert standing(lines).stale == 2
     assert score({"final": True, "choose_by": "loss", "test_loss": 1.0}) is None
     result = trained(choose_by="loss", patience=1, num_devices=1)
-    assert stale(result.history) in (0, 1)
+    assert standing(result.history).stale in (0, 1)
 
 
 def test_the_evaluation_of_labels_that_are_read_one_by_one(tmp_path: Any) -> None:

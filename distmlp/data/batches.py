@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import multiprocessing
 import pickle
 import signal
@@ -20,6 +21,7 @@ from distmlp.data.order import Order
 from distmlp.errors import InputError, one_line
 
 _CHUNK = 256  # steps whose indices are computed at once
+_AT_ONCE = 16  # examples that are read one by one between two signs of life
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
 
@@ -40,26 +42,40 @@ class Batch(NamedTuple):
 
 
 class _Rows(torch.utils.data.Dataset[Any]):
-    """The data set as the DataLoader sees it: an item is what ExampleLoader yields, or what is wrong with it."""
+    """The data set as the DataLoader sees it: an item is what ExampleLoader yields, or what is wrong with it.
 
-    def __init__(self, dataset: Examples) -> None:
+    `taken` counts the examples that were read one by one, in all processes; roughly, as nothing locks it.
+    """
+
+    def __init__(self, dataset: Examples, shared: bool) -> None:
         self.dataset = dataset
+        self.taken = multiprocessing.RawValue("Q") if shared else ctypes.c_uint64()
 
     def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | InputError:
         indices, weights = step
         real = weights > 0
         try:
             if real.all():
-                return *self.dataset.take(indices), weights, indices
+                return *self._take(indices), weights, indices
             images = np.zeros((*indices.shape, self.dataset.num_features), self.dataset.dtype)
             labels = np.zeros(indices.shape, np.int32)
             if real.any():
-                images[real], labels[real] = self.dataset.take(indices[real])
+                images[real], labels[real] = self._take(indices[real])
             return images, labels, weights, indices
         except InputError as error:  # raised by ExampleLoader: torch would bury its line in the worker's stack
             if error.__cause__ and torch.utils.data.get_worker_info():  # pickling would lose the cause
                 error.add_note("".join(traceback.format_exception(error.__cause__)))
             return error
+
+    def _take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not self.dataset.one_by_one:
+            return self.dataset.take(indices)
+        taken = []
+        for start in range(0, indices.size, _AT_ONCE):
+            taken.append(self.dataset.take(indices.ravel()[start : start + _AT_ONCE]))
+            self.taken.value += len(taken[-1][1])
+        images, labels = (np.concatenate(parts) for parts in zip(*taken, strict=True))
+        return images.reshape(*indices.shape, -1), labels.reshape(indices.shape)
 
 
 def _identity(batch: Any) -> Any:
@@ -93,8 +109,9 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
     def __init__(self, dataset: Examples, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
         self.examples = dataset
         num_workers = num_workers if dataset.one_by_one else 0
+        self._rows = _Rows(dataset, shared=num_workers > 0)
         super().__init__(
-            _Rows(dataset), batch_size=None, sampler=steps, collate_fn=_identity,
+            self._rows, batch_size=None, sampler=steps, collate_fn=_identity,
             num_workers=num_workers, persistent_workers=bool(num_workers),
             multiprocessing_context="spawn" if num_workers else None,  # JAX has threads: a forked worker can deadlock
             generator=torch.Generator().manual_seed(seed),  # without it each epoch draws from torch's global one
@@ -113,6 +130,11 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
             if isinstance(rows, InputError):
                 raise rows
             yield rows
+
+    @property
+    def taken(self) -> int:
+        """How many examples were read so far, where they are read one by one; it grows amid a batch."""
+        return int(self._rows.taken.value)
 
     def close(self) -> None:
         """Ends the workers. Left to the garbage collector, they do not end, and torch waits ten seconds for each."""

@@ -40,6 +40,8 @@ class Evaluator:
     order in float64. More than that comes from programs of its own, for these numbers must not depend on what is asked.
     """
 
+    held = _AHEAD + 1  # steps whose arrays lie on the devices at once, at most
+
     def __init__(self, config: Config, layout: Layout) -> None:
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
@@ -76,6 +78,11 @@ class Evaluator:
         images = jax.ShapeDtypeStruct((rows, dataset.num_features), dataset.dtype)
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
         return self._losses.lower(state, *self.layout.abstract((images, labels), DEALT))
+
+    @property
+    def taken(self) -> int:
+        """As ExampleLoader's, of all its data sets; from any thread."""
+        return sum(loader.taken for loader in tuple(self._loaders.values()))
 
     def close(self) -> None:
         """Ends the workers."""

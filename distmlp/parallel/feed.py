@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +25,8 @@ from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, stacked
 from distmlp.parallel.step import TrainStep
 
-_FIXED_DISPATCH = 32  # steps, where the processes cannot each go by its own clock
 _DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
+_DISPATCHES = 16  # at most, of the largest size, between two looks at the clock
 _LARGEST_DISPATCH = 512  # steps, of data on the device
 _ACCELERATOR_DISPATCH = 64  # steps: some milliseconds of a GPU's, each of which is a program of this very length
 _LARGEST_CHUNK = 16  # steps per dispatch, of data from the host
@@ -42,6 +42,7 @@ class Steps(NamedTuple):
     weight_sums: np.ndarray  # float32 [n]: what these weigh together
     indices: np.ndarray  # int64 [n, local shards, rows]: this process's examples
     real: np.ndarray  # float32 [n, local shards, rows]: 0 for rows that only fill up a shard
+    paced: bool = True  # whether the first process has decided before it, by Pace.tick: some times a second
 
 
 class Taken(NamedTuple):
@@ -58,22 +59,33 @@ class Taken(NamedTuple):
 class Pace:
     """How many steps a dispatch has: so many as take about a quarter of a second, found out by doubling.
 
-    Several processes must dispatch alike, whatever their clocks say: there, and where it is given, a fixed number.
+    Several processes must dispatch alike, whatever their clocks say: `lead` gives all of them what the first decides.
+    It is asked so often only as dispatches take about that time together: a GPU may make dozens in it.
     """
 
-    def __init__(self, given: int, largest: int) -> None:
-        self._adapts = given == 0 and jax.process_count() == 1
-        self.largest, self._last = largest, -math.inf
-        self.steps = 1 if self._adapts else min(given or _FIXED_DISPATCH, largest)
+    def __init__(self, given: int, largest: int, lead: Callable[[int], int]) -> None:
+        self._adapts, self._lead, self.largest = given == 0, lead, largest
+        self.steps = min(given or 1, largest)
+        self._goal, self._left, self._last = 1, 1, -math.inf  # steps of a quarter of a second; dispatches until then
 
-    def tick(self) -> None:
-        """To be called once per dispatch. The losses of the one before are read in between: ticks are one apart."""
-        now = time.monotonic()
-        if self._adapts and now - self._last < _DISPATCH_SECONDS:
-            self.steps = min(2 * self.steps, self.largest)
-        elif self._adapts and now - self._last > 4 * _DISPATCH_SECONDS:
-            self.steps = max(1, self.steps // 2)
-        self._last = now
+    def tick(self) -> bool:
+        """To be called once per dispatch, before it; says whether the first process has decided now.
+
+        The losses of the dispatch before are read in between: ticks are one apart.
+        """
+        self._left -= 1
+        if self._left:
+            return False
+        if self._adapts:
+            now = time.monotonic()
+            if now - self._last < _DISPATCH_SECONDS:
+                self._goal = min(2 * self._goal, self.largest * _DISPATCHES)
+            elif now - self._last > 4 * _DISPATCH_SECONDS:
+                self._goal = max(1, self._goal // 2)
+            self._goal, self._last = self._lead(self._goal), now
+            self.steps = min(self._goal, self.largest)
+        self._left = max(1, self._goal // self.steps)
+        return True
 
 
 class Feed:
@@ -87,6 +99,7 @@ class Feed:
         self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace
     ) -> None:
         self._layout, self._batches, self._pace = layout, batches, pace
+        self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
         size = pace.largest
 
         def run(state: State, arrays: Any, bounds: Any) -> tuple[State, jax.Array]:
@@ -120,22 +133,22 @@ class Feed:
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
-        self._pace.tick()
-        told: list[Any]
-        arrays, start, *told = self._batches.take(step, limit)
-        count = len(told[0])
+        paced = self._pace.tick()
+        taken = self._batches.take(step, limit)
+        arrays, start, count = taken.arrays, taken.start, len(taken.sizes)
         if self._whole and count == self._pace.largest:
             state, losses = self._whole(state, arrays)
         else:
             bounds = self._layout.put(np.array([start, start + count], np.int32), REPLICATED)
             state, losses = self._any(state, arrays, bounds)
-        return state, Steps(losses, *told)
+        return state, Steps(losses, *taken[2:], paced)
 
 
 class HostBatches:
     """Batches that the loader yields, in chunks: sent while the devices work on the chunks before."""
 
     specs = stacked(BATCH)
+    resident_bytes, held = 0, _PREFETCH + 2  # of data that stay; dispatches whose arrays are there at once, at most
 
     def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, total_steps: int) -> None:
         self._layout, self._loader, self._pace, self._total_steps = layout, loader, pace, total_steps
@@ -189,11 +202,12 @@ class HostBatches:
 class DeviceBatches:
     """Batches that each device gathers from its own copy of the data set. Methods are as HostBatches'."""
 
-    specs = SELECTION
+    specs, held = SELECTION, 2
 
     def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, data: tuple[np.ndarray, np.ndarray]) -> None:
         self._layout, self._pace, self._host_data = layout, pace, data
         self._loader, self._order, self._shards = loader, loader.order, loader.local_shards
+        self.resident_bytes = sum(array.nbytes for array in data)
 
     @functools.cached_property
     def _data(self) -> tuple[jax.Array, jax.Array]:
@@ -230,15 +244,20 @@ class DeviceBatches:
 
 
 def make_feed(
-    config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int
+    config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int,
+    lead: Callable[[int], int] = lambda steps: steps,
 ) -> Feed:
-    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says."""
+    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says.
+
+    `lead` gives several processes the first one's number of steps.
+    """
     given, examples = config.steps_per_dispatch, loader.examples
     if placement == "device" and examples.resident is not None:
-        pace = Pace(given, given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH))
+        largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
+        pace = Pace(given, largest, lead)
         return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace)
     batch_bytes = loader.order.num_shards * loader.order.rows * examples.num_features * examples.dtype.itemsize
-    pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
+    pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)), lead)
     return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace)
 
 

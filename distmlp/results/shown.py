@@ -1,8 +1,6 @@
 """What the report shows of one run."""
 
-import contextlib
 import dataclasses
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,9 @@ from distmlp.progress import best
 from distmlp.results import charts, checkpoints, run_data
 from distmlp.results.load import Model, load
 from distmlp.results.pictures import PictureShape, picture_shape
-from distmlp.run.log import read_lines
+from distmlp.run.log import read_lines, read_sessions
 
 _MISTAKES, _NEURONS = 24, 32  # that are shown
-_START, _END = {"time", "start", "hosts", "processes", "devices"}, {"time", "end", "reason"}  # of sessions.jsonl
 
 
 @dataclasses.dataclass
@@ -47,7 +44,7 @@ class Run:
     best: dict[str, Any]
     checkpoints: list[tuple[int, str]]  # steps and when they were written
     sessions: list[dict[str, Any]]
-    torn: int  # lines of sessions.jsonl that cannot be read
+    left_out: list[str]  # which lines of its files are damaged
     steps_per_epoch: int = 0
     problem: str = ""  # why there are no data, if there are none
     evaluation: Any = None
@@ -105,11 +102,12 @@ class Run:
 def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     """What there is of the run in this folder; raises InputError as load does."""
     model = load(path, checkpoint)
-    history = read_lines(path)
-    lines = [line for line in history if not line.get("final")]
-    final: dict[str, Any] = next((line for line in history if line.get("final")), {})
+    found, sessions = read_lines(path), read_sessions(path)
+    lines = [line for line in found.values if not line.get("final")]
+    final: dict[str, Any] = next((line for line in found.values if line.get("final")), {})
     times = [(step, _time(path / "checkpoints" / str(step))) for step in checkpoints.steps(path)]
-    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, *_sessions(path))
+    left_out = [file.damage for file in (found, sessions) if file.damaged]
+    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, sessions.values, left_out)
     run.neurons = _neurons(model)
     try:
         data = run_data.read(model)
@@ -118,19 +116,6 @@ def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     except InputError as error:
         run.problem = str(error)
     return run
-
-
-def _sessions(run: Path) -> tuple[list[dict[str, Any]], int]:
-    """The starts and ends that the run has noted, and the number of lines that are neither: a crash can tear one."""
-    path = run / "sessions.jsonl"
-    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
-    found = []
-    for text in texts:
-        with contextlib.suppress(ValueError, AttributeError):
-            line = json.loads(text)
-            if line.keys() >= _START or line.keys() >= _END:
-                found.append(line)
-    return found, len(texts) - len(found)
 
 
 def _time(folder: Path) -> str:
