@@ -77,6 +77,17 @@ def test_an_exception_ends_the_run_and_the_state_is_saved(npz: str) -> None:
         train(small_config(npz, num_devices=1, workdir=None), on_line=on_line)
 
 
+@pytest.mark.parametrize("workdir", [None, "run"])
+def test_an_exception_at_the_final_line_is_one_too(workdir: str | None, npz: str) -> None:
+    def on_line(line: dict[str, Any]) -> bool:
+        if line.get("final"):
+            raise RuntimeError("of the caller")
+        return False
+
+    with pytest.raises(RuntimeError, match="of the caller"):
+        train(small_config(npz, num_devices=1, workdir=workdir), on_line=on_line)
+
+
 SCRIPT = """
 from distmlp import Config, train
 

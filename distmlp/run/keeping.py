@@ -31,9 +31,7 @@ from distmlp.training import OnLine, Program, ends
 class Keeping:
     """Everything that a run writes, and the signals it heeds, within this context."""
 
-    def __init__(
-        self, config: Config, data: Data, parts: Program, group: Group, silent: bool = False
-    ) -> None:
+    def __init__(self, config: Config, data: Data, parts: Program, group: Group, silent: bool = False) -> None:
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
@@ -222,7 +220,7 @@ class Keeping:
                 failed, verdict = error, "failed"
         self.watchdog.beat()
         verdict = self.group.decide(verdict)
-        if verdict == "go on" or progress.history[-1].get("final"):
+        if verdict == "go on" or (verdict == "end" and progress.history[-1].get("final")):
             return False
         self.save(state, progress)
         self.store.wait()
