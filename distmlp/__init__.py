@@ -1,6 +1,6 @@
 """distmlp: the JAX tutorial's MLP on one device or many, with the same answer everywhere.
 
-`from distmlp import Config, load, train`. Importing this package starts no JAX backend.
+`from distmlp import Config, MLPClassifier, load, train`. Importing this package starts no JAX backend.
 """
 
 import importlib
@@ -10,14 +10,16 @@ from distmlp.config import Config
 from distmlp.errors import InputError
 
 if TYPE_CHECKING:
+    from distmlp.estimator import MLPClassifier as MLPClassifier
     from distmlp.loop import train as train
     from distmlp.results.load import load as load
 
-__all__ = ["Config", "InputError", "load", "train"]
+__all__ = ["Config", "InputError", "MLPClassifier", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    places = {"train": "distmlp.loop", "load": "distmlp.results.load"}  # they import jax and Orbax: two seconds
+    # The first imports scikit-learn; the others jax and Orbax, which takes two seconds.
+    places = {"MLPClassifier": "distmlp.estimator", "train": "distmlp.loop", "load": "distmlp.results.load"}
     if name not in places:
         raise AttributeError(f"module 'distmlp' has no attribute {name!r}")
     return getattr(importlib.import_module(places[name]), name)
