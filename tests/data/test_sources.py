@@ -230,4 +230,5 @@ def test_two_tables_of_one_part_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Training\.tsv and .*train\.csv could both be meant as the train set"):
         load(Config(dataset=str(tmp_path / "parts")))
     (tmp_path / "parts" / "Training.tsv").unlink()
+    (tmp_path / "parts" / "train.json").write_text('{"about": "the table"}')  # no table
     assert [len(part) for part in load(Config(dataset=str(tmp_path / "parts"))).parts] == [4, 4]
