@@ -77,7 +77,7 @@ def test_flags_go_before_every_launcher(environ: dict[str, str]) -> None:
     ({**TORCHRUN, "RANK": "8"}, "process 8 of 8, which cannot be"),
     ({"WORLD_SIZE": "2", "RANK": "0"}, "start with torchrun, srun or Open MPI's mpirun, or give"),
     ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "PMI_SIZE=2 speaks of several processes"),  # MPICH's mpirun
-    ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, "are not set: start with srun, or give"),  # a batch script without srun
+    ({"SLURM_NTASKS": "2", "SLURM_JOB_ID": "1"}, "are not set: start with srun, or give"),  # a batch script
     ({k: v for k, v in SLURM.items() if k != "SLURM_STEP_NODELIST"}, "Slurm is only half configured"),
     ({k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}, "SLURM_LOCALID is not set"),
     ({k: v for k, v in OPEN_MPI.items() if "orte" not in k}, "-x JAX_COORDINATOR_ADDRESS=HOST:PORT"),  # Open MPI 5

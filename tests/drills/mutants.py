@@ -195,12 +195,17 @@ def _for_types_only(node: ast.AST) -> bool:
 
 def drawn(tree: Path, paths: Sequence[str], seed: int) -> Iterator[Mutant]:
     """All mutants of these files and folders, in an order by the seed; without those that are no other program."""
-    files = {file for path in paths for file in tree.glob(path if path.endswith(".py") else f"{path}/**/*.py")}
+    files = _files(tree, paths, "*.py")
     found = [mutant for file in files for mutant in _File(str(file.relative_to(tree)), file.read_bytes()).mutants()]
     for mutant in sorted(found, key=lambda mutant: hashlib.sha256(f"{seed} {mutant.key}".encode()).digest()):
         with contextlib.suppress(SyntaxError):
             if ast.dump(ast.parse(mutant.text)) != ast.dump(ast.parse((tree / mutant.path).read_bytes())):
                 yield mutant
+
+
+def _files(tree: Path, paths: Sequence[str], pattern: str) -> list[Path]:
+    """The files at these paths, and those of their folders."""
+    return sorted({file for at in paths for file in tree.glob(at if at.endswith(".py") else f"{at}/**/{pattern}")})
 
 
 class _Watch:
@@ -311,8 +316,8 @@ class Measured:
         self._sources.mkdir(parents=True, exist_ok=True)
         self._maps: list[dict[str, Any]] = []
 
-    def measure(self, processes: int, limit: float) -> None:
-        waiting = sorted(str(path.relative_to(self._tree)) for path in self._tree.glob("tests/**/test_*.py"))
+    def measure(self, tests: Sequence[str], processes: int, limit: float) -> None:
+        waiting = [str(path.relative_to(self._tree)) for path in _files(self._tree, tests, "test_*.py")]
         running: dict[str, Session] = {}
         for name in list(waiting):
             if (kept := self._kept(name)).exists():
@@ -524,6 +529,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sample", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--paths", default="distmlp", help="files and folders to change, with commas between")
+    parser.add_argument("--tests", default="tests", help="files and folders of the tests that are asked")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="no mutant is begun after")
     parser.add_argument("--limit", type=float, default=240, help="seconds of tests for a mutant")
     parser.add_argument("--patience", type=float, default=60, help="seconds of a test, beyond 5 times its own")
@@ -541,7 +547,7 @@ def main(argv: list[str]) -> int:
     shutil.rmtree(tree, ignore_errors=True)
     copy_tree(args.tree, tree)
     measured = Measured(folder, tree, Path(paths[0]).parts[0])
-    measured.measure(args.processes, 5 * args.limit)
+    measured.measure(args.tests.split(","), args.processes, 5 * args.limit)
     drill, file = Drill(folder, tree, measured, args.limit, args.patience), folder / f"results-{args.seed}.jsonl"
     before = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     kept = {found["key"]: found for found in before}
