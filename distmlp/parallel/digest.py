@@ -30,17 +30,17 @@ def array_digest(array: jax.Array) -> jax.Array:
 def part_digest(part: jax.Array, start: jax.Array, rows: int, one_by_one: bool) -> jax.Array:
     """What a part adds to the digest of an array of so many rows: its own are those from number `start` on, and behind
     the last row they do not count. `one_by_one`: they are taken so where XLA would write down what it adds up."""
-    words = jax.lax.bitcast_convert_type(part, jnp.uint32)
     size = part.size // len(part)
 
-    def of(words: jax.Array, first: jax.Array) -> jax.Array:
-        mixed = _mixed(words.ravel(), jnp, first.astype(jnp.uint32) * jnp.uint32(size))
+    def of(some: jax.Array, first: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(some, jnp.uint32).ravel()
+        mixed = _mixed(words, jnp, first.astype(jnp.uint32) * jnp.uint32(size))
         count = jnp.clip(rows - first, 0, words.size // size) * size
         return jnp.sum(jnp.where(jnp.arange(words.size) < count, mixed, jnp.uint32(0)), dtype=jnp.uint32)
 
     if not one_by_one or part.ndim == 1:
-        return of(words, start)
-    return jax.lax.fori_loop(0, len(part), lambda i, total: total + of(words[i], start + i), jnp.uint32(0))
+        return of(part, start)
+    return jax.lax.fori_loop(0, len(part), lambda i, total: total + of(part[i], start + i), jnp.uint32(0))
 
 
 def host_digest(array: np.ndarray) -> str:
