@@ -23,16 +23,25 @@ if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not
     from distmlp.parallel.layout import Layout
 
 
-def array_digest(array: jax.Array, start: Any = 0, rows: Any = None) -> jax.Array:
-    """The digest, uint32 [], of an array of a 32-bit type; or what rows from number `start` on add to that of a larger
-    one, of which only the first `rows` count."""
-    words = jax.lax.bitcast_convert_type(array, jnp.uint32).ravel()
-    if rows is None:
-        return jnp.sum(_mixed(words, jnp), dtype=jnp.uint32)
-    row = words.size // len(array)
-    mixed = _mixed(words, jnp, start.astype(jnp.uint32) * jnp.uint32(row))
-    count = jnp.clip(rows - start, 0, len(array)) * row
-    return jnp.sum(jnp.where(jnp.arange(words.size) < count, mixed, jnp.uint32(0)), dtype=jnp.uint32)
+def array_digest(array: jax.Array) -> jax.Array:
+    """The digest, uint32 [], of an array of a 32-bit type."""
+    return jnp.sum(_mixed(jax.lax.bitcast_convert_type(array, jnp.uint32).ravel(), jnp), dtype=jnp.uint32)
+
+
+def part_digest(part: jax.Array, start: jax.Array, rows: int, one_by_one: bool) -> jax.Array:
+    """What a part adds to the digest of an array of so many rows: its own are those from number `start` on, and behind
+    the last row they do not count. `one_by_one`: they are taken so where XLA would write down what it adds up."""
+    size = part.size // len(part)
+
+    def of(some: jax.Array, first: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(some, jnp.uint32).ravel()
+        mixed = _mixed(words, jnp, first.astype(jnp.uint32) * jnp.uint32(size))
+        count = jnp.clip(rows - first, 0, words.size // size) * size
+        return jnp.sum(jnp.where(jnp.arange(words.size) < count, mixed, jnp.uint32(0)), dtype=jnp.uint32)
+
+    if not one_by_one or part.ndim == 1:
+        return of(part, start)
+    return jax.lax.fori_loop(0, len(part), lambda i, total: total + of(part[i], start + i), jnp.uint32(0))
 
 
 def host_digest(array: np.ndarray) -> str:
@@ -102,7 +111,8 @@ def _digests(layout: "Layout", leaves: tuple[Any, ...], structure: Any) -> Any:
 
     def digest(leaf: jax.Array, spec: Any, shape: Any) -> jax.Array:
         if spec == BY_ROWS:
-            return array_digest(leaf, jax.lax.axis_index(AXIS) * len(leaf), shape.shape[0])
+            start = jax.lax.axis_index(AXIS) * len(leaf)
+            return part_digest(leaf, start, shape.shape[0], one_by_one=not layout.accelerated)
         return array_digest(leaf)
 
     def body(state: Any) -> jax.Array:

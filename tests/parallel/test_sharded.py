@@ -1,5 +1,6 @@
 """Sharded state: the bits and the numbers of replicated. The long form is drills/states.py."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,9 +12,11 @@ from conftest import small_config
 from drills.states import OPTIMIZERS
 from parallel.test_parity import CLASSES, SIZES, assert_close, dataset, params  # type: ignore[import-not-found]
 
-from distmlp import Config, InputError, optim, train
+from distmlp import Config, InputError, optim, train, training
+from distmlp.data import datasets
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.errors import DivergedError, ReplicaError
+from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, array_digest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.layout import Layout, make_layout
@@ -138,3 +141,18 @@ def test_a_gradient_that_is_not_finite_is_named_by_its_step(reduction: str, npz:
 def test_pmap_has_no_sharded_state() -> None:
     with pytest.raises(InputError, match="--state=sharded is not for --parallelism=pmap"):
         make_layout(Config(parallelism="pmap", state="sharded"))
+
+
+def test_auto_is_replicated_where_that_fits_and_sharded_where_not(npz: str) -> None:
+    config = small_config(npz, num_devices=8, optimizer="adam", hidden_sizes=(256, 256), max_steps=9, workdir=None)
+    with backend.prepared(config):
+        data, layout = datasets.load(config), make_layout(config)
+        plain = training.fitting(config, data, layout, 1 << 40)
+        assert (plain.layout.state, plain.state_why) == ("replicated", "it fits")
+        plain.compile()
+        needed = plain.feed.bytes_needed + plain.held.bytes
+        found = [training.fitting(config, data, layout, memory) for memory in (needed, needed - 1, 1)]
+        assert [parts.layout.state for parts in found] == ["replicated", "sharded", "sharded, layer by layer"]
+        assert found[1].state_why.startswith("replicated, a device would need")
+        asked = dataclasses.replace(config, state="replicated")
+        assert training.fitting(asked, data, layout, 1).layout.state == "replicated"

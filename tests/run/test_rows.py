@@ -10,6 +10,7 @@ from conftest import flip_bit, small_config
 from distmlp import train
 from distmlp.results import checkpoints
 from distmlp.results.load import load
+from distmlp.run.keeping import Keeping
 
 # Of 12 features, 5 and 3 units and 4 classes, no count divides them all: rows are filled up, some devices have none.
 SETTINGS: dict[str, Any] = {"hidden_sizes": (5, 3), "reduction": "invariant", "optimizer": "adam", "max_steps": 12,
@@ -58,3 +59,17 @@ def test_a_network_of_another_size_is_not_taken_for_one_that_is_filled_up(npz: s
     run(npz, "run", num_devices=4, **SHARDED)
     with pytest.raises(InputError, match="--hidden_sizes was 5,3"):
         run(npz, "run", num_devices=4, hidden_sizes=(6, 3), **SHARDED)
+
+
+def test_a_run_of_0_2_0_whose_gradient_is_clipped_is_told_of_the_new_order(
+    npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meta = Keeping._meta
+    with monkeypatch.context() as version:  # whose checkpoints do not say how their state was held
+        version.setattr(Keeping, "_meta", lambda self, *args: {
+            name: value for name, value in meta(self, *args).items() if name != "state"})
+        run(npz, "run", num_devices=1, clip_norm=0.5, max_steps=4)
+    run(npz, "run", num_devices=1, clip_norm=0.5, max_steps=8)
+    assert "--clip_norm adds up the gradient's norm in another order than version 0.2.0" in capsys.readouterr().err
+    run(npz, "run", num_devices=1, clip_norm=0.5, max_steps=12)
+    assert "--clip_norm" not in capsys.readouterr().err
