@@ -10,7 +10,7 @@ import pytest
 from conftest import RunTrain, flip_bit, make_arrays, small_config, write_lines
 
 from distmlp import InputError, train
-from distmlp.results.compare import compare
+from distmlp.results.compare import _element, compare
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +206,14 @@ def test_exit_codes(folder: Path, base: Path, run_verb: RunTrain) -> None:
     done = run_verb("compare", str(base), str(run(folder, "rate", learning_rate=0.0011)))
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.endswith("verdict      the runs part at step 2\n")
+
+
+@pytest.mark.parametrize(("ours", "theirs", "words"), [
+    (np.zeros((2, 3), np.float32), np.zeros((3, 2), np.float32), "w is float32 [2, 3] / float32 [3, 2]"),
+    (np.zeros((2, 3), np.float32), np.zeros((2, 3), np.int32), "w is float32 [2, 3] / int32 [2, 3]"),
+    (None, np.zeros(2, np.float32), "only B has w"), (np.zeros(2, np.float32), None, "only A has w"),
+    (np.zeros((2, 2), np.float32), np.float32([[0, 0], [0, 5]]), "w in 1 of 4 elements, first at [1, 1]: 0 / 5"),
+])  # fmt: skip
+def test_how_two_arrays_differ(ours: np.ndarray | None, theirs: np.ndarray | None, words: str) -> None:
+    a, b = ({} if array is None else {"w": array} for array in (ours, theirs))
+    assert _element("w", a, b) == words
