@@ -148,3 +148,12 @@ def test_a_thread_that_joins_leaves_the_signals_to_the_main_one(monkeypatch: pyt
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **settings: None)
     with ThreadPoolExecutor(1) as thread:
         thread.submit(join, Place("localhost:1", 2, 0), Config()).result()
+
+
+def test_giving_up_is_said_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr("distmlp.cluster.place.os._exit", ends.append)
+    places._give_up("not all came")
+    assert (capsys.readouterr().err, ends) == ("distmlp: error: not all came\n", [2])
