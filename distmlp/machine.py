@@ -36,7 +36,7 @@ def _limits() -> Iterator[int]:
 def mebibytes_moved() -> int:
     """How many MiB this process has read from files and written to them so far; 0 where the system does not say."""
     with contextlib.suppress(OSError):
-        moved = dict(line.split(": ") for line in (_SELF / "io").read_text().splitlines())
+        moved = dict(line.split(": ") for line in (_SELF / "io").read_text(encoding="ascii").splitlines())
         return (int(moved["rchar"]) + int(moved["wchar"])) >> 20
     return 0
 
@@ -46,7 +46,7 @@ def threads(name: str) -> int | None:
     found = []
     for path in _SELF.glob("task/*/comm"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            found.append(path.read_text().startswith(name))
+            found.append(path.read_text(encoding="utf-8", errors="replace").startswith(name))
     return sum(found) if found else None
 
 

@@ -115,12 +115,13 @@ class Keeping:
     def _check_meta(self, meta: Meta) -> None:
         """Raises InputError if a checkpoint is another run's, of another form, or beyond this one's end."""
         workdir = f"--workdir={self.workdir.path}"
-        check_form(meta, array_names(self.parts.state), _versions(), workdir)
-        saved, experiment = Config().settings() | meta["settings"], self.config.experiment()
+        experiment = self.config.experiment()
+        saved = Config().settings() | meta.get("settings", experiment)
         changed = [f"--{text}" for text in differences({name: saved[name] for name in experiment}, experiment)]
         if changed:
             raise InputError(f"{workdir} holds another run ({'; '.join(changed)}): "
                              "give the same flags, or another --workdir")
+        check_form(meta, array_names(self.parts.state), _versions(), workdir)
         if meta["data"] != self._fingerprint:
             raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in {workdir} "
                              "began with: bring them back, or give another --workdir")
