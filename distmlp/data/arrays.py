@@ -42,14 +42,20 @@ def visible(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
 
 
+def part_of(path: Path) -> str:
+    """The part that a file or folder is named as, in any case; "" if it is none."""
+    name = (path.name if path.is_dir() else path.name.partition(".")[0]).lower()
+    return next((part for part, names in _PARTS.items() if name in names), "")
+
+
 def by_part(paths: Iterable[Path]) -> dict[str, Path]:
     """Of files or folders, those that are named as a part is, in any case; an InputError where two are one part."""
     found: dict[str, Path] = {}
     for path in paths:
-        name = (path.name if path.is_dir() else path.name.partition(".")[0]).lower()
-        for part in (part for part, names in _PARTS.items() if name in names):
-            if part in found:
-                raise InputError(f"{found[part]} and {path} could both be meant as the {part} set: move one away")
+        part = part_of(path)
+        if part in found:
+            raise InputError(f"{found[part]} and {path} could both be meant as the {part} set: move one away")
+        if part:
             found[part] = path
     return found
 

@@ -16,8 +16,9 @@ from distmlp.data.columns import Columns
 from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, check_lengths
 from distmlp.data.labels import Classes, find_classes
 from distmlp.data.order import far_batch
+from distmlp.data.split import hold_out
 from distmlp.data.typed import Table
-from distmlp.errors import InputError, listed, one_line
+from distmlp.errors import InputError, listed
 
 __all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "input_scaling", "load"]
 
@@ -235,24 +236,12 @@ def _hold_out(config: Config, parts: "dict[str, Examples | _TableRows]", names: 
         fraction, whole = getattr(config, f"{part}_fraction"), parts["train"]
         if not fraction:
             continue
-        from sklearn.model_selection import train_test_split
-
-        flag = f"--{part}_fraction={fraction}"
         if part in parts:
-            raise InputError(f"{flag}: {whole.name} comes with a {part} set, {parts[part].name}: leave the flag out")
-        single = np.flatnonzero(np.bincount(whole.labels) == 1)
-        if len(single):
-            raise InputError(f"{flag}: class {names[single[0]] if names else single[0]} of {whole.name} "
-                             "has a single example, and each part needs one: remove it, or give the parts as files")
-        try:
-            stay, held = train_test_split(np.arange(len(whole)), test_size=fraction, stratify=whole.labels,
-                                          random_state=config.seed)
-        except ValueError as error:
-            raise InputError(f"{flag} does not divide the {len(whole)} examples of {whole.name} "
-                             f"({one_line(error)}): give another fraction") from None
-        parts[part] = whole.part(np.sort(held), f"{whole.name} ({part} part)")
-        parts["train"] = whole.keep(np.sort(stay)) if isinstance(whole, _TableRows) else (
-            whole.part(np.sort(stay), whole.name))  # fmt: skip
+            raise InputError(f"--{part}_fraction={fraction}: {whole.name} comes with a {part} set, {parts[part].name}: "
+                             "leave the flag out")
+        stay, held = hold_out(whole.labels, part, fraction, config.seed, whole.name, names)
+        parts[part] = whole.part(held, f"{whole.name} ({part} part)")
+        parts["train"] = whole.keep(stay) if isinstance(whole, _TableRows) else whole.part(stay, whole.name)
 
 
 def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
