@@ -10,14 +10,17 @@ from distmlp.config import Config
 from distmlp.errors import InputError
 
 if TYPE_CHECKING:
+    from distmlp.data.packing import pack as pack
     from distmlp.loop import train as train
     from distmlp.results.load import load as load
 
-__all__ = ["Config", "InputError", "load", "train"]
+__all__ = ["Config", "InputError", "load", "pack", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    places = {"train": "distmlp.loop", "load": "distmlp.results.load"}  # they import jax and Orbax: two seconds
+    places = {  # train and load import jax and Orbax: two seconds
+        "train": "distmlp.loop", "load": "distmlp.results.load", "pack": "distmlp.data.packing",
+    }  # fmt: skip
     if name not in places:
         raise AttributeError(f"module 'distmlp' has no attribute {name!r}")
     return getattr(importlib.import_module(places[name]), name)

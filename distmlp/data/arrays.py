@@ -12,6 +12,7 @@ from distmlp.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from distmlp.data.columns import Columns
+    from distmlp.data.packed import Pack
 
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("val", "valid", "validation")}
 _FEATURES = ("x", "data", "images", "features", "inputs")
@@ -35,6 +36,7 @@ class Source(NamedTuple):
     columns: "Columns | None" = None  # of tables and frames
     remarks: Sequence[str] = ()  # what the user should know
     pictures: bool = False  # the examples are picture files
+    pack: "Pack | None" = None  # whose parts these are: Packed, as features
 
 
 def visible(folder: Path) -> list[Path]:
@@ -128,15 +130,21 @@ def _find(path: Path, names: Sequence[str], words: tuple[str, ...], part: str) -
     return found[0] if found else ""
 
 
-def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
-    """The parts among named arrays, by the usual names: x_train and y_train, data and target, val_images, ..."""
+def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Features and labels of each part among named arrays, by the usual names: x_train and y_train, data and target,
+    val_images, ..."""
     parts = {}
     for part, affixes in _PARTS.items():
         features, labels = _find(path, names, _FEATURES, part), _find(path, names, _LABELS, part)
         if features and labels:
-            parts[part] = Part(get(features), get(labels), f"{path}: {features}, {labels}")
+            parts[part] = features, labels
         elif features or labels or part == "train":
             lacking = "y" if features else "x"
             raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {', '.join(names) or 'no arrays'}: "
                              "it must hold x_train, y_train, x_test, y_test, or for instance data, target")
-    return Source(parts)
+    return parts
+
+
+def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
+    return Source({part: Part(get(features), get(labels), f"{path}: {features}, {labels}")
+                   for part, (features, labels) in pairs(path, names).items()})

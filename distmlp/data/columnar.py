@@ -236,6 +236,20 @@ def _with_schema(
     return _named_once(Raw(str(path), [*fields], read, frozenset(index & {*fields}), count=count), names=schema.names)
 
 
+def with_constants(raw: Raw, constants: dict[str, str]) -> Raw:
+    """A table with more columns, each of one text for all rows; an InputError if it has one of these names already."""
+    import pyarrow as pa
+
+    def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
+        own = [name for name in wanted if name not in constants]
+        for block in raw.read(own or raw.names[:1]):
+            columns = dict(zip(own, block, strict=False))
+            rows = len(block[0])
+            yield [columns[name] if name in columns else pa.repeat(pa.scalar(constants[name]), rows) for name in wanted]
+
+    return _named_once(raw._replace(names=[*raw.names, *constants], read=read))
+
+
 def frame(table: Any, name: str) -> Raw:
     """A frame of pandas or polars, or a table of Arrow; an InputError names the column that cannot be converted."""
     import pyarrow as pa

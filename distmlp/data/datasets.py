@@ -3,19 +3,20 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, Config
-from distmlp.data import given, named, read, tables
+from distmlp.data import given, named, read, scaling, tables
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
 from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, check_lengths
 from distmlp.data.labels import Classes, find_classes
 from distmlp.data.order import far_batch
+from distmlp.data.packed import Pack, Packed, Statistics
 from distmlp.data.split import hold_out
 from distmlp.data.typed import Table
 from distmlp.errors import InputError, listed
@@ -42,6 +43,7 @@ class Data:
     remarks: Sequence[str] = ()  # what the user should know
     numbered: bool = False  # the labels are the numbers of `classes`
     pictures: bool = False  # the examples are picture files
+    statistics: Statistics | None = None  # of the training set's values, where they are known without reading them
 
     @property
     def sizes(self) -> list[int]:
@@ -157,11 +159,12 @@ def load(
         raise InputError("test_set and validation_set go with a train_set: give it, too")
     of_model = info is not None and bool(info.get("classes") or config.num_classes)
     known = Classes.of(info or {}, config.num_classes) if of_model else _classes(config, source)
-    found: dict[str, Any] = {name: _examples(part, known) for name, part in source.parts.items()}
+    found: dict[str, Any] = {name: _examples(part, known, source.pack) for name, part in source.parts.items()}
     columns, remarks = source.columns, list(source.remarks)
     if info is None:
         _hold_out(config, found, known.names)
-        columns = columns and columns.learned(found["train"].table, config)
+        if columns and source.pack is None:
+            columns = columns.learned(found["train"].table, config)
     parts: dict[str, Examples] = {}
     for name, part in found.items():
         if isinstance(part, _TableRows):
@@ -171,6 +174,8 @@ def load(
     if info is not None:
         parts.setdefault("test", parts["train"])
     train = parts["train"]
+    if "test" not in parts and source.pack:
+        raise InputError(f"{source.pack.folder} was packed without a test set: pack it with --test_fraction=0.2")
     if "test" not in parts:
         raise InputError(f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
     for part in parts.values():
@@ -178,8 +183,10 @@ def load(
             raise InputError(f"{train.name} has {train.num_features} features but {part.name} has "
                              f"{part.num_features}: they must agree")
     name = Path(config.dataset).stem.removeprefix(FROM_PYTHON)
+    whole = source.pack is not None and len(train) == len(source.parts["train"].features)
     return Data(train, parts["test"], train.num_features, known.number, name, parts.get("validation"), known.names,
-                columns.features if columns else None, columns, remarks, known.numbered, source.pictures)
+                columns.features if columns else None, columns, remarks, known.numbered, source.pictures,
+                source.pack.statistics if source.pack and whole else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +208,9 @@ class _TableRows:
         return _TableRows(self.table.keep(rows), self.labels[rows], self.name)
 
 
-def _examples(part: Part, known: Classes) -> "Examples | _TableRows":
+def _examples(part: Part, known: Classes, pack: Pack | None) -> "Examples | _TableRows":
+    if pack is not None:
+        return _of_classes(part.features, pack.classes, known)
     if not isinstance(part.features, (np.ndarray, Table)):
         return ItemDataset(part.features, part.name, known, part.files)
     labels = known.encode(part.labels, part.name)
@@ -211,7 +220,19 @@ def _examples(part: Part, known: Classes) -> "Examples | _TableRows":
     return _TableRows(part.features, labels, part.name)
 
 
+def _of_classes(examples: Packed, own: Classes, known: Classes) -> Packed:
+    """A pack's part, whose labels are the numbers of its own classes, with those of the classes that are known."""
+    numbers = known.encode(np.array(own.called), examples.name)
+    return examples if (numbers == np.arange(own.number)).all() else examples.relabelled(numbers)
+
+
 def _classes(config: Config, source: Source) -> Classes:
+    if source.pack is not None:
+        own = source.pack.classes
+        if config.num_classes not in (0, own.number):
+            raise InputError(f"--num_classes={config.num_classes}: {source.pack.folder} was packed with {own.number} "
+                             "classes: leave the flag out")
+        return own
     train, names = source.parts["train"], source.names
     known = config.num_classes or (config.synthetic_classes if config.dataset == "synthetic" else 0)
     if train.labels is not None:
@@ -252,12 +273,17 @@ def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
     """
     if config.input_scaling == "none":
         return ()
-    width, count = data.num_features, len(data.train)
+    width, train, known = data.num_features, data.train, data.statistics
+
+    def each(function: Callable[[np.ndarray], Any]) -> Iterator[Any]:
+        return map(function, blocks(train))
+
     if config.input_scaling == "unit":
-        largest = max(max(float(block.max()), -float(block.min())) for block in blocks(data.train))
+        largest = known.largest if known else scaling.largest_of(each)
         return np.zeros(width, np.float32), np.full(width, 1 / (largest or 1), np.float32)
-    mean = sum((block.sum(axis=0, dtype=np.float64) for block in blocks(data.train)), np.zeros(width)) / count
-    squares = sum((((block - mean) ** 2).sum(axis=0) for block in blocks(data.train)), np.zeros(width))
-    deviation = np.sqrt(squares / count)
+    if known:
+        mean, deviation = np.array(known.mean), np.array(known.deviation)
+    else:
+        _, mean, deviation = scaling.moments(each, width, len(train))
     scale = np.divide(1, deviation, out=np.zeros(width), where=deviation > 0)
     return mean.astype(np.float32), scale.astype(np.float32)

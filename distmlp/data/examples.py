@@ -15,10 +15,10 @@ import torch.utils.data
 
 from distmlp.data import given
 from distmlp.data.labels import Classes
+from distmlp.data.scaling import BLOCK
 from distmlp.errors import InputError, one_line
 
 _READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
-_BLOCK = 8192  # rows read at a time
 _NOT_FINITE = "has a value that is NaN or infinite (or beyond float32): remove or mend it"
 
 
@@ -234,9 +234,9 @@ def _pictures_modified(pictures: _Pictures) -> int | None:
 
 def blocks(dataset: Examples) -> Iterator[np.ndarray]:
     """The features, some thousand rows at a time: a memory-mapped set need not fit in memory."""
-    for start in range(0, len(dataset), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(dataset)))
-        yield dataset.resident[0][start : start + _BLOCK] if dataset.resident else dataset.take(rows)[0]
+    for start in range(0, len(dataset), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(dataset)))
+        yield dataset.resident[0][start : start + BLOCK] if dataset.resident else dataset.take(rows)[0]
 
 
 def check_lengths(examples: int, labels: int, name: str) -> None:

@@ -64,9 +64,13 @@ def later(
     choice = matched(raw, columns, config, labelled, width)
     names = choice.features if columns is None else columns.names
     table, labels = typed.read(raw, choice.features, choice.label, choice.empty, rules_of(columns, choice))
+    return Part(by_training(table, choice, names), labels, raw.name), choice.remarks
+
+
+def by_training(table: Table, choice: Choice, names: Sequence[str]) -> Table:
+    """A table whose columns have the names that they had in training."""
     here = dict(zip(choice.features, names, strict=True))
-    table = table._replace(names=list(names), texts={here[name]: words for name, words in table.texts.items()})
-    return Part(table, labels, raw.name), choice.remarks
+    return table._replace(names=list(names), texts={here[name]: words for name, words in table.texts.items()})
 
 
 def rules_of(columns: Columns | None, choice: Choice) -> Rules:

@@ -52,6 +52,22 @@ class Table(NamedTuple):
         return self._replace(texts={name: Words(codes[rows], words) for name, (codes, words) in self.texts.items()})
 
 
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of several tables of the same columns, one after the other."""
+    if len(tables) == 1:
+        return tables[0]
+    texts = {}
+    for name in tables[0].texts:
+        known: dict[str, int] = {}
+        codes = []
+        for table in tables:
+            local, words = table.texts[name]
+            place = np.array([*(known.setdefault(word, len(known)) for word in words), -1], np.int32)
+            codes.append(place[local])
+        texts[name] = Words(np.concatenate(codes), [*known])
+    return tables[0]._replace(numbers=np.concatenate([table.numbers for table in tables]), texts=texts)
+
+
 class Rules(NamedTuple):
     """What the cells of a table may be."""
 
