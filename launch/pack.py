@@ -66,10 +66,10 @@ def _parser() -> argparse.ArgumentParser:
                            help="columns: folders named COLUMN=VALUE are columns of the tables in them")
     for field in dataclasses.fields(Config):
         if field.name in FLAGS:
-            kind: Any = {int: int, float: float}.get(field.type, str)  # type: ignore[call-overload]
-            arguments.add_argument(f"--{field.name}", default=field.default, type=kind,
-                                   choices=field.metadata["choices"],
-                                   help=f"{field.metadata['help']} ({as_text(field.default) or 'empty'})".replace("%", "%%"))
+            kinds: dict[Any, Any] = {int: int, float: float}
+            text = f"{field.metadata['help']} ({as_text(field.default) or 'empty'})"
+            arguments.add_argument(f"--{field.name}", default=field.default, type=kinds.get(field.type, str),
+                                   choices=field.metadata["choices"], help=text.replace("%", "%%"))
     return arguments
 
 

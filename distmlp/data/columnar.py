@@ -32,7 +32,7 @@ class Raw(NamedTuple):
     dtype: Any = np.float32  # of its numbers; uint8 where a frame holds nothing else
     header: bool = True  # whether the names come with the table; else they count the columns
     text: bool = False  # whether it is a text file, whose first line may be names or not
-    count: int | None = None  # of its rows, where that is known before it is read
+    rows: int | None = None  # how many there are, where that is known before it is read
 
 
 def counts(names: Sequence[str]) -> bool:
@@ -194,7 +194,7 @@ def _arrow(path: Path) -> Raw:
     def opened(columns: Sequence[int] | None = None) -> Iterator[tuple[Any, Iterator[Any]]]:
         """The schema, and the batches of rows."""
         options = pa.ipc.IpcReadOptions(included_fields=None if columns is None else [*columns])
-        with pa.memory_map(str(path)) as source:
+        with pa.OSFile(str(path)) as source:  # a mapped file would count as memory
             if source.read(6) == b"ARROW1":
                 reader = pa.ipc.open_file(source, options=options)
                 yield reader.schema, map(reader.get_batch, range(reader.num_record_batches))
@@ -233,7 +233,7 @@ def _with_schema(
             by_place = dict(zip(columns, block.columns, strict=True))
             yield [_element(by_place[fields[name][0]], name, fields[name], str(path)) for name in wanted]
 
-    return _named_once(Raw(str(path), [*fields], read, frozenset(index & {*fields}), count=count), names=schema.names)
+    return _named_once(Raw(str(path), [*fields], read, frozenset(index & {*fields}), rows=count), names=schema.names)
 
 
 def with_constants(raw: Raw, constants: dict[str, str]) -> Raw:

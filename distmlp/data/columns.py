@@ -66,8 +66,8 @@ class Columns:
         return learner.result()
 
     def encode(self, table: Table, unseen: "Unseen") -> np.ndarray:
-        """The features of a table, whose columns are these in this order, uint8 or float32 [rows, features]. The table's
-        own numbers are used up; words that training did not see are counted in `unseen`.
+        """The features of a table, whose columns are these in this order, uint8 or float32 [rows, features]. The
+        table's own numbers are used up; words that training did not see are counted in `unseen`.
         """
         numbers = table.numbers
         if self.fill:
@@ -113,8 +113,9 @@ class Unseen:
 
     def remarks(self, name: str) -> list[str]:
         """What the user should know, of the table of this name."""
-        return [f"{name}: in {self._rows[column]:,} rows, column {column} has one of {len(words):,} words that training "
-                f"did not see, which count as none: {listed([*words], 3)}" for column, words in self._words.items()]
+        return [f"{name}: in {self._rows[column]:,} rows, column {column} has one of {len(words):,} words that "
+                f"training did not see, which count as none: {listed([*words], 3)}"
+                for column, words in self._words.items()]
 
 
 class Learner:

@@ -162,7 +162,7 @@ def load(
     found: dict[str, Any] = {name: _examples(part, known, source.pack) for name, part in source.parts.items()}
     columns, remarks = source.columns, list(source.remarks)
     if info is None:
-        _hold_out(config, found, known.names)
+        _hold_out(source.pack.rest(config) if source.pack else config, found, known.names)
         if columns and source.pack is None:
             columns = columns.learned(found["train"].table, config)
     parts: dict[str, Examples] = {}

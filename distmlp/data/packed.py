@@ -9,6 +9,7 @@ verified when one of its rows is read first.
 """
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -85,8 +86,9 @@ class Array:
 
     def message(self, block: int) -> str:
         first = block * self.block
-        return (f"{self.path} is damaged: rows {first:,} to {min(first + self.block, self.rows) - 1:,} are not what was "
-                "packed: bring back an intact copy, or pack the data again")
+        last = min(first + self.block, self.rows) - 1
+        return (f"{self.path} is damaged: rows {first:,} to {last:,} are not what was packed: bring back an intact "
+                "copy, or pack the data again")
 
     def digest(self) -> str:
         """Of all values, by the checksums."""
@@ -111,7 +113,7 @@ class Packed:
     one_by_one = False
 
     def __init__(self, images: Array, labels: np.ndarray, shape: tuple[int, ...], digest: str, resident: bool) -> None:
-        """`labels`: int32 [N], verified; `digest`: of the whole part; `resident`: whether it is to be held in memory."""
+        """`labels`: int32 [N], verified; `digest`: of the whole part; `resident`: whether it is held in memory."""
         self.name, self.labels, self.shape = str(images.path), labels, shape
         self.num_features, self.dtype = images.width, images.dtype
         self._images, self._digest, self._resident = images, digest, resident
@@ -230,6 +232,12 @@ class Pack:
             said = f"with --{name}={flag_value(made[name])}" if made[name] != getattr(default, name) else "without it"
             raise InputError(f"--{name}={flag_value(value)}: {self.folder} was packed {said}: leave the flag out, or "
                              "pack the data again")
+
+    def rest(self, config: Config) -> Config:
+        """Without the fractions of parts that the pack has."""
+        has_test, has_validation = "test" in self.parts, "validation" in self.parts
+        return dataclasses.replace(config, test_fraction=0.0 if has_test else config.test_fraction,
+                                   validation_fraction=0.0 if has_validation else config.validation_fraction)
 
     @property
     def _learned(self) -> bool:

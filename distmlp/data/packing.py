@@ -7,10 +7,9 @@ the same command goes on after whatever stopped it.
 """
 
 import contextlib
-import dataclasses
-import hashlib
 import io
 import json
+import mmap
 import os
 import shutil
 import time
@@ -25,16 +24,17 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from distmlp.config import Config, digest_json
-from distmlp.data import packed, split, streams
+from distmlp.data import split, streams
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes, Seen
 from distmlp.data.packed import BLOCK_BYTES, FORMAT, HEADER, MANIFEST, PARTS, SETTINGS, UNFINISHED, Pack, block_rows
 from distmlp.data.scaling import BLOCK, moments
 from distmlp.data.streams import Stream, Tables
 from distmlp.data.typed import Words
-from distmlp.errors import InputError, WriteError, remark
+from distmlp.errors import InputError, WriteError
 
 _NOTED_SECONDS = 10.0  # between notes of how far the writing has come
+_AT_ONCE = 64  # blocks that threads work on
 _SPARE = 16 << 20  # bytes that are to stay free on the disk
 
 
@@ -146,6 +146,13 @@ class _Writer:
         self._sums.truncate(4 * (rows // self.block))
         self._sums.seek(0, os.SEEK_END)
 
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._sums.close()
+
     def add(self, rows: np.ndarray) -> None:
         """Rows [n, width]."""
         start = 0
@@ -166,7 +173,7 @@ class _Writer:
         self._filled = 0
 
     def _write(self, data: np.ndarray, at: int) -> int:
-        content, written = memoryview(data.reshape(-1).view(np.uint8)), 0
+        content, written = memoryview(data.reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type] # a buffer
         while written < len(content):
             written += os.pwrite(self._file.fileno(), content[written:], at + written)
         return written
@@ -178,7 +185,7 @@ class _Writer:
         os.fsync(self._sums.fileno())
         return self.rows
 
-    def close(self) -> dict[str, Any]:
+    def end(self) -> dict[str, Any]:
         """Ends the file; what pack.json says of it."""
         if self._filled:
             self._flush()
@@ -192,8 +199,6 @@ class _Writer:
         os.fsync(self._file.fileno())
         self._sums.seek(0)
         sums = self._sums.read()
-        self._file.close()
-        self._sums.close()
         return {"rows": self.rows, "width": self._width, "dtype": str(self._dtype), "block_rows": self.block,
                 "crc32": sums.hex()}  # fmt: skip
 
@@ -249,14 +254,14 @@ class _Packing:
         for part in self._parts:
             numbers = seen[part].numbers(classes)
             codes = np.load(self._codes(part), mmap_mode="r+")
-            for span in _spans(len(codes)):
+            for span in _spans(codes):
                 codes[span] = numbers[codes[span]]
             codes.flush()
         self._mark(train, classes)
         with _bar("learning", seen["train"].examples) as bar:
             if isinstance(train, Tables):
                 marks = self._marks()
-                train.learn(None if marks is None else lambda start, stop: marks[start:stop] == 0, bar.update)
+                train.learn(marks, bar.update)
         columns = train.columns if isinstance(train, Tables) else None
         for stream in self._parts.values():
             if stream is not train and isinstance(stream, Tables) and columns:
@@ -264,7 +269,7 @@ class _Packing:
         first = next(train.features())
         marks = self._marks()
         held = np.zeros(len(PARTS), np.int64) if marks is None else sum(
-            (np.bincount(marks[span], minlength=len(PARTS)) for span in _spans(len(marks))), np.zeros(len(PARTS), int))
+            (np.bincount(marks[span], minlength=len(PARTS)) for span in _spans(marks)), np.zeros(len(PARTS), int))
         rows = {part: seen[part].examples for part in self._parts}
         if marks is not None:
             rows |= {part: int(count) for part, count in zip(PARTS, held, strict=True) if count}
@@ -329,19 +334,20 @@ class _Packing:
         row_bytes = int(np.prod(plan["shape"])) * np.dtype(plan["dtype"]).itemsize + 4
         needed, free = sum(plan["rows"].values()) * row_bytes + _SPARE, shutil.disk_usage(self._work).free
         if needed > free:
-            raise InputError(f"--output={self._output} needs {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free: "
-                             "make room, or give a folder on another disk")
+            raise InputError(f"--output={self._output} needs {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are "
+                             "free: make room, or give a folder on another disk")
 
     def _write_labels(self, rows: dict[str, int], marks: np.ndarray | None) -> None:
         for part in rows:
             source = part if part in self._parts else "train"
-            codes, writer = np.load(self._codes(source), mmap_mode="r"), _Writer(self._path("y", part), 1, _INT32)
-            for span in _spans(len(codes)):
-                block = codes[span]
-                if marks is not None and source == "train":
-                    block = block[marks[span] == PARTS.index(part)]
-                writer.add(block[:, None])
-            _write_json(self._path("y", part).with_suffix(".json"), writer.close())
+            codes, path = np.load(self._codes(source), mmap_mode="r"), self._path("y", part)
+            with _Writer(path, 1, _INT32) as writer:
+                for span in _spans(codes):
+                    block = codes[span]
+                    if marks is not None and source == "train":
+                        block = block[marks[span] == PARTS.index(part)]
+                    writer.add(block[:, None])
+                _write_json(path.with_suffix(".json"), writer.end())
 
     def _path(self, letter: str, part: str) -> Path:
         return self._work / f"{letter}_{part}.npy"
@@ -354,32 +360,32 @@ class _Packing:
         files: dict[str, dict[str, Any]] = {}
         with _bar("packing", sum(plan["rows"].values())) as bar:
             for part, stream in self._parts.items():
-                split_up = marks is not None and part == "train"
-                into = [each for each in plan["rows"] if each == part or (split_up and each not in self._parts)]
+                split_up = marks if part == "train" else None
+                into = [each for each in plan["rows"] if each == part or (part == "train" and each not in self._parts)]
                 before = done.get(part, {"read": 0, "rows": dict.fromkeys(into, 0)})
-                writers = {each: _Writer(self._path("x", each), width, dtype, before["rows"][each]) for each in into}
                 row, noted = before["read"], time.monotonic()
                 bar.update(row)
-                for block in _ahead(stream.features(row)):
-                    block = block.reshape(len(block), -1)
-                    if split_up and marks is not None:
-                        chosen = marks[row : row + len(block)]
+                with contextlib.ExitStack() as stack:
+                    writers = {each: stack.enter_context(_Writer(self._path("x", each), width, dtype,
+                                                                 before["rows"][each])) for each in into}  # fmt: skip
+                    for block in _ahead(stream.features(row)):
+                        block = block.reshape(len(block), -1)
+                        chosen = None if split_up is None else split_up[row : row + len(block)]
                         for each, writer in writers.items():
-                            writer.add(block[chosen == PARTS.index(each)])
-                    else:
-                        writers[part].add(block)
-                    row += len(block)
-                    bar.update(len(block))
-                    if self._key and time.monotonic() - noted > _NOTED_SECONDS:
-                        noted = time.monotonic()
-                        done[part] = {"read": row, "rows": {each: writer.settle() for each, writer in writers.items()}}
-                        _write_json(self._work / UNFINISHED, note)
-                for each, writer in writers.items():
-                    if writer.rows != plan["rows"][each]:
-                        raise InputError(f"{stream.name} has changed while it was read: {writer.rows:,} rows of "
-                                         f"{each} instead of {plan['rows'][each]:,}; pack it again")
-                    labels = json.loads(self._path("y", each).with_suffix(".json").read_text())
-                    files[each] = {"x": writer.close(), "y": labels}
+                            writer.add(block if chosen is None else block[chosen == PARTS.index(each)])
+                        row += len(block)
+                        bar.update(len(block))
+                        if self._key and time.monotonic() - noted > _NOTED_SECONDS:
+                            noted = time.monotonic()
+                            rows = {each: writer.settle() for each, writer in writers.items()}
+                            done[part] = {"read": row, "rows": rows}
+                            _write_json(self._work / UNFINISHED, note)
+                    for each, writer in writers.items():
+                        if writer.rows != plan["rows"][each]:
+                            raise InputError(f"{stream.name} has changed while it was read: {writer.rows:,} rows of "
+                                             f"{each} instead of {plan['rows'][each]:,}; pack it again")
+                        labels = json.loads(self._path("y", each).with_suffix(".json").read_text())
+                        files[each] = {"x": writer.end(), "y": labels}
         parts = {part: files[part] for part in PARTS if part in files}
         settings = {name: getattr(self._config, name) for name in SETTINGS}
         return {
@@ -391,24 +397,31 @@ class _Packing:
 
     def _statistics(self, info: dict[str, Any]) -> dict[str, Any]:
         """Of the training part, as training would compute it: read once more, from the file just written."""
-        values = packed.Array(self._path("x", "train"), info).values
-        blocks = [slice(start, start + BLOCK) for start in range(0, len(values), BLOCK)]
+        path, width, dtype = self._path("x", "train"), info["width"], np.dtype(info["dtype"])
+
+        def read(start: int) -> np.ndarray:
+            count, offset = min(BLOCK, info["rows"] - start) * width, HEADER + start * width * dtype.itemsize
+            return np.fromfile(path, dtype, count, offset=offset).reshape(-1, width)
 
         def each(function: Callable[[np.ndarray], Any]) -> Iterator[Any]:
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-                for begin in range(0, len(blocks), 256):
-                    yield from pool.map(lambda block: function(values[block]), blocks[begin : begin + 256])
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, _bar("measuring", info["rows"]) as bar:
+                starts = range(0, info["rows"], BLOCK)
+                for begin in range(0, len(starts), _AT_ONCE):
+                    yield from pool.map(lambda start: function(read(start)), starts[begin : begin + _AT_ONCE])
+                    bar.update(BLOCK * _AT_ONCE)
 
-        largest, mean, deviation = moments(each, values.shape[1], len(values))
+        largest, mean, deviation = moments(each, width, info["rows"])
         return {"largest": largest, "mean": mean.tolist(), "deviation": deviation.tolist()}
 
 
 _INT32 = np.dtype(np.int32)
 
 
-def _spans(count: int) -> Iterator[slice]:
-    """Parts of so many rows, of a million at most."""
-    return (slice(start, min(start + BLOCK_BYTES, count)) for start in range(0, count, BLOCK_BYTES))
+def _spans(mapped: np.ndarray) -> Iterator[slice]:
+    """Parts of a memory-mapped array, a million rows at most, which take no memory once they were worked on."""
+    for start in range(0, len(mapped), BLOCK_BYTES):
+        yield slice(start, min(start + BLOCK_BYTES, len(mapped)))
+        mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined] # a memmap
 
 
 def _bar(what: str, total: int | None = None) -> Any:

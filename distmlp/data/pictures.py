@@ -133,7 +133,7 @@ class Sizing:
     def __init__(self, config: Config, like: "Sizing | None" = None) -> None:
         """`like`: of the training set, whose pictures' kind and shape these have to have."""
         self._size, self._auto = config.image_size, config.image_mode == "auto"
-        self._gray = like._gray if like else config.image_mode == "gray"
+        self._gray: bool = like._gray if like else config.image_mode == "gray"
         self.shape: tuple[int, ...] = like.shape if like else ()
 
     def begin(self, first: Image.Image) -> None:
@@ -175,10 +175,10 @@ class ImageFolder:
             self.targets += [folder.name] * len(found)
         if not self.paths:
             raise InputError(f"{root} is no folder of class folders with pictures: it holds no folders")
-        self._sizing = Sizing(config, like._sizing if like else None)
+        self._sizing: Sizing = Sizing(config, like._sizing if like else None)
         if picture is None:
             self._sizing.begin(read(self.paths[0]))
-        self.shape = like.shape if like else self[0][0].shape if picture else self._sizing.shape
+        self.shape: tuple[int, ...] = like.shape if like else self[0][0].shape if picture else self._sizing.shape
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -27,8 +27,8 @@ def source(
                          "give them to train(config, train_set, test_set) again")
     if not path.exists():
         raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, an .npz, .csv or "
-                         ".parquet file, a folder of .npy files, one that `distmlp pack` has made, or one of class folders with "
-                         "pictures")
+                         ".parquet file, a folder of .npy files, of class folders with pictures, or that distmlp pack "
+                         "has made")
     if path.is_dir() and packed.is_pack(path):
         return _packed(config, known, columns, Pack(path))
     if files := _tables(path):

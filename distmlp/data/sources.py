@@ -1,5 +1,6 @@
 """Which streams of rows lie at files and folders: one for each part of the data set."""
 
+import functools
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from distmlp.config import Config
-from distmlp.data import arrays, columnar, pictures, refused, tables
+from distmlp.data import arrays, columnar, pictures, refused
 from distmlp.data.arrays import part_of
 from distmlp.data.columnar import Raw
+from distmlp.data.columns import is_header
 from distmlp.data.streams import Arrays, Pictures, Stored, StoredPictures, Stream, Tables
 from distmlp.errors import InputError
 
@@ -109,18 +111,16 @@ def _tables(files: dict[str, list[Path]], config: Config, partitions: bool, root
     streams: dict[str, Stream] = {}
     train: Tables | None = None
     for part in sorted(files, key=PARTS.index):
-        raws = [_opener(file, config, train, partitions, place > 0 or part != "train")
-                for place, file in enumerate(files[part])]
-        stream = Tables(raws, files[part], config, train)
+        stream = Tables([_opener(file, config, train, partitions) for file in files[part]], files[part], config, train)
         streams[part] = stream
         train = train or stream
     return streams
 
 
-def _opener(file: Path, config: Config, train: Tables | None, partitions: bool, later: bool) -> Callable[[], Raw]:
+def _opener(file: Path, config: Config, train: Tables | None, partitions: bool) -> Callable[[], Raw]:
     def opened() -> Raw:
         known = train.columns if train is not None else None
-        raw = columnar.file(file, lambda cells: tables.is_header(cells, str(file), config, known, sure=True))
+        raw = columnar.file(file, lambda cells: is_header(cells, str(file), config, known, sure=True))
         return columnar.with_constants(raw, _partitions(file)) if partitions else raw
 
     return opened
@@ -169,7 +169,7 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
                              "save_to_disk")
         kinds = {name: kind.get("_type") for name, kind in features.items() if isinstance(kind, dict)}
         images = [name for name, kind in kinds.items() if kind == "Image"]
-        raws = [_opener(file, config, streams.get("train"), False, True) for file in files]  # type: ignore[arg-type]
+        raws = [functools.partial(columnar.file, file, lambda cells: True) for file in files]
         if images:
             labels = [name for name, kind in kinds.items() if kind == "ClassLabel"] or ["label"]
             label = config.label_column or labels[0]

@@ -41,9 +41,15 @@ class Stream(Protocol):
     """The rows of one part of a data set. Each method reads them anew, from the first or from row `start` on."""
 
     name: str  # for messages
-    files: Sequence[Path]
-    classes: Sequence[str] | None  # by number, where the source says so
     pictures: bool
+    remarks: list[str]  # what the user should know
+
+    @property
+    def files(self) -> Sequence[Path]: ...
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """By number, where the source says so."""
 
     def labels(self) -> Iterator[Labels]: ...
 
@@ -93,12 +99,8 @@ class Tables:
                     yield Labels(values, raw.text)
             self.counts.append(count)
 
-    def learn(self, training: Callable[[int, int], np.ndarray] | None, progress: Callable[[int], None]) -> None:
-        """Reads the rows of the training part, for the words and means in them.
-
-        Args:
-          training: says which of the rows from one number to another are of it, bool [rows]; None: all.
-        """
+    def learn(self, marks: np.ndarray | None, progress: Callable[[int], None]) -> None:
+        """Reads the rows that are marked 0, for the words and means in them; without marks, all rows."""
         config = self._config
         texts: frozenset[str] = frozenset()
         while not self._learned:
@@ -110,8 +112,8 @@ class Tables:
                 if config.text_columns == "one_hot" or config.missing == "mean":
                     for table in self._tables(None, texts, 0):
                         count = len(table.numbers)
-                        if training is not None:
-                            table = table.take(np.flatnonzero(training(row, row + count)))
+                        if marks is not None:
+                            table = table.take(np.flatnonzero(marks[row : row + count] == 0))
                         row += count
                         progress(count)
                         rest = _learn(learner, [*rest, table], Learner.ROWS)
@@ -136,7 +138,7 @@ class Tables:
         config, known = self._config, self.columns.names
         first = Rules(None, config.text_columns == "one_hot", config.missing != "refuse")
         for place, (raw, choice) in enumerate(self._opened()):
-            count = self.counts[place] if self.counts else raw.count
+            count = self.counts[place] if self.counts else raw.rows
             if count is not None and start >= count:
                 start -= count
                 continue
@@ -219,11 +221,13 @@ class StoredPictures:
 
     pictures = True
 
-    def __init__(self, raws: Sequence[Callable[[], Raw]], files: Sequence[Path], column: str, label: str,
-                 classes: Sequence[str] | None, config: Config, like: "StoredPictures | None" = None) -> None:  # fmt: skip
+    def __init__(
+        self, raws: Sequence[Callable[[], Raw]], files: Sequence[Path], column: str, label: str,
+        classes: Sequence[str] | None, config: Config, like: "StoredPictures | None" = None,
+    ) -> None:
         self._raws, self.files, self._column, self._label = raws, files, column, label
         self.classes, self.name, self.remarks = classes, str(files[0].parent), list[str]()
-        self._sizing = Sizing(config, like._sizing if like else None)
+        self._sizing: Sizing = Sizing(config, like._sizing if like else None)
 
     def labels(self) -> Iterator[Labels]:
         for opened in self._raws:
@@ -244,8 +248,7 @@ class StoredPictures:
                             continue
                         cells = cells.slice(max(0, start - begin)).to_pylist()
                         first = max(start, begin)
-                        if not self._sizing.shape:  # the first picture decides
-                            self._sizing.array(*self._picture(cells[0], first))
+                        self._sizing.begin(self._picture(cells[0], first)[0])
                         yield np.stack([*pool.map(lambda place, cell: self._sizing.array(*self._picture(cell, place)),
                                                   range(first, row), cells)])  # fmt: skip
 
