@@ -75,14 +75,19 @@ def features(path: Path) -> np.ndarray:
     one named x or the like, or else the test set's.
     """
     with _opened(path) as (names, get):
-        if names is None or len(names) == 1:
-            return get(*(names or [""]))
-        plain = [name for name in names if name.lower() in _FEATURES]
-        parts = [_find(path, names, _FEATURES, part) for part in ("test", "train", "validation")]
-        found = plain or list(filter(None, parts))
-        if not found:
-            raise InputError(f"{path} holds {', '.join(names) or 'nothing'}: name the array of rows x or data")
-        return get(found[0])
+        return get("" if names is None else features_name(path, names))
+
+
+def features_name(path: Path, names: Sequence[str]) -> str:
+    """Of named arrays, that of features; see `features`."""
+    if len(names) == 1:
+        return names[0]
+    plain = [name for name in names if name.lower() in _FEATURES]
+    parts = [_find(path, names, _FEATURES, part) for part in ("test", "train", "validation")]
+    found = plain or list(filter(None, parts))
+    if not found:
+        raise InputError(f"{path} holds {', '.join(names) or 'nothing'}: name the array of rows x or data")
+    return found[0]
 
 
 @contextlib.contextmanager

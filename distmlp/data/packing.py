@@ -368,7 +368,7 @@ class _Packing:
                 with contextlib.ExitStack() as stack:
                     writers = {each: stack.enter_context(_Writer(self._path("x", each), width, dtype,
                                                                  before["rows"][each])) for each in into}  # fmt: skip
-                    for block in _ahead(stream.features(row)):
+                    for block in streams.ahead(stream.features(row)):
                         block = block.reshape(len(block), -1)
                         chosen = None if split_up is None else split_up[row : row + len(block)]
                         for each, writer in writers.items():
@@ -427,15 +427,6 @@ def _spans(mapped: np.ndarray) -> Iterator[slice]:
 def _bar(what: str, total: int | None = None) -> Any:
     """A progress bar on a terminal."""
     return tqdm(total=total, desc=what, unit=" rows", unit_scale=True, leave=False, disable=None)
-
-
-def _ahead(blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The blocks, of which the next is read in a thread while one is worked on."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = reader.submit(next, blocks, None)
-            yield block
 
 
 def _sync_folder(folder: Path) -> None:

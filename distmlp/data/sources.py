@@ -44,7 +44,7 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
     if kinds == {".npy"}:
         return _named_arrays({path.stem: Stored(path) for path in sources}, sources, str(sources[0].parent))
     if kinds == {".npz"}:
-        archives = [_archive(path) for path in sources]
+        archives = [_pairs(archived(path), path) for path in sources]
         return {part: Arrays([each for archive in archives for each in archive.get(part, ())], sources)
                 for part in PARTS if any(part in archive for archive in archives)}
     if kinds != {"table"}:
@@ -53,18 +53,18 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
                 raise refused.unread(path) if path.is_file() else InputError(
                     f"{path} is a folder of another kind than the other sources: give it alone")
         raise InputError("tables and arrays cannot be packed together: give sources of one kind")
-    return _tables({part: [file for path in paths for file in _below(path)] for part, paths in parts.items()}, config,
+    return _tables({part: [file for path in paths for file in below(path)] for part, paths in parts.items()}, config,
                    partitions)  # fmt: skip
 
 
 def _kind(path: Path) -> str:
     if path.is_dir():
-        return "table" if _below(path) else "folder"
+        return "table" if below(path) else "folder"
     suffix = path.suffix.lower()
     return suffix if suffix in (".npy", ".npz") else "table" if columnar.is_table(path) else "other"
 
 
-def _below(path: Path) -> list[Path]:
+def below(path: Path) -> list[Path]:
     """The tables at a path and below it, in the order of their names; what begins with . or _ is none, as Spark's
     _SUCCESS and _temporary."""
     if not path.is_dir():
@@ -91,10 +91,10 @@ def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]
               and not file.name.startswith((".", "_"))]
     parts: dict[str, list[Path]] = {}
     for path in [*tables, *inner]:
-        if below := _below(path):
+        if below := below(path):
             parts.setdefault(part_of(path), []).extend(below)
     if "train" not in parts:
-        parts = {"train": _below(folder)}
+        parts = {"train": below(folder)}
     elif strangers := parts.pop("", None):
         raise InputError(f"{folder} holds {strangers[0].name} beside {parts['train'][0].name}: name all of them train, "
                          "test or val, or move it away")
@@ -132,14 +132,15 @@ def _partitions(file: Path) -> dict[str, str]:
     return {name: value for name, equals, value in pairs if equals and name}
 
 
-def _archive(path: Path) -> dict[str, list[tuple[Stored, Stored]]]:
+def archived(path: Path) -> dict[str, Stored]:
+    """The arrays in an .npz file by name."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [name for name in archive.namelist() if name.endswith(".npy")]
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated ({error}): bring back "
                          "an intact copy") from None
-    return _pairs({name.removesuffix(".npy"): Stored(path, name) for name in members}, path)
+    return {name.removesuffix(".npy"): Stored(path, name) for name in members}
 
 
 def _pairs(stored: dict[str, Stored], path: Path) -> dict[str, list[tuple[Stored, Stored]]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,9 @@ _ROWS = 8192  # of arrays, read at a time
 _BYTES = 4 << 20  # of arrays, read at a time, at most
 _PICTURES = 256  # decoded at a time
 _NOT_FINITE = "has a value that is NaN or infinite (or beyond float32): remove or mend it"
+
+
+T = TypeVar("T")
 
 
 class Labels(NamedTuple):
@@ -299,6 +302,15 @@ class Batches:
                 block = x[max(0, start - row) :]
                 yield _finite(block if self._bytes else _float32(block), self.name, max(row, start))
             row += len(x)
+
+
+def ahead(blocks: Iterator[T]) -> Iterator[T]:
+    """The blocks, of which the next is read in a thread while one is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = reader.submit(next, blocks, None)
+            yield block
 
 
 def as_array(value: Any) -> np.ndarray:

@@ -133,18 +133,21 @@ def stream(
       TextFound: a column is text that is not among `texts`, and may be.
     """
     reading = _Reading(raw, features, label, empty, rules, {*(rules.texts or texts)})
-    for columns in raw.read([*features, *([label] if label else []), *empty, *carried]):
-        skipped = min(start, len(columns[0]) if columns else 0)
+    wanted = [*features, *([label] if label else []), *empty]
+    once = [*dict.fromkeys([*wanted, *carried])]
+    for read in raw.read(once):
+        skipped = min(start, len(read[0]))
         if skipped:
             start -= skipped
             reading.skip(skipped)
-            columns = [column.slice(skipped) for column in columns]
-            if not len(columns[0]):
+            read = [column.slice(skipped) for column in read]
+            if not len(read[0]):
                 continue
-        reading.add(columns[: len(columns) - len(carried)])
+        by_name = dict(zip(once, read, strict=True))
+        reading.add([by_name[name] for name in wanted])
         if reading.found:
             raise TextFound(reading.found)
-        yield Block(*reading.taken(), columns[len(columns) - len(carried) :])
+        yield Block(*reading.taken(), [by_name[name] for name in carried])
 
 
 class _Reading:
