@@ -76,9 +76,9 @@ def below(path: Path) -> list[Path]:
 def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]:
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         return _saved(folder, config)
-    files = {file.stem: Stored(file) for file in sorted(folder.glob("*.npy"))}
-    if files:
-        return _named_arrays(files, sorted(folder.glob("*.npy")), str(folder))
+    stored = {file.stem: Stored(file) for file in sorted(folder.glob("*.npy"))}
+    if stored:
+        return _named_arrays(stored, sorted(folder.glob("*.npy")), str(folder))
     inner = arrays.visible(folder)
     if any(map(pictures.holds_pictures, inner)):
         like: pictures.ImageFolder | None = None
@@ -91,8 +91,8 @@ def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]
               and not file.name.startswith((".", "_"))]
     parts: dict[str, list[Path]] = {}
     for path in [*tables, *inner]:
-        if below := below(path):
-            parts.setdefault(part_of(path), []).extend(below)
+        if files := below(path):
+            parts.setdefault(part_of(path), []).extend(files)
     if "train" not in parts:
         parts = {"train": below(folder)}
     elif strangers := parts.pop("", None):

@@ -135,8 +135,8 @@ def _write(
     if not done and array:
         add([np.zeros((0, len(model.classes)), np.float32)])
     elif not done:  # more processes than rows
-        none = [pa.array([], kind) for kind in [pa.string()] * len(columns) + [classes.type] + [pa.float32()] * len(names)]
-        add(none[: len(names)])
+        kinds = [*[pa.string()] * len(columns), classes.type, *[pa.float32()] * len(names)]
+        add([pa.array([], kind) for kind in kinds[: len(names)]])
     return done
 
 
@@ -174,19 +174,20 @@ def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callabl
     """A writer of Arrow's, which is made for the first rows' types."""
     import pyarrow as pa
 
-    made: list[Any] = []
+    made: list[Any] = []  # the writer and its schema
 
     def add(columns: list[Any]) -> None:
         plain = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns]
         batch = pa.record_batch(plain, names=[*names])
         if not made:
-            made.append(make(batch.schema))
-        made[0].write_batch(batch.cast(made[0].schema) if batch.schema != made[0].schema else batch)
+            made.extend((make(batch.schema), batch.schema))
+        writer, schema = made
+        writer.write_batch(batch.cast(schema))
 
     try:
         yield add
     finally:
-        for writer in made:
+        for writer in made[:1]:
             writer.close()
 
 

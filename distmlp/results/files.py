@@ -38,8 +38,8 @@ def whole(output: Path) -> Iterator[Path]:
             new.chmod(stat.S_IMODE(mode))
         new.replace(target)
     except OSError as error:
-        raise InputError(f"--output={output} cannot be written ({error.strerror or error}): give another file, or make "
-                         "room") from None
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's text is long
+        raise InputError(f"--output={output} cannot be written ({reason}): give another file, or make room") from None
     finally:
         with contextlib.suppress(OSError):
             new.unlink()
