@@ -47,6 +47,9 @@ class Examples(Protocol):
         An InputError says that one which is read only now cannot be trained on.
         """
 
+    def ask(self, indices: np.ndarray) -> None:
+        """These examples will be taken soon: where they lie on a disk, reading them begins. Waits for nothing."""
+
     def part(self, rows: np.ndarray, name: str) -> "Examples":
         """The examples at these positions, int64, as a set of their own."""
 
@@ -89,6 +92,9 @@ class ArrayDataset:
     @property
     def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
         return None if self._mapped else (self.images, self.labels)
+
+    def ask(self, indices: np.ndarray) -> None:
+        pass
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = indices if self._rows is None else self._rows[indices]
@@ -172,6 +178,9 @@ class ItemDataset:
         if not np.isfinite(image).all():
             raise InputError(f"{where} {_NOT_FINITE}")
         return image, number
+
+    def ask(self, indices: np.ndarray) -> None:
+        pass
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         items = [self._item(int(i)) for i in indices.flat]

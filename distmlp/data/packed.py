@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import mmap
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distmlp import machine
 from distmlp.config import Config, digest_json, flag_value
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes
@@ -67,6 +69,30 @@ class Array:
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}): bring back the pack's file") from None
         self.unverified = np.ones(len(self.sums), bool)
+        # Of a file that memory cannot hold, the system is told which pages are needed, all at once: else it would read
+        # one after the other, and with each of them many that are gone before they are needed.
+        self.scattered = self.values.nbytes > machine.memory() // 2
+        if self.scattered:
+            self._map.madvise(mmap.MADV_RANDOM)
+
+    @property
+    def _map(self) -> mmap.mmap:
+        return self.values._mmap  # type: ignore[attr-defined] # a memmap's
+
+    def ask(self, rows: np.ndarray) -> None:
+        """These rows, of any shape, will be read soon; nothing is waited for."""
+        if not self.scattered:
+            return
+        rows, row_bytes = np.unique(rows), self.width * self.dtype.itemsize
+        begins = (HEADER + rows * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        ends = HEADER + (rows + 1) * row_bytes
+        waiting = self.unverified[rows // self.block]
+        for begin, end in set(zip(begins[~waiting].tolist(), ends[~waiting].tolist(), strict=True)):
+            self._map.madvise(mmap.MADV_WILLNEED, begin, end - begin)
+        for block in np.unique(rows[waiting] // self.block).tolist():  # which are read as a whole
+            begin = (HEADER + block * self.block * row_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+            end = HEADER + min(self.rows, (block + 1) * self.block) * row_bytes
+            self._map.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
     def damaged(self, block: int) -> bool:
         """Whether a block's values are not those that were written."""
@@ -129,6 +155,9 @@ class Packed:
             return None
         self._images.verify(np.flatnonzero(self._images.unverified))
         return self._images.values, self.labels
+
+    def ask(self, indices: np.ndarray) -> None:
+        self._images.ask(indices if self._rows is None else self._rows[indices])
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = indices if self._rows is None else self._rows[indices]

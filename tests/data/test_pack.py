@@ -21,6 +21,7 @@ from pyarrow import feather
 
 from distmlp import Config, InputError, pack
 from distmlp.data import datasets, packed, packing, split, streams
+from distmlp.data.batches import NumpyLoader
 from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
 from distmlp.errors import WriteError
@@ -510,3 +511,31 @@ def test_examples_of_a_pack_are_examples(made: Path) -> None:
     assert len({few.fingerprint(), part.fingerprint(), part.part(np.array([5, 7]), "x").fingerprint()}) == 3
     assert part.modified() is None
     assert small_config(str(made)).dataset == str(made)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_set_that_memory_cannot_hold(verify: bool, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system is told of rows before they are read; they are the same."""
+    monkeypatch.setattr("distmlp.machine.memory", lambda: 100)
+    asked: list[tuple[int, int]] = []
+    part = datasets.load(Config(dataset=str(made), verify_data=verify)).train
+    ask = packed.Array.ask
+
+    def noted(self: packed.Array, rows: np.ndarray) -> None:
+        asked.append((len(asked), len(rows)))
+        ask(self, rows)
+
+    monkeypatch.setattr(packed.Array, "ask", noted)
+    assert part.resident is None
+    loader = NumpyLoader(part, 10, shuffle=True)
+    values, seen = np.load(made / "x_train.npy"), []
+    for step, batch in enumerate(loader):
+        assert batch.images.tobytes() == values[batch.indices].tobytes()
+        assert len(asked) == min(step + 17, 24)
+        seen += batch.indices.ravel().tolist()
+    assert sorted(seen) == list(range(240))
+    assert {count for _, count in asked} == {10}
+    flip(made / "x_train.npy", -1)
+    if verify:
+        with pytest.raises(InputError, match="is damaged: rows 224 to 239"):
+            datasets.load(Config(dataset=str(made))).train.take(np.array([239]))
