@@ -72,7 +72,7 @@ def loading(work: Work) -> Contestant:
     yield {}
     while True:
         start = time.perf_counter()
-        count = sum(int(batch.weight_sum) for batch in loader)
+        count = sum(int(batch.real.sum()) for batch in loader)
         seconds = time.perf_counter() - start
         yield {"seconds": seconds, "images_per_second": count / seconds}
 

@@ -38,7 +38,7 @@ def steps(work: Work) -> Contestant:
     state = State(params, optimizer.init(params), jnp.int32(0), ())
     state = layout.put(jax.tree.map(np.asarray, state), STATE)
     loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards)
-    batch = layout.put(next(iter(loader))._replace(indices=None), BATCH)
+    batch = layout.put(next(iter(loader)).on_devices(), BATCH)
     wrapped = layout.wrap(train_step, (STATE, BATCH))
     found = collectives(wrapped.lower(state, batch).compile())
     count, seconds, ready = 1, 0.0, False

@@ -70,6 +70,8 @@ class Config:
         minimum=0, maximum=0.9)
     label_column: str = _setting("", "a table's column of labels; empty: the one named label, target, class or y")
     ignore_columns: str = _setting("", "columns of a table to leave out, separated by commas")
+    weight_column: str = _setting(
+        "", "a table's column of weights: what each training example counts in the loss; empty: all alike")
     header: str = _setting("auto", "a text table's first line: the columns' names, or, with none, a row of columns "
                            "that are named 0, 1, ...", choices=("auto", "none"))
     text_columns: str = _setting(
@@ -81,6 +83,9 @@ class Config:
     image_size: int = _setting(0, "height and width to which pictures are brought; 0: all are alike already", minimum=0)
     image_mode: str = _setting("auto", "pictures as gray or in colour; auto: as the first of them",
                                choices=("auto", "gray", "rgb"))
+    class_weight: str = _setting(
+        "none", "what an example counts in the loss, by its class: none, all alike; balanced, each class as much as "
+        "the others", choices=("none", "balanced"))
     data_dir: str = _setting("data", "folder of torchvision's data sets, or to download them to", "host")
     verify_data: bool = _setting(True, "compare each block of a packed data set with its checksum when it is first "
                                  "read", "host", rare=True)
@@ -153,8 +158,12 @@ class Config:
         "start", topic="The run's folder")
     eval_every_epochs: int = _setting(1, "evaluate every so many epochs; 0: only at the end", "conduct", minimum=0)
     eval_every_steps: int = _setting(0, "also evaluate every so many steps; 0: off", "conduct", minimum=0)
-    patience: int = _setting(0, "stop after so many evaluations without a better validation accuracy; 0: off",
-                             "conduct", minimum=0)
+    choose_by: str = _setting(
+        "accuracy", "what the best checkpoint and --patience go by, on the validation set or else the test set; roc_auc"
+        " of more than two classes is the mean of each against the rest",
+        choices=("accuracy", "balanced_accuracy", "macro_f1", "loss", "roc_auc"))
+    patience: int = _setting(0, "stop after so many evaluations without a better one of the validation set (see "
+                             "--choose_by); 0: off", "conduct", minimum=0)
     eval_train: bool = _setting(False, "evaluate on the training set too", "conduct")
     checkpoint_every_steps: int = _setting(0, "save every so many steps; 0: off", "conduct", minimum=0)
     checkpoint_every_seconds: float = _setting(
@@ -162,13 +171,13 @@ class Config:
         "save when so many seconds have passed since the last save; 0: off. "
         "With neither steps nor seconds: after each evaluation. The end of the run is always saved",
         "conduct", minimum=0)
-    keep_checkpoints: int = _setting(2, "keep the newest so many checkpoints, and the best by test accuracy",
+    keep_checkpoints: int = _setting(2, "keep the newest so many checkpoints, and the best (see --choose_by)",
                                      "conduct", minimum=1)
     ledger: bool = _setting(False, "keep WORKDIR/ledger.jsonl, each step's examples and loss, for launch.compare",
                             "conduct")
     ledger_digests_every: int = _setting(100, "with --ledger, also digests of the parameters every so many steps",
                                          "conduct", rare=True, minimum=1)
-    stall_seconds: float = _setting(600.0, "end the process, with all stacks, if no step finishes for so long; 0: off",
+    stall_seconds: float = _setting(600.0, "end the process, with all stacks, if nothing goes on for so long; 0: off",
                                     "host", rare=True, minimum=0)
     profile_steps: str = _setting("", "FIRST:LAST, counted from 1: writes a profile of these steps to "
                                   "WORKDIR/profile", "conduct", rare=True)
@@ -297,8 +306,8 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 def check_local(name: str, path: str) -> None:
     """Raises InputError for a URL, as gs://bucket/run: it would become a folder named gs: in the current one."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
-        raise InputError(f"{name}={path}: give a path, not a URL; buckets can be mounted as folders (gcsfuse, "
-                         "mount-s3, blobfuse2)")
+        raise InputError(f"{name}={path}: give a path, not a URL; buckets can be mounted as folders to read "
+                         "from (gcsfuse, mount-s3, blobfuse2)")
 
 
 def resolve_paths(config: Config) -> Config:
@@ -306,8 +315,17 @@ def resolve_paths(config: Config) -> Config:
     given = {name: getattr(config, name) for name in PATHS if getattr(config, name)}
     if config.dataset in NAMED_DATASETS or config.dataset.startswith(FROM_PYTHON):
         given.pop("dataset", None)
-    changes: dict[str, Any] = {name: str(Path(os.path.expanduser(path)).absolute()) for name, path in given.items()}
+    changes: dict[str, Any] = {name: _absolute(name, path) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
+
+
+def _absolute(name: str, path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if not expanded.startswith("~/"):
+        return str(Path(expanded).absolute())
+    if name == "compilation_cache_dir":  # a run goes on without (parallel/backend.py)
+        return path
+    raise InputError(f"--{name}={path}: this user has no home folder: set HOME, or give a path without ~")
 
 
 def run_flags(config: Config) -> str:

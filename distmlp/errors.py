@@ -58,6 +58,12 @@ def listed(names: Sequence[object], most: int = 10) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def printable(text: str) -> str:
+    """A text as the standard output can show it: what its encoding does not have, as \\xe4 in the place of a letter."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def remark(text: str) -> None:
     """Says what the user should know, and need not act on."""
     print(f"distmlp: {text}", file=sys.stderr)

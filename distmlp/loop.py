@@ -10,12 +10,12 @@ from distmlp import training
 from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
-from distmlp.errors import DivergedError, InputError, remark
+from distmlp.errors import DivergedError, InputError, printable, remark
 from distmlp.parallel import backend
 from distmlp.parallel.layout import make_layout
-from distmlp.progress import Progress, Totals, best
+from distmlp.progress import Progress, Standing, Totals
 from distmlp.run.keeping import Keeping
-from distmlp.run.log import describe, header, read_lines, versions
+from distmlp.run.log import describe, header, versions
 from distmlp.run.store import quiet
 from distmlp.training import Program, Result
 
@@ -27,9 +27,9 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
 
     Args:
       config: the run.
-      train_set: data to use instead of config.dataset: a pair of arrays (x, y), also tensors or frames; or a map-style
-        Dataset of pairs or dicts.
-      test_set: the same.
+      train_set: data to use instead of config.dataset: arrays (x, y), also tensors or frames, or (x, y, weights), where
+        weights [N] say how much each example counts in the loss; or a map-style Dataset of pairs or dicts.
+      test_set: the same; evaluation ignores weights.
       validation_set: the same.
 
     With config.workdir=None nothing is written, and signals do what they did before. Otherwise SIGTERM, SIGINT, SIGHUP,
@@ -63,7 +63,7 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
             # Where one process's machine has no room for the data set, all send batches.
             memory = min(group.exchange(layout.device_memory))
             # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside.
-            with closing(Program(config, data, layout, memory)) as parts, ThreadPoolExecutor(1) as compiler:
+            with closing(Program(config, data, layout, memory, group.lead)) as parts, ThreadPoolExecutor(1) as compiler:
                 compiled = compiler.submit(parts.compile)
                 if config.workdir is None:
                     compiled.result()
@@ -74,12 +74,12 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
 
 def _in_memory(config: Config, data: datasets.Data, parts: Program) -> Result:
     """The run without a folder, and what it prints."""
-    for text in (*data.remarks, datasets.order_remark(config, data)):
+    for text in (*data.remarks, datasets.order_remark(config, data), datasets.balance_remark(config, data)):
         if text:
             remark(text)
     if text := data.description():
-        print(text)
-    print(header(data.validation is not None))
+        print(printable(text))
+    print(header(config, data.validation is not None))
     return training.in_memory(parts, parts.initial_state(parts.scaling()), lambda line: print(describe(line)))
 
 
@@ -89,11 +89,13 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Resul
     restored = kept.restored()
     if restored is None:
         scaling = group.computed_by_first(parts.scaling, parts.state.scaling)
-        restored = parts.initial_state(scaling), 0, Totals()
-    state, step, totals = restored
-    lines = group.decide(read_lines(kept.workdir.path))  # what depends on the lines is the same in all processes
-    progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss)
+        restored = parts.initial_state(scaling), 0, Totals(), Standing()
+    state, step, totals, standing = restored
+    lines = group.decide(kept.log.found.values)  # what depends on the lines is the same in all processes
+    progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss, standing)
     if progress.finished:
+        if damage := kept.log.found.damage:
+            kept.log.warn(damage)
         kept.log.say(f"{kept.workdir.path} holds this run finished, at step {step}: nothing to do")
         return Result(state.params, progress.history)
     kept.begin(progress)
@@ -103,7 +105,6 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Resul
 
     def poll() -> None:
         kept.watchdog.beat()
-        progress.start_clock()  # an evaluation is no training time
         kept.stop_if_signalled(state, progress)
 
     try:
@@ -113,12 +114,12 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Resul
                 kept.watchdog.beat()
                 if moment.steps is not None:
                     kept.record(moment.steps, moment.digests, progress)
-                    if kept.save_is_due(progress):  # before the evaluation, which may fail
+                    if kept.save_is_due(moment.steps, progress):  # before the evaluation, which may fail
                         kept.save(state, progress)
                     kept.before_line(progress)
                 elif moment.line is not None:
                     kept.log.line(moment.line)
-                    if best(progress.history) is moment.line or progress.at_end:
+                    if progress.at_best or progress.at_end:
                         kept.save(state, progress)
                 else:
                     kept.stop_if_signalled(state, progress)

@@ -1,12 +1,14 @@
-"""What this machine is, asked of the operating system: its processor, its memory, its NVIDIA cards."""
+"""What this machine is: its processor, its memory, its NVIDIA cards, and the packages that are installed."""
 
 import contextlib
 import os
 import platform
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 _CPU_INFO, _NVIDIA_CARDS = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
+_SELF = Path("/proc/self")
 _OWN_GROUPS, _CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -17,7 +19,7 @@ def memory() -> int:
 
 def _limits() -> Iterator[int]:
     """The limits of this process's control groups of both versions, and of those around them, in bytes."""
-    groups = _OWN_GROUPS.read_text().splitlines() if _OWN_GROUPS.exists() else []
+    groups = os.fsdecode(_OWN_GROUPS.read_bytes()).splitlines() if _OWN_GROUPS.exists() else []
     for number, controllers, path in (line.split(":", 2) for line in groups):
         if number == "0":
             mounts, name = [_CONTROL_GROUPS, _CONTROL_GROUPS / "unified"], "memory.max"
@@ -28,7 +30,24 @@ def _limits() -> Iterator[int]:
         inner = PurePosixPath(path.lstrip("/"))  # in a container it may be a path of the host, of which only / is here
         for group in (mount / outer for mount in mounts for outer in (inner, *inner.parents)):
             with contextlib.suppress(OSError, ValueError):  # there is no such file, or it holds "max"
-                yield int((group / name).read_text())
+                yield int((group / name).read_bytes())
+
+
+def mebibytes_moved() -> int:
+    """How many MiB this process has read from files and written to them so far; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        moved = dict(line.split(": ") for line in (_SELF / "io").read_text().splitlines())
+        return (int(moved["rchar"]) + int(moved["wchar"])) >> 20
+    return 0
+
+
+def threads(name: str) -> int | None:
+    """How many threads of this process have names that begin so; None where the system does not say."""
+    found = []
+    for path in _SELF.glob("task/*/comm"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_text().startswith(name))
+    return sum(found) if found else None
 
 
 def nvidia_cards() -> int:
@@ -48,5 +67,13 @@ def processor_features() -> str:
 
 
 def _cpu_info(*names: str) -> list[str]:
-    lines = _CPU_INFO.read_text().splitlines() if _CPU_INFO.exists() else []
+    lines = _CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines() if _CPU_INFO.exists() else []
     return [line for line in lines if line.startswith(names)]
+
+
+def version(package: str) -> str:
+    """The version of a package; unknown where it is not installed, as distmlp run from a folder of its source."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

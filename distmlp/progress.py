@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from distmlp import scores
 from distmlp.config import Config
 from distmlp.errors import DivergedError, InputError
 
@@ -27,21 +29,36 @@ Poll = Callable[[], None]
 Line = dict[str, Any]  # of metrics.jsonl: `step` counts completed updates, `epoch` completed epochs
 
 
-def scored(history: Sequence[Line]) -> list[tuple[float, Line]]:
-    """Each evaluation's line, and the accuracy that counts: the validation set's, where there is one."""
-    found = [(line.get("validation_accuracy", line.get("test_accuracy")), line) for line in history]
-    return [(float(score), line) for score, line in found if score is not None and not line.get("final")]
+def score(line: Line) -> float | None:
+    """What an evaluation is compared by, the higher the better: the accuracy, or what the line says that it is chosen
+    by; on the validation set, where there is one.
+
+    None: the line has no evaluation, or is the last one of all.
+    """
+    name = line.get("choose_by", "accuracy")
+    found = line.get(f"validation_{name}", line.get(f"test_{name}"))
+    return None if found is None or line.get("final") else float(-found if name == "loss" else found)
 
 
-def best(history: Sequence[Line]) -> Line:
-    """The line of the highest accuracy that counts, the first among equals; {"step": 0} before any evaluation."""
-    return max(scored(history), key=lambda item: item[0], default=(0.0, {"step": 0}))[1]
+class Standing(NamedTuple):
+    """How the evaluations stand, which the best checkpoint and --patience go by; checkpoints carry it."""
+
+    best: Line = {"step": 0}  # noqa: RUF012 - nobody changes it: the line of the highest score, the first among equals
+    stale: int = 0  # evaluations since the best
+    step: int = 0  # of the last evaluation that is counted
+
+    def after(self, line: Line) -> Standing:
+        """How they stand with this line, unless it is counted already."""
+        found, top = score(line), score(self.best)
+        if found is None or line["step"] <= self.step:
+            return self
+        better = top is None or found > top
+        return Standing(line, 0, line["step"]) if better else Standing(self.best, self.stale + 1, line["step"])
 
 
-def stale(history: Sequence[Line]) -> int:
-    """How many evaluations there were since the best."""
-    lines = [line for _, line in scored(history)]
-    return len(lines) - 1 - lines.index(best(history)) if lines else 0
+def best(history: Iterable[Line]) -> Line:
+    """The line of the best evaluation, the first among equals; {"step": 0} before any evaluation."""
+    return functools.reduce(Standing.after, history, Standing()).best
 
 
 class Cadence:
@@ -94,8 +111,8 @@ def _every(interval: int, number: int) -> bool:
 class Totals:
     """Sums that the lines need; checkpoints carry them, so that a resumed run logs the same numbers."""
 
-    loss: float = 0.0  # summed over the examples since the last line
-    examples: int = 0  # since the last line
+    loss: float = 0.0  # of the examples since the last line, each by its weight, added up
+    weight: float = 0.0  # of these examples together
     epoch_examples: int = 0
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
@@ -108,6 +125,7 @@ class Progress:
       step: completed updates.
       totals: the sums of a checkpoint that training goes on from; its line of this step is not in them.
       history: the lines that are there.
+      standing: of the evaluations that a checkpoint counts; those of later lines, up to its step, are added.
       started: when the clock of total_seconds began to run, by time.monotonic; None: now.
       record: is called with each completed step's number and loss, in their order.
     """
@@ -115,13 +133,20 @@ class Progress:
     def __init__(
         self, cadence: Cadence, step: int = 0, totals: Totals | None = None, history: Sequence[Line] = (),
         started: float | None = None, record: Callable[[int, float], None] = lambda step, loss: None,
+        standing: Standing | None = None,
     ) -> None:
         self.cadence, self.step, self.totals, self.history = cadence, step, totals or Totals(), list(history)
+        self.standing = standing or Standing()
+        best_step = self.standing.best["step"]
+        if best_step and not any(line["step"] == best_step and not line.get("final") for line in self.history):
+            self.history.append(self.standing.best)  # its line is lost, but the checkpoint has it
+            self.history.sort(key=lambda line: (line["step"], bool(line.get("final"))))
+        self.standing = functools.reduce(Standing.after, (h for h in history if h["step"] <= step), self.standing)
         self.last_loss: float | None = None
         self._record = record
         self._pending: deque[tuple[int, Steps]] = deque()
-        self._clock = time.monotonic()  # up to when the epoch's seconds are counted
-        self._total_clock = self._clock if started is None else started  # up to when total_seconds are
+        self._training_since: float | None = None  # up to when the epoch's seconds are counted; None: no step is made
+        self._total_clock = time.monotonic() if started is None else started  # up to when total_seconds are
 
     @property
     def _position(self) -> Line:
@@ -129,27 +154,44 @@ class Progress:
 
     @property
     def at_end(self) -> bool:
-        """Whether the last step is done, or --patience is at its end: by the lines, so that every start agrees."""
-        return self.step == self.cadence.total_steps or 0 < self.cadence.patience <= stale(self.history)
+        """Whether the last step is done, or --patience is over: by the evaluations, so that every start agrees."""
+        return self.step == self.cadence.total_steps or 0 < self.cadence.patience <= self.standing.stale
+
+    @property
+    def at_best(self) -> bool:
+        """Whether this step's evaluation is the best so far."""
+        return 0 < self.step == self.standing.best["step"]
 
     @property
     def finished(self) -> bool:
         """Whether the lines say that training has ended here, evaluation included."""
         last, final = self.history[-2:] if len(self.history) > 1 else ({}, {})
-        ended = final.get("final") and scored([last]) and last["step"] == final["step"] == self.step
+        ended = final.get("final") and score(last) is not None and last["step"] == final["step"] == self.step
         return bool(ended) and self.at_end
 
     @property
     def logged(self) -> bool:
-        """Whether this step has its line."""
-        return any(line["step"] == self.step and not line.get("final") for line in self.history)
+        """Whether this step has its line; the lines to come are dropped."""
+        return bool(self.history) and bool(self.history[-1]["step"] == self.step)
 
     def drop_lines_to_come(self) -> None:
         """Drops the lines that training will write again: those beyond this step, and its own if it lacks an
         evaluation that is due."""
         due = self.cadence.evaluation(self.step)
         self.history = [line for line in self.history if not line.get("final")
-                        and line["step"] <= self.step - (due and not scored([line]))]  # fmt: skip
+                        and line["step"] <= self.step - (due and score(line) is None)]  # fmt: skip
+
+    def begin_steps(self) -> None:
+        """To be called before each dispatch: the epoch's clock runs from here to `settle`, and what comes between
+        `settle` and the next dispatch, as an evaluation or a checkpoint, is no training time.
+
+        Where this step has its line, new sums begin. Until then they are those from before the line, as checkpoints
+        have them.
+        """
+        if self.logged:
+            self._begin_sums()
+        if self._training_since is None:
+            self._training_since = time.monotonic()
 
     def add(self, steps: Steps) -> None:
         """Counts the steps of a dispatch, and reads the losses of those before it; raises as `settle`."""
@@ -159,32 +201,29 @@ class Progress:
         self._read_losses(_IN_FLIGHT)
 
     def settle(self) -> None:
-        """Waits for the devices, reads all losses, and adds the time since the clock was started to the epoch's.
+        """Waits for the devices, reads all losses, and stops the epoch's clock.
 
         Raises:
           DivergedError: a loss is not finite.
         """
         self._read_losses(0)
-        now = time.monotonic()
-        self.totals.epoch_seconds += now - self._clock
-        self._clock = now
+        if self._training_since is not None:
+            self.totals.epoch_seconds += time.monotonic() - self._training_since
+            self._training_since = None
 
     def _read_losses(self, in_flight: int) -> None:
         while len(self._pending) > in_flight:
             first, steps = self._pending.popleft()
-            for step, (loss, size) in enumerate(zip(np.asarray(steps.losses), steps.sizes, strict=False), first + 1):
+            told = zip(np.asarray(steps.losses), steps.sizes, steps.weight_sums.tolist(), strict=False)
+            for step, (loss, size, weight) in enumerate(told, first + 1):
                 if not np.isfinite(loss):
                     raise DivergedError(f"the loss or a gradient is not finite at step {step}: try a lower "
                                         "--learning_rate or --clip_norm")
                 self.last_loss = float(loss)
                 self._record(step, self.last_loss)
-                self.totals.loss += self.last_loss * size
-                self.totals.examples += size
+                self.totals.loss += self.last_loss * weight
+                self.totals.weight += weight
                 self.totals.epoch_examples += size
-
-    def start_clock(self) -> None:
-        """Training goes on now: what was before, an evaluation perhaps, is no training time."""
-        self._clock = time.monotonic()
 
     def count_seconds(self) -> None:
         """Brings total_seconds up to date."""
@@ -195,14 +234,16 @@ class Progress:
     def add_line(self, evaluated: Line) -> Line:
         """The line of this step: what the steps since the last one add up to, and what an evaluation has found.
 
-        At the end of an epoch, or of the run, it has the speed, too.
+        At the end of an epoch, or of the run, it has the speed of the steps since the last line that has one.
         """
         sums, line = self.totals, self._position
-        if sums.examples:
-            line["train_loss"] = sums.loss / sums.examples
-        if sums.epoch_seconds and (self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps):
+        if sums.weight:
+            line["train_loss"] = sums.loss / sums.weight
+        ends = self.cadence.epoch_end(self.step) or self.step == self.cadence.total_steps
+        if ends and sums.epoch_examples and sums.epoch_seconds:
             line |= {"seconds": sums.epoch_seconds, "examples_per_second": sums.epoch_examples / sums.epoch_seconds}
         self.history.append(line | evaluated)
+        self.standing = self.standing.after(self.history[-1])
         return self.history[-1]
 
     def add_final_line(self, sha256: str, tested: Line) -> Line:
@@ -212,12 +253,14 @@ class Progress:
         self.history.append(self._position | ended | tested)
         return self.history[-1]
 
-    def begin_sums(self) -> None:
-        """New sums and a new clock, after a line, or where a checkpoint has them from before its line."""
-        self.totals.loss, self.totals.examples = 0.0, 0
-        if self.cadence.epoch_end(self.step):
+    def _begin_sums(self) -> None:
+        """New sums after this step's line; also of the epoch, where that line has said how fast it was.
+
+        A line within an epoch has: the run was to end there, and now goes on.
+        """
+        self.totals.loss, self.totals.weight = 0.0, 0.0
+        if "seconds" in self.history[-1] or self.cadence.epoch_end(self.step):
             self.totals.epoch_examples, self.totals.epoch_seconds = 0, 0.0
-        self.start_clock()
 
 
 class Measures:
@@ -225,15 +268,26 @@ class Measures:
 
     def __init__(self, config: Config, data: Data, evaluator: Evaluator) -> None:
         self._eval_train, self._data, self._evaluator = config.eval_train, data, evaluator
+        self._choose_by = config.choose_by
+        chooser = data.test if data.validation is None else data.validation
+        known = not chooser.one_by_one or chooser.labels.any()
+        if self._choose_by == "roc_auc" and known and (why := scores.undefined(chooser.labels, data.called)):
+            raise _undefined(chooser, why)
 
     def evaluated(self, state: State, poll: Poll) -> Line:
         """What is due while training: of the validation set where there is one, else of the test set."""
         line: Line = {}
         if self._eval_train:
             line["train_accuracy"] = self._evaluator(state, self._data.train, poll).accuracy
-        if self._data.validation is not None:
-            return line | self._measure("validation", state, self._data.validation, poll)
-        return line | self._measure("test", state, self._data.test, poll)
+        if self._choose_by != "accuracy":
+            line["choose_by"] = self._choose_by
+        name, chooser = "validation", self._data.validation
+        if chooser is None:
+            name, chooser = "test", self._data.test
+        line |= self._measure(name, state, chooser, poll)
+        if score(line) is None:
+            raise _undefined(chooser, "not every class occurs in it")
+        return line
 
     def tested(self, last: State, best: State | None, poll: Poll) -> Line:
         """Of the test set, where a validation set chose: only now, with nothing left to choose."""
@@ -243,6 +297,15 @@ class Measures:
         return line | self._measure("test", last, self._data.test, poll)
 
     def _measure(self, name: str, state: State, examples: Examples, poll: Poll) -> Line:
-        found = self._evaluator(state, examples, poll)
-        return {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
-                f"{name}_count": found.total}
+        found = self._evaluator(state, examples, poll, scores.NEEDS[self._choose_by])
+        line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
+                f"{name}_count": found.total}  # fmt: skip
+        if found.labels is not None:
+            value = scores.score(self._choose_by, found.labels, found.predicted, found.log_probs)
+            line |= {} if value is None else {f"{name}_{self._choose_by}": value}
+        return line
+
+
+def _undefined(examples: Examples, why: str) -> InputError:
+    return InputError(f"--choose_by=roc_auc is not defined for {examples.name}, for {why}: give another of its values")
+

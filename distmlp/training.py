@@ -21,7 +21,7 @@ from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
 from distmlp.parallel.step import initial_state, make_train_step
-from distmlp.progress import Cadence, Line, Measures, Poll, Progress, best
+from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
 
 class Program:
@@ -33,19 +33,26 @@ class Program:
       placement: where the training set lies, host or device, and why.
     """
 
-    def __init__(self, config: Config, data: Data, layout: Layout, memory: int) -> None:
-        """Raises InputError where settings do not go with the data. `memory`: bytes of the smallest of the devices."""
+    def __init__(
+        self, config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps
+    ) -> None:
+        """Raises InputError where settings do not go with the data.
+
+        `memory`: bytes of the smallest of the devices. `lead`: gives several processes the first one's whole number.
+        """
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
         self._config, self._data, self.layout = config, data, layout
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards,
-                                  config.shuffle, config.seed, config.num_workers)  # fmt: skip
+                                  config.shuffle, config.seed, config.num_workers, data.weights)  # fmt: skip
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch)
-        train_step = make_train_step(config, layout, data.num_classes, self._optimizer)
-        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps)
+        weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
+        train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless)
+        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
+                              lead)  # fmt: skip
         self.evaluator = Evaluator(config, layout)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, STATE)
@@ -68,6 +75,10 @@ class Program:
 
     def _initial_state(self, scaling: Sequence[Any]) -> State:
         return initial_state(self.sizes, self._config.seed, self._optimizer, scaling)
+
+    def taken(self) -> int:
+        """How many examples were read so far, where they are read one by one; from any thread."""
+        return self.loader.taken + self.evaluator.taken
 
     def close(self) -> None:
         """Ends the processes that load data."""
@@ -106,14 +117,11 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
       DivergedError: a value is not finite, or the devices no longer agree.
     """
     cadence = progress.cadence
-    if progress.logged:
-        progress.begin_sums()  # a checkpoint has the sums from before its line
-    elif progress.step and cadence.line(progress.step):
+    if not progress.logged and progress.step and cadence.line(progress.step):
         yield _with_line(parts, state, progress, poll)
-        progress.begin_sums()
-    progress.start_clock()
     while not progress.at_end:
         yield Moment(state)
+        progress.begin_steps()
         with jax.transfer_guard("disallow"):
             state, steps = parts.feed.advance(state, progress.step, cadence.next(progress.step))
         progress.add(steps)
@@ -122,7 +130,6 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
         if cadence.line(progress.step):
             progress.settle()
             yield _with_line(parts, state, progress, poll)
-            progress.begin_sums()
 
 
 def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> Moment:
@@ -134,12 +141,12 @@ def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambd
     """Trains from an initial state, keeping the best one in memory; `show` gets each line but the final one."""
     progress = Progress(parts.cadence)
     best_state = state
-    for moment in advance(parts, state, progress, progress.start_clock):
+    for moment in advance(parts, state, progress, poll=lambda: None):
         state = moment.state
         if moment.line is not None:
             show(moment.line)
-            if best(progress.history) is moment.line:
+            if progress.at_best:
                 best_state = jax.tree.map(jnp.copy, state)
-    tested = parts.measures.tested(state, best_state, progress.start_clock)
+    tested = parts.measures.tested(state, best_state, poll=lambda: None)
     progress.add_final_line(params_sha256(state.params), tested)
     return Result(state.params, progress.history, best_state.params)

@@ -2,7 +2,8 @@
 
 import runpy
 import sys
-from importlib import metadata
+
+from distmlp import machine
 
 VERBS = {
     "train": "train a network, or go on with a run",
@@ -25,7 +26,7 @@ def main() -> None:
         del sys.argv[0]
         runpy.run_module(f"launch.{verb}", run_name="__main__", alter_sys=True)
     elif verb == "--version":
-        print(f"distmlp {metadata.version('distmlp')}")
+        print(f"distmlp {machine.version('distmlp')}")
     elif verb in ("", "-h", "-help", "--help", "help"):
         print("\n".join([_USAGE, "", *(f"  {name:<10} {text}" for name, text in VERBS.items())]))
     else:

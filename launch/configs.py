@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 def _about(path: Path) -> str:
     """The first comment that is a sentence."""
-    comments = [line[2:] for line in path.read_text().splitlines() if line.startswith("# ")]
+    comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
     said = next((text for text in comments if text[:1].isupper() and "=" not in text.split()[0]), "")
     return textwrap.shorten(said, 54, placeholder=" ...")
 

@@ -3,8 +3,8 @@
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from importlib import metadata
 
+from distmlp import machine
 from distmlp.config import Config, flag_value
 
 _WIDTH = 80  # columns of the help
@@ -27,7 +27,7 @@ class HelpRequested(Exception):
 def check(arguments: Sequence[str]) -> None:
     """Raises HelpRequested for --help, --helpfull and --version."""
     if "--version" in arguments:
-        raise HelpRequested(f"distmlp {metadata.version('distmlp')}")
+        raise HelpRequested(f"distmlp {machine.version('distmlp')}")
     if "--helpfull" in arguments or _FLAGS & set(arguments):
         raise HelpRequested(text(full="--helpfull" in arguments))
 

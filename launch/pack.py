@@ -22,8 +22,8 @@ from distmlp import Config, InputError
 from distmlp.config import as_text
 from launch import verb
 
-FLAGS = ("label_column", "ignore_columns", "text_columns", "missing", "header", "num_classes", "image_size",
-         "image_mode", "test_fraction", "validation_fraction", "seed")  # fmt: skip
+FLAGS = ("label_column", "weight_column", "ignore_columns", "text_columns", "missing", "header", "num_classes",
+         "image_size", "image_mode", "test_fraction", "validation_fraction", "seed")  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,14 @@ def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
             (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
         for path in sorted(folder.rglob("*"))
     }  # fmt: skip
+
+
+def write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """Makes these the lines of one of a run's files, with their checksums."""
+    from distmlp.run.lines import sealed
+
+    plain = ({name: part for name, part in value.items() if name != "crc32"} for value in values)
+    path.write_text("".join(f"{sealed(value)}\n" for value in plain))
 
 
 def flip_bit(folder: Path) -> None:

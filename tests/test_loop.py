@@ -1,5 +1,7 @@
 """What the loop does between steps: how many a dispatch has, and which are profiled."""
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +62,62 @@ def test_a_run_resumed_within_the_profiled_steps_profiles_the_rest(npz: str, eve
     events.clear()
     train(small_config(npz, max_steps=8, profile_steps="3:7", steps_per_dispatch=10, num_devices=1))
     assert events == ["start_trace", [6, 7], "stop_trace", [8]]
+
+
+def test_a_profile_that_cannot_be_written_costs_no_training(
+    npz: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").write_text("no folder")
+    assert train(small_config(npz, profile_steps="3:4", num_devices=1)).history[-1]["step"] == 10
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "profile" in line]
+    assert line.startswith(f"distmlp: --profile_steps: there is no profile in {tmp_path}/run/profile (")
+    assert line in (tmp_path / "run" / "log.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_profile(
+    npz: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = jax.profiler.stop_trace
+
+    def full() -> None:
+        stop()  # type: ignore[no-untyped-call] # jax's
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ...; No space left on device")
+
+    monkeypatch.setattr(jax.profiler, "stop_trace", full)
+    assert train(small_config(npz, profile_steps="3:4", num_devices=1)).history[-1]["step"] == 10
+    assert capfd.readouterr().err.count("run/profile (RESOURCE_EXHAUSTED: ...; No space left on device)") == 1
+
+
+def test_a_profile_of_somebody_else_costs_no_training(
+    npz: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As of a notebook's cell around the training."""
+    with jax.profiler.trace(str(tmp_path / "theirs")):
+        train(small_config(npz, profile_steps="3:4", num_devices=1))
+    assert "(Profile has already been started. Only one" in capfd.readouterr().err
+    assert list((tmp_path / "theirs").rglob("*.xplane.pb"))
+
+
+def test_training_time_is_of_steps_only(npz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint or an evaluation that takes an hour, by the clock."""
+    late, monotonic, save, evaluate = [0.0], time.monotonic, Store.save, Evaluator.__call__
+
+    def slowed(call: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any) -> Any:
+            late[0] += 3600
+            return call(*arguments)
+
+        return slow
+
+    monkeypatch.setattr("time.monotonic", lambda: monotonic() + late[0])
+    monkeypatch.setattr(Store, "save", slowed(save))
+    monkeypatch.setattr(Evaluator, "__call__", slowed(evaluate))
+    history = train(small_config(npz, checkpoint_every_steps=2, eval_every_steps=3, stall_seconds=0)).history
+    assert late[0] > 8 * 3600
+    assert [line["step"] for line in history if "seconds" in line] == [5, 10]
+    assert all(line["seconds"] < 3600 for line in history if "seconds" in line)
+    assert history[-1]["total_seconds"] > 8 * 3600
 
 
 def test_steps_that_the_run_does_not_have_cannot_be_profiled(npz: str) -> None:
@@ -154,5 +212,5 @@ def test_a_stop_comes_between_steps_after_what_is_due(
         with pytest.raises(Interrupted, match=rf"stopped after step {step} of 10; .* checkpoint is of step {step};"):
             train(small_config(npz, steps_per_dispatch=3, num_devices=1))
     assert done[0] == dispatch
-    assert [line["step"] for line in read_lines(Path("run"))] == lines
+    assert [line["step"] for line in read_lines(Path("run")).values] == lines
     assert train(small_config(npz, num_devices=1)).history[-1]["step"] == 10

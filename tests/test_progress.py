@@ -1,14 +1,16 @@
 """Where a training stands, by its lines: what a resumed run drops, when it has ended, and what its lines add up."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
 from distmlp import Config
+from distmlp import progress as progress_module
 from distmlp.errors import DivergedError
 from distmlp.parallel.feed import Steps
-from distmlp.progress import Cadence, Line, Progress, Totals
+from distmlp.progress import Cadence, Line, Progress, Standing, Totals, best
 
 
 def line(step: int, **more: object) -> Line:
@@ -58,32 +60,193 @@ def test_patience_ends_a_run_after_so_many_evaluations_without_a_better_one() ->
     assert not progress(4, *history).at_end
 
 
-def test_a_line_has_the_mean_loss_over_examples_and_an_epochs_speed() -> None:
+class Losses(np.ndarray):
+    def copy_to_host_async(self) -> None: ...
+
+
+def steps(*losses: float) -> Steps:
+    weights = np.full(len(losses), 30, np.float32)
+    return Steps(np.array([*losses, 99.0], np.float32).view(Losses), [20] * len(losses), weights, np.empty(0),
+                 np.empty(0))  # fmt: skip
+
+
+class Clock:
+    now = 1000.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr("time.monotonic", lambda: found.now)
+    return found
+
+
+def test_how_evaluations_stand_is_what_all_lines_say_wherever_a_checkpoint_was_saved() -> None:
+    scores = {2: 0.5, 4: 0.7, 6: 0.6, 8: 0.7, 10: 0.4}
+    lines = [line(step, validation_accuracy=scores[step]) if step in scores else line(step) for step in range(1, 11)]
+    assert best(lines) is lines[3]
+    whole = progress(10, *lines).standing
+    assert whole == Standing(lines[3], 3, 10)
+    assert progress(5, *lines).standing == Standing(lines[3], 0, 4)  # what comes later is not counted
+    for saved in range(11):  # before its step's line, or after it: nothing is counted twice, nothing left out
+        then = Progress(Cadence(Config(num_epochs=3), 5), saved, history=lines[:saved]).standing
+        for there in (lines, lines[saved:]):
+            found = Progress(Cadence(Config(num_epochs=3), 5), 10, history=there, standing=then)
+            assert found.standing == whole
+            assert not found.at_best
+            assert best(found.history) == lines[3]  # also where that line was lost
+            assert [entry["step"] for entry in found.history] == sorted({entry["step"] for entry in found.history})
+    final = line(10, final=True)
+    found = Progress(Cadence(Config(num_epochs=2), 5), 10, history=[final], standing=Standing(lines[9], 0, 10))
+    assert found.history == [lines[9], final]
+    assert found.finished
+
+
+def test_an_evaluation_that_is_made_again_is_not_counted_again() -> None:
+    found = progress(5, patience=2)
+    found.add_line({"validation_accuracy": 0.5})
+    again = Progress(found.cadence, 5, standing=found.standing)
+    assert (again.at_best, again.standing.stale) == (True, 0)
+    again.add_line({"validation_accuracy": 0.5})
+    assert (again.at_best, again.standing.stale) == (True, 0)
+    again.step = 6
+    again.add_line({"validation_accuracy": 0.6})
+    assert again.at_best
+    for again.step in (7, 8):
+        assert not again.at_end
+        again.add_line({"validation_accuracy": 0.6})
+        assert not again.at_best
+    assert again.at_end
+
+
+def test_no_evaluation_looks_through_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, score = [0], progress_module.score
+
+    def counted(line: Line) -> float | None:
+        looks[0] += 1
+        return score(line)
+
+    monkeypatch.setattr(progress_module, "score", counted)
+    found = Progress(Cadence(Config(num_epochs=100, patience=400), 5))
+    for found.step in range(1, 301):
+        found.add_line({"validation_accuracy": found.step % 7 / 7})
+        assert not found.at_end
+    assert found.standing.stale == 300 - 6
+    assert looks[0] <= 3 * 300
+
+
+def test_a_line_has_the_mean_loss_over_examples_and_an_epochs_speed(clock: Clock) -> None:
     config = Config(num_epochs=3)
     recorded: list[tuple[int, float]] = []
-    found = Progress(Cadence(config, 5), 3, Totals(loss=6.0, examples=3, epoch_examples=60, epoch_seconds=2.0),
+    found = Progress(Cadence(config, 5), 3, Totals(loss=6.0, weight=3, epoch_examples=60, epoch_seconds=2.0),
                      record=lambda step, loss: recorded.append((step, loss)))  # fmt: skip
-
-    class Losses(np.ndarray):
-        def copy_to_host_async(self) -> None: ...
-
-    def steps(*losses: float) -> Steps:
-        return Steps(np.array([*losses, 99.0], np.float32).view(Losses), [20] * len(losses), np.empty(0), np.empty(0))
-
+    found.begin_steps()
     found.add(steps(0.5))
     assert recorded == []  # the newest dispatch is still on its way
+    clock.now += 0.25
+    found.begin_steps()
     found.add(steps(0.25))
     assert recorded == [(4, 0.5)]
+    clock.now += 0.25
     found.settle()
     assert recorded == [(4, 0.5), (5, 0.25)]
     assert found.last_loss == 0.25
     made = found.add_line({"test_accuracy": 0.5})
     assert made is found.history[-1]
-    assert made["train_loss"] == (6.0 + 20 * 0.5 + 20 * 0.25) / 43
-    assert made["seconds"] == pytest.approx(2.0, abs=1.0)
-    assert made["examples_per_second"] == 100 / made["seconds"]
-    found.begin_sums()
-    assert (found.totals.examples, found.totals.epoch_examples, found.totals.epoch_seconds) == (0, 0, 0)
+    assert made["train_loss"] == (6.0 + 30 * 0.5 + 30 * 0.25) / 63
+    assert made["seconds"] == 2.5
+    assert made["examples_per_second"] == 100 / 2.5
+    found.begin_steps()
+    assert (found.totals.weight, found.totals.epoch_examples, found.totals.epoch_seconds) == (0, 0, 0)
     found.add(steps(np.inf))
     with pytest.raises(DivergedError, match="not finite at step 6"):
         found.settle()
+
+
+def dispatch(found: Progress, clock: Clock, seconds: float, count: int = 1) -> None:
+    found.begin_steps()
+    clock.now += seconds
+    found.add(steps(*[0.5] * count))
+
+
+def test_only_steps_are_training_time(clock: Clock) -> None:
+    found = progress(0)
+    clock.now += 100  # compilation
+    dispatch(found, clock, 1)
+    found.settle()
+    clock.now += 100  # a checkpoint
+    found.settle()
+    clock.now += 100  # an evaluation
+    for _ in range(4):
+        dispatch(found, clock, 1)
+    found.settle()
+    found.settle()
+    clock.now += 100
+    assert found.add_line({})["seconds"] == 5
+    dispatch(found, clock, 3, 5)
+    found.settle()
+    assert found.add_line({})["seconds"] == 3
+
+
+def test_all_seconds_of_a_run_are_counted_once(clock: Clock) -> None:
+    config = Config(num_epochs=3)
+    found = Progress(Cadence(config, 5), 3, Totals(total_seconds=10.0), started=clock.now - 4)
+    for _ in range(2):
+        found.count_seconds()
+        assert found.totals.total_seconds == 14
+    clock.now += 6
+    assert found.add_final_line("ab", {})["total_seconds"] == 20
+
+
+def test_a_line_within_an_epoch_leaves_the_epochs_sums(clock: Clock) -> None:
+    found = progress(0, eval_every_steps=2)
+    dispatch(found, clock, 1, 2)
+    found.settle()
+    assert found.add_line({"test_accuracy": 0.5}).keys() == {"step", "epoch", "train_loss", "test_accuracy"}
+    dispatch(found, clock, 2, 3)
+    found.settle()
+    assert (found.totals.weight, found.totals.epoch_examples) == (90, 100)
+    assert found.add_line({})["seconds"] == 3
+
+
+def resumed(before: Progress, **settings: Any) -> Progress:
+    """From a checkpoint of this step, as the store keeps it."""
+    config = Config(num_epochs=3, **settings)
+    totals = Totals(**dataclasses.asdict(before.totals))
+    found = Progress(Cadence(config, 5), before.step, totals, [dict(line) for line in before.history])
+    found.drop_lines_to_come()
+    return found
+
+
+def test_an_epoch_that_a_run_ended_in_is_counted_once_when_it_goes_on(clock: Clock) -> None:
+    found = progress(0, max_steps=3)
+    dispatch(found, clock, 3, 3)
+    found.settle()
+    ended = found.add_line({"test_accuracy": 0.5})
+    assert (ended["seconds"], ended["examples_per_second"]) == (3, 20)
+    longer = resumed(found)
+    assert longer.logged
+    dispatch(longer, clock, 4, 2)
+    longer.settle()
+    whole = longer.add_line({"test_accuracy": 0.5})
+    assert (whole["seconds"], whole["examples_per_second"]) == (4, 10)
+    assert sum(line["seconds"] for line in longer.history) == 7
+
+
+def test_a_line_that_is_written_again_says_what_it_said(clock: Clock) -> None:
+    """A checkpoint may be saved after the line of its step: at a signal, or when its time has come."""
+    found = progress(0, eval_every_epochs=0)
+    dispatch(found, clock, 4, 5)
+    found.settle()
+    said = dict(found.add_line({}))
+    assert said["train_loss"] == 0.5
+    clock.now += 1
+    found.settle()
+    again = resumed(found)  # with the evaluation that now is due, the line goes
+    assert not again.logged
+    assert again.add_line({"test_accuracy": 0.5}) == said | {"test_accuracy": 0.5}
+
+
+def test_a_line_without_steps_says_no_speed(clock: Clock) -> None:
+    found = Progress(Cadence(Config(num_epochs=3), 5), 5, Totals(epoch_seconds=0.001))  # of a run of version 0.2.0
+    assert found.add_line({}) == {"step": 5, "epoch": 1}

@@ -1,5 +1,6 @@
 """What surrounds the code: the workflow, the hooks before a commit, the issue templates."""
 
+import ast
 import re
 from typing import Any
 
@@ -40,3 +41,17 @@ def test_issue_templates_ask_for_the_banner(npz: str, capsys: pytest.CaptureFixt
         assert (lines[0], lines.index(first) < lines.index(last)) == (first, True)
         if template == "bug":
             assert field["validations"]["required"]
+
+
+def test_text_files_have_an_encoding() -> None:
+    """Without one, the locale of whoever runs this decides."""
+    for path in [*(REPOSITORY / "distmlp").rglob("*.py"), *(REPOSITORY / "launch").rglob("*.py")]:
+        for call in ast.walk(ast.parse(path.read_bytes())):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
+                continue
+            module = call.func.value.id if isinstance(call.func.value, ast.Name) else ""
+            binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in call.args)
+            if call.func.attr in ("read_text", "write_text") or (
+                call.func.attr == "open" and module not in ("os", "Image") and not binary
+            ):
+                assert "encoding" in [keyword.arg for keyword in call.keywords], f"{path}:{call.lineno}"

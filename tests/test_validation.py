@@ -40,9 +40,9 @@ def test_the_best_is_chosen_by_validation_and_the_test_set_read_once_at_the_end(
     evaluated: list[str] = []
     evaluate = Evaluator.__call__
 
-    def listening(self: Evaluator, state: Any, data: Any, poll: Any) -> Any:
+    def listening(self: Evaluator, state: Any, data: Any, poll: Any, *more: Any) -> Any:
         evaluated.append(data.name)
-        return evaluate(self, state, data, poll)
+        return evaluate(self, state, data, poll, *more)
 
     monkeypatch.setattr(Evaluator, "__call__", listening)
     *lines, final = train(small_config(with_validation, **CHANGES)).history

@@ -31,6 +31,7 @@ from distmlp.errors import InputError, ProcessEnded, one_line
 T = TypeVar("T")
 Answer = dict[str, Any]  # of one process to a question: {"value": ...}, or {"failed": [kind, text, host]}
 _HOUR = 3_600_000  # milliseconds for which a process waits for the others: one may have data to download
+_KEPT_ORDERS = 64  # of process 0's: it is a few dispatches before the others, each with two orders
 # XLA's preemption_sync_manager.cc waits for this key; whoever sets it makes all processes agree on a step to stop at.
 _STOP_NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 # What jax and its libraries say when another process is gone. Phrases, not words: they quote the user's paths, too.
@@ -48,7 +49,7 @@ class Group:
         self.several, self.first = processes > 1, process == 0  # the first process is the one that prints and writes
         self.speaks = True  # whether this process prints the error it ends with: what all share is printed once
         self._process, self._processes, self._client = process, processes, client
-        self._questions, self._stop_points = itertools.count(1), itertools.count(1)
+        self._questions, self._stop_points, self._orders = itertools.count(1), itertools.count(1), itertools.count(1)
         self._all_end = False  # whether all processes are known to end now
         self._patience = 120_000  # milliseconds for which a process that fails waits for the others to learn of it
 
@@ -93,6 +94,28 @@ class Group:
     def decide(self, value: T) -> T:
         """Process 0's value, in every process; a collective."""
         return self.exchange(value)[0]
+
+    def lead(self, value: T) -> T:
+        """Process 0's value, in every process; process 0 does not wait for the others, nor do they for one another.
+
+        For what its clock decides amid training. All call this equally often, and none more than some steps later.
+        """
+        if not self.several:
+            return value
+        order = next(self._orders)
+        if not self.first:
+            return json.loads(self._client.blocking_key_value_get(f"distmlp/order/{order}", _HOUR))
+        self._client.key_value_set(f"distmlp/order/{order}", json.dumps(value))
+        if order > _KEPT_ORDERS:
+            self._client.key_value_delete(f"distmlp/order/{order - _KEPT_ORDERS}")
+        return value
+
+    def pulse(self, own: int) -> int:
+        """The sum of the numbers that the processes have given last, each its own; from any thread, without waiting."""
+        if not self.several:
+            return own
+        self._client.key_value_set(f"distmlp/pulse/{self._process}", str(own), allow_overwrite=True)
+        return sum(int(number) for _, number in self._client.key_value_dir_get("distmlp/pulse/"))
 
     def agree(self, facts: dict[str, Any]) -> None:
         """Raises InputError in every process unless all of them hold the same facts (JSON values); a collective."""

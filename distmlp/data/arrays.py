@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("val", "valid", "validation")}
 _FEATURES = ("x", "data", "images", "features", "inputs")
 _LABELS = ("y", "target", "targets", "label", "labels")
+_WEIGHTS = ("w", "weights", "sample_weight")
 
 
 class Part(NamedTuple):
@@ -26,6 +27,7 @@ class Part(NamedTuple):
     labels: Any
     name: str  # for messages
     files: list[Path] | None = None  # of pictures, the file of each
+    weights: Any = None  # [N], what each example counts in the loss; None: each 1
 
 
 class Source(NamedTuple):
@@ -135,14 +137,15 @@ def _find(path: Path, names: Sequence[str], words: tuple[str, ...], part: str) -
     return found[0] if found else ""
 
 
-def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Features and labels of each part among named arrays, by the usual names: x_train and y_train, data and target,
-    val_images, ..."""
+def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Features, labels and weights ("" for none) of each part among named arrays, by the usual names: x_train, y_train
+    and w_train, data and target, val_images, ..."""
     parts = {}
     for part, affixes in _PARTS.items():
         features, labels = _find(path, names, _FEATURES, part), _find(path, names, _LABELS, part)
+        weights = _find(path, names, _WEIGHTS, part)
         if features and labels:
-            parts[part] = features, labels
+            parts[part] = features, labels, weights
         elif features or labels or part == "train":
             lacking = "y" if features else "x"
             raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {', '.join(names) or 'no arrays'}: "
@@ -151,5 +154,8 @@ def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
-    return Source({part: Part(get(features), get(labels), f"{path}: {features}, {labels}")
-                   for part, (features, labels) in pairs(path, names).items()})
+    return Source({
+        part: Part(get(features), get(labels), f"{path}: {', '.join(filter(None, (features, labels, weights)))}",
+                   weights=get(weights) if weights else None)
+        for part, (features, labels, weights) in pairs(path, names).items()
+    })

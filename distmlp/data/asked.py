@@ -64,8 +64,8 @@ class TableRows:
 
     def blocks(self, start: int, stop: int) -> Iterator[Asked]:
         row, choice, columns = start, self._choice, self._columns
-        for block in typed.stream(self._raw, choice.features, None, choice.empty, tables.rules_of(columns, choice),
-                                  carried=self._carried, start=start):  # fmt: skip
+        for block in typed.stream(self._raw, choice.features, None, None, choice.empty,
+                                  tables.rules_of(columns, choice), carried=self._carried, start=start):  # fmt: skip
             names = choice.features if columns is None else columns.names
             table = tables.by_training(block.table, choice, names).part(0, stop - row)
             if not len(table.numbers):

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import multiprocessing
 import pickle
 import signal
@@ -22,41 +23,61 @@ from distmlp.errors import InputError, one_line
 
 _CHUNK = 256  # steps whose indices are computed at once
 _TOLD = 16  # steps whose examples are on their way from the disk
+_AT_ONCE = 16  # examples that are read one by one between two signs of life
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
 
 
 class Batch(NamedTuple):
-    """This process's share of a global batch. Rows of weight 0 only fill up a shard."""
+    """This process's share of a global batch. Rows that only fill up a shard have weight 0."""
 
     images: Any  # uint8 or float32 [local shards, rows, features]
     labels: Any  # int32 [local shards, rows]
-    weights: Any  # float32 [local shards, rows]
+    weights: Any  # float32 [local shards, rows]: what each counts in the loss
     weight_sum: Any  # float32 []: of the whole global batch
-    indices: Any = None  # int64 [local shards, rows]: which examples they are; stays on the host
+    indices: Any = None  # int64 [local shards, rows]: which examples they are; these two stay on the host
+    real: Any = None  # float32 [local shards, rows]: 0 for rows that only fill up a shard, else 1
+
+    def on_devices(self) -> "Batch":
+        """Without what stays on the host."""
+        return self._replace(indices=None, real=None)
 
 
 class _Rows(torch.utils.data.Dataset[Any]):
-    """The data set as the DataLoader sees it: an item is what ExampleLoader yields, or what is wrong with it."""
+    """The data set as the DataLoader sees it: an item is what ExampleLoader yields, or what is wrong with it.
 
-    def __init__(self, dataset: Examples) -> None:
+    `taken` counts the examples that were read one by one, in all processes; roughly, as nothing locks it.
+    """
+
+    def __init__(self, dataset: Examples, shared: bool) -> None:
         self.dataset = dataset
+        self.taken = multiprocessing.RawValue("Q") if shared else ctypes.c_uint64()
 
     def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | InputError:
         indices, weights = step
         real = weights > 0
         try:
             if real.all():
-                return *self.dataset.take(indices), weights, indices
+                return *self._take(indices), weights, indices
             images = np.zeros((*indices.shape, self.dataset.num_features), self.dataset.dtype)
             labels = np.zeros(indices.shape, np.int32)
             if real.any():
-                images[real], labels[real] = self.dataset.take(indices[real])
+                images[real], labels[real] = self._take(indices[real])
             return images, labels, weights, indices
         except InputError as error:  # raised by ExampleLoader: torch would bury its line in the worker's stack
             if error.__cause__ and torch.utils.data.get_worker_info():  # pickling would lose the cause
                 error.add_note("".join(traceback.format_exception(error.__cause__)))
             return error
+
+    def _take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not self.dataset.one_by_one:
+            return self.dataset.take(indices)
+        taken = []
+        for start in range(0, indices.size, _AT_ONCE):
+            taken.append(self.dataset.take(indices.ravel()[start : start + _AT_ONCE]))
+            self.taken.value += len(taken[-1][1])
+        images, labels = (np.concatenate(parts) for parts in zip(*taken, strict=True))
+        return images.reshape(*indices.shape, -1), labels.reshape(indices.shape)
 
 
 class _Announced(torch.utils.data.Sampler[Step]):
@@ -107,8 +128,9 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
     def __init__(self, dataset: Examples, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
         self.examples = dataset
         num_workers = num_workers if dataset.one_by_one else 0
+        self._rows = _Rows(dataset, shared=num_workers > 0)
         super().__init__(
-            _Rows(dataset), batch_size=None, sampler=_Announced(steps, dataset), collate_fn=_identity,
+            self._rows, batch_size=None, sampler=_Announced(steps, dataset), collate_fn=_identity,
             num_workers=num_workers, persistent_workers=bool(num_workers),
             multiprocessing_context="spawn" if num_workers else None,  # JAX has threads: a forked worker can deadlock
             generator=torch.Generator().manual_seed(seed),  # without it each epoch draws from torch's global one
@@ -127,6 +149,11 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
             if isinstance(rows, InputError):
                 raise rows
             yield rows
+
+    @property
+    def taken(self) -> int:
+        """How many examples were read so far, where they are read one by one; it grows amid a batch."""
+        return int(self._rows.taken.value)
 
     def close(self) -> None:
         """Ends the workers. Left to the garbage collector, they do not end, and torch waits ten seconds for each."""
@@ -152,13 +179,14 @@ class NumpyLoader(ExampleLoader):
     """Yields the `Batch`es of an epoch from the current position on; the same (seed, epoch, step) is the same batch.
 
     Order says which examples a batch has. Of its shards, those of `local_shards` are yielded, in this order, and all if
-    that is None; shards from num_shards on are empty.
+    that is None; shards from num_shards on are empty. `weights`, float32 [N], are the examples' (None: each 1).
     """
 
     def __init__(
         self, dataset: Examples, batch_size: int, num_shards: int = 1, local_shards: Sequence[int] | None = None,
-        shuffle: bool = False, seed: int = 0, num_workers: int = 0,
+        shuffle: bool = False, seed: int = 0, num_workers: int = 0, weights: np.ndarray | None = None,
     ) -> None:
+        self.weights = weights
         self.order = Order(len(dataset), batch_size, num_shards, shuffle, seed)
         self.local_shards = range(num_shards) if local_shards is None else local_shards
         self.position = (0, 0)  # epoch and step, both counted from 0
@@ -168,6 +196,10 @@ class NumpyLoader(ExampleLoader):
         """The next iteration starts before this step of this epoch, both counted from 0."""
         self.position = (epoch, step)
 
+    def weigh(self, indices: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """The weights of rows, float32, of which `real` is 0 where they are no examples, and else 1."""
+        return real if self.weights is None else real * self.weights[indices]
+
     def empty_batch(self) -> Batch:
         """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""
         rows = len(self.local_shards), self.order.rows
@@ -175,5 +207,7 @@ class NumpyLoader(ExampleLoader):
         return Batch(images, np.zeros(rows, np.int32), np.zeros(rows, np.float32), np.float32(0))
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override] # torch's is of a class of its own
-        for step, (images, labels, weights, indices) in enumerate(super().__iter__(), start=self.position[1]):
-            yield Batch(images, labels, weights, np.float32(self.order.examples(step)), indices)
+        epoch, first = self.position
+        for step, (images, labels, real, indices) in enumerate(super().__iter__(), first):
+            [weight_sum] = self.order.weight_sums(self.weights, epoch, step, step + 1)
+            yield Batch(images, labels, self.weigh(indices, real), weight_sum, indices, real)

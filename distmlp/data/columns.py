@@ -25,6 +25,7 @@ class Choice(NamedTuple):
     label: str | None
     empty: list[str]  # columns without a name, which must hold nothing
     remarks: list[str]  # what the user should know of the others
+    weight: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Columns:
     words: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # a column of text has a feature for each
     fill: dict[str, float] = dataclasses.field(default_factory=dict)  # what an absent number becomes
     absent: bool = False  # whether there may be absent values; an absent word is 0 in all of its column's features
+    weight: str = ""
 
     @classmethod
     def of_checkpoint(cls, info: dict[str, Any]) -> "Columns | None":
@@ -188,20 +190,26 @@ def is_header(cells: Sequence[str], name: str, config: Config, known: Columns | 
 
 
 def chosen(raw: Raw, config: Config, labelled: bool = True) -> tuple[Choice, Columns]:
-    """The columns of a training set's table: all but the labels', pandas' index and --ignore_columns are features.
+    """The columns of a training set's table: all but the labels', the weights', pandas' index and --ignore_columns are
+    features.
 
     The labels' column is --label_column, or the one named label, target, class or y.
     """
     ignored = _ignored(raw, config)
-    label = _label(raw, config.label_column, ignored) if labelled else None
+    weight = _weight(raw, config.weight_column, ignored)
+    label = _label(raw, config.label_column, ignored | {weight or ""}) if labelled else None
+    if weight and weight == label:
+        raise InputError(f"--weight_column={weight} is the column of labels, too: name two columns")
+    beside = {label, weight, *ignored}
     features = [name for name in raw.names
-                if name not in ignored and name not in raw.indices and name not in raw.nameless and name != label]
+                if name not in beside and name not in raw.indices and name not in raw.nameless]
     if not features:
         raise InputError(f"{raw.name} has no columns of features beside {listed(raw.names)}")
-    index = [name for name in raw.names if name in raw.indices and name not in ignored and name != label]
+    index = [name for name in raw.names if name in raw.indices and name not in beside]
     remarks = [f"{raw.name}: {_columns(index)} pandas' index, no feature, and left out"] if index else []
-    columns = Columns(tuple(features), label or "", tuple(sorted(name.strip() for name in ignored)))
-    return Choice(features, label, _empty(raw, columns.ignored), remarks), columns
+    left_out = tuple(sorted(name.strip() for name in ignored))
+    columns = Columns(tuple(features), label or "", left_out, weight=weight or "")
+    return Choice(features, label, _empty(raw, columns.ignored), remarks, weight), columns
 
 
 def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, width: int = 0) -> Choice:
@@ -219,7 +227,8 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
         label = label or _label(raw, config.label_column, frozenset())
     elif columns is None and len(raw.names) != width:
         label = next(iter(_label_candidates(raw, config.label_column, frozenset())), None)
-    beside = {label, *raw.indices, *raw.nameless}
+    weight = by_name.get(known.weight.strip()) if known.weight else None
+    beside = {label, weight, *raw.indices, *raw.nameless}
     others = [name for name in raw.names if name not in beside]
     empty, label = _empty(raw, known.ignored), label if labelled else None
     if columns is None:
@@ -240,6 +249,8 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
                          f"{listed(raw.names)}; the run was trained on {len(wanted):,} columns, found by name")
     extra = [name for name in raw.names if name not in {*wanted, *beside} and name.strip() not in known.ignored]
     remarks = [f"{raw.name}: {_columns(extra)} not known to the run, and ignored"] if extra else []
+    if weight:
+        remarks.append(f"{raw.name}: column {weight}, the weights of training, is ignored here")
     return Choice([name for name in wanted if name is not None], label, empty, remarks)
 
 
@@ -261,6 +272,15 @@ def _ignored(raw: Raw, config: Config) -> frozenset[str]:
             raise InputError(f"--ignore_columns={name}: {raw.name} has no such column, it has {listed(raw.names)}")
         ignored |= found
     return frozenset(ignored)
+
+
+def _weight(raw: Raw, given: str, ignored: frozenset[str]) -> str | None:
+    found = [name for name in raw.names if given and name.strip() == given.strip()]
+    if given and not found:
+        raise InputError(f"--weight_column={given}: {raw.name} has no such column, it has {listed(raw.names)}")
+    if {*found} & ignored:
+        raise InputError(f"--weight_column={given} is among --ignore_columns, too: leave it out of one")
+    return found[0] if found else None
 
 
 def _label_candidates(raw: Raw, given: str, ignored: frozenset[str]) -> list[str]:

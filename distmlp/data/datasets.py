@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, Config
-from distmlp.data import given, named, read, scaling, tables
+from distmlp.data import given, named, read, scaling, tables, weights
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
 from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, check_lengths
@@ -24,6 +24,7 @@ from distmlp.errors import InputError, listed
 __all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "input_scaling", "load"]
 
 _ROWS, _ITEMS = 1000, 100  # examples that are looked at: of arrays, and of what is read item by item
+_RARE = 0.05  # share of the training examples
 _ALIKE = 0.95  # share of pictures whose backgrounds have to be alike, for it to be one of the set
 
 
@@ -43,6 +44,7 @@ class Data:
     remarks: Sequence[str] = ()  # what the user should know
     numbered: bool = False  # the labels are the numbers of `classes`
     pictures: bool = False  # the examples are picture files
+    weights: np.ndarray | None = None  # float32 [N]: what the training examples count in the loss; None: each 1
     statistics: Statistics | None = None  # of the training set's values, where they are known without reading them
 
     @property
@@ -54,22 +56,31 @@ class Data:
     def parts(self) -> list[Examples]:
         return [part for part in (self.train, self.test, self.validation) if part is not None]
 
+    @property
+    def called(self) -> Sequence[Any]:
+        """What the labels call each class, in order."""
+        return self.classes or range(self.num_classes)
+
     def description(self) -> str:
-        """One line on the features and classes, as people should check them; none where neither have names."""
-        if not (self.classes or self.columns):
+        """One line on the features, the classes and the weights, as people should check them; none where there are no
+        names and no weights."""
+        if not (self.classes or self.columns or self.weights is not None):
             return ""
         features = f" ({listed(self.columns, 5)})" if self.columns else ""
         if self.table and self.table.words:
             features = f" from {len(self.table.names):,} columns{features}"
         classes = f" ({listed(self.classes, 5)})" if self.classes else ""
-        return f"{self.name}: {self.num_features:,} features{features}, {self.num_classes:,} classes{classes}"
+        weights = "" if self.weights is None else f", weights from {self.weights.min():.3g} to {self.weights.max():.3g}"
+        return f"{self.name}: {self.num_features:,} features{features}, {self.num_classes:,} classes{classes}{weights}"
 
     def fingerprint(self) -> str:
-        """Digests of the parts, and of the names of classes and columns if there are any."""
+        """Digests of the parts, of the names of classes and columns, and of the weights, if there are any."""
         prints = [part.fingerprint() for part in self.parts]
         if self.classes or self.columns:
             classes = self.classes and [str(name) for name in self.classes]
             prints.append(hashlib.blake2b(repr((classes, self.columns)).encode(), digest_size=16).hexdigest())
+        if self.weights is not None:
+            prints.append(hashlib.blake2b(self.weights.data, digest_size=16).hexdigest())
         return " ".join(prints)
 
     def modified(self) -> list[int | None]:
@@ -115,10 +126,25 @@ def order_remark(config: Config, data: Data) -> str:
         return ""
     inside, whole = (np.bincount(part, minlength=data.num_classes) / len(part) for part in (far, labels))
     most = int((inside - whole).argmax())
-    name = data.classes[most] if data.classes else most
+    name = data.called[most]
     return (f"the training set is in no random order: of {len(far):,} examples in a row {inside[most]:.0%} are of "
             f"class {name}, of all {whole[most]:.0%}; give --shuffle, or each epoch learns in that order and ends on "
             "some of the classes")
+
+
+def balance_remark(config: Config, data: Data) -> str:
+    """What to say of a training set with a rare class, if nothing was done about it; else "".
+
+    A class is rare that has less than 5 % of the examples; of more than ten classes, less than half of an equal share.
+    """
+    counts = np.bincount(data.train.labels, minlength=data.num_classes)
+    rarest = int(np.where(counts > 0, counts, len(data.train) + 1).argmin())
+    share, equal = counts[rarest] / len(data.train), 1 / np.count_nonzero(counts)
+    if share >= min(_RARE, equal / 2) or config.class_weight != "none" or config.choose_by != "accuracy":
+        return ""
+    return (f"{share:.1%} of the training examples are of class {data.called[rarest]}: --class_weight=balanced lets it "
+            "count as much as the others, and --choose_by=balanced_accuracy or macro_f1 chooses the best checkpoint by "
+            "all classes alike")
 
 
 def _background(
@@ -143,7 +169,8 @@ def load(
     """The data of a run: what --dataset names, or sets given from Python; an InputError if they cannot be trained on.
 
     Args:
-      train_set, test_set, validation_set: pairs of arrays (x, y), or map-style Datasets of pairs or dicts.
+      train_set, test_set, validation_set: tuples of arrays (x, y) or (x, y, weights), or map-style Datasets of pairs or
+        dicts.
       info: what a model's checkpoint says of the data that it has learned from: these have the same classes (of which
         config.num_classes says how many there are, if they have no names), and the same columns by name. Nothing is
         held out for it: a source without a test set is one.
@@ -160,11 +187,19 @@ def load(
     of_model = info is not None and bool(info.get("classes") or config.num_classes)
     known = Classes.of(info or {}, config.num_classes) if of_model else _classes(config, source)
     found: dict[str, Any] = {name: _examples(part, known, source.pack) for name, part in source.parts.items()}
-    columns, remarks = source.columns, list(source.remarks)
+    columns, weighed = source.columns, None
+    remarks = [*source.remarks, *(
+        f"{part.name}: the weights are ignored, for evaluation counts each example once"
+        for name, part in source.parts.items() if part.weights is not None and (name != "train" or info is not None))]
     if info is None:
-        _hold_out(source.pack.rest(config) if source.pack else config, found, known.names)
+        named_columns = columns is not None or source.pack is not None
+        weighed = _given_weights(config, source.parts["train"], len(found["train"]), named_columns)
+        stay = _hold_out(source.pack.rest(config) if source.pack else config, found, known.names)
+        train = found["train"]
+        weighed = weights.of_training(None if weighed is None else weighed[stay], train.labels,
+                                      config.class_weight == "balanced", train.name)  # fmt: skip
         if columns and source.pack is None:
-            columns = columns.learned(found["train"].table, config)
+            columns = columns.learned(train.table, config)
     parts: dict[str, Examples] = {}
     for name, part in found.items():
         if isinstance(part, _TableRows):
@@ -185,8 +220,8 @@ def load(
     name = Path(config.dataset).stem.removeprefix(FROM_PYTHON)
     whole = source.pack is not None and len(train) == len(source.parts["train"].features)
     return Data(train, parts["test"], train.num_features, known.number, name, parts.get("validation"), known.names,
-                columns.features if columns else None, columns, remarks, known.numbered, source.pictures,
-                source.pack.statistics if source.pack and whole else None)
+                columns.features if columns else None, columns, remarks, known.numbered, source.pictures, weighed,
+                source.pack.statistics if source.pack and whole and config.class_weight == "none" else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,12 +282,24 @@ def _classes(config: Config, source: Source) -> Classes:
     return find_classes(listed, train.name, 0)
 
 
-def _hold_out(config: Config, parts: "dict[str, Examples | _TableRows]", names: list[Any] | None) -> None:
-    """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set.
+def _given_weights(config: Config, train: Part, count: int, table: bool) -> np.ndarray | None:
+    """The weights of a training set's `count` examples, float64 [N]; None if none are given."""
+    if config.weight_column and not table:
+        raise InputError(f"--weight_column={config.weight_column} goes with a table, which {train.name} is not: name "
+                         "an array of weights w_train beside x_train, or give (x, y, weights) from Python")
+    return None if train.weights is None else weights.checked(train.weights, count, train.name)
+
+
+def _hold_out(
+    config: Config, parts: "dict[str, Examples | _TableRows]", names: list[Any] | None
+) -> np.ndarray | slice:
+    """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set. Returns which
+    examples stay in it.
 
     They are drawn by the seed, with the classes (of these names) in proportion, and are in the order of the set. Labels
     that are not known are all alike, and so have no influence.
     """
+    staying: np.ndarray | slice = slice(None)
     for part in ("test", "validation"):
         fraction, whole = getattr(config, f"{part}_fraction"), parts["train"]
         if not fraction:
@@ -263,27 +310,24 @@ def _hold_out(config: Config, parts: "dict[str, Examples | _TableRows]", names: 
         stay, held = hold_out(whole.labels, part, fraction, config.seed, whole.name, names)
         parts[part] = whole.part(held, f"{whole.name} ({part} part)")
         parts["train"] = whole.keep(stay) if isinstance(whole, _TableRows) else whole.part(stay, whole.name)
+        staying = stay if isinstance(staying, slice) else staying[stay]
+    return staying
 
 
 def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
     """() or (shift, scale), float32 [features]: the network's input is (x - shift) * scale.
 
     They are computed once and carried in every checkpoint. unit divides by the training set's largest absolute value,
-    standard gives each feature mean 0 and standard deviation 1 over that set; constant features become 0.
+    standard gives each feature mean 0 and standard deviation 1 over that set, by the examples' weights; constant
+    features become 0. An example of weight 0 is none.
     """
     if config.input_scaling == "none":
         return ()
-    width, train, known = data.num_features, data.train, data.statistics
-
-    def each(function: Callable[[np.ndarray], Any]) -> Iterator[Any]:
-        return map(function, blocks(train))
-
+    width, known = data.num_features, data.statistics
+    rows = scaling.Rows(lambda: blocks(data.train), data.weights)
     if config.input_scaling == "unit":
-        largest = known.largest if known else scaling.largest_of(each)
+        largest = known.largest if known else scaling.largest(rows)
         return np.zeros(width, np.float32), np.full(width, 1 / (largest or 1), np.float32)
-    if known:
-        mean, deviation = np.array(known.mean), np.array(known.deviation)
-    else:
-        _, mean, deviation = scaling.moments(each, width, len(train))
+    mean, deviation = (np.array(known.mean), np.array(known.deviation)) if known else scaling.moments(rows, width)
     scale = np.divide(1, deviation, out=np.zeros(width), where=deviation > 0)
     return mean.astype(np.float32), scale.astype(np.float32)

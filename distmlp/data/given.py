@@ -16,7 +16,8 @@ _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), 
 
 
 def source(config: Config, train_set: Any, test_set: Any = None, validation_set: Any = None) -> Source:
-    """The parts of the data that were given, each a pair of arrays (x, y), or a map-style Dataset of pairs or dicts.
+    """The parts of the data that were given: each a tuple of arrays (x, y) or (x, y, weights), or a map-style Dataset
+    of pairs or dicts.
 
     Where x is a frame, other frames find their columns by its.
     """
@@ -24,16 +25,20 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
     names = columns = None
     remarks: list[str] = []
     for part, dataset in (("train", train_set), ("test", test_set), ("validation", validation_set)):
-        pair, name = _arrays(dataset), f"{part}_set"
-        if pair is not None and columnar.is_frame(pair[0]):
-            raw = columnar.frame(pair[0], name)
+        arrays, name = _arrays(dataset), f"{part}_set"
+        if arrays is not None and columnar.is_frame(arrays[0]):
+            raw = columnar.frame(arrays[0], name)
             if part == "train":
                 found, columns, more = tables.first(raw, config, labelled=False)
             else:
                 found, more = tables.later(raw, columns, config, labelled=False, width=len(raw.names))
-            parts[part], remarks = found._replace(labels=as_array(pair[1])), remarks + more
-        elif pair is not None:
-            parts[part] = Part(as_array(pair[0]), as_array(pair[1]), name)
+            if found.weights is not None and arrays[2] is not None:
+                raise InputError(f"--weight_column={config.weight_column}: {name} comes with weights, too: give one of "
+                                 "both")
+            weights = arrays[2] if found.weights is None else found.weights
+            parts[part], remarks = found._replace(labels=as_array(arrays[1]), weights=weights), remarks + more
+        elif arrays is not None:
+            parts[part] = Part(as_array(arrays[0]), as_array(arrays[1]), name, weights=arrays[2])
         elif dataset is not None:
             refused.check_object(dataset, name)
             kind, map_style = type(dataset).__name__, hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
@@ -56,11 +61,15 @@ def title(dataset: Any) -> str:
     return "arrays" if _arrays(dataset) else type(dataset).__name__
 
 
-def _arrays(dataset: Any) -> tuple[Any, Any] | None:
-    """A pair (x, y), also of a TensorDataset of two; None for other Datasets."""
-    if isinstance(dataset, torch.utils.data.TensorDataset):
+def _arrays(dataset: Any) -> tuple[Any, Any, np.ndarray | None] | None:
+    """x, y and the weights, if any, of a tuple (x, y) or (x, y, weights), and x, y of a TensorDataset of two; None for
+    other Datasets."""
+    if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:
         dataset = dataset.tensors
-    return dataset if isinstance(dataset, tuple) and len(dataset) == 2 else None
+    if not isinstance(dataset, tuple) or len(dataset) not in (2, 3):
+        return None
+    x, y, weights = (*dataset, None)[:3]
+    return x, y, None if weights is None else as_array(weights)
 
 
 def as_array(value: Any) -> np.ndarray:

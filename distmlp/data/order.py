@@ -41,6 +41,16 @@ class Order:
         """The number of examples in global batch `step` of an epoch."""
         return min(self.batch_size, self.size - step * self.batch_size)
 
+    def weight_sums(self, weights: np.ndarray | None, epoch: int, start: int, stop: int) -> np.ndarray:
+        """What the examples of an epoch's global batches start..stop-1 weigh together, float32 [steps]: their number,
+        or the sum of these weights, float32 [size], in float64 and in the epoch's order, whatever the devices are.
+        """
+        if weights is None:
+            return np.array([self.examples(step) for step in range(start, stop)], np.float32)
+        order, size = _permutation(self.size, self.shuffle, self.seed + epoch), self.batch_size
+        batches = (weights[order[step * size : (step + 1) * size]] for step in range(start, stop))
+        return np.array([batch.sum(dtype=np.float64) for batch in batches], np.float32)
+
     def indices(self, epoch: int, start: int, stop: int, shards: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The examples of an epoch's steps start..stop-1 in these shards, of which those from num_shards on are empty:
         indices int64 and weights float32, each [steps, shards, rows]. A row of weight 0 only fills up its shard.

@@ -1,7 +1,8 @@
 """A packed data set: rows of one width in .npy files, which are memory-mapped, and pack.json, which says what they are.
 
     x_train.npy  uint8 or float32 [N, features]
-    y_train.npy  int32 [N], the numbers of the classes
+    y_train.npy  int32 [N, 1], the numbers of the classes
+    w_train.npy  float64 [N, 1], the weights of the training examples, where they have any
     pack.json    classes, columns, sources, settings, statistics, and a CRC-32 of each block of rows of each file
 
 and the same of test and validation, where there are such parts. A block is some thousand rows, about 1 MiB. It is
@@ -33,8 +34,8 @@ FORMAT = 1
 HEADER = 128  # bytes before an .npy file's values
 BLOCK_BYTES = 1 << 20
 # The settings that the pack has applied already: a training run need not repeat them, and must not contradict them.
-SETTINGS = ("label_column", "ignore_columns", "header", "text_columns", "missing", "image_size", "image_mode",
-            "test_fraction", "validation_fraction")  # fmt: skip
+SETTINGS = ("label_column", "weight_column", "ignore_columns", "header", "text_columns", "missing", "image_size",
+            "image_mode", "test_fraction", "validation_fraction")  # fmt: skip
 PARTS = ("train", "test", "validation")
 
 
@@ -224,7 +225,7 @@ class Pack:
         return Statistics(**self.info["statistics"])
 
     def array(self, part: str, letter: str) -> Array:
-        """One of a part's files: x, the features, or y, the labels."""
+        """One of a part's files: x, the features, y, the labels, or w, the weights."""
         return Array(self.folder / f"{letter}_{part}.npy", self.info["parts"][part][letter])
 
     def arrays(self) -> Iterator[Array]:
@@ -241,6 +242,15 @@ class Pack:
         digest = digest_json([images.digest(), labels.digest(), self.info["shape"]])
         small = images.values.nbytes <= most
         return Packed(images, np.asarray(labels.values[:, 0]), tuple(self.info["shape"]), digest, small)
+
+    def weights(self, verify: bool = True) -> np.ndarray | None:
+        """Those of the training examples, float64 [N]; None if they have none."""
+        if "w" not in self.info["parts"]["train"]:
+            return None
+        weights = self.array("train", "w")
+        if verify:
+            weights.verify(range(len(weights.sums)))
+        return np.asarray(weights.values[:, 0])
 
     def check_columns(self, known: Columns | None) -> None:
         """Raises InputError if the features are not those that a model's columns become."""

@@ -14,8 +14,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,16 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from distmlp.config import Config, digest_json
-from distmlp.data import split, streams
+from distmlp.data import scaling, split, streams, weights
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes, Seen
 from distmlp.data.packed import BLOCK_BYTES, FORMAT, HEADER, MANIFEST, PARTS, SETTINGS, UNFINISHED, Pack, block_rows
-from distmlp.data.scaling import BLOCK, moments
+from distmlp.data.scaling import BLOCK
 from distmlp.data.streams import Stream, Tables
 from distmlp.data.typed import Words
 from distmlp.errors import InputError, WriteError
 
 _NOTED_SECONDS = 10.0  # between notes of how far the writing has come
-_AT_ONCE = 64  # blocks that threads work on
 _SPARE = 16 << 20  # bytes that are to stay free on the disk
 
 
@@ -42,9 +40,10 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
     """Makes a data set for --dataset=FOLDER of batches of any number, in memory that does not grow with it.
 
     Args:
-      batches: pairs (x, y) of arrays or tensors: features [N, ...] and labels [N]; or frames, which have a column of
-        labels. A list, or what can be gone through again and again, is gone through several times; what cannot, as a
-        generator, is kept on the disk meanwhile, beside the folder.
+      batches: tuples (x, y) or (x, y, weights) of arrays or tensors: features [N, ...], labels [N] and what each row
+        counts in the loss [N]; or frames, which have a column of labels. A list, or what can be gone through again and
+        again, is gone through several times; what cannot, as a generator, is kept on the disk meanwhile, beside the
+        folder.
       folder: is made, and must not be there.
       config: its settings of data, as test_fraction, are applied; see `python -m launch.pack --help`.
 
@@ -247,6 +246,7 @@ class _Packing:
     def _planned(self) -> dict[str, Any]:
         """What is to be written, once the labels and, where something is to be learned, the features were read."""
         seen: dict[str, Seen] = {}
+        self._weights.unlink(missing_ok=True)
         for part, stream in self._parts.items():
             seen[part] = self._read_labels(part, stream)
         train = self._parts["train"]
@@ -293,14 +293,22 @@ class _Packing:
                 assert columns is not None
                 stream.restore(columns, plan["counts"][part])
 
+    @property
+    def _weights(self) -> Path:
+        """The file of the training examples' weights, float64; empty if they have none."""
+        return self._work / "weights"
+
     def _codes(self, part: str) -> Path:
         return self._work / f"labels_{part}.codes"
 
     def _read_labels(self, part: str, stream: Stream) -> Seen:
         seen, path = Seen(stream.name), self._codes(part)
-        with path.open("wb") as file, _bar(f"reading labels ({part})") as bar:
+        with path.open("wb") as file, self._weights.open("ab") as weighed, _bar(f"reading labels ({part})") as bar:
             file.write(bytes(HEADER))
-            for labels, written in stream.labels():
+            for labels, given, written in stream.labels():
+                if given is not None and part == "train":
+                    name = f"{stream.name}, from example {seen.examples} on"
+                    weighed.write(weights.checked(given, len(given), name).data)
                 if isinstance(labels, Words):
                     codes = seen.add_words(labels.codes, labels.words, written)
                 else:
@@ -348,6 +356,13 @@ class _Packing:
                         block = block[marks[span] == PARTS.index(part)]
                     writer.add(block[:, None])
                 _write_json(path.with_suffix(".json"), writer.end())
+        if self._weights.stat().st_size:
+            given = np.memmap(self._weights, np.float64, "r")
+            with _Writer(self._path("w", "train"), 1, np.dtype(np.float64)) as writer:
+                for span in _spans(given):
+                    block = given[span]
+                    writer.add((block if marks is None else block[marks[span] == 0])[:, None])
+                _write_json(self._path("w", "train").with_suffix(".json"), writer.end())
 
     def _path(self, letter: str, part: str) -> Path:
         return self._work / f"{letter}_{part}.npy"
@@ -384,34 +399,37 @@ class _Packing:
                         if writer.rows != plan["rows"][each]:
                             raise InputError(f"{stream.name} has changed while it was read: {writer.rows:,} rows of "
                                              f"{each} instead of {plan['rows'][each]:,}; pack it again")
-                        labels = json.loads(self._path("y", each).with_suffix(".json").read_text())
-                        files[each] = {"x": writer.end(), "y": labels}
+                        files[each] = {"x": writer.end()}
+                        for letter in "yw":
+                            path = self._path(letter, each).with_suffix(".json")
+                            if path.exists():
+                                files[each][letter] = json.loads(path.read_text())
         parts = {part: files[part] for part in PARTS if part in files}
         settings = {name: getattr(self._config, name) for name in SETTINGS}
         return {
             "format": FORMAT, "made_by": f"distmlp {metadata.version('distmlp')}", "parts": parts,
             **{name: plan[name] for name in ("shape", "classes", "num_classes", "numbered", "table", "pictures")},
             "settings": settings, "seed": self._config.seed, "sources": self._files,
-            "statistics": self._statistics(parts["train"]["x"]),
+            "statistics": self._statistics(parts["train"]),
         }  # fmt: skip
 
-    def _statistics(self, info: dict[str, Any]) -> dict[str, Any]:
+    def _statistics(self, files: dict[str, Any]) -> dict[str, Any]:
         """Of the training part, as training would compute it: read once more, from the file just written."""
-        path, width, dtype = self._path("x", "train"), info["width"], np.dtype(info["dtype"])
+        path, info = self._path("x", "train"), files["x"]
+        width, dtype = info["width"], np.dtype(info["dtype"])
 
         def read(start: int) -> np.ndarray:
             count, offset = min(BLOCK, info["rows"] - start) * width, HEADER + start * width * dtype.itemsize
             return np.fromfile(path, dtype, count, offset=offset).reshape(-1, width)
 
-        def each(function: Callable[[np.ndarray], Any]) -> Iterator[Any]:
-            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, _bar("measuring", info["rows"]) as bar:
-                starts = range(0, info["rows"], BLOCK)
-                for begin in range(0, len(starts), _AT_ONCE):
-                    yield from pool.map(lambda start: function(read(start)), starts[begin : begin + _AT_ONCE])
-                    bar.update(BLOCK * _AT_ONCE)
-
-        largest, mean, deviation = moments(each, width, info["rows"])
-        return {"largest": largest, "mean": mean.tolist(), "deviation": deviation.tolist()}
+        given = None
+        if "w" in files:
+            labels = np.memmap(self._path("y", "train"), np.int32, "r", HEADER)
+            values = np.memmap(self._path("w", "train"), np.float64, "r", HEADER)
+            given = weights.of_training(values, labels, False, self._parts["train"].name)
+        rows = scaling.Rows(lambda: map(read, range(0, info["rows"], BLOCK)), given, streams.spread)
+        mean, deviation = scaling.moments(rows, width)
+        return {"largest": scaling.largest(rows), "mean": mean.tolist(), "deviation": deviation.tolist()}
 
 
 _INT32 = np.dtype(np.int32)

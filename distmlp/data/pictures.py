@@ -172,7 +172,7 @@ class ImageFolder:
                 raise InputError(f"{root} is no folder of class folders with pictures: {folder.name} holds none "
                                  f"({', '.join(SUFFIXES)}); remove it")
             self.paths += found
-            self.targets += [folder.name] * len(found)
+            self.targets += [os.fsencode(folder.name).decode(errors="surrogateescape")] * len(found)  # in any locale
         if not self.paths:
             raise InputError(f"{root} is no folder of class folders with pictures: it holds no folders")
         self._sizing: Sizing = Sizing(config, like._sizing if like else None)

@@ -50,7 +50,8 @@ def _packed(config: Config, known: bool, columns: Columns | None, pack: Pack) ->
     parts = {}
     for part in pack.parts:
         examples = pack.examples(part, room, config.verify_data)
-        parts[part] = Part(examples, None, examples.name)
+        weights = pack.weights(config.verify_data) if part == "train" and not known else None
+        parts[part] = Part(examples, None, examples.name, weights=weights)
     return Source(parts, columns=pack.columns, pictures=pack.info["pictures"], pack=pack)
 
 

@@ -43,7 +43,7 @@ def unread(path: Path) -> InputError:
 
 
 def check_object(dataset: Any, name: str) -> None:
-    """Raises InputError for data given from Python that are neither a pair (x, y) nor a Dataset."""
+    """Raises InputError for data given from Python that are neither a tuple (x, y) or (x, y, weights) nor a Dataset."""
     kind = type(dataset).__name__
     if isinstance(dataset, Mapping) and 0 not in dataset:
         keys = listed([repr(key) for key in dataset])
@@ -54,7 +54,6 @@ def check_object(dataset: Any, name: str) -> None:
     parts = getattr(dataset, "tensors", dataset)
     few = isinstance(parts, (tuple, list)) and len(parts) <= 4
     if few and (isinstance(parts, tuple) or all(hasattr(part, "shape") for part in parts)):
-        weights = "; weights of the examples are not taken" if len(parts) == 3 else ""
-        raise InputError(f"{name} is a {kind} of {len(parts)} parts: give a tuple of two, (x, y){weights}")
+        raise InputError(f"{name} is a {kind} of {len(parts)} parts: give a tuple (x, y), or (x, y, weights)")
     if kind == "DataLoader":
         raise InputError(f"{name} is a DataLoader: give its .dataset, for batches are made here")

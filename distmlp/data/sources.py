@@ -143,8 +143,9 @@ def archived(path: Path) -> dict[str, Stored]:
     return {name.removesuffix(".npy"): Stored(path, name) for name in members}
 
 
-def _pairs(stored: dict[str, Stored], path: Path) -> dict[str, list[tuple[Stored, Stored]]]:
-    return {part: [(stored[x], stored[y])] for part, (x, y) in arrays.pairs(path, [*stored]).items()}
+def _pairs(stored: dict[str, Stored], path: Path) -> dict[str, list[tuple[Stored, Stored, Stored | None]]]:
+    return {part: [(stored[x], stored[y], stored[weights] if weights else None)]
+            for part, (x, y, weights) in arrays.pairs(path, [*stored]).items()}
 
 
 def _named_arrays(stored: dict[str, Stored], files: Sequence[Path], place: str) -> dict[str, Stream]:

@@ -7,8 +7,9 @@ import contextlib
 import os
 import pickle
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -22,7 +23,7 @@ from distmlp.data.columns import Choice, Columns, Learner, Unseen, chosen, match
 from distmlp.data.pictures import ImageFolder, Sizing
 from distmlp.data.pictures import read as read_picture
 from distmlp.data.typed import Rules, Table, Words
-from distmlp.errors import InputError
+from distmlp.errors import InputError, listed
 
 _ROWS = 8192  # of arrays, read at a time
 _BYTES = 4 << 20  # of arrays, read at a time, at most
@@ -31,12 +32,14 @@ _NOT_FINITE = "has a value that is NaN or infinite (or beyond float32): remove o
 
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Labels(NamedTuple):
-    """The labels of some rows: of any kind, or as places among words."""
+    """The labels of some rows, of any kind, or as places among words; and their weights, float64, if they have any."""
 
     values: np.ndarray | Words
+    weights: np.ndarray | None = None
     written: bool = False  # in a text file, whose words may be numbers
 
 
@@ -88,18 +91,25 @@ class Tables:
             raw = opened()
             if place == 0 and self._like is None:
                 yield raw, chosen(raw, self._config)[0]
-            else:
-                yield raw, matched(raw, self.columns, self._config, labelled=True)
+                continue
+            choice, weight = matched(raw, self.columns, self._config, labelled=True), self.columns.weight.strip()
+            if weight and self._like is None:
+                column = next((name for name in raw.names if name.strip() == weight), None)
+                if column is None:
+                    raise InputError(f"--weight_column={weight}: {raw.name} has no such column, it has "
+                                     f"{listed(raw.names)}")
+                choice = choice._replace(weight=column)
+            yield raw, choice
 
     def labels(self) -> Iterator[Labels]:
         self.counts.clear()
         for raw, choice in self._opened():
             count = 0
-            for block in typed.stream(raw, [], choice.label, [], Rules(frozenset(), False, False)):
+            for block in typed.stream(raw, [], choice.label, choice.weight, [], Rules(frozenset(), False, False)):
                 if block.labels is not None:
                     values = block.labels
                     count += len(values.codes if isinstance(values, Words) else values)
-                    yield Labels(values, raw.text)
+                    yield Labels(values, block.weights, raw.text)
             self.counts.append(count)
 
     def learn(self, marks: np.ndarray | None, progress: Callable[[int], None]) -> None:
@@ -149,7 +159,8 @@ class Tables:
             here = dict(zip(choice.features, known, strict=True))
             text = frozenset(name for name, learned in here.items() if learned in texts)
             try:
-                for block in typed.stream(raw, choice.features, None, choice.empty, rules, texts=text, start=start):
+                for block in typed.stream(raw, choice.features, None, None, choice.empty, rules, texts=text,
+                                          start=start):
                     yield tables.by_training(block.table, choice, known)
             except typed.TextFound as error:
                 raise typed.TextFound({here[name] for name in error.names}) from None
@@ -173,25 +184,37 @@ class Arrays:
 
     pictures = False
 
-    def __init__(self, sets: "Sequence[tuple[Stored, Stored]]", files: Sequence[Path],
+    def __init__(self, sets: "Sequence[tuple[Stored, Stored, Stored | None]]", files: Sequence[Path],
                  classes: Sequence[str] | None = None) -> None:  # fmt: skip
-        """`sets`: features and labels."""
+        """`sets`: features, labels and weights, if there are any."""
         self._sets, self.files, self.classes = sets, files, classes
         self.name = sets[0][0].name if len(sets) == 1 else f"{sets[0][0].name} and {len(sets) - 1:,} more"
         self.remarks: list[str] = []
-        for x, y in sets:
+        for x, y, weights in sets:
             _check_kind(x.dtype, x.shape[1:], sets[0][0].shape[1:], x.name)
-            if x.shape[:1] != y.shape[:1]:
-                raise InputError(f"{x.name} has {x.shape[0]} examples but {y.shape[0]} labels: give as many of both")
-        self._bytes = all(x.dtype == np.uint8 for x, _ in sets)
+            if len(x) != len(y):
+                raise InputError(f"{x.name} has {len(x)} examples but {len(y)} labels: give as many of both")
+            if weights is not None and len(x) != len(weights):
+                raise InputError(f"{x.name} has {len(x)} examples but {len(weights)} weights: give as many of both")
+        if len({weights is None for _, _, weights in sets}) > 1:
+            raise InputError(f"{self.name}: some of them have weights, others have none: give all alike")
+        self._bytes = all(x.dtype == np.uint8 for x, _, _ in sets)
 
     def labels(self) -> Iterator[Labels]:
-        for _, y in self._sets:
-            yield from map(Labels, y.blocks(0))
+        for _, y, weights in self._sets:
+            if weights is None:
+                yield from map(Labels, y.blocks(0))
+                continue
+            parts, rest = weights.blocks(0), np.zeros(0)
+            for labels in y.blocks(0):  # whose blocks may have other numbers of rows
+                while len(rest) < len(labels):
+                    rest = np.concatenate([rest, next(parts).reshape(-1)])
+                yield Labels(labels, rest[: len(labels)])
+                rest = rest[len(labels) :]
 
     def features(self, start: int = 0) -> Iterator[np.ndarray]:
         row = start
-        for x, _ in self._sets:
+        for x, _, _ in self._sets:
             if start < len(x):
                 for block in x.blocks(start):
                     yield _finite(block if self._bytes else _float32(block), self.name, row)
@@ -235,7 +258,7 @@ class StoredPictures:
     def labels(self) -> Iterator[Labels]:
         for opened in self._raws:
             raw = opened()
-            for block in typed.stream(raw, [], self._label, [], Rules(frozenset(), False, False)):
+            for block in typed.stream(raw, [], self._label, None, [], Rules(frozenset(), False, False)):
                 if block.labels is not None:
                     yield Labels(block.labels)
 
@@ -264,7 +287,8 @@ class StoredPictures:
 
 
 class Batches:
-    """Batches that are given from Python: pairs (x, y) of arrays, each gone through anew by `batches()`."""
+    """Batches that are given from Python: tuples (x, y) or (x, y, weights) of arrays, gone through anew by
+    `batches()`."""
 
     pictures, classes, files = False, None, ()
 
@@ -275,25 +299,30 @@ class Batches:
             raise InputError(f"{name} is empty: give at least one batch")
         self._shape, self._bytes = first[0].shape[1:], first[0].dtype == np.uint8
 
-    def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        weighed = False
         for number, batch in enumerate(self._batches()):
             name = f"batch {number} of {self.name}"
-            refused_kind = not isinstance(batch, (tuple, list)) or len(batch) != 2
-            if refused_kind:
-                raise InputError(f"{name} is a {type(batch).__name__}: give pairs (x, y) of arrays, or frames")
-            x, y = map(as_array, batch)
-            if x.ndim < 2 or len(x) != len(y):
-                raise InputError(f"{name} must be features of shape [N, ...] and N labels, not {list(x.shape)} and "
-                                 f"{list(y.shape)}")
-            yield x, y
+            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+                raise InputError(f"{name} is a {type(batch).__name__}: give tuples (x, y) or (x, y, weights) of "
+                                 "arrays, or frames")
+            x, y, *more = map(as_array, batch)
+            if x.ndim < 2 or any(len(x) != len(each) for each in (y, *more)):
+                shapes = " and ".join(str(list(each.shape)) for each in (x, y, *more))
+                raise InputError(f"{name} must be features of shape [N, ...] and N labels, and N weights if there are "
+                                 f"any, not {shapes}")
+            if number and bool(more) != weighed:
+                raise InputError(f"{name} {'has' if more else 'lacks'} weights, unlike those before: give all alike")
+            weighed = bool(more)
+            yield x, y, more[0].reshape(-1) if more else None
 
     def labels(self) -> Iterator[Labels]:
-        for _, y in self._pairs():
-            yield Labels(y)
+        for _, y, weights in self._pairs():
+            yield Labels(y, weights)
 
     def features(self, start: int = 0) -> Iterator[np.ndarray]:
         row = 0
-        for x, _ in self._pairs():
+        for x, _, _ in self._pairs():
             _check_kind(x.dtype, x.shape[1:], self._shape, f"{self.name}, row {row}")
             if self._bytes and x.dtype != np.uint8:
                 raise InputError(f"{self.name}, row {row}: values of type {x.dtype}, but the first are uint8: give all "
@@ -311,6 +340,19 @@ def ahead(blocks: Iterator[T]) -> Iterator[T]:
         while (block := coming.result()) is not None:
             coming = reader.submit(next, blocks, None)
             yield block
+
+
+def spread(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """As map, by as many threads as there are cores; a few items wait at a time."""
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores) as pool:
+        coming: deque[Future[U]] = deque()
+        for item in items:
+            coming.append(pool.submit(function, item))
+            if len(coming) > 2 * cores:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
 def as_array(value: Any) -> np.ndarray:

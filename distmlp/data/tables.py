@@ -53,8 +53,9 @@ def first(raw: Raw, config: Config, labelled: bool) -> tuple[Part, Columns, list
     """A training set; its columns, of which is only known which are text; and remarks on those that are left out."""
     choice, columns = chosen(raw, config, labelled)
     rules = Rules(None, config.text_columns == "one_hot", config.missing != "refuse")
-    table, labels = typed.read(raw, choice.features, choice.label, choice.empty, rules)
-    return Part(table, labels, raw.name), columns.of_texts(list(table.texts), rules.absent), choice.remarks
+    table, labels, weights = typed.read(raw, choice.features, choice.label, choice.weight, choice.empty, rules)
+    columns = columns.of_texts(list(table.texts), rules.absent)
+    return Part(table, labels, raw.name, weights=weights), columns, choice.remarks
 
 
 def later(
@@ -63,7 +64,7 @@ def later(
     """Another table, whose columns are those that training knew, where it knew any."""
     choice = matched(raw, columns, config, labelled, width)
     names = choice.features if columns is None else columns.names
-    table, labels = typed.read(raw, choice.features, choice.label, choice.empty, rules_of(columns, choice))
+    table, labels, _ = typed.read(raw, choice.features, choice.label, None, choice.empty, rules_of(columns, choice))
     return Part(by_training(table, choice, names), labels, raw.name), choice.remarks
 
 

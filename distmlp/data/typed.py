@@ -82,17 +82,17 @@ def looks_like_data(cell: str) -> bool:
 
 
 def read(
-    raw: Raw, features: Sequence[str], label: str | None, empty: Sequence[str], rules: Rules
-) -> tuple[Table, np.ndarray | None]:
-    """These columns of a table, and the labels if there is a column of them; `empty` columns must be so.
+    raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str], rules: Rules
+) -> tuple[Table, np.ndarray | None, np.ndarray | None]:
+    """These columns of a table, and the labels and the weights if there are such columns; `empty` ones must be so.
 
     Raises:
       InputError: a cell is not what the rules allow: its row, the first being 1, and its column are named.
     """
     texts = set(rules.texts or ())
     while True:
-        reading = _Reading(raw, features, label, empty, rules, texts)
-        for block in raw.read([*features, *([label] if label else []), *empty]):
+        reading = _Reading(raw, features, label, weight, empty, rules, texts)
+        for block in raw.read([*features, *filter(None, (label, weight)), *empty]):
             reading.add(block)
             if reading.found and reading.first:
                 break  # begin again: these columns are text
@@ -106,6 +106,7 @@ class Block(NamedTuple):
 
     table: Table
     labels: "np.ndarray | Words | None"  # Words where the labels are text
+    weights: np.ndarray | None
     carried: list[Any]  # other columns, as Arrow's arrays
 
 
@@ -118,7 +119,7 @@ class TextFound(Exception):
 
 
 def stream(
-    raw: Raw, features: Sequence[str], label: str | None, empty: Sequence[str], rules: Rules, *,
+    raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str], rules: Rules, *,
     texts: frozenset[str] = frozenset(), carried: Sequence[str] = (), start: int = 0,
 ) -> Iterator[Block]:
     """As `read`, but block by block, so that the table need not fit in memory.
@@ -132,8 +133,8 @@ def stream(
       InputError: as `read`.
       TextFound: a column is text that is not among `texts`, and may be.
     """
-    reading = _Reading(raw, features, label, empty, rules, {*(rules.texts or texts)})
-    wanted = [*features, *([label] if label else []), *empty]
+    reading = _Reading(raw, features, label, weight, empty, rules, {*(rules.texts or texts)})
+    wanted = [*features, *filter(None, (label, weight)), *empty]
     once = [*dict.fromkeys([*wanted, *carried])]
     for read in raw.read(once):
         skipped = min(start, len(read[0]))
@@ -154,7 +155,8 @@ class _Reading:
     """One pass over a table."""
 
     def __init__(
-        self, raw: Raw, features: Sequence[str], label: str | None, empty: Sequence[str], rules: Rules, texts: set[str]
+        self, raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str],
+        rules: Rules, texts: set[str],
     ) -> None:
         self._raw, self._features, self._empty, self._rules, self._rows = raw, features, empty, rules, 0
         self._texts: dict[str, tuple[list[np.ndarray], dict[Any, int]]] = {
@@ -163,6 +165,7 @@ class _Reading:
         self._places = {name: place for place, name in enumerate(numbers)}
         self._numbers = np.empty((0, len(numbers)), raw.dtype)
         self._labels: _Labels | None = _Labels(raw.name, label, raw.text) if label else None
+        self._weight, self._weights = weight, [np.zeros(0)]
         self._truths: set[str] = set()  # columns in which True or False were seen as text
         self._written: set[str] = set()  # columns of numbers that came as text
         self._counts: set[str] = set()  # of these, those in which others than 0 and 1 were among the rows taken
@@ -182,6 +185,9 @@ class _Reading:
         rest = block[len(self._features) :]
         if self._labels is not None:
             self._labels.add(rest[0], self._rows)
+            rest = rest[1:]
+        if self._weight:
+            self._add_weights(self._weight, rest[0])
             rest = rest[1:]
         for name, values in zip(self._empty, rest, strict=True):
             self._check_nameless(name, values)
@@ -220,6 +226,16 @@ class _Reading:
         place = np.array([*(known[word] for word in words), -1], np.int32)
         codes.append(place[local])
 
+    def _add_weights(self, name: str, values: Any) -> None:
+        numbers, _ = _numbers(values)
+        if numbers is None or np.isnan(numbers).any():
+            cells = values.to_pylist()
+            absent = [not _NUMBER.fullmatch(str(cell)) for cell in cells] if numbers is None else np.isnan(numbers)
+            row = int(np.argmax(absent))
+            raise InputError(f"{self._raw.name}: row {self._rows + row + 1} of column {name} is {cells[row]!r}, no "
+                             "weight: mend it, or remove the row")
+        self._weights.append(numbers)
+
     def _check_nameless(self, name: str, values: Any) -> None:
         _, words = _words(values)
         if words:
@@ -244,27 +260,31 @@ class _Reading:
             return InputError(f"{where}: in training this column had numbers only; mend it")
         return InputError(f"{where}: give --ignore_columns={name}, --text_columns=one_hot, or numbers instead")
 
-    def result(self) -> tuple[Table, np.ndarray | None]:
-        return self._table(), self._labels.result() if self._labels else None
+    def result(self) -> tuple[Table, np.ndarray | None, np.ndarray | None]:
+        return self._table(), self._labels.result() if self._labels else None, self._weighed()
 
     def _table(self) -> Table:
         texts = {name: Words(np.concatenate([np.zeros(0, np.int32), *codes]), [*words])
                  for name, (codes, words) in self._texts.items()}
         return Table(self._raw.name, list(self._features), self._numbers, texts)
 
+    def _weighed(self) -> np.ndarray | None:
+        return np.concatenate(self._weights) if self._weight else None
+
     def skip(self, rows: int) -> None:
         """Counts rows that are left out."""
         self._rows += rows
 
-    def taken(self) -> tuple[Table, "np.ndarray | Words | None"]:
+    def taken(self) -> tuple[Table, "np.ndarray | Words | None", np.ndarray | None]:
         """The rows since the last call, which are no longer kept."""
-        table = self._table()
+        table, weights = self._table(), self._weighed()
         for name in self._written - self._counts:
             if not _binary(table.numbers[:, self._places[name]]):
                 self._counts.add(name)
         self._numbers = np.empty((0, len(self._places)), self._raw.dtype)
         self._texts = {name: ([], {}) for name in self._texts}
-        return table, self._labels.taken() if self._labels else None
+        self._weights = [np.zeros(0)]
+        return table, self._labels.taken() if self._labels else None, weights
 
 
 class _Labels:

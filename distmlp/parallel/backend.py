@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax._src import hardware_utils, xla_bridge
@@ -18,7 +18,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from distmlp import machine
 from distmlp.config import Config
-from distmlp.errors import InputError
+from distmlp.errors import InputError, remark
 
 # Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
 # 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).
@@ -28,6 +28,7 @@ INVARIANT_CPU_THREADS = 16
 _GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 # Library calls that give the same bits in every run and for every process: nothing is chosen by timing it.
 _GPU_DETERMINISM = {"xla_gpu_deterministic_ops": True}
+_POOL = "tf_XLAEigen"  # what the names of the threads begin with
 _CACHE_BYTES = 1 << 30  # the programs used least recently go
 _MISSING = {
     "gpu": "install the NVIDIA driver and `pip install 'distmlp[cuda]'`, or train on the CPU with --platform=cpu",
@@ -85,11 +86,21 @@ def _compilation_cache(config: Config) -> dict[str, Any]:
     """Keeps compiled programs in config.compilation_cache_dir, unless the caller has a folder of its own for them."""
     if not config.compilation_cache_dir or jax.config.values["jax_compilation_cache_dir"]:
         return {}
+    folder = os.path.expanduser(config.compilation_cache_dir)
+    reason = "this user has no home folder" if folder.startswith("~/") else ""  # a number that /etc/passwd lacks
+    if not reason:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"{folder} cannot be made ({error.strerror})"
+    if reason:
+        remark(f"compiled programs are not kept: {reason}; set HOME, or give --compilation_cache_dir=FOLDER")
+        return {}
     # CPU programs depend on more than jax looks at: the processor's features, and the number of XLA's threads.
     digest = hashlib.sha256(machine.processor_features().encode()).hexdigest()[:12]
-    key = f"lru-{digest}-{os.environ.get('PJRT_NPROC') or os.environ.get('NPROC') or os.cpu_count()}"
+    key = f"lru-{digest}-{cpu_threads() or _threads_to_come()}"
     return {
-        "jax_compilation_cache_dir": str(Path(config.compilation_cache_dir).expanduser() / key),
+        "jax_compilation_cache_dir": str(Path(folder) / key),
         "jax_compilation_cache_max_size": _CACHE_BYTES,
         "jax_persistent_cache_min_compile_time_secs": 0.0,  # jax's default of 1 s would skip this MLP
     }
@@ -121,7 +132,7 @@ def check_platform(config: Config) -> None:
     if config.platform == "cpu":
         raise InputError(f"--platform=cpu, but JAX already runs on {kind} in this process: start again, in a notebook "
                          "with Restart Kernel, or set JAX_PLATFORMS=cpu before")
-    said = _start() or "it says no reason"
+    said = _start().said or "it says no reason"
     raise InputError(f"--platform={config.platform}, but JAX found none ({said}): {_MISSING[config.platform]}")
 
 
@@ -132,15 +143,18 @@ def unused_gpu(config: Config) -> str:
     for name in ("JAX_PLATFORMS", "CUDA_VISIBLE_DEVICES"):
         if name in os.environ:
             return f"{name}={os.environ[name]}"
-    return _start() or "JAX was installed without CUDA: pip install 'distmlp[cuda]'"
+    return _start().said or "JAX was installed without CUDA: pip install 'distmlp[cuda]'"
+
+
+class _Start(NamedTuple):
+    said: str  # what JAX complained of meanwhile, in short, instead of logging it; so it tells of a CUDA that it lacks
+    threads: int | None  # of XLA's CPU pool; None if somebody else has started the backend before
 
 
 @functools.cache
-def _start() -> str:
-    """Starts the backend unless it has been before; what JAX complained of meanwhile, in short, instead of logging it.
-
-    That is how it tells of a CUDA that it cannot use: it goes on with the CPU.
-    """
+def _start() -> _Start:
+    """Starts the backend unless it has been before."""
+    threads = None if xla_bridge.backends_are_initialized() else _threads_to_come()
     logger, heard = logging.getLogger(xla_bridge.__name__), logging.handlers.BufferingHandler(1000)
     before, logger.propagate = logger.propagate, False
     heard.setLevel(logging.WARNING)
@@ -151,7 +165,29 @@ def _start() -> str:
         logger.removeHandler(heard)
         logger.propagate = before
     said = [str(record.exc_info[1]) if record.exc_info else record.getMessage() for record in heard.buffer]
-    return _brief(said[-1]) if said else ""
+    return _Start(_brief(said[-1]) if said else "", threads)
+
+
+def cpu_threads() -> int | None:
+    """Threads of XLA's CPU pool, once the backend has started: counted, as the environment may have changed since.
+
+    None if it has not started, or if the system does not show them and somebody else has started it.
+    """
+    if not xla_bridge.backends_are_initialized():
+        return None
+    return machine.threads(_POOL) or _start().threads
+
+
+def _threads_to_come() -> int:
+    """What XLA's CPU pool will have if the backend starts now."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = [int(text) for name in ("PJRT_NPROC", "NPROC") if (text := os.environ.get(name, "")).isdecimal()]
+    return max([*given, available][0], _emulated_devices())
+
+
+def _emulated_devices() -> int:
+    flag = re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    return max(jax.config.values["jax_num_cpu_devices"], 0) or int((flag or [1])[-1])
 
 
 def _brief(text: str) -> str:
@@ -175,11 +211,9 @@ def pinned(config: Config) -> Iterator[None]:
 def _set_environment(config: Config) -> None:
     if not jax.config.values["jax_platforms"] and _looks_in_vain():
         jax.config.update("jax_platforms", "cpu")
-    flag = re.findall(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    emulated = max(jax.config.values["jax_num_cpu_devices"], 0) or int((flag or [1])[-1])
     if config.reduction == "invariant":
         os.environ.setdefault("PJRT_NPROC", str(INVARIANT_CPU_THREADS))
-    elif emulated > 1:
+    elif (emulated := _emulated_devices()) > 1:
         os.environ.setdefault("PJRT_NPROC", str(max(INVARIANT_CPU_THREADS, 2 * emulated)))
 
 
@@ -199,11 +233,12 @@ def gpu_options(invariant: bool) -> dict[str, Any]:
 
 def check_cpu_threads() -> None:
     """Raises InputError unless XLA's CPU pool has the threads that the invariant reduction's bits depend on."""
-    threads = os.environ.get("PJRT_NPROC")
-    if threads != str(INVARIANT_CPU_THREADS):
-        state = f"is {threads}" if threads else "was not set when JAX's backend started"
-        raise InputError(f"--reduction=invariant needs PJRT_NPROC={INVARIANT_CPU_THREADS} in the environment, "
-                         f"which {state}: start again with it (in a notebook, restart the kernel and run this first)")
     if jax.local_device_count() > INVARIANT_CPU_THREADS:
         raise InputError(f"--reduction=invariant on CPU takes at most {INVARIANT_CPU_THREADS} emulated devices "
                          f"a process, not {jax.local_device_count()}: lower xla_force_host_platform_device_count")
+    threads = cpu_threads()
+    if threads != INVARIANT_CPU_THREADS:
+        state = f"JAX has started with {threads}" if threads else "nobody can tell how many JAX has started with"
+        raise InputError(f"--reduction=invariant needs PJRT_NPROC={INVARIANT_CPU_THREADS} in the environment when JAX "
+                         f"starts, and {state}: start again with it (in a notebook, restart the kernel and run this "
+                         "first)")

@@ -38,6 +38,11 @@ def _words_digest(words: Any, xp: Any) -> Any:
     return xp.sum(mixed ^ (mixed >> 16), dtype=np.uint32)
 
 
+def array_names(state: Any) -> list[str]:
+    """What the arrays of a state are called, as ".params[0][0]", in their order; it may be abstract."""
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+
+
 class StateDigest:
     """Computes, on every device, the digests of a state that lies as `specs` say, and whether all values are finite."""
 
@@ -66,15 +71,15 @@ class StateDigest:
             with jax.transfer_guard("allow"):
                 by_device = multihost_utils.process_allgather(by_device, tiled=True)
         digests, finite = np.split(np.asarray(by_device), [-1], axis=1)
-        names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
+        arrays = array_names(state)
         differing = np.argwhere(digests != digests[0])
         if len(differing):
             device, array = differing[0]
-            raise ReplicaError(f"after step {step} the copies of {names[array]} on device 0 and device {device} "
+            raise ReplicaError(f"after step {step} the copies of {arrays[array]} on device 0 and device {device} "
                                "differ: a device or the memory may be faulty")
         if not finite.all():
             raise DivergedError(f"the parameters or the optimizer's state are not finite after step {step}")
-        return {name: f"{int(digest):08x}" for name, digest in zip(names, digests[0], strict=True)}
+        return {name: f"{int(digest):08x}" for name, digest in zip(arrays, digests[0], strict=True)}
 
 
 def params_sha256(params: Any) -> str:

@@ -25,6 +25,8 @@ class Evaluation:
     correct: int
     total: int
     predicted: np.ndarray = dataclasses.field(compare=False)  # int32 [N]: each example's most probable class
+    labels: np.ndarray | None = dataclasses.field(default=None, compare=False)  # int32 [N], if asked for
+    log_probs: np.ndarray | None = dataclasses.field(default=None, compare=False)  # float32 [N, classes], if asked for
 
     @property
     def accuracy(self) -> float:
@@ -35,8 +37,10 @@ class Evaluator:
     """Evaluates a state on a data set, config.eval_batch_size rows per device and step whatever the device count.
 
     So an example's loss comes from the same program on the same shapes everywhere; the host adds the losses in index
-    order in float64.
+    order in float64. More than that comes from programs of its own, for these numbers must not depend on what is asked.
     """
+
+    held = _AHEAD + 1  # steps whose arrays lie on the devices at once, at most
 
     def __init__(self, config: Config, layout: Layout) -> None:
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
@@ -48,12 +52,25 @@ class Evaluator:
             log_probs = model.batched_predict(state.params, inputs, compute_dtype)
             losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
             predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
-            result = jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
+            return of_all(jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))]))
+
+        def only_labels(state: State, images: jax.Array, labels: jax.Array) -> Any:
+            return of_all(labels[None].astype(jnp.float32))
+
+        def with_log_probs(state: State, images: jax.Array, labels: jax.Array) -> Any:
+            inputs = model.scale_inputs(images, state.scaling)
+            log_probs = model.batched_predict(state.params, inputs, compute_dtype)
+            return of_all(jnp.concatenate([labels[None].astype(jnp.float32), log_probs.T]))
+
+        def of_all(result: jax.Array) -> Any:
             if layout.axis is None:
                 return result
             return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
 
-        self._losses: Any = layout.wrap(body, (STATE, DEALT, DEALT), donate=False)
+        self._losses, self._labels, self._log_probs = (
+            layout.wrap(function, (STATE, DEALT, DEALT), donate=False)
+            for function in (body, only_labels, with_log_probs)
+        )
 
     def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
@@ -62,32 +79,56 @@ class Evaluator:
         labels = jax.ShapeDtypeStruct((rows,), np.int32)
         return self._losses.lower(state, *self.layout.abstract((images, labels), DEALT))
 
+    @property
+    def taken(self) -> int:
+        """As ExampleLoader's, of all its data sets; from any thread."""
+        return sum(loader.taken for loader in tuple(self._loaders.values()))
+
     def close(self) -> None:
         """Ends the workers."""
         for loader in self._loaders.values():
             loader.close()
 
     def __call__(
-        self, state: State, dataset: Examples, poll: Callable[[], None] = lambda: None,
-        watch: Callable[[np.ndarray, np.ndarray], None] | None = None,
+        self, state: State, dataset: Examples, poll: Callable[[], None] = lambda: None, ask: str = "",
+        watch: Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None = None,
     ) -> Evaluation:
-        """Calls `poll` before each step, which may raise to stop the evaluation, and `watch` with the images and labels
-        that this process read for it."""
+        """Calls `poll` before each step, which may raise to stop the evaluation.
+
+        It may `ask` for "labels", or for "log_probs", too. `watch`, in a single process, asks for both: it is called
+        with the images, labels and log-probabilities of each step's examples, which are then not kept.
+        """
         if dataset not in self._loaders:
             self._loaders[dataset] = ExampleLoader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
-        pending: deque[jax.Array] = deque()
-        results = []
-        for images, labels, weights, _ in self._loaders[dataset]:
+        asked = {"": (), "labels": (self._labels,), "log_probs": (self._log_probs,)}["log_probs" if watch else ask]
+        pending: deque[tuple[np.ndarray, list[jax.Array]]] = deque()
+        losses: list[np.ndarray] = []
+        answers: list[np.ndarray] = []
+
+        def read() -> None:
+            images, results = pending.popleft()
+            left = len(dataset) - sum(found.shape[1] for found in losses)  # behind them are rows that are no examples
+            found, *more = (np.asarray(result)[:, :left] for result in results)
+            losses.append(found)
+            if watch is None:
+                answers.extend(more)
+            else:
+                watch(images[:left], more[0][0].astype(np.int32), more[0][1:].T)
+
+        for images, labels, _, _ in self._loaders[dataset]:
             poll()
-            if watch is not None:
-                watch(images[weights > 0], labels[weights > 0])
-            pending.append(self._losses(state, *self.layout.put((images, labels), DEALT)))
+            sent = self.layout.put((images, labels), DEALT)
+            pending.append((images, [program(state, *sent) for program in (self._losses, *asked)]))
             if len(pending) > _AHEAD:
-                results.append(np.asarray(pending.popleft()))
-        results += [np.asarray(result) for result in pending]
-        losses, correct, predicted = np.concatenate(results, axis=1)[:, : len(dataset)].astype(np.float64)
-        mean = float(losses.sum() / len(dataset))
-        return Evaluation(mean, int(correct.sum()), len(dataset), predicted.astype(np.int32))
+                read()
+        while pending:
+            read()
+        each, correct, predicted = np.concatenate(losses, axis=1).astype(np.float64)
+        told, *log_probs = np.concatenate(answers, axis=1) if answers else (None,)
+        return Evaluation(
+            float(each.sum() / len(dataset)), int(correct.sum()), len(dataset), predicted.astype(np.int32),
+            None if told is None else told.astype(np.int32), np.stack(log_probs, axis=1) if log_probs else None,
+        )
 
 
 @dataclasses.dataclass

@@ -10,7 +10,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +25,8 @@ from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, stacked
 from distmlp.parallel.step import TrainStep
 
-_FIXED_DISPATCH = 32  # steps, where the processes cannot each go by its own clock
 _DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
+_DISPATCHES = 16  # at most, of the largest size, between two looks at the clock
 _LARGEST_DISPATCH = 512  # steps, of data on the device
 _ACCELERATOR_DISPATCH = 64  # steps: some milliseconds of a GPU's, each of which is a program of this very length
 _LARGEST_CHUNK = 16  # steps per dispatch, of data from the host
@@ -39,8 +39,10 @@ class Steps(NamedTuple):
 
     losses: jax.Array  # float32 [n or more]; not waited for
     sizes: list[int]  # [n]: examples in each global batch
+    weight_sums: np.ndarray  # float32 [n]: what these weigh together
     indices: np.ndarray  # int64 [n, local shards, rows]: this process's examples
-    weights: np.ndarray  # float32 [n, local shards, rows]: 0 for rows that only fill up a shard
+    real: np.ndarray  # float32 [n, local shards, rows]: 0 for rows that only fill up a shard
+    paced: bool = True  # whether the first process has decided before it, by Pace.tick: some times a second
 
 
 class Taken(NamedTuple):
@@ -48,30 +50,42 @@ class Taken(NamedTuple):
 
     arrays: Any  # on the devices
     start: int
-    sizes: list[int]  # these three as in Steps
+    sizes: list[int]  # these four as in Steps
+    weight_sums: np.ndarray
     indices: np.ndarray
-    weights: np.ndarray
+    real: np.ndarray
 
 
 class Pace:
     """How many steps a dispatch has: so many as take about a quarter of a second, found out by doubling.
 
-    Several processes must dispatch alike, whatever their clocks say: there, and where it is given, a fixed number.
+    Several processes must dispatch alike, whatever their clocks say: `lead` gives all of them what the first decides.
+    It is asked so often only as dispatches take about that time together: a GPU may make dozens in it.
     """
 
-    def __init__(self, given: int, largest: int) -> None:
-        self._adapts = given == 0 and jax.process_count() == 1
-        self.largest, self._last = largest, -math.inf
-        self.steps = 1 if self._adapts else min(given or _FIXED_DISPATCH, largest)
+    def __init__(self, given: int, largest: int, lead: Callable[[int], int]) -> None:
+        self._adapts, self._lead, self.largest = given == 0, lead, largest
+        self.steps = min(given or 1, largest)
+        self._goal, self._left, self._last = 1, 1, -math.inf  # steps of a quarter of a second; dispatches until then
 
-    def tick(self) -> None:
-        """To be called once per dispatch. The losses of the one before are read in between: ticks are one apart."""
-        now = time.monotonic()
-        if self._adapts and now - self._last < _DISPATCH_SECONDS:
-            self.steps = min(2 * self.steps, self.largest)
-        elif self._adapts and now - self._last > 4 * _DISPATCH_SECONDS:
-            self.steps = max(1, self.steps // 2)
-        self._last = now
+    def tick(self) -> bool:
+        """To be called once per dispatch, before it; says whether the first process has decided now.
+
+        The losses of the dispatch before are read in between: ticks are one apart.
+        """
+        self._left -= 1
+        if self._left:
+            return False
+        if self._adapts:
+            now = time.monotonic()
+            if now - self._last < _DISPATCH_SECONDS:
+                self._goal = min(2 * self._goal, self.largest * _DISPATCHES)
+            elif now - self._last > 4 * _DISPATCH_SECONDS:
+                self._goal = max(1, self._goal // 2)
+            self._goal, self._last = self._lead(self._goal), now
+            self.steps = min(self._goal, self.largest)
+        self._left = max(1, self._goal // self.steps)
+        return True
 
 
 class Feed:
@@ -85,6 +99,7 @@ class Feed:
         self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace
     ) -> None:
         self._layout, self._batches, self._pace = layout, batches, pace
+        self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
         size = pace.largest
 
         def run(state: State, arrays: Any, bounds: Any) -> tuple[State, jax.Array]:
@@ -118,26 +133,27 @@ class Feed:
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
-        self._pace.tick()
-        arrays, start, sizes, indices, weights = self._batches.take(step, limit)
-        count = len(sizes)
+        paced = self._pace.tick()
+        taken = self._batches.take(step, limit)
+        arrays, start, count = taken.arrays, taken.start, len(taken.sizes)
         if self._whole and count == self._pace.largest:
             state, losses = self._whole(state, arrays)
         else:
             bounds = self._layout.put(np.array([start, start + count], np.int32), REPLICATED)
             state, losses = self._any(state, arrays, bounds)
-        return state, Steps(losses, sizes, indices, weights)
+        return state, Steps(losses, *taken[2:], paced)
 
 
 class HostBatches:
     """Batches that the loader yields, in chunks: sent while the devices work on the chunks before."""
 
     specs = stacked(BATCH)
+    resident_bytes, held = 0, _PREFETCH + 2  # of data that stay; dispatches whose arrays are there at once, at most
 
     def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, total_steps: int) -> None:
         self._layout, self._loader, self._pace, self._total_steps = layout, loader, pace, total_steps
         self._chunks: Iterator[Taken] = iter(())
-        self._chunk = Taken(None, 0, [], np.empty(0), np.empty(0))  # of whose steps the first `start` are used up
+        self._chunk = Taken(None, 0, [], *[np.empty(0)] * 3)  # of whose steps the first `start` are used up
         self._next = -1  # the step that comes next
 
     def like(self) -> Batch:
@@ -155,16 +171,18 @@ class HostBatches:
             self._chunks, self._chunk = self._sent_ahead(step), self._chunk._replace(start=len(self._chunk.sizes))
         if self._chunk.start == len(self._chunk.sizes):
             self._chunk = next(self._chunks)
-        arrays, start, sizes, indices, weights = self._chunk
-        stop = min(start + limit - step, len(sizes))
+        told: list[Any]
+        arrays, start, *told = self._chunk
+        stop = min(start + limit - step, len(told[0]))
         self._chunk, self._next = self._chunk._replace(start=stop), step + stop - start
-        return Taken(arrays, start, sizes[start:stop], indices[start:stop], weights[start:stop])
+        return Taken(arrays, start, *(each[start:stop] for each in told))
 
     def _sent_ahead(self, step: int) -> Iterator[Taken]:
         queue: deque[Taken] = deque()
         while step < self._total_steps:
-            self._loader.set_position(*divmod(step, self._loader.order.steps_per_epoch))
-            batches = itertools.islice(self._loader, self._total_steps - step)
+            epoch, first = divmod(step, self._loader.order.steps_per_epoch)
+            self._loader.set_position(epoch, first)
+            batches = enumerate(itertools.islice(self._loader, self._total_steps - step), first)
             while chunk := list(itertools.islice(batches, self._pace.steps)):
                 queue.append(self._send(chunk))
                 if len(queue) > _PREFETCH:
@@ -172,22 +190,24 @@ class HostBatches:
                 step += len(chunk)
         yield from queue
 
-    def _send(self, chunk: list[Batch]) -> Taken:
-        """The chunk's arrays, of one static shape: what lies behind its last step is not read."""
-        filled = [batch._replace(indices=None) for batch in chunk + [chunk[-1]] * (self._pace.largest - len(chunk))]
+    def _send(self, chunk: list[tuple[int, Batch]]) -> Taken:
+        """The arrays of an epoch's steps, by their numbers, of one static shape: what lies behind them is not read."""
+        steps, batches = zip(*chunk, strict=True)
+        filled = [batch.on_devices() for batch in (*batches, *[batches[-1]] * (self._pace.largest - len(batches)))]
         arrays = self._layout.put(jax.tree.map(lambda *parts: np.stack(parts), *filled), self.specs)
-        indices, weights = (np.stack(part) for part in zip(*((b.indices, b.weights) for b in chunk), strict=True))
-        return Taken(arrays, 0, [int(batch.weight_sum) for batch in chunk], indices, weights)
+        told = zip(*((batch.weight_sum, batch.indices, batch.real) for batch in batches), strict=True)
+        return Taken(arrays, 0, [self._loader.order.examples(step) for step in steps], *map(np.stack, told))
 
 
 class DeviceBatches:
     """Batches that each device gathers from its own copy of the data set. Methods are as HostBatches'."""
 
-    specs = SELECTION
+    specs, held = SELECTION, 2
 
     def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, data: tuple[np.ndarray, np.ndarray]) -> None:
         self._layout, self._pace, self._host_data = layout, pace, data
-        self._order, self._shards = loader.order, loader.local_shards
+        self._loader, self._order, self._shards = loader, loader.order, loader.local_shards
+        self.resident_bytes = sum(array.nbytes for array in data)
 
     @functools.cached_property
     def _data(self) -> tuple[jax.Array, jax.Array]:
@@ -195,7 +215,7 @@ class DeviceBatches:
         return self._layout.put(self._host_data, (SELECTION.images, SELECTION.labels))
 
     def like(self) -> Selection:
-        return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), []))
+        return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), np.empty(0)))
 
     def batch(self, arrays: Selection, i: Any) -> Batch:
         # Of indices that are known to be good: looking for others costs a GPU a kernel.
@@ -208,14 +228,15 @@ class DeviceBatches:
     def take(self, step: int, limit: int) -> Taken:
         epoch, start = divmod(step, self._order.steps_per_epoch)
         stop = min(start + self._pace.steps, start + limit - step, self._order.steps_per_epoch)
-        indices, weights = self._order.indices(epoch, start, stop, self._shards)
+        indices, real = self._order.indices(epoch, start, stop, self._shards)
         sizes = [self._order.examples(k) for k in range(start, stop)]
-        chosen = self._layout.put(self._chosen(indices, weights, sizes), tuple(SELECTION[2:]))
-        return Taken(Selection(*self._data, *chosen), 0, sizes, indices, weights)
+        sums = self._order.weight_sums(self._loader.weights, epoch, start, stop)
+        chosen = self._layout.put(self._chosen(indices, real, sums), tuple(SELECTION[2:]))
+        return Taken(Selection(*self._data, *chosen), 0, sizes, sums, indices, real)
 
-    def _chosen(self, indices: np.ndarray, weights: np.ndarray, sizes: list[int]) -> tuple[np.ndarray, ...]:
+    def _chosen(self, indices: np.ndarray, real: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, ...]:
         """The dispatch's own arrays, of one static shape: rows behind the last step are not read."""
-        arrays = indices.astype(np.int32), weights, np.array(sizes, np.float32)
+        arrays = indices.astype(np.int32), self._loader.weigh(indices, real), sums.astype(np.float32)
         return tuple(
             np.concatenate([array, np.zeros((self._pace.largest - len(array), *array.shape[1:]), array.dtype)])
             for array in arrays
@@ -223,15 +244,20 @@ class DeviceBatches:
 
 
 def make_feed(
-    config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int
+    config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int,
+    lead: Callable[[int], int] = lambda steps: steps,
 ) -> Feed:
-    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says."""
+    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says.
+
+    `lead` gives several processes the first one's number of steps.
+    """
     given, examples = config.steps_per_dispatch, loader.examples
     if placement == "device" and examples.resident is not None:
-        pace = Pace(given, given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH))
+        largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
+        pace = Pace(given, largest, lead)
         return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace)
     batch_bytes = loader.order.num_shards * loader.order.rows * examples.num_features * examples.dtype.itemsize
-    pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)))
+    pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)), lead)
     return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace)
 
 

@@ -33,7 +33,7 @@ class Selection(NamedTuple):
     images: Any  # uint8 or float32 [N, features]: the whole data set
     labels: Any  # int32 [N]
     indices: Any  # int32 [steps, shards, rows]
-    weights: Any  # float32 [steps, shards, rows]
+    weights: Any  # float32 [steps, shards, rows]: 0 for rows that only fill up a shard
     weight_sums: Any  # float32 [steps]
 
 

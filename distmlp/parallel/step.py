@@ -51,9 +51,12 @@ def gradients(
 
 
 def make_train_step(
-    config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation
+    config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation, weightless: bool = False
 ) -> TrainStep:
     """The step of a run.
+
+    If there may be `weightless` batches, whose weights are all 0: such a one has the loss 0, and changes neither the
+    parameters nor the optimizer's state, only the number of the step.
 
     Its loss is NaN where it or the gradient of a bias is not finite. That costs nothing, and weights hardly ever go
     first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
@@ -69,8 +72,14 @@ def make_train_step(
         update = reduce.isolated(update, layout)
 
     def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
+        some = batch.weight_sum > 0
+        if weightless:
+            batch = batch._replace(weight_sum=jnp.where(some, batch.weight_sum, 1))
         loss, grads = gradients(state, batch, layout, num_classes, compute_dtype)
         params, opt_state = update(grads, state.opt_state, state.params)
+        if weightless:
+            params, opt_state = jax.tree.map(lambda new, old: jnp.where(some, new, old), (params, opt_state),
+                                             (state.params, state.opt_state))  # fmt: skip
         zero_or_nan = sum(jnp.sum(bias * 0) for _, bias in grads)
         return State(params, opt_state, state.step + 1, state.scaling), loss + zero_or_nan
 

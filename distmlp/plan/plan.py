@@ -58,6 +58,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     started = time.perf_counter()
     compiled = lowered.compile(layout.compiler_options)
     seconds = time.perf_counter() - started
+    evaluated = parts.evaluator.lower(parts.state, data.test).compile(layout.compiler_options)
     module, sizes, count = Module(compiled.as_text() or ""), parts.sizes, len(layout.devices)
     rows = -(-config.batch_size // layout.num_shards)
     examples = rows * layout.shards_per_device
@@ -67,7 +68,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     )
     card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # make has checked the names
     analysis: Any = compiled.memory_analysis()
-    memory = _memory_of(analysis, parts.state, state_bytes, card)
+    memory = _memory_of(analysis, evaluated.memory_analysis(), parts, card)
     step = cost.Step(
         cost.flops(sizes, examples),
         cost.memory_bytes(sizes, examples, data.train.dtype.itemsize, state_bytes,
@@ -108,18 +109,28 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     return plan | {"warnings": warnings(config, layout, plan, predicted)}
 
 
-def _memory_of(analysis: Any, state: Any, state_bytes: int, card: Card) -> dict[str, int]:
-    """Bytes on each device."""
-    parameters = _bytes(state.params)
-    temporary = analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {
+def _memory_of(step: Any, evaluation: Any, parts: training.Program, card: Card) -> dict[str, int]:
+    """Bytes on each device, at most: amid steps, or amid an evaluation, while a checkpoint is written of a copy.
+
+    Args:
+      step, evaluation: the memory analyses of the two programs.
+    """
+    parameters, state = _bytes(parts.state.params), _bytes(parts.state)
+    resident = parts.feed.resident_bytes
+    data = resident + (step.argument_size_in_bytes - state - resident) * parts.feed.held
+    temporary = step.temp_size_in_bytes + step.output_size_in_bytes - step.alias_size_in_bytes
+    used = _bytes((parts.state.params, parts.state.scaling))  # of the state, by an evaluation
+    rows = evaluation.argument_size_in_bytes - used + evaluation.output_size_in_bytes
+    evaluating = rows * parts.evaluator.held + evaluation.temp_size_in_bytes
+    found = {
         "parameters": parameters,
-        "optimizer": state_bytes - parameters,
-        "data": analysis.argument_size_in_bytes - state_bytes,
+        "optimizer": state - parameters,
+        "data": data,
         "temporary": temporary,
-        "total": analysis.argument_size_in_bytes + temporary,
-        "available": card.memory,
+        "evaluation": max(0, evaluating - temporary),
+        "copy": state,
     }
+    return found | {"total": sum(found.values()), "available": card.memory}
 
 
 def _scaling(step: cost.Step, card: Card, rate: float, examples: int) -> dict[str, float]:

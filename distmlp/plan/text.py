@@ -24,7 +24,9 @@ def text(plan: Mapping[str, Any]) -> str:
                            for shard, examples in list(plan["first_examples"].items())[:3]),
         "memory": f"{_bytes(memory['total'])} of {_bytes(memory['available'])} a device: "
                   f"parameters {_bytes(memory['parameters'])}, optimizer {_bytes(memory['optimizer'])}, "
-                  f"data {_bytes(memory['data'])}, temporary {_bytes(memory['temporary'])}; the state is "
+                  f"data {_bytes(memory['data'])}, temporary {_bytes(memory['temporary'])}, "
+                  f"{_bytes(memory['evaluation'])} more in an evaluation, copy for a checkpoint "
+                  f"{_bytes(memory['copy'])}; the state is "
                   f"{'updated in place' if plan['state_is_donated'] else 'COPIED in each dispatch'}",
         "checkpoint": _bytes(plan["checkpoint_bytes"]),
         "a step": f"{plan['flops_per_step'] / 1e9:,.2f} GFLOP on all devices; {plan['kernels_per_step']} kernels a "

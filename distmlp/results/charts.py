@@ -41,19 +41,10 @@ def chart(curves: Sequence[Curve], y_label: str, *, x_label: str = "step", log: 
         return _svg(figure)
 
 
-def calibration(confidence: np.ndarray, correct: np.ndarray, colour: str) -> tuple[str, float]:
-    """A calibration curve of N predictions, and the expected calibration error.
-
-    That is the mean difference between how sure the network is and how often it is right, over ten equal ranges of its
-    probabilities, each weighed by its number of predictions.
-    """
-    bins = np.minimum((confidence * 10).astype(int), 9)
-    used = [n for n in range(10) if (bins == n).any()]
-    sure = [float(confidence[bins == n].mean()) for n in used]
-    right = [float(correct[bins == n].mean()) for n in used]
-    error = sum(abs(s - r) * (bins == n).mean() for n, s, r in zip(used, sure, right, strict=True))
+def calibration(sure: Sequence[float], right: Sequence[float], colour: str) -> str:
+    """A calibration curve: how often the network is right in some ranges of its probabilities."""
     curves = (Curve((0, 1), (0, 1), "#888888", dashed=True), Curve(sure, right, colour, dots=True))
-    return chart(curves, "how often it is right", x_label="how sure it is"), float(error)
+    return chart(curves, "how often it is right", x_label="how sure it is")
 
 
 def picture(values: np.ndarray, largest: float, smallest: float = 0) -> str:

@@ -14,7 +14,8 @@ from distmlp.cluster.group import Group
 from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.parallel.digest import host_digest
-from distmlp.run.store import Manager, Meta, check_digests, quiet, twice
+from distmlp.run.meta import Meta
+from distmlp.run.store import Manager, check_digests, quiet, twice
 
 
 class Stored(NamedTuple):

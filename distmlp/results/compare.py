@@ -46,12 +46,14 @@ def compare(a: Path, b: Path) -> Comparison:
     for name, run, have in zip("AB", runs, steps, strict=True):
         found.say(name, f"{run}: checkpoints of step {', '.join(map(str, sorted(have)))}")
     _settings(found, runs, steps)
-    ledgers = [ledger.read(run) for run in runs]
-    for name, (header, lines) in zip("AB", ledgers, strict=True):
+    ledgers, histories = [ledger.read(run) for run in runs], [read_lines(run) for run in runs]
+    for name, (header, lines, file), history in zip("AB", ledgers, histories, strict=True):
+        for damage in filter(None, (file.damage, history.damage)):
+            found.say("damage", damage)
         _epochs(found, name, header, lines)
     compared = {
         *_ledgers(found, ledgers[0][1], ledgers[1][1]),
-        *_metrics(found, [read_lines(run) for run in runs]),
+        *_metrics(found, [history.values for history in histories]),
         *_checkpoints(found, runs, sorted(set(steps[0]) & set(steps[1]))),
     }
     if not compared:
@@ -90,7 +92,10 @@ def _epochs(found: Comparison, name: str, header: dict[str, Any], lines: dict[in
         return
     last = max(lines)
     if gaps := last - len(lines):
-        found.say("ledger", f"{name} lacks {gaps:,} of its {last:,} steps: they ran without --ledger")
+        found.say("ledger", f"{name} lacks {gaps:,} of its {last:,} steps: they ran without --ledger, or are lost")
+    if not header:
+        found.say("ledger", f"{name}: whether each example counts once is not known, for the first line is lost")
+        return
     size, length = header["examples"], header["steps_per_epoch"]
     expected, whole = (size, examples_sum(np.arange(size))), 0
     for epoch in range(last // length):

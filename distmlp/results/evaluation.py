@@ -1,6 +1,7 @@
-"""Exact numbers on a data set: those that training logs, and by class."""
+"""Exact numbers on a data set: those that training logs, those of scikit-learn's metrics, and by class."""
 
 import dataclasses
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn import metrics
 
+from distmlp import scores
 from distmlp.config import Config
 from distmlp.data import datasets
 from distmlp.parallel import backend
@@ -18,8 +20,10 @@ from distmlp.parallel.specs import STATE, State
 
 _WIDTH = 80  # columns of a terminal
 _MATRIX = 1000  # classes of which JSON has the whole confusion matrix
+_MANY = 10  # classes, from which on the three most probable ones are looked at
 
-Watch = Callable[[np.ndarray, np.ndarray], None]  # is shown the images and labels of each step of an evaluation
+# Is shown the images, labels and log-probabilities [rows, classes] of each step of an evaluation.
+Watch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,15 @@ class ClassificationReport:
     pairs: np.ndarray  # int64 [pairs that occur, 3]: numbers of the true and the predicted class, how often; in order
     per_class: dict[str, np.ndarray]  # precision, recall, f1, support: [classes]
     predicted: np.ndarray  # int32 [N]: the number of each example's most probable class
+    confidence: np.ndarray  # float32 [N]: its probability
+    accuracy_interval: tuple[float, float]  # Wilson's, 95 %
+    log_loss: float
+    balanced_accuracy: float
+    roc_auc: float | None  # None where it is not defined, or there are too many classes or examples
+    average_precision: float | None  # likewise
+    top_3_accuracy: float | None  # None of fewer than ten classes
+    calibration_error: float
+    left_out: str = ""  # why roc_auc and average_precision are None
 
     @property
     def confusion(self) -> np.ndarray:
@@ -46,18 +59,45 @@ class ClassificationReport:
     def as_json(self) -> dict[str, Any]:
         """All but the predictions, as JSON values; of many classes, the pairs instead of the confusion matrix."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["predicted"], fields["pairs"]
+        del fields["predicted"], fields["confidence"], fields["pairs"], fields["left_out"]
         many = len(self.classes) > _MATRIX
         return fields | {
-            "classes": list(self.classes),
+            "classes": list(self.classes), "accuracy_interval": list(self.accuracy_interval),
             **({"confusion_pairs": self.pairs.tolist()} if many else {"confusion": self.confusion.tolist()}),
             "per_class": {name: values.tolist() for name, values in self.per_class.items()},
         }
 
+    @property
+    def measures(self) -> list[tuple[str, str, str]]:
+        """What else there is to know: name, value, and what it means in one sentence."""
+        low, high = self.accuracy_interval
+        several = "" if len(self.classes) == 2 else ", the mean of each class against the rest"
+        rows = [
+            ("accuracy interval", f"{100 * low:.2f} to {100 * high:.2f} %",
+             "Where the accuracy on endlessly many such examples is, in 95 of 100 cases (Wilson)."),
+            ("log loss", f"{self.log_loss:.5f}", "The mean of -log(probability of the true class); 0 is perfect."),
+            ("balanced accuracy", f"{self.balanced_accuracy:.4f}",
+             "The mean of the classes' recalls, so that rare classes count like frequent ones."),
+            ("ROC AUC", self.roc_auc,
+             f"How often an example of a class gets a higher probability of it than another does{several}; 0.5 is "
+             "guessing."),
+            ("average precision", self.average_precision,
+             f"The mean precision over all recalls{several}; guessing gives the class's share."),
+            ("top-3 accuracy", self.top_3_accuracy, "How often the true class is among the three most probable ones."),
+            ("calibration error", f"{self.calibration_error:.4f}",
+             "How far the probability of the prediction is from how often it is right: the mean over ten ranges."),
+        ]
+        return [(name, value if isinstance(value, str) else f"{value:.4f}", text)
+                for name, value, text in rows if value is not None]
+
     def __str__(self) -> str:
         lines = [f"checkpoint of step {self.checkpoint_step}: {self.correct:,} of {self.count:,} correct, "
-                 f"accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.5f}", "", *self._classes(), ""]
-        return "\n".join([*lines, *self._confusion()])
+                 f"accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.5f}", ""]
+        for name, value, text in self.measures:
+            lines += textwrap.wrap(f"{name:<17}  {value:<16}  {text}", _WIDTH, subsequent_indent=" " * 37)
+        if self.left_out:
+            lines.append(f"ROC AUC and average precision are left out: {self.left_out}")
+        return "\n".join([*lines, "", *self._classes(), "", *self._confusion()])
 
     def _classes(self) -> list[str]:
         width = max(5, *(len(str(name)) for name in self.classes))
@@ -97,15 +137,25 @@ def evaluate(
 ) -> ClassificationReport:
     """Evaluates parameters after `step` steps by the program that training evaluates with.
 
-    On the same kind of processor, the numbers are the same to the last digit. Each example is read once; `watch` is
-    called with the images and the labels of some hundred at a time, in the data set's order.
+    On the same kind of processor, the numbers that training logs are the same to the last digit. Each example is read
+    once; `watch` is called for some hundred at a time, in the data set's order.
     """
     seen: list[np.ndarray] = []
+    confidences: list[np.ndarray] = []
+    kept: list[np.ndarray] = []
+    among_3, many = 0, len(classes) >= _MANY
+    few, numbers = not scores.too_many(len(dataset), len(classes)), np.arange(len(classes))
 
-    def keep(images: np.ndarray, labels: np.ndarray) -> None:
+    def keep(images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
+        nonlocal among_3
         seen.append(labels)
+        confidences.append(np.exp(log_probs.max(axis=1)))
+        if few:
+            kept.append(log_probs)
+        if many:
+            among_3 += metrics.top_k_accuracy_score(labels, log_probs, k=3, labels=numbers, normalize=False)
         if watch is not None:
-            watch(images, labels)
+            watch(images, labels, log_probs)
 
     with backend.prepared(config):
         layout = Layout((jax.devices()[0],), "single", 1)
@@ -115,12 +165,21 @@ def evaluate(
             result = evaluator(state, dataset, watch=keep)
         finally:
             evaluator.close()
-    labels, numbers = np.concatenate(seen), range(len(classes))
+    labels, confidence = np.concatenate(seen), np.concatenate(confidences)
     pairs, counts = np.unique(labels.astype(np.int64) * len(classes) + result.predicted, return_counts=True)
     values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
+    log_probs = np.concatenate(kept) if kept else np.zeros((0, len(classes)), np.float32)
+    left_out = scores.undefined(labels, classes)
     return ClassificationReport(
         step, result.loss, result.accuracy, result.correct, result.total, classes,
         np.stack([*np.divmod(pairs, len(classes)), counts], axis=1),
-        dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted,
+        dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted, confidence,
+        accuracy_interval=scores.wilson(result.correct, result.total),
+        log_loss=result.loss * len(classes),
+        balanced_accuracy=scores.balanced_accuracy(labels, result.predicted),
+        roc_auc=None if left_out else scores.roc_auc(labels, log_probs),
+        average_precision=None if left_out else scores.average_precision(labels, log_probs),
+        top_3_accuracy=among_3 / result.total if many else None,
+        calibration_error=scores.calibration(confidence, result.predicted == labels)[2],
+        left_out=left_out,
     )
-

@@ -24,6 +24,7 @@ from distmlp.parallel import backend
 from distmlp.progress import best
 from distmlp.results import checkpoints
 from distmlp.run.log import read_lines
+from distmlp.run.meta import unknown
 from distmlp.run.store import DamageError
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
@@ -166,14 +167,16 @@ def load(run: "str | Path", checkpoint: str | int = "") -> Model:
 
     Args:
       run: the run's folder, its --workdir.
-      checkpoint: "best" (by the accuracy that metrics.jsonl knows), "newest", or a step; empty: best if the run knows
-        one, else newest.
+      checkpoint: "best" (by the score that metrics.jsonl knows, see --choose_by), "newest", or a step; empty: best if
+        the run knows one, else newest.
 
     Raises:
       InputError: there is no such run or checkpoint, or the checkpoint is damaged.
     """
     path = Path(os.path.expanduser(run))
     stored = _read(path, str(checkpoint))
+    if text := unknown(stored.meta):
+        remark(text)
     known = {field.name for field in dataclasses.fields(Config)}
     config = Config(**{name: value for name, value in stored.meta["settings"].items() if name in known})
     layers = sum(name.startswith(".params") for name in stored.arrays) // 2
@@ -202,8 +205,10 @@ def _choose(run: Path, checkpoint: str) -> int:
     if checkpoint == "newest":
         return found[0]
     if checkpoint in ("", "best"):
-        history = read_lines(run)
-        step = best([line for line in history if line["step"] in found])["step"]
+        lines = read_lines(run)
+        if lines.damaged:
+            remark(lines.damage)
+        step = best(line for line in lines.values if line["step"] in found)["step"]
         if not step and checkpoint:
             raise InputError(f"--checkpoint=best: no checkpoint of {run} was evaluated; give --checkpoint=newest")
         return int(step) or found[0]

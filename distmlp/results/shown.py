@@ -1,14 +1,13 @@
 """What the report shows of one run."""
 
-import contextlib
 import dataclasses
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distmlp import scores
 from distmlp.config import Config
 from distmlp.data.datasets import Examples
 from distmlp.errors import InputError
@@ -16,10 +15,9 @@ from distmlp.progress import best
 from distmlp.results import charts, checkpoints, run_data
 from distmlp.results.load import Model, load
 from distmlp.results.pictures import PictureShape, picture_shape
-from distmlp.run.log import read_lines
+from distmlp.run.log import read_lines, read_sessions
 
 _MISTAKES, _NEURONS = 24, 32  # that are shown
-_START, _END = {"time", "start", "hosts", "processes", "devices"}, {"time", "end", "reason"}  # of sessions.jsonl
 
 
 @dataclasses.dataclass
@@ -46,14 +44,13 @@ class Run:
     best: dict[str, Any]
     checkpoints: list[tuple[int, str]]  # steps and when they were written
     sessions: list[dict[str, Any]]
-    torn: int  # lines of sessions.jsonl that cannot be read
+    left_out: list[str]  # which lines of its files are damaged
     steps_per_epoch: int = 0
     problem: str = ""  # why there are no data, if there are none
     evaluation: Any = None
     mistakes: list[Mistake] = dataclasses.field(default_factory=list)
     neurons: list[str] = dataclasses.field(default_factory=list)
     calibration: str = ""
-    calibration_error: float = 0.0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,11 +102,12 @@ class Run:
 def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     """What there is of the run in this folder; raises InputError as load does."""
     model = load(path, checkpoint)
-    history = read_lines(path)
-    lines = [line for line in history if not line.get("final")]
-    final: dict[str, Any] = next((line for line in history if line.get("final")), {})
+    found, sessions = read_lines(path), read_sessions(path)
+    lines = [line for line in found.values if not line.get("final")]
+    final: dict[str, Any] = next((line for line in found.values if line.get("final")), {})
     times = [(step, _time(path / "checkpoints" / str(step))) for step in checkpoints.steps(path)]
-    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, *_sessions(path))
+    left_out = [file.damage for file in (found, sessions) if file.damaged]
+    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, sessions.values, left_out)
     run.neurons = _neurons(model)
     try:
         data = run_data.read(model)
@@ -118,19 +116,6 @@ def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     except InputError as error:
         run.problem = str(error)
     return run
-
-
-def _sessions(run: Path) -> tuple[list[dict[str, Any]], int]:
-    """The starts and ends that the run has noted, and the number of lines that are neither: a crash can tear one."""
-    path = run / "sessions.jsonl"
-    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
-    found = []
-    for text in texts:
-        with contextlib.suppress(ValueError, AttributeError):
-            line = json.loads(text)
-            if line.keys() >= _START or line.keys() >= _END:
-                found.append(line)
-    return found, len(texts) - len(found)
 
 
 def _time(folder: Path) -> str:
@@ -161,31 +146,29 @@ def _neurons(model: Model) -> list[str]:
 
 
 class _Answers:
-    """What the network says of examples that are shown to it some at a time: of all of them how sure it is and whether
-    it is right, and of the worst mistakes the examples themselves."""
+    """What the network says of examples that are shown to it some at a time: of all of them whether it is right, and of
+    the worst mistakes the examples themselves."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self.confidence, self.correct = np.zeros(0, np.float32), np.zeros(0, bool)
+    def __init__(self) -> None:
+        self.correct = np.zeros(0, bool)
         self.worst: list[tuple[int, int, int, float, np.ndarray]] = []  # index, label, prediction, confidence, features
 
-    def watch(self, images: np.ndarray, labels: np.ndarray) -> None:
-        probabilities = self._model.predict(images).probabilities
-        confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    def watch(self, images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
+        confidence, predicted = np.exp(log_probs.max(axis=1)), log_probs.argmax(axis=1)
         first = len(self.correct)
         for i in np.flatnonzero(predicted != labels):
             mistake = (first + int(i), int(labels[i]), int(predicted[i]), float(confidence[i]), images[i].copy())
             self.worst.append(mistake)
         self.worst = sorted(self.worst, key=lambda mistake: -mistake[3])[:_MISTAKES]
-        self.confidence = np.concatenate([self.confidence, confidence])
         self.correct = np.concatenate([self.correct, predicted == labels])
 
 
 def _evaluate(run: Run, dataset: Examples) -> None:
     """Fills in what needs the test set, each example of which is read once."""
-    model, answers = run.model, _Answers(run.model)
+    model, answers = run.model, _Answers()
     run.evaluation = model.evaluate_set(dataset, answers.watch)
-    run.calibration, run.calibration_error = charts.calibration(answers.confidence, answers.correct, run.colour)
+    sure, right, _ = scores.calibration(run.evaluation.confidence, answers.correct)
+    run.calibration = charts.calibration(sure, right, run.colour)
     run.mistakes = [
         Mistake(index, model.classes[label], model.classes[prediction], sure, _example_picture(_shape(model), features))
         for index, label, prediction, sure, features in answers.worst

@@ -2,31 +2,30 @@
 
 import dataclasses
 import functools
-import os
 import time
 from contextlib import ExitStack, closing
 from typing import Any
 
 import jax
-import numpy as np
 
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
-from distmlp.data.datasets import Data, order_remark
+from distmlp.data.datasets import Data, balance_remark, order_remark
 from distmlp.errors import InputError, Interrupted
-from distmlp.parallel.digest import params_sha256
+from distmlp.parallel import backend
+from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
-from distmlp.progress import Poll, Progress, Totals, best
+from distmlp.progress import Poll, Progress, Standing, Totals
 from distmlp.run.ledger import Ledger
 from distmlp.run.log import Log, banner, header, summary, versions
+from distmlp.run.meta import Meta, check_form, standing, totals, unknown
+from distmlp.run.profile import Profile
 from distmlp.run.signals import Signals, Watchdog
-from distmlp.run.store import Meta, Store
+from distmlp.run.store import Store, suited
 from distmlp.run.workdir import Workdir
 from distmlp.training import Program
-
-_SECONDS_POINT = 16  # with several processes, dispatches between two questions whether the time to save has come
 
 
 class Keeping:
@@ -34,28 +33,33 @@ class Keeping:
 
     def __init__(self, config: Config, data: Data, parts: Program, group: Group) -> None:
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
-        self._dispatches, self._profiled, self._profiling = 0, False, ExitStack()
         self._saved_step, self._saved_at = 0, time.monotonic()
+        self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
         self._begun: Progress | None = None
-        self.signals, self.watchdog = Signals(group.request_stop), Watchdog(config.stall_seconds)
+        self.signals, self.watchdog = Signals(group.request_stop), self._new_watchdog()
         with ExitStack() as opened:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
+            opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
             path = self.workdir.path
             self.log = Log(path, group.first)
+            self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
             self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
             self.store = Store(path, parts.digest, config.keep_checkpoints, group)
             self._open = opened.pop_all()
 
+    def _new_watchdog(self) -> Watchdog:
+        signs = (self.parts.taken, machine.mebibytes_moved, lambda: self.store.synced)
+        return Watchdog(self.config.stall_seconds, signs, self.group.pulse)
+
     def __enter__(self) -> "Keeping":
-        self._open.enter_context(self.signals)
         self._open.enter_context(closing(self.log))
-        self._open.enter_context(self._profiling)
+        self._open.enter_context(closing(self._profile))
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if self._begun is not None:
             reason = "" if error is None else f"{type(error).__name__}: {error}"
-            self.workdir.record_session(end=self._begun.step, reason=reason)
+            self.log.session(end=self._begun.step, reason=reason)
             if error is not None:
                 self.log.note(f"distmlp: {error}")
         with self._open:
@@ -63,25 +67,32 @@ class Keeping:
             if agreed or not self.group.several:  # else the others may be gone, or busy
                 self.store.close()
 
-    def restored(self) -> tuple[State, int, Totals] | None:
-        """State, step and sums of the newest intact checkpoint; None without any, InputError if it is another run's."""
+    def restored(self) -> tuple[State, int, Totals, Standing] | None:
+        """State, step, sums and how the evaluations stand, of the newest intact checkpoint; None without any.
+
+        Raises:
+          InputError: it is another run's, or of another form than the one trained here.
+        """
         dataset = f"--dataset={self.config.dataset}"
         self.group.agree({f"the digest of {dataset}": self._fingerprint})
         self.group.go_in_step()
-        found = self.store.newest_intact(self.parts.state, self._check_meta)
+        with self._new_watchdog():
+            found = self.store.newest_intact(self.parts.state, self._check_meta)
         if found is None:
             return None
         state, meta, notes = found
         if meta.get("data_modified", self.data.modified()) != self.data.modified():
             notes.append(f"the files of {dataset} were written again since the run began; the rows that are compared "
                          "are the same: if others are not, give another --workdir")
+        if text := unknown(meta):
+            notes.append(text)
         changed = differences(meta["versions"], _versions())
         if changed and self.config.reduction == "invariant":
             notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
         for note in notes:
             self.log.warn(note)
-        self._saved_step = meta["step"]
-        return state, meta["step"], Totals(**meta["totals"])
+        self._saved_step, self._lines = meta["step"], meta.get("lines", {})
+        return state, meta["step"], totals(meta), standing(meta)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -93,12 +104,14 @@ class Keeping:
         return {
             "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
             "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
-            "totals": dataclasses.asdict(progress.totals), "versions": _versions(),
+            "totals": dataclasses.asdict(progress.totals), "standing": progress.standing._asdict(),
+            "lines": {"metrics": len(progress.history), "ledger": self.ledger.count}, "versions": _versions(),
         }  # fmt: skip
 
     def _check_meta(self, meta: Meta) -> None:
-        """Raises InputError if a checkpoint is another run's, or beyond this one's end."""
+        """Raises InputError if a checkpoint is another run's, of another form, or beyond this one's end."""
         workdir = f"--workdir={self.workdir.path}"
+        check_form(meta, array_names(self.parts.state), _versions(), workdir)
         saved, experiment = Config().settings() | meta["settings"], self.config.experiment()
         changed = [f"--{text}" for text in differences({name: saved[name] for name in experiment}, experiment)]
         if changed:
@@ -115,47 +128,45 @@ class Keeping:
                              "for: raise --num_epochs or --max_steps")
 
     def begin(self, progress: Progress) -> None:
-        """Opens the run's files at this step, and says what will be trained."""
+        """Opens the run's files at this step, and says what will be trained. Until here, a signal ends the process."""
+        self._open.enter_context(self.signals)
         step, total, config = progress.step, self.cadence.total_steps, self.config
         self.data.info()  # may read examples: not amid those of an epoch
         self.workdir.write_run_flags(config)
-        if step == 0 and progress.history:
-            self.log.set_aside()
         progress.drop_lines_to_come()
-        self.log.start(step, progress.history, config)
-        self.ledger.start(step)
+        self.log.start(step, progress.history, config, self._lines.get("metrics", 0))
+        if text := self.ledger.start(step, self._lines.get("ledger", 0)):
+            self.log.warn(text)
         for text in self.data.remarks:
             self.log.warn(text)
         if text := self.data.description():
             self.log.say(text)
         self.log.say(banner(config, self.data, self.parts, self.workdir.path, self.group))
         devices = self.parts.layout.devices
-        self.workdir.record_session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
-                                    devices=f"{len(devices)} x {devices[0].device_kind}")
+        self.log.session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
+                         devices=f"{len(devices)} x {devices[0].device_kind}")
         self._begun = progress
-        if not step and (remark := order_remark(config, self.data)):
-            self.log.warn(remark)
+        for remark in filter(None, (order_remark(config, self.data), balance_remark(config, self.data))):
+            if not step:
+                self.log.warn(remark)
         if step:
             self.log.say(f"resuming after step {step} of {total}")
         if 0 < config.schedule_steps < total:
             self.log.warn(f"the learning rate is 0 from step {config.schedule_steps} on, where --schedule_steps ends; "
                           f"this run has {total} steps")
-        self.log.say(header(self.data.validation is not None))
+        self.log.say(header(config, self.data.validation is not None))
 
     def record(self, steps: Steps, digests: dict[str, str] | None, progress: Progress) -> None:
         """Takes note of a dispatch that has been made."""
-        self._dispatches += 1
         self.ledger.add(progress.step, steps, digests)
         self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
 
-    def save_is_due(self, progress: Progress) -> bool:
-        """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock; a collective."""
+    def save_is_due(self, steps: Steps, progress: Progress) -> bool:
+        """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock, which all follow."""
         if self.cadence.save(progress.step):
             return True
         every = self.config.checkpoint_every_seconds
-        if every <= 0 or (self.group.several and self._dispatches % _SECONDS_POINT):
-            return False
-        return bool(self.group.gather(np.array(time.monotonic() - self._saved_at >= every, np.int32))[0])
+        return every > 0 and steps.paced and self.group.lead(time.monotonic() - self._saved_at >= every)
 
     def save(self, state: State, progress: Progress) -> None:
         """Begins a checkpoint unless there is one of this step, once the ledger's lines up to it are on disk."""
@@ -163,27 +174,19 @@ class Keeping:
             progress.settle()
             progress.count_seconds()
             self.ledger.flush()
-            self.store.save(progress.step, state, self._meta(progress), best(progress.history)["step"])
+            self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
             self._saved_step, self._saved_at = progress.step, time.monotonic()
             self.watchdog.beat()
 
     def profile(self, progress: Progress) -> None:
-        """Starts or stops the profiler, if that is due, once the devices have done the steps before."""
-        first, end = self.cadence.profile or (0, 0)
-        if not self._profiled and first <= progress.step < end:
-            progress.settle()
-            jax.profiler.start_trace(str(self.workdir.path / "profile"))
-            self._profiling.callback(jax.profiler.stop_trace)
-            self._profiled = True
-        elif self._profiled and progress.step == end:
-            progress.settle()
-            self._profiling.close()
+        """To be called before each dispatch: a profile may begin or end here."""
+        self._profile.between_steps(progress)
 
     def before_line(self, progress: Progress) -> None:
         """To be called after a dispatch: a line may follow, and an evaluation before it."""
         if self.cadence.line(progress.step):
             self.log.close_bar()
-        if self.group.several and self.cadence.evaluation(progress.step) and not best(progress.history)["step"]:
+        if self.group.several and self.cadence.evaluation(progress.step) and not progress.standing.step:
             self.store.wait()  # a process that now finds an error in the test set could not wait with the others
 
     def stop_if_signalled(self, state: State, progress: Progress) -> None:
@@ -202,7 +205,7 @@ class Keeping:
         """Tests what a validation set has chosen, and writes the last line and the summary."""
         self.store.wait()
         chosen: State | None = state
-        step = best(progress.history)["step"]
+        step = progress.standing.best["step"]
         if self.data.validation is not None and step != progress.step:
             chosen = self.store.intact(step, self.parts.state)
             if chosen is None:
@@ -216,4 +219,4 @@ def _versions() -> dict[str, str]:
     """What the bits of an invariant run depend on besides its settings."""
     device = jax.devices()[0]
     processor = machine.processor() if device.platform == "cpu" else device.device_kind
-    return {**versions(), "processor": processor, "PJRT_NPROC": os.environ.get("PJRT_NPROC", "not set")}
+    return {**versions(), "processor": processor, "PJRT_NPROC": str(backend.cpu_threads() or "not known")}

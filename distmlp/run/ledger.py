@@ -11,18 +11,22 @@ The first line says how many training examples there are and how many steps an e
 A checkpoint is only saved once the lines up to its step are on disk, and a resumed run drops the lines beyond it.
 """
 
-import json
+import operator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distmlp.cluster.group import Group
-from distmlp.errors import InputError
 from distmlp.parallel.feed import Steps
-from distmlp.run.workdir import replace_file, sync, writing
+from distmlp.run import lines
+from distmlp.run.lines import Found, Kind
+from distmlp.run.workdir import writing
 
-_HEADER, _LINE = {"examples", "steps_per_epoch"}, {"step", "count", "examples", "loss"}
+_HEADER: Kind = {"examples": operator.index, "steps_per_epoch": operator.index}
+_LINE: Kind = {
+    "step": operator.index, "count": operator.index, "examples": lambda text: int(text, 16), "loss": float.fromhex,
+}  # fmt: skip
 
 
 def examples_sum(indices: np.ndarray) -> int:
@@ -36,23 +40,12 @@ def examples_sum(indices: np.ndarray) -> int:
     return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
 
 
-def read(workdir: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-    """The first line of a run's ledger, and the others by their steps; both are empty where there is no ledger.
-
-    A last line without its end is left out: it is being written, or a crash tore it.
-
-    Raises:
-      InputError: another line is not what was written.
-    """
-    path = workdir / "ledger.jsonl"
-    try:
-        texts = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        header, *lines = [json.loads(text) for text in texts] or [{}]
-        if not all(line.keys() >= _LINE for line in lines) or (lines and not header.keys() >= _HEADER):
-            raise ValueError("a line lacks one of its values")
-        return header, {line["step"]: line for line in lines}
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}): bring it back from a copy, or move it away") from None
+def read(workdir: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]], Found]:
+    """The first line of a run's ledger, and the others by their steps, as far as they are what was written; and what
+    was found. Both are empty where there is no ledger."""
+    found = lines.read(workdir / "ledger.jsonl", _HEADER, _LINE)
+    header = next((value for value in found.values if value.keys() >= _HEADER.keys()), {})
+    return header, {value["step"]: value for value in found.values if value.keys() >= _LINE.keys()}, found
 
 
 class Ledger:
@@ -64,20 +57,26 @@ class Ledger:
         self._fetched: dict[int, tuple[int, int]] = {}  # count and examples_sum, by step
         self._losses: dict[int, float] = {}
         self._digests: dict[int, dict[str, str]] = {}
+        self.count = 0  # lines of steps in the file
 
-    def start(self, step: int) -> None:
-        """Drops the lines beyond `step`, from where training now goes on."""
+    def start(self, step: int, expected: int = 0) -> str:
+        """Drops the lines beyond `step`, from where training now goes on; returns a remark if any up to it are lost.
+
+        `expected` is the `count` that there was at that step.
+        """
         if not self._group.first or not (self.enabled or self.path.exists()):
-            return
-        kept = [self._header, *(line for at, line in read(self.path.parent)[1].items() if at <= step)]
-        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            return ""
+        _, there, found = read(self.path.parent)
+        kept = [line for at, line in there.items() if at <= step]
+        self.count = len(kept)
+        return lines.renew(found, [self._header, *kept], expected - len(kept))
 
     def add(self, last: int, steps: Steps, digests: dict[str, str] | None) -> None:
         """Takes note of this process's examples in a dispatch that has completed update number `last`."""
         if self.enabled:
             first = last - len(steps.sizes) + 1
-            for step, (indices, weights) in enumerate(zip(steps.indices, steps.weights, strict=True), first):
-                taken = indices[weights > 0]  # weight 0 fills up
+            for step, (indices, real) in enumerate(zip(steps.indices, steps.real, strict=True), first):
+                taken = indices[real > 0]  # others fill up
                 self._fetched[step] = len(taken), examples_sum(taken)
             if digests is not None:
                 self._digests[last] = digests
@@ -95,14 +94,13 @@ class Ledger:
         halves = np.array([(count, total & 0xFFFFFFFF, total >> 32) for count, total in shares], np.uint32)
         counts, low, high = self._group.gather(halves.view(np.int32)).view(np.uint32).sum(axis=0, dtype=np.uint64).T
         totals = low + (high << np.uint64(32))
-        lines: list[dict[str, Any]] = []
+        made: list[dict[str, Any]] = []
         for (step, loss), count, total in zip(self._losses.items(), counts, totals, strict=True):
-            lines.append({"step": step, "count": int(count), "examples": f"{int(total):016x}", "loss": loss.hex()})
+            made.append({"step": step, "count": int(count), "examples": f"{int(total):016x}", "loss": loss.hex()})
             if step in self._digests:
-                lines[-1]["digests"] = self._digests.pop(step)
+                made[-1]["digests"] = self._digests.pop(step)
         self._losses.clear()
         if self._group.first:
             with writing(self.path):
-                with self.path.open("a") as file:
-                    file.writelines(json.dumps(line) + "\n" for line in lines)
-                sync(self.path)
+                lines.append(self.path, map(lines.sealed, made), durable=True)
+        self.count += len(made)

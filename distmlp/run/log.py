@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-import json
+import operator
 import platform
 import sys
 import textwrap
 from collections.abc import Sequence
-from importlib import metadata
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 from tqdm.auto import tqdm  # in a notebook, a bar of its own
 
+from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config
-from distmlp.errors import listed
+from distmlp.errors import listed, printable
 from distmlp.parallel import backend
 from distmlp.progress import Line, Progress, best
-from distmlp.run.workdir import new_path, replace_file, sync, writing
+from distmlp.run import lines
+from distmlp.run.lines import Found, Kind
+from distmlp.run.workdir import new_path, writing
 
 if TYPE_CHECKING:  # they import torch, which those who only read lines do not need
     from distmlp.data.datasets import Data
     from distmlp.training import Program
 
 
-def read_lines(run: Path) -> list[Line]:
+def read_lines(run: Path) -> Found:
     """The lines of a run's metrics.jsonl."""
-    path = run / "metrics.jsonl"
-    texts = path.read_text().splitlines() if path.exists() else []
-    lines: list[Line] = []
-    with contextlib.suppress(ValueError):  # a line torn by a crash; what follows it belongs to no committed checkpoint
-        for text in texts:
-            lines.append(json.loads(text))
-    return lines
+    return lines.read(run / "metrics.jsonl", {"step": operator.index, "epoch": operator.index})
+
+
+def read_sessions(run: Path) -> Found:
+    """The lines of its sessions.jsonl: the starts, which have `start`, and the ends."""
+    start: Kind = {"time": str, "start": operator.index, "hosts": "".join, "processes": operator.index, "devices": str}
+    return lines.read(run / "sessions.jsonl", start, {"time": str, "end": operator.index, "reason": str})
 
 
 class Log:
@@ -48,33 +52,41 @@ class Log:
 
     def __init__(self, workdir: Path, first: bool = True) -> None:
         self.workdir, self._first = workdir, first
-        self._metrics = workdir / "metrics.jsonl"
         self._events: Any = None
         self._bar: Any = None
 
-    def start(self, step: int, history: Sequence[Line], config: Config) -> None:
-        """Makes `history` the lines that there are, and opens all files for those of the steps after `step`."""
+    @functools.cached_property
+    def found(self) -> Found:
+        """The lines that earlier starts have left; raises InputError if they cannot be read."""
+        return read_lines(self.workdir) if self._first else Found(self.workdir / "metrics.jsonl", [])
+
+    def start(self, step: int, history: Sequence[Line], config: Config, expected: int = 0) -> None:
+        """Makes `history` the lines that there are, and opens all files for those of the steps after `step`.
+
+        `expected` is how many lines there were when the checkpoint of that step was saved.
+        """
         if self._first:
             from distmlp.run.tensorboard import EventFile  # takes 0.2 s to import
 
-            replace_file(self._metrics, "".join(json.dumps(line) + "\n" for line in history))
+            found = self.found
+            if step == 0 and found.values:
+                aside = new_path(self.workdir / "metrics-old.jsonl")
+                with writing(aside):
+                    found.path.rename(aside)
+                self.warn("there are metrics but no checkpoints: the run begins anew, and the old metrics are in "
+                          f"{aside}")
+                found = Found(found.path, [])
+            there = sum(line["step"] <= step and not line.get("final") for line in found.values)
+            if remark := lines.renew(found, history, expected - there):
+                self.warn(remark)
             with writing(self.workdir):
                 self._events = EventFile(self.workdir / "tensorboard", step + 1, config)
-
-    def set_aside(self) -> None:
-        """Moves lines away that belong to no checkpoint."""
-        if self._first:
-            aside = new_path(self.workdir / "metrics-old.jsonl")
-            self._metrics.rename(aside)
-            self.warn(f"there are metrics but no checkpoints: the run begins anew, and the old metrics are in {aside}")
 
     def line(self, line: Line) -> None:
         """Writes and shows one line; its numbers other than step and epoch also become TensorBoard scalars."""
         if self._first:
             with writing(self.workdir):
-                with self._metrics.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                sync(self._metrics)
+                lines.append(self.found.path, [lines.sealed(line)], durable=True)
                 self._events.scalars(line)
         if not line.get("final"):
             self.say(describe(line))
@@ -82,7 +94,7 @@ class Log:
     def say(self, text: str) -> None:
         """A remark on the console, above the progress bar if there is one, and in log.txt once a run has begun."""
         if self._first:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
             if self._events is not None:  # else nothing is trained, and the folder stays as it is
                 self.note(text)
@@ -96,8 +108,15 @@ class Log:
     def note(self, text: str) -> None:
         """A remark in log.txt only. A run goes on where it cannot be written."""
         if self._first:
-            with contextlib.suppress(OSError), (self.workdir / "log.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{text}\n")
+            with contextlib.suppress(OSError):
+                lines.append(self.workdir / "log.txt", [text])
+
+    def session(self, **facts: Any) -> None:
+        """Adds a line to sessions.jsonl: when, where and how training started or ended. A full disk is no error."""
+        if self._first:
+            with contextlib.suppress(OSError):
+                now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+                lines.append(self.workdir / "sessions.jsonl", [lines.sealed({"time": now, **facts})])
 
     def show_progress(self, progress: Progress, batch_size: int, size: int) -> None:
         """Shows how far the epoch is, of `size` examples. Only on a terminal."""
@@ -125,7 +144,7 @@ class Log:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that results depend on."""
     names = ("distmlp", "jax", "jaxlib", "numpy", "torch", "orbax-checkpoint", "optax")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: machine.version(name) for name in names}}
 
 
 def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Group) -> str:
@@ -149,8 +168,8 @@ def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Gro
                  f"{-(-config.batch_size // layout.num_shards)}, on {_count(len(devices), 'device')}",
     }
     wrap = textwrap.TextWrapper(80, subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False)
-    lines = [wrap.fill(f"{name:<12} {value}") for name, value in rows.items() if value]
-    return "\n".join([*lines, f"{'workdir':<12} {workdir}"]).replace("\u00a0", " ")
+    texts = [wrap.fill(f"{name:<12} {value}") for name, value in rows.items() if value]
+    return "\n".join([*texts, f"{'workdir':<12} {workdir}"]).replace("\u00a0", " ")
 
 
 def _count(number: int, one: str, more: str = "") -> str:
@@ -165,14 +184,21 @@ _COLUMNS = {  # of a line for people, behind its epoch: heading, width, format
 HEADER = " " * 9 + "".join(f"{heading:>{width}}" for heading, width, _ in _COLUMNS.values())
 
 
-def header(validation: bool) -> str:
+_SHORT = {"balanced_accuracy": "bal. acc", "macro_f1": "macro F1", "roc_auc": "ROC AUC"}  # beside accuracy and loss
+
+
+def header(config: Config, validation: bool) -> str:
     """The headings of the lines per epoch."""
-    return HEADER.replace("test", " val") if validation else HEADER
+    text = HEADER.replace("test", " val") if validation else HEADER
+    free = config.choose_by in _SHORT and not config.eval_train  # the column of training accuracies
+    return text.replace("train acc", f"{_SHORT[config.choose_by]:>9}") if free else text
 
 
 def describe(line: Line) -> str:
     """One line for people, of 80 columns, below `header`."""
     line = {name.replace("validation", "test"): value for name, value in line.items()}
+    if (name := line.get("choose_by")) in _SHORT and f"test_{name}" in line:
+        line = {"train_accuracy": line[f"test_{name}"]} | line  # as the heading says
     cells = (f"{line[name]:>{width}{form}}" if name in line else " " * width
              for name, (_, width, form) in _COLUMNS.items())  # fmt: skip
     return f"epoch {line['epoch']:>3}{''.join(cells)}".rstrip()
@@ -181,21 +207,29 @@ def describe(line: Line) -> str:
 def summary(history: Sequence[Line], workdir: Path) -> str:
     """The end of a run: its accuracy, the parameters' SHA-256, the time it took, and what there is to go on with."""
     (*_, last, final), top = history, best(history)
+    chosen_by = top.get("choose_by", "accuracy")
+
+    def score(line: Line, part: str) -> str:
+        """Beside the accuracy."""
+        value = None if chosen_by == "accuracy" else line.get(f"{part}_{chosen_by}")
+        return "" if value is None else f", {chosen_by.replace('_', ' ')} {value:.5f}"
+
     if "validation_accuracy" in top:
-        lines = [f"best validation accuracy {top['validation_accuracy']:.2%} at step {top['step']}; on the test set:"]
+        texts = [f"best validation accuracy {top['validation_accuracy']:.2%}{score(top, 'validation')} "
+                 f"at step {top['step']}; on the test set:"]
         for which, name, step in (("best", "best_test", top["step"]), ("last", "test", final["step"])):
             if f"{name}_accuracy" in final:
-                lines.append(f"  the {which} checkpoint, step {step}: {final[f'{name}_accuracy']:.2%} "
-                             f"({final[f'{name}_correct']} of {final['test_count']})")
+                texts.append(f"  the {which} checkpoint, step {step}: {final[f'{name}_accuracy']:.2%} "
+                             f"({final[f'{name}_correct']} of {final['test_count']}){score(final, name)}")
     else:
-        lines = [f"final test accuracy {100 * last['test_accuracy']:.2f} % "
-                 f"({last['test_correct']} of {last['test_count']}), "
-                 f"best {100 * top['test_accuracy']:.2f} % at step {top['step']}",
+        texts = [f"final test accuracy {100 * last['test_accuracy']:.2f} % "
+                 f"({last['test_correct']} of {last['test_count']}){score(last, 'test')}, "
+                 f"best {100 * top['test_accuracy']:.2f} %{score(top, 'test')} at step {top['step']}",
                  "(the best was chosen on the test set; --validation_fraction avoids that)"]
     steps = f"{last['step']}" if top["step"] == last["step"] else f"{last['step']}, and the best one, {top['step']},"
     training = sum(line.get("seconds", 0) for line in history)
     return "\n".join((
-        *lines,
+        *texts,
         f"parameters {final['params_sha256']}",
         f"time         {final['total_seconds']:.1f} s, of which {training:.1f} s training steps",
         f"checkpoints  {steps} in {workdir / 'checkpoints'}",

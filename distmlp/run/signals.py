@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -61,18 +61,26 @@ class Signals:
 
 
 class Watchdog:
-    """Within this context, ends the process with a message if `beat` is not called for `seconds`; 0: never.
+    """Within this context, ends the process with a message if nothing goes on for `seconds`; 0: never.
 
     A thread does this, for what may hang lets other threads run: collectives and the reading of files.
+
+    Args:
+      seconds: how long.
+      signs: functions whose whole numbers change while work goes on, beside the calls of `beat`.
+      shared: makes of this process's number one that also changes while another goes on, for which this one may wait.
     """
 
     _TICKS = 10
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self._beaten, self._over = seconds, False, threading.Event()
+    def __init__(
+        self, seconds: float, signs: Sequence[Callable[[], int]] = (), shared: Callable[[int], int] = lambda own: own
+    ) -> None:
+        self.seconds, self._signs, self._shared = seconds, signs, shared
+        self._beats, self._over = 0, threading.Event()
 
     def beat(self) -> None:
-        self._beaten = True
+        self._beats += 1
 
     def __enter__(self) -> "Watchdog":
         if self.seconds:
@@ -83,11 +91,14 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        idle = 0  # ticks without a beat: a process stopped for hours (SIGSTOP) has missed one when it goes on
+        idle, last = 0, -1  # ticks without a sign: a process stopped for hours (SIGSTOP) has missed one when it goes on
         while not self._over.wait(self.seconds / self._TICKS):
-            idle, self._beaten = 0 if self._beaten else idle + 1, False
+            pulse = self._beats + sum(sign() for sign in self._signs)
+            with contextlib.suppress(Exception):  # jax's service of several processes may be gone
+                pulse = self._shared(pulse)
+            idle, last = 0 if pulse != last else idle + 1, pulse
             if idle >= self._TICKS:
-                tell(f"error: for --stall_seconds={self.seconds:g} no step and no evaluation went on: what each thread "
-                     "is doing follows; a new start goes on from the newest checkpoint")
+                tell(f"error: for --stall_seconds={self.seconds:g} no step, no evaluation and no file went on: what "
+                     "each thread is doing follows; a new start goes on from the newest checkpoint")
                 faulthandler.dump_traceback(_STDERR)
                 os._exit(1)

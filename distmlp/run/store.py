@@ -2,7 +2,7 @@
 
 A training run saves to a Store and goes on from it; results/checkpoints.py is for those who only read.
 WORKDIR/checkpoints/<step> has two items: `state`, the arrays; and `meta`, JSON: what the run says of itself
-(keeping.py), the step, the arrays' digests by their names, and the digest of all of these.
+(meta.py), the step, the arrays' digests by their names, and the digest of all of these.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ from distmlp.cluster.group import Group
 from distmlp.config import digest_json
 from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel.digest import StateDigest
+from distmlp.run.meta import Meta
 from distmlp.run.workdir import new_path, sync
 
 T = TypeVar("T")
-Meta = dict[str, Any]  # the JSON values beside the arrays
 
 _TRASH = "trash"  # a checkpoint is moved into this folder and then deleted: a crash leaves no half of one behind
 _PAUSE_SECONDS = 0.25  # between two tries to read: Orbax's threads may still be busy with the first
@@ -82,14 +82,18 @@ def check_digests(meta: Meta, digests: dict[str, str]) -> None:
         raise DamageError(f"{', '.join(wrong) or 'its list of arrays'} is not what was saved")
 
 
-def twice(what: str, read: Callable[[], T], group: Group) -> T:
-    """What `read` returns; if it fails in any process, all try again, then raise DamageError; a collective."""
+def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], None] = lambda value: None) -> T:
+    """What `read` returns; if it fails in any process, all try again, then raise DamageError; a collective.
+
+    `read` is each process's own: it must not wait for the others, who do not come if it fails in one of them. `check`,
+    which may, is called once all have read something. It raises in all processes, or in none.
+    """
     for _ in range(2):  # an error of the moment is no damage
         value: Any = None
         reason = ""
         try:
             value = read()
-        except (DamageError, DivergedError) as error:
+        except DamageError as error:
             reason = str(error)
         except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
             if group.ended_elsewhere(error):
@@ -97,7 +101,11 @@ def twice(what: str, read: Callable[[], T], group: Group) -> T:
             reason = f"{what} cannot be read ({_brief(error)})"
         reasons = group.exchange(reason)
         if not any(reasons):
-            return value
+            try:
+                check(value)
+                return value
+            except (DamageError, DivergedError) as error:
+                reason = str(error)
         time.sleep(_PAUSE_SECONDS)
         gc.collect()  # coroutines that Orbax has abandoned warn when they are freed: here `quiet` hides that
     raise DamageError(reason or f"process {next(i for i, text in enumerate(reasons) if text)} cannot read it")
@@ -109,12 +117,17 @@ class Store:
     def __init__(self, workdir: Path, digest: StateDigest, keep: int, group: Group) -> None:
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
         self._keep, self._best, self._failed = keep, 0, False
+        self.synced = 0  # files and folders so far: a save that goes on
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
         self._rest_of_save: Callable[[], None] | None = None
         self._empty_trash()
+        mine = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=mine, active_processes={mine})
         try:
             self._manager = Manager(self.path, cleanup_tmp_directories=True, todelete_subdir=_TRASH)
+            # Orbax's restore ends with a barrier, at which a process whose disk fails would be missed for ever.
+            self._reader = Manager(self.path, read_only=True, multiprocessing_options=alone)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
                              "make room or give another --workdir") from None
@@ -144,6 +157,7 @@ class Store:
             self._manager.write(step, state, meta, digests)
         if not self._group.several:
             self._finish()
+            _delete(state)  # a copy
 
     def _finish(self) -> None:
         """Waits until the new checkpoint is listed, syncs it to disk, and only then deletes older ones."""
@@ -156,6 +170,7 @@ class Store:
                 folder = self.path / str(newest)
                 for path in [*folder.rglob("*"), folder, self.path]:
                     sync(path)
+                    self.synced += 1
             for step in others[self._keep - 1 :]:
                 if step != self._best:
                     self._manager.delete(step)
@@ -194,7 +209,9 @@ class Store:
             except DamageError as error:
                 damaged.append((step, str(error)))
             else:
-                return state, meta, [self._move_away(*item) for item in damaged]
+                copy = self._copy(state)  # Orbax's arrays may not be donatable
+                _delete(state)
+                return copy, meta, [self._move_away(*item) for item in damaged]
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
             raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "
@@ -210,14 +227,14 @@ class Store:
 
     def _read(self, step: int, target: Any, check_meta: Callable[[Meta], None] = lambda meta: None) -> tuple[Any, Meta]:
         """State and meta of a checkpoint; see `newest_intact`, and `twice` for what it raises."""
-        meta = twice("its metadata", lambda: self._manager.read_meta(step), self._group)
+        meta = twice("its metadata", lambda: self._reader.read_meta(step), self._group)
         check_meta(meta)
-        return twice("it", lambda: self._read_state(step, target, meta), self._group), meta
 
-    def _read_state(self, step: int, target: Any, meta: Meta) -> Any:
-        state = self._manager.read_state(step, target)
-        check_digests(meta, self._digest.check(state, step))
-        return self._copy(state)  # Orbax's arrays may not be donatable
+        def check(state: Any) -> None:
+            check_digests(meta, self._digest.check(state, step))
+
+        state = twice("it", lambda: self._reader.read_state(step, target), self._group, check)
+        return state, meta
 
     def _move_away(self, step: int, reason: str) -> str:
         target = new_path(self.workdir / "damaged" / str(step))
@@ -233,6 +250,7 @@ class Store:
             self.wait()
             with self._errors():
                 self._manager.close()
+                self._reader.close()
         finally:
             self._saver.shutdown()
             if self._failed:
@@ -248,6 +266,11 @@ class Store:
             self._manager.reload()  # Orbax has already listed the checkpoint that failed
             raise WriteError(self.path, f"a checkpoint was not saved: {_brief(error)}",
                              f"; intact checkpoints: {self.steps()[::-1]}") from None
+
+
+def _delete(state: Any) -> None:
+    """Frees the memory of arrays that Orbax may still hold on to, until Python's collector comes by."""
+    jax.tree.map(lambda array: array.delete(), state)
 
 
 @contextlib.contextmanager
@@ -277,6 +300,31 @@ def quiet() -> Iterator[None]:
     finally:
         sys.unraisablehook, sys.excepthook = hook, printing
         absl.removeFilter(from_others)
+
+
+@contextlib.contextmanager
+def suited(locks: bool, syncs_folders: bool) -> Iterator[None]:
+    """Within this context TensorStore does without what a file system cannot do, or each save would fail.
+
+    Orbax has no setting for that. What TensorStore then does not sync, `Store` does before a checkpoint counts.
+    """
+    changes: dict[str, Any] = {} if locks else {"file_io_locking": {"mode": "none"}}
+    changes |= {} if syncs_folders else {"file_io_sync": False}
+    if not changes:
+        yield
+        return
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    contexts = (tensorstore_utils._BASE_TS_CONTEXT, tensorstore_utils._DEFAULT_OCDBT_TS_CONTEXT)
+    before = [dict(context) for context in contexts]
+    try:
+        for context in contexts:
+            context.update(changes)
+        yield
+    finally:
+        for context, values in zip(contexts, before, strict=True):
+            context.clear()
+            context.update(values)
 
 
 def _brief(error: BaseException) -> str:

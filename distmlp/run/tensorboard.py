@@ -1,5 +1,6 @@
 """A run's numbers for TensorBoard."""
 
+import re
 import socket
 import time
 from pathlib import Path
@@ -26,12 +27,12 @@ class EventFile(RecordWriter):  # type: ignore[misc]
         It shows all settings of the run as a text, and those that decide its result as hyperparameters.
         """
         folder.mkdir(exist_ok=True)
-        super().__init__(str(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"))
+        super().__init__(str(folder / f"events.out.tfevents.{_later(folder):017.6f}.{socket.gethostname()}"))
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
-        deciding = {name: value if isinstance(value, (bool, int, float)) else as_text(value)
+        deciding = {name: value if isinstance(value, (bool, int, float)) else _text(value)
                     for name, value in config.settings("experiment", "length").items()}
-        rows = "\n".join(f"| {name} | {as_text(value)} |" for name, value in config.settings().items())
+        rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in config.settings().items())
         metrics = dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), 0.0)
         for summary in (*hparams(deciding, metrics), text("settings", f"| setting | value |\n| --- | --- |\n{rows}")):
             self._write(step=purge_step - 1, summary=summary)
@@ -44,3 +45,15 @@ class EventFile(RecordWriter):  # type: ignore[misc]
 
     def _write(self, **fields: Any) -> None:
         self.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+def _text(value: Any) -> str:
+    """A setting as Unicode can have it, which not every file's name is."""
+    return as_text(value).encode(errors="backslashreplace").decode()
+
+
+def _later(folder: Path) -> float:
+    """The time, or one after those in the names of a folder's files: TensorBoard reads these in the order of their
+    names, and the clock may have been set back since."""
+    found = (re.match(r"events\.out\.tfevents\.(\d+(\.\d+)?)\.", path.name) for path in folder.iterdir())
+    return max([time.time(), *(float(match[1]) + 1e-3 for match in found if match)])

@@ -21,8 +21,9 @@ class Store:
         self.values: dict[str, str] = {}
         self.changed = threading.Condition()
 
-    def key_value_set(self, key: str, value: str) -> None:
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
         with self.changed:
+            assert allow_overwrite or key not in self.values
             self.values[key] = value
             self.changed.notify_all()
 
@@ -32,8 +33,13 @@ class Store:
                 raise RuntimeError("DEADLINE_EXCEEDED")
             return self.values[key]
 
-    def key_value_delete(self, prefix: str) -> None:
-        self.values = {key: value for key, value in self.values.items() if not key.startswith(prefix)}
+    def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
+        return [item for item in self.values.items() if item[0].startswith(prefix)]
+
+    def key_value_delete(self, key: str) -> None:
+        """Of a key, and of all below it."""
+        below = key.removesuffix("/") + "/"
+        self.values = {name: value for name, value in self.values.items() if not (name + "/").startswith(below)}
 
 
 @pytest.fixture
@@ -56,6 +62,22 @@ def test_values_are_exchanged_in_the_order_of_the_processes_and_forgotten(store:
         other(store, topic, value=[topic, None])
         assert group.exchange("mine") == ["mine", [topic, None]]
     assert sorted(store.values) == ["distmlp/3/0", "distmlp/3/1"]
+
+
+def test_the_first_process_leads_without_waiting_and_old_orders_are_forgotten(store: Store, group: Group) -> None:
+    other = Group(1, 2, store)
+    for value in range(300):
+        assert group.lead(value) == value
+        if value >= 9:  # as far behind as it can be
+            assert other.lead("its own") == value - 9
+    assert len(store.values) < 100
+    assert Group().lead(5) == 5
+
+
+def test_a_pulse_is_felt_from_every_process(store: Store, group: Group) -> None:
+    other = Group(1, 2, store)
+    assert [group.pulse(3), other.pulse(10), group.pulse(3), other.pulse(11), group.pulse(4)] == [3, 13, 13, 14, 15]
+    assert Group().pulse(7) == 7
 
 
 def test_the_error_of_another_process_is_raised_here_and_said_once(store: Store, group: Group) -> None:

@@ -174,4 +174,5 @@ def test_spawned_workers_give_the_same_batches() -> None:
                 for x, y in zip(a, b, strict=True):
                     np.testing.assert_array_equal(x, y)
                     assert x.dtype == y.dtype
+    assert plain.taken == spawned.taken == 2 * 23  # which a watchdog sees grow
     assert not multiprocessing.active_children()

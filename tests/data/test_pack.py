@@ -55,6 +55,8 @@ def same(one: datasets.Data, other: datasets.Data) -> None:
     assert one.sizes == other.sizes
     assert (one.classes, one.numbered, one.columns, one.table) == (other.classes, other.numbered, other.columns,
                                                                    other.table)  # fmt: skip
+    assert (one.weights is None) == (other.weights is None)
+    assert one.weights is None or one.weights.tobytes() == other.weights.tobytes()  # type: ignore[union-attr]
     for a, b in zip(one.parts, other.parts, strict=True):
         for x, y in zip(a.take(np.arange(len(a))), b.take(np.arange(len(b))), strict=True):
             assert (x.dtype, x.tobytes()) == (y.dtype, y.tobytes())
@@ -539,3 +541,30 @@ def test_a_set_that_memory_cannot_hold(verify: bool, made: Path, monkeypatch: py
     if verify:
         with pytest.raises(InputError, match="is damaged: rows 224 to 239"):
             datasets.load(Config(dataset=str(made))).train.take(np.array([239]))
+
+
+@pytest.mark.parametrize("balanced", ["none", "balanced"])
+def test_weights(balanced: str, tmp_path: Path) -> None:
+    weights = np.random.default_rng(1).integers(0, 5, 400) / 3
+    table, settings = frame().assign(w=weights), LEARNED | {"ignore_columns": "id", "weight_column": "w"}
+    (tmp_path / "parts").mkdir()
+    for place in range(2):
+        table.iloc[200 * place : 200 * place + 200].to_csv(tmp_path / "parts" / f"{place}.csv", index=False)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    made = run(tmp_path / "made", tmp_path / "parts", **settings)
+    same(datasets.load(Config(dataset=str(tmp_path / "t.csv"), class_weight=balanced, **settings)),
+         datasets.load(Config(dataset=str(made), class_weight=balanced, seed=3)))  # fmt: skip
+    x, y = np.random.default_rng(0).standard_normal((400, 3)), np.arange(400) % 3
+    np.savez(tmp_path / "a.npz", x=x, y=y, w=weights)
+    from_arrays = datasets.load(Config(dataset=str(tmp_path / "a.npz"), test_fraction=0.3, class_weight=balanced))
+    for source in (run(tmp_path / "b", tmp_path / "a.npz", test_fraction=0.3),
+                   pack([(x[:100], y[:100], weights[:100]), (x[100:], y[100:], weights[100:])], tmp_path / "c",
+                        Config(test_fraction=0.3))):  # fmt: skip
+        same(from_arrays, datasets.load(Config(dataset=str(source), class_weight=balanced)))
+    with pytest.raises(InputError, match="from example 0 on: the weight -1 of example 2"):
+        pack([(x[:4], y[:4], np.array([1, 1, -1, 1]))], tmp_path / "d")
+    with pytest.raises(InputError, match=r"--weight_column=id: .* was packed with --weight_column=w"):
+        datasets.load(Config(dataset=str(made), weight_column="id"))
+    flip(made / "w_train.npy", -1)
+    with pytest.raises(InputError, match=r"w_train\.npy is damaged"):
+        datasets.load(Config(dataset=str(made)))

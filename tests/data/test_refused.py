@@ -72,13 +72,12 @@ class DatasetDict(dict[str, Any]):
     (DatasetDict(train=[(X[0], 1)], test=[(X[0], 0)]),
      r"train_set is a DatasetDict of 'train', 'test': give each set by itself, as in train\(config, data\['train'\]"),
     ({"x": X, "y": Y}, r"train_set is a dict of 'x', 'y': give each set by itself, as in train\(config, \(x, y\)\)"),
-    ((X, Y, np.ones(8)), r"train_set is a tuple of 3 parts: give a tuple of two, \(x, y\); weights of the examples"),
     (torch.utils.data.TensorDataset(*map(torch.as_tensor, (X, Y, Y))), "train_set is a TensorDataset of 3 parts: give"),
-    ((X,), r"train_set is a tuple of 1 parts: give a tuple of two, \(x, y\)$"),
-    ([X, Y], r"train_set is a list of 2 parts: give a tuple of two, \(x, y\)$"),
+    ((X,), r"train_set is a tuple of 1 parts: give a tuple \(x, y\), or \(x, y, weights\)$"),
+    ([X, Y], r"train_set is a list of 2 parts: give a tuple \(x, y\), or \(x, y, weights\)$"),
     ("mine.csv", r"train_set is a str: name files and folders in the config, as in Config\(dataset='mine\.csv'\)"),
     (torch.utils.data.DataLoader(list(X)), r"train_set is a DataLoader: give its \.dataset"),
-], ids=["DatasetDict", "dict", "weights", "tensors", "one", "list", "path", "loader"])  # fmt: skip
+], ids=["DatasetDict", "dict", "tensors", "one", "list", "path", "loader"])  # fmt: skip
 def test_objects_that_are_no_data_set(given: Any, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         datasets.load(small_config("python:x", num_classes=2), given, (X, Y))

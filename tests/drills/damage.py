@@ -1,14 +1,22 @@
-"""Damages checkpoints in every file and several ways: python -m tests.drills.damage --positions=20
+"""Damages each file of a run in several ways: python -m tests.drills.damage --positions=20
 
-In the newest of three checkpoints of a state of the trainer's, each file in turn is flipped in one bit, truncated,
-emptied and deleted. Every restore must give, to the bit, either what was saved (Orbax does not read all its files) or
-the next older checkpoint, with the damaged one moved to WORKDIR/damaged and one line that says so. Then whole runs,
-damaged half-way, must end with the right parameters, and one without an intact checkpoint must change nothing.
+Checkpoints first. In the newest of three checkpoints of a state of the trainer's, each file in turn is flipped in one
+bit, truncated, emptied and deleted. Every restore must give, to the bit, either what was saved (Orbax does not read all
+its files) or the next older checkpoint, with the damaged one moved to WORKDIR/damaged and one line that says so. Then
+whole runs, damaged half-way, must end with the right parameters, and one without an intact checkpoint must change
+nothing.
+
+Then each other file of a run that was stopped half-way. Whoever reads the run must read it, or name what is wrong in
+one line. The run must go on to the right parameters and the right checkpoints, the best one among them; and what else
+it keeps must be what an unbroken run has, or a line must have named the file.
 """
 
 import argparse
 import collections
+import contextlib
+import dataclasses
 import hashlib
+import io
 import random
 import shutil
 import sys
@@ -23,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp import model, optim
+from distmlp import load, model, optim, train
 from distmlp.cluster.group import Group
 from distmlp.config import Config
 from distmlp.errors import InputError
@@ -31,6 +39,8 @@ from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import STATE, State
+from distmlp.results.compare import compare
+from distmlp.results.report import report
 from distmlp.run.store import Store, quiet
 
 from . import runs
@@ -57,6 +67,15 @@ def truncate(size: int) -> Damage:
     return lambda path: path.write_bytes(path.read_bytes()[:size]) and None
 
 
+def ways(path: Path, positions: int, rng: random.Random) -> Iterator[tuple[str, Damage]]:
+    """How a file is damaged, each way with its name."""
+    yield "deleted", Path.unlink
+    if size := path.stat().st_size:
+        chosen = {0, size - 1, *(rng.randrange(size) for _ in range(positions))}
+        yield from ((f"bit flipped in byte {at} of {size}", flip(at, rng.randrange(8))) for at in sorted(chosen))
+        yield from ((f"truncated to {at} of {size}", truncate(at)) for at in sorted({0, size // 2, size - 1}))
+
+
 def cases(checkpoint: Path, positions: int, rng: random.Random) -> Iterator[Case]:
     """Every file of a checkpoint, damaged in every way; its folders deleted; an empty one that looks newer."""
 
@@ -64,16 +83,11 @@ def cases(checkpoint: Path, positions: int, rng: random.Random) -> Iterator[Case
         return lambda folder: damage(folder / name)
 
     for path in sorted(checkpoint.rglob("*")):
-        name, size = path.relative_to(checkpoint), path.stat().st_size
+        name = path.relative_to(checkpoint)
         if path.is_dir():
             yield Case(f"{name}/: deleted", on_file(name, shutil.rmtree))
-            continue
-        ways: list[tuple[str, Damage]] = [("deleted", Path.unlink)]
-        if size:
-            chosen = {0, size - 1, *(rng.randrange(size) for _ in range(positions))}
-            ways += [(f"bit flipped in byte {at} of {size}", flip(at, rng.randrange(8))) for at in sorted(chosen)]
-            ways += [(f"truncated to {at} of {size}", truncate(at)) for at in sorted({0, size // 2, size - 1})]
-        yield from (Case(f"{name}: {way}", on_file(name, damage)) for way, damage in ways)
+        else:
+            yield from (Case(f"{name}: {way}", on_file(name, damage)) for way, damage in ways(path, positions, rng))
     yield Case("an empty folder 9999", lambda folder: (folder.parent / "9999").mkdir())
     yield Case("a copy called 9999", lambda folder: shutil.copytree(folder, folder.parent / "9999") and None)
 
@@ -96,7 +110,7 @@ class Restores:
         for step in STEPS:
             state = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), shapes)
             self.target = layout.put(state._replace(step=np.int32(step)), STATE)
-            meta = {"settings": config.settings(), "totals": {"loss": rng.random(), "examples": 64 * step}}
+            meta = {"settings": config.settings(), "totals": {"loss": rng.random(), "weight": 64.0 * step}}
             checkpoints.save(step, self.target, meta)
             self.saved[step] = params_sha256(self.target), meta
         checkpoints.close()
@@ -169,6 +183,82 @@ def end_to_end(folder: Path) -> Iterator[str]:
     yield f"none intact: exit code 2, nothing changed; {done.stderr.strip()}"
 
 
+class Files:
+    """A run that was stopped half-way, beside the same run unbroken; the files in its folder but the checkpoints."""
+
+    config = Config(
+        dataset="digits", hidden_sizes=(16,), batch_size=128, max_steps=24, learning_rate=0.05, shuffle=True,
+        validation_fraction=0.2, num_devices=1, reduction="invariant", ledger=True, ledger_digests_every=3,
+        eval_every_steps=3, eval_every_epochs=0, keep_checkpoints=1,
+    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        self.whole, self.half, self.damaged = folder / "whole", folder / "half", folder / "damaged"
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.sha256 = params_sha256(train(self._in(self.whole)).params)
+            train(dataclasses.replace(self._in(self.half), max_steps=21))
+        best, newest = runs.committed(self.half)[0], runs.committed(self.half)[-1]
+        if best == newest or best != runs.committed(self.whole)[0]:
+            raise runs.DrillError(f"the best checkpoint is to be an older one: {best}, {newest}")
+
+    def _in(self, workdir: Path) -> Config:
+        return dataclasses.replace(self.config, workdir=str(workdir))
+
+    def cases(self, positions: int, rng: random.Random) -> Iterator[Case]:
+        for path in sorted(self.half.rglob("*")):
+            name = path.relative_to(self.half)
+            if path.is_file() and name.parts[0] != "checkpoints":
+                for way, damage in ways(path, positions, rng):
+                    yield Case(f"{name}: {way}", lambda folder, name=name, damage=damage: damage(folder / name))  # type: ignore[misc]
+
+    def go_on(self, case: Case) -> str:
+        """Damages a fresh copy of the run, reads it and goes on with it; says what became of it."""
+        shutil.rmtree(self.damaged, ignore_errors=True)
+        shutil.copytree(self.half, self.damaged)
+        case.apply(self.damaged)
+        name = case.what.partition(":")[0]
+        said = self._read(case)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(output):
+            found = params_sha256(train(self._in(self.damaged)).params)
+        told = output.getvalue().splitlines()
+        if found != self.sha256 or runs.committed(self.damaged) != runs.committed(self.whole):
+            raise runs.DrillError(f"{case.what}: ends with other parameters or checkpoints: {told}")
+        if len(told) > 1 or not all(str(self.damaged / name) in line for line in told):
+            raise runs.DrillError(f"{case.what}: said {told}")
+        differs = [kind for kind in ("metrics.jsonl", "ledger.jsonl") if not self._same(kind)]
+        if differs and not (told and differs == [name]):
+            raise runs.DrillError(f"{case.what}: {differs} are not as they were, and it said {told}")
+        if said and not told and name in ("metrics.jsonl", "ledger.jsonl"):
+            raise runs.DrillError(f"{case.what}: readers said {said}, the run did not")
+        return "said" if told else "right"
+
+    def _same(self, kind: str) -> bool:
+        found, whole = (runs.lines(folder, kind) for folder in (self.damaged, self.whole))
+        if not all(line in whole for line in found):
+            raise runs.DrillError(f"{kind} has lines that the unbroken run does not have")
+        return found == whole
+
+    def _read(self, case: Case) -> list[str]:
+        """What those who read the run say of it."""
+        said: list[str] = []
+        run = self.damaged
+        readers: list[Callable[[], Any]] = [lambda: load(run), lambda: compare(self.whole, run), lambda: report([run])]
+        for read in readers:
+            output = io.StringIO()
+            with contextlib.redirect_stderr(output):
+                try:
+                    found = read()
+                except InputError as error:
+                    said.append(str(error))
+                else:
+                    said += [line for line in getattr(found, "lines", []) if line.startswith("damage")]
+            said += output.getvalue().splitlines()
+        if any("\n" in line for line in said):
+            raise runs.DrillError(f"{case.what}: readers said {said}")
+        return said
+
+
 def tree(folder: Path) -> dict[str, str]:
     """Every file's digest, but that of the lock, which each start writes anew."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
@@ -193,11 +283,17 @@ def main(argv: list[str]) -> int:
             for line in end_to_end(Path(folder)):
                 ended.append(line)
                 print(line, flush=True)
+            files, others = Files(Path(folder)), collections.Counter[str]()
+            for case in files.cases(args.positions, random.Random(args.seed)):
+                outcome = files.go_on(case)
+                others[outcome] += 1
+                print(f"{case.what}: {outcome}", flush=True)
         except (runs.DrillError, InputError) as error:
             print(f"damage drill FAILED: {error}")
             return 1
     print(f"damage drill: {outcomes.total()} restores ({', '.join(f'{n} {o}' for o, n in outcomes.items())}), no wrong "
-          f"value; {len(ended)} whole runs right; {time.monotonic() - started:.0f} s")  # fmt: skip
+          f"value; {len(ended)} whole runs right; of {others.total()} with another file damaged, all were right, and "
+          f"{others['said']} said what was lost; {time.monotonic() - started:.0f} s")  # fmt: skip
     return 0
 
 

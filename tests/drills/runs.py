@@ -13,7 +13,7 @@ from typing import Any
 
 SKIPPED = 77  # exit code of a drill that this machine cannot run, as in automake: it has shown nothing
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMINGS = ("seconds", "examples_per_second", "total_seconds")
+TIMINGS = ("seconds", "examples_per_second", "total_seconds", "crc32")  # and the checksum of all
 # A run of the handwritten digits: 1,437 examples, so that each epoch of 12 steps ends with an uneven batch.
 DIGITS = (
     "--dataset=digits", "--input_scaling=unit", "--shuffle", "--hidden_sizes=128,64", "--batch_size=128",
@@ -53,9 +53,9 @@ def finish(workdir: Path, flags: Sequence[str], devices: int = 1) -> str:
     return sha256(workdir)
 
 
-def lines(workdir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what may differ between two runs: the timings."""
-    parsed = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+def lines(workdir: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The lines of a run's file without what may differ between two runs: the timings."""
+    parsed = map(json.loads, (workdir / file).read_text().splitlines())
     return [{name: value for name, value in line.items() if name not in TIMINGS} for line in parsed]
 
 

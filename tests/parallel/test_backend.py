@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 import tutorial
-from conftest import make_arrays, small_config
+from conftest import make_arrays, process_env, small_config
 from jax.experimental.compilation_cache import compilation_cache
 
-from distmlp import Config, InputError, optim, train
+from distmlp import Config, InputError, machine, optim, train
 from distmlp.parallel import backend
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.step import initial_state
+from distmlp.run.store import Manager
 
 SIZES = [12, 8, 4]
 # Everything that reaches for a number: a schedule, Adam's counts, scaling, an order of its own for each epoch.
@@ -130,6 +133,41 @@ def test_the_compilation_cache_is_for_the_run_only(npz: str, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("own_cache")
+def test_a_user_without_a_home_trains_without_the_cache(
+    npz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a container's whose number /etc/passwd does not know."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("os.getuid", lambda: 4711)
+    train(Config(dataset=npz, batch_size=20, max_steps=1, hidden_sizes=(8,), workdir="run"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "home" in line]
+    assert line == ("distmlp: compiled programs are not kept: this user has no home folder; set HOME, or give "
+                    "--compilation_cache_dir=FOLDER")
+    assert "--compilation_cache_dir=~/.cache/distmlp\n" in (tmp_path / "run" / "run.flags").read_text()
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(InputError, match=r"^--workdir=~/run: this user has no home folder: set HOME, or give"):
+        train(small_config(npz, workdir="~/run"))
+    train(small_config(npz, workdir="~run", max_steps=1))  # a name like another
+    assert (tmp_path / "~run").is_dir()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_home_that_cannot_be_written_to_costs_the_cache_only(
+    npz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    train(Config(dataset=npz, batch_size=20, max_steps=1, hidden_sizes=(8,), workdir="run"))
+    assert (f"compiled programs are not kept: {tmp_path}/file/.cache/distmlp cannot be made (Not a directory); set HOME"
+            in capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("own_cache")
 def test_the_compilation_cache_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_CACHE_BYTES", 20_000)
     with backend.prepared(Config(compilation_cache_dir=str(tmp_path))):
@@ -157,3 +195,58 @@ def test_the_environment_is_left_alone_once_the_backend_has_started(npz: str) ->
     before = dict(os.environ)
     train(small_config(npz, reduction="invariant", max_steps=1))
     assert dict(os.environ) == before
+
+
+def after_start(code: str, *command: str, **env: str) -> list[str]:
+    """Lines that a Python prints for this code, started with these variables, and by this command if it is given."""
+    environment = {name: value for name, value in process_env().items() if name not in ("PJRT_NPROC", "NPROC")}
+    imports = "import os, jax\nfrom distmlp import Config, InputError, train\nfrom distmlp.parallel import backend\n"
+    done = subprocess.run([*command, sys.executable, "-c", imports + code], env=environment | env, capture_output=True,
+                          text=True, timeout=120, check=True)  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_a_number_of_threads_that_came_too_late_is_refused(npz: str) -> None:
+    """As in a notebook that has used JAX before: nothing may count but what the backend has started with."""
+    config = f"Config(dataset={npz!r}, hidden_sizes=(8,), batch_size=20, max_steps=1, workdir=None"
+    code = (f"jax.devices()\nos.environ['PJRT_NPROC'] = '16'\ntry:\n    train({config}, reduction='invariant'))\n"
+            f"except InputError as error:\n    print(error)\n")  # fmt: skip
+    (said,) = after_start(code, PJRT_NPROC="3")
+    assert "needs PJRT_NPROC=16 in the environment when JAX starts, and JAX has started with 3: start again" in said
+
+
+def test_what_counts_are_the_threads_that_are_there(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PJRT_NPROC", "3")
+    train(small_config(npz, reduction="invariant", max_steps=1))
+    assert Manager(Path("run/checkpoints"), read_only=True).read_meta(1)["versions"]["PJRT_NPROC"] == "16"
+
+
+def test_where_threads_cannot_be_counted_only_a_backend_of_our_own_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "threads", lambda name: None)
+    backend._start.cache_clear()
+    try:
+        with pytest.raises(InputError, match="nobody can tell how many JAX has started with"):
+            backend.check_cpu_threads()
+    finally:
+        backend._start.cache_clear()
+    code = ("backend.machine.threads = lambda name: None\nwith backend.prepared(Config(reduction='invariant')):\n"
+            "    backend.devices()\nos.environ['PJRT_NPROC'] = '3'\nprint(backend.cpu_threads())\n")
+    assert after_start(code) == ["16"]
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "threads"),
+    [((), {"PJRT_NPROC": "5"}, "5"), ((), {"PJRT_NPROC": "x", "NPROC": "3"}, "3"), ((), {"NPROC": "1"}, "1"),
+     (("taskset", "-c", "0"), {}, "1"),
+     ((), {"PJRT_NPROC": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "4")],
+)
+def test_programs_for_other_numbers_of_threads_are_kept_apart(
+    command: tuple[str, ...], env: dict[str, str], threads: str
+) -> None:
+    """The folder is chosen before the backend starts, or after: both times by what its pool has."""
+    code = ("def folder():\n    return backend._compilation_cache(Config())['jax_compilation_cache_dir']\n"
+            "before = folder()\njax.devices()\nos.environ['PJRT_NPROC'] = '7'\nprint(before)\nprint(folder())\n"
+            "print(backend.cpu_threads())\n")
+    before, after, found = after_start(code, *command, **env)
+    assert (before, found) == (after, threads)
+    assert before.endswith(f"-{threads}")

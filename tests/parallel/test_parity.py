@@ -46,7 +46,7 @@ def sharded_gradients(config: Config, data: ArrayDataset) -> list[list[np.ndarra
     step, found = layout.wrap(body, (STATE, BATCH)), []
     for batch in loader:
         state = layout.put(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())), STATE)
-        state, _ = step(state, layout.put(batch._replace(indices=None), BATCH))
+        state, _ = step(state, layout.put(batch.on_devices(), BATCH))
         found.append([np.asarray(g) for g in jax.tree.leaves(state.params)])
     return found
 
@@ -124,7 +124,7 @@ def test_one_device_is_the_tutorial_to_the_bit() -> None:
     for epoch in range(2):
         loader.set_position(epoch)
         for batch in loader:
-            state, _ = step(state, layout.put(batch._replace(indices=None), BATCH))
+            state, _ = step(state, layout.put(batch.on_devices(), BATCH))
         expected = tutorial.train_epoch(expected, data.images, data.labels, 128, CLASSES)
     assert int(state.step) == 6
     for array, reference in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):

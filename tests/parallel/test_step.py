@@ -27,7 +27,7 @@ def one_step(config: Config, images: np.ndarray, scaling: Any = (), params: Any 
     state = State(params, optimizer.init(params), np.int32(4), scaling)
     state = layout.put(jax.tree.map(np.asarray, state), STATE)
     step = layout.wrap(make_train_step(config, layout, 4, optimizer), (STATE, BATCH))
-    state, loss = step(state, layout.put(next(iter(loader))._replace(indices=None), BATCH))
+    state, loss = step(state, layout.put(next(iter(loader)).on_devices(), BATCH))
     return jax.tree.map(np.asarray, state), float(loss)
 
 

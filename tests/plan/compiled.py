@@ -33,15 +33,15 @@ def _data() -> datasets.Data:
 
 @functools.cache
 def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, Any, training.Program]:
-    """The program of a whole dispatch (feed), or of evaluation or digest, as text; and its sizes in memory."""
+    """The program of a whole dispatch (feed), of any other (rest), of evaluation or digest, as text; and its memory."""
     config = Config(dataset="synthetic", **settings)
     config.validate()
     card, devices = targets.find(target)
     layout = make_layout(config, devices, card.memory)
     parts = training.Program(config, _data(), layout, layout.device_memory)
     with backend.settings({"jax_enable_compilation_cache": False}), backend.pinned(config):
-        if part == "feed":
-            lowered = parts.feed.lower(parts.state)
+        if part in ("feed", "rest"):
+            lowered = parts.feed.lower(parts.state, whole=part == "feed")
         elif part == "evaluator":
             lowered = parts.evaluator.lower(parts.state, _data().test)
         else:
@@ -107,3 +107,69 @@ def _nameless(text: str, numbers: dict[str, str]) -> str:
         return numbers.setdefault(name[0], f"%{len(numbers)}") if numbers else "%"
 
     return re.sub(r"%[\w.\-]+", number, text).strip()
+
+
+_MOVES = {"parameter", "copy", "bitcast", "slice", "dynamic-slice"}  # of these, no kernel is arithmetic
+
+
+def arithmetic(module: Module) -> list[str]:
+    """What a step makes of the state before it: for each float array that the step loop hands on, a digest of the
+    operations that it comes from, and of the kernels that they share.
+
+    Left out is what cannot change a number: names, the schedule, copies, and whole numbers, which say where the step's
+    data lie. So two programs with the same list compute the same.
+    """
+    assert module.step_loop is not None
+    body = next(name for name in module.step_loop.called if any("ROOT" in i.text for i in module.computations[name]))
+    digests: dict[tuple[str, str], str] = {}
+    by_name = {at: {i.name: i for i in found} for at, found in module.computations.items()}
+    callers = {called: (at, i) for at, found in module.computations.items() for i in found if i.opcode == "fusion"
+               for called in i.called}  # fmt: skip
+
+    def root(computation: str) -> Instruction:
+        return next(i for i in module.computations[computation] if i.text.lstrip().startswith("ROOT"))
+
+    def digest(at: str, name: str) -> str:
+        if (at, name) not in digests:
+            text = expression(at, by_name[at][name])
+            known = text in digests.values()  # an array that is only handed on
+            digests[at, name] = text if known else hashlib.sha256(text.encode()).hexdigest()
+        return digests[at, name]
+
+    def expression(at: str, i: Instruction) -> str:
+        if re.match(r"[su]\d+\[|pred\[\]", i.shape):
+            return re.sub(r"\{.*", "", i.shape)
+        if i.opcode == "parameter":
+            number = re.search(r"parameter\((\d+)\)", i.text)
+            if at in callers and number:  # what the kernel is given
+                return digest(callers[at][0], callers[at][1].operands[int(number[1])])
+            return f"{i.shape} {number[1] if number and at != body else ''}"
+        if i.opcode == "get-tuple-element":
+            source, index = by_name[at][i.operands[0]], re.search(r"index=(\d+)", i.text)
+            assert index
+            while source.opcode == "opt-barrier":
+                source = by_name[at][source.operands[0]]
+            if source.opcode == "parameter":
+                return i.shape
+            if source.opcode == "tuple":
+                return digest(at, source.operands[int(index[1])])
+            if source.opcode == "fusion" and root(source.called[0]).opcode == "tuple":
+                return kernel(source, root(source.called[0]).operands[int(index[1])])
+            return f"{digest(at, source.name)} {index[1]}"
+        if i.opcode == "copy":
+            return digest(at, i.operands[0])
+        if i.opcode == "fusion":
+            return kernel(i, root(i.called[0]).name)
+        inside = [digest(called, root(called).name) for called in i.called]
+        attributes = i.text.split(f" {i.opcode}(", 1)[1]
+        attributes = attributes if i.opcode == "constant" else attributes.partition(")")[2]
+        attributes = re.sub(r"(, )?backend_config=.*", "", attributes) if i.opcode != "custom-call" else attributes
+        operands = [digest(at, operand) for operand in i.operands]
+        return " ".join([i.shape, i.opcode, *operands, *inside, _nameless(attributes, {})])
+
+    def kernel(fusion: Instruction, result: str) -> str:
+        inside = [i.opcode for i in module.computations[fusion.called[0]] if i.shape.startswith("f")]
+        kind = "" if _MOVES.issuperset(inside) else f"{re.findall('kind=k[A-Za-z]+', fusion.text)} "
+        return kind + digest(fusion.called[0], result)
+
+    return [digest(body, name) for name in root(body).operands if by_name[body][name].shape.startswith("f")]

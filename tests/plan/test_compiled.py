@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from compiled import NEEDS_TARGETS, compiled, kernels, state_bytes
+from compiled import NEEDS_TARGETS, arithmetic, compiled, kernels, state_bytes
 from conftest import REPOSITORY, RunTrain, process_env
 
 pytestmark = NEEDS_TARGETS
@@ -87,6 +87,20 @@ def test_a_shards_gradient_and_the_update_are_the_same_programs_on_any_number_of
         shards = 8 // count
         assert kernels(module, "update") == one["update"]
         assert kernels(module, "shard_gradient") == {k: n * shards for k, n in one["shard_gradient"].items()}
+
+
+@pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"optimizer": "adam", "reduction": "invariant"}], ids=str)
+@pytest.mark.parametrize("target", ["h100:1", "h100:8"])
+def test_a_step_computes_the_same_in_a_whole_dispatch_and_in_any_other(target: str, settings: dict[str, Any]) -> None:
+    """Which of the two programs makes a step, a clock decides, and where a run was interrupted."""
+    whole, rest = (compiled(target, part, batch_size=1024, **settings)[0] for part in ("feed", "rest"))
+    assert whole.step_loop is not None
+    assert rest.step_loop is not None
+    assert (whole.trip_count(whole.step_loop), rest.trip_count(rest.step_loop)) == (64, None)
+    assert len(arithmetic(whole)) == 21  # 6 parameters, their moments, losses, weights: all float32
+    assert arithmetic(whole) == arithmetic(rest)
+    other, _, _ = compiled(target, batch_size=1024, learning_rate=0.02, **settings)
+    assert sum(a != b for a, b in zip(arithmetic(whole), arithmetic(other), strict=True)) == 6  # the rates
 
 
 @pytest.mark.parametrize(("target", "most", "settings"), MOST_KERNELS)

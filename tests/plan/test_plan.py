@@ -1,6 +1,7 @@
 """launch.plan: the plan of a run on the devices that are here, its warnings, and what it refuses."""
 
 import dataclasses
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from conftest import small_config
 
 from distmlp import Config, InputError, train
+from distmlp.parallel.digest import StateDigest
+from distmlp.parallel.feed import Feed
 from distmlp.plan import advice, cost, plan, rates, targets, text
 from distmlp.plan.cards import CARDS
 from launch.plan import main
@@ -51,6 +54,50 @@ def test_planning_trains_nothing_and_training_does_what_was_planned(npz: str, tm
     found = plan.make(config)
     assert not (tmp_path / "run").exists()
     assert train(config).history[-1]["step"] == found["total_steps"]
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_no_more_lies_on_a_device_than_was_planned(
+    placement: str, npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amid steps, and saves of a copy of the state; all but what programs need inside."""
+    config = small_config(npz, num_devices=1, momentum=0.9, hidden_sizes=(64,), data_placement=placement,
+                          steps_per_dispatch=2, checkpoint_every_steps=2)  # fmt: skip
+    memory = plan.make(config)["memory"]
+    gc.collect()
+    others, held = jax.live_arrays(), []
+    known = {array.unsafe_buffer_pointer() for array in others if len(array.devices()) == 1}
+
+    def watched(real: Any) -> Any:
+        def call(*args: Any) -> Any:
+            found = {array.unsafe_buffer_pointer(): array.nbytes for array in jax.live_arrays()
+                     if len(array.devices()) == 1}  # fmt: skip
+            held.append(sum(size for place, size in found.items() if place not in known))
+            return real(*args)
+
+        return call
+
+    monkeypatch.setattr(Feed, "advance", watched(Feed.advance))
+    monkeypatch.setattr(StateDigest, "check", watched(StateDigest.check))  # of the copy, too, before it is written
+    train(config)
+    state = memory["parameters"] + memory["optimizer"]
+    assert memory["copy"] == state
+    assert 2 * state < max(held) <= memory["total"] - memory["temporary"]
+
+
+def test_what_fits_only_without_the_copy_is_warned_of(npz: str) -> None:
+    config = small_config(npz, hidden_sizes=(64,))
+    memory = plan.make(config)["memory"]
+    assert memory["copy"] == memory["parameters"] + memory["optimizer"]
+    for room, fits in ((memory["total"], True), (memory["total"] - 1, False)):
+        warnings = plan.make(config, figures={"memory": room})["warnings"]
+        assert any("does not fit" in text for text in warnings) != fits
+
+
+def test_an_evaluation_that_needs_more_than_a_step_counts(npz: str) -> None:
+    small, large = (plan.make(small_config(npz, eval_batch_size=size))["memory"] for size in (1, 100_000))
+    assert large["evaluation"] > small["evaluation"] + 5 * 100_000 * 12
+    assert large["total"] - small["total"] == large["evaluation"] - small["evaluation"]
 
 
 def test_a_plan_is_compiled_anew_whatever_cache_the_caller_has(npz: str) -> None:

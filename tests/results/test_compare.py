@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import RunTrain, flip_bit, make_arrays, small_config
+from conftest import RunTrain, flip_bit, make_arrays, small_config, write_lines
 
 from distmlp import InputError, train
 from distmlp.results.compare import compare
@@ -156,14 +156,13 @@ def test_without_ledgers_metrics_and_checkpoints_are_compared(folder: Path, base
 def test_an_example_fetched_twice_shows_in_its_epoch(base: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(base, tmp_path / "copy"))
     path = copy / "ledger.jsonl"
-    lines = path.read_text().splitlines()
-    line = json.loads(lines[8])
-    lines[8] = json.dumps(line | {"examples": f"{int(line['examples'], 16) ^ 1:016x}"})
-    path.write_text("\n".join(lines) + "\n")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[8] |= {"examples": f"{int(lines[8]['examples'], 16) ^ 1:016x}"}
+    write_lines(path, lines)
     step, text = found(base, copy)
     assert step == 8
     assert text["ledger"] == "B: epoch 2 did not have each training example once"
-    path.write_text("\n".join([*lines[:4], *lines[5:]]) + "\n")
+    write_lines(path, [*lines[:4], *lines[5:]])
     assert any("B lacks 1 of its 10 steps" in line for line in compare(base, copy).lines)
 
 
@@ -173,14 +172,34 @@ def test_what_cannot_be_compared(folder: Path, base: Path, tmp_path: Path) -> No
     short = run(folder, "short", ledger=False, max_steps=3)
     with pytest.raises(InputError, match="have no step in common"):
         compare(run(folder, "bare", ledger=False), short)
+
+
+def test_damaged_lines_are_left_out_and_said(base: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(base, tmp_path / "copy"))
-    whole = (copy / "ledger.jsonl").read_bytes()
-    for damaged in (b"{}\n{}\n", b"[]\n{}\n", whole[:70] + b"\n" + whole[70:], whole.replace(b"step", b"st\xffp", 1)):
-        (copy / "ledger.jsonl").write_bytes(damaged)
-        with pytest.raises(InputError, match=r"ledger\.jsonl is damaged"):
-            compare(base, copy)
-    (copy / "ledger.jsonl").write_bytes(whole[:-3])  # as a kill leaves it, behind a brace
-    assert compare(base, copy).parted_at is None
+    path = copy / "ledger.jsonl"
+    whole = path.read_bytes()
+    header, *steps = whole.splitlines(keepends=True)
+    for damaged, numbers in (
+        (whole.replace(b'"loss": "0x1', b'"loss": "0x0', 1), "line 2 is"),  # a loss still, but another
+        (whole.replace(b'"step": 9', b'"st\xffp": 9'), "line 10 is"),
+        (whole.replace(header, header.replace(b"96", b"95")), "line 1 is"),
+        (b"".join([header, *steps[:3], b"\n", b"[]\n", b'{"step": 4}\n', *steps[3:]]), "lines 5, 6, 7 are"),
+        (whole.replace(steps[4], steps[4][:-1] + b" "), "line 6 is"),  # and with it the next one
+    ):
+        assert damaged != whole
+        path.write_bytes(damaged)
+        step, lines = found(base, copy)
+        assert step is None
+        assert lines["damage"] == f"{path}: {numbers} not what was written, and left out"
+    path.write_bytes(b"{}\n{}\n")
+    assert found(base, copy)[1]["ledger"] == "B has none (--ledger keeps one)"
+    path.write_bytes(whole[:-3])  # as a kill leaves it, behind a brace: the run may be writing it
+    assert "damage" not in found(base, copy)[1]
+    path.write_bytes(whole)
+    metrics = copy / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes().replace(b'"test_accuracy": 0.', b'"test_accuracy": 1.', 1))
+    step, lines = found(base, copy)
+    assert (step, lines["damage"]) == (None, f"{metrics}: line 1 is not what was written, and left out")
 
 
 def test_exit_codes(folder: Path, base: Path, run_verb: RunTrain) -> None:

@@ -4,7 +4,10 @@ import dataclasses
 import errno
 import json
 import shutil
+import subprocess
+import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import orbax.checkpoint as ocp
 import pandas as pd
 import pytest
 import torch
-from conftest import flip_bit, small_config, snapshot
+from conftest import flip_bit, process_env, small_config, snapshot, write_lines
 
 from distmlp import Config, InputError, load, model, train
 from distmlp.config import digest_json
@@ -52,6 +55,35 @@ def test_predictions_are_those_of_the_checkpoints_network(digits_run: Path) -> N
     assert loaded.predict(data.test.images[:0]).probabilities.shape == (0, 10)
 
 
+def test_threads_can_share_a_model(digits_run: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 17, (64, 64)).astype(np.float32)
+    blocks = [images[start : start + size] for size in (1, 3, 8, 20) for start in (0, 7, 31)]
+    expected = [load(digits_run).predict(block).probabilities for block in blocks]
+    shared = load(digits_run)
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda block: shared.predict(block).probabilities, blocks * 5))
+    for probabilities, alone in zip(found, expected * 5, strict=True):
+        np.testing.assert_array_equal(probabilities, alone)
+
+
+def test_a_model_can_be_loaded_after_a_fork(digits_run: Path) -> None:
+    """As each worker of a service does, though the program of its parent has imported all that it needs."""
+    program = """
+import os, sys, warnings
+import numpy as np
+from distmlp import load
+warnings.simplefilter("ignore", RuntimeWarning)  # jax's, of the threads that it could have
+child = os.fork()
+if not child:
+    print(load(sys.argv[1]).predict(np.zeros((1, 64))).probabilities.shape, flush=True)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(digits_run)], env=process_env(), capture_output=True,
+                          text=True, timeout=120, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "(1, 10)\n", "")
+
+
 def test_evaluation_gives_the_numbers_of_the_log_to_the_last_digit(digits_run: Path) -> None:
     for step in (46, 69):
         loaded = load(digits_run, step)
@@ -76,7 +108,7 @@ def test_best_newest_and_a_step_choose_the_checkpoint(copy: Path) -> None:
     kept = sorted(int(path.name) for path in (copy / "checkpoints").iterdir() if path.name.isdecimal())
     assert kept == [46, 69]
     text = [line | ({"test_accuracy": 0.5} if line["step"] == 69 else {}) for line in lines(copy)]
-    (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in text))
+    write_lines(copy / "metrics.jsonl", text)
     assert load(copy).step == load(copy, "best").step == 46
     assert load(copy, "newest").step == load(copy, 69).step == 69
     (copy / "metrics.jsonl").unlink()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_arrays, small_config
+from conftest import make_arrays, small_config, write_lines
 
 from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
@@ -144,7 +144,7 @@ def test_torn_lines_of_sessions_are_left_out_and_counted(digits_run: Path, tmp_p
     (run / "sessions.jsonl").write_bytes(torn)
     page = report([run])
     assert "finished</td>" in page
-    assert "because they cannot be read: 5 of the lines of sessions.jsonl" in page
+    assert f"{run / 'sessions.jsonl'}: lines 2, 3, 4, 5 are not what was written, and left out" in page
     (run / "sessions.jsonl").write_bytes(b"\0" * 9)
     assert "the run has no record of them" in report([run])
 
@@ -206,9 +206,8 @@ def test_a_run_that_is_not_finished_and_whose_data_are_gone(wine_run: Path, tmp_
     run = Path(shutil.copytree(wine_run, tmp_path / "run"))
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    sessions = (run / "sessions.jsonl").read_text().splitlines()
-    stopped = sessions[-1].replace('""', '"Interrupted: SIGTERM"')
-    (run / "sessions.jsonl").write_text(f"{sessions[0]}\n{stopped}\n")
+    start, end = map(json.loads, (run / "sessions.jsonl").read_text().splitlines())
+    write_lines(run / "sessions.jsonl", [start, end | {"reason": "Interrupted: SIGTERM"}])
     data = wine_run.parent / "wine.csv"
     data.rename(tmp_path / "wine.csv")
     try:
@@ -218,7 +217,7 @@ def test_a_run_that_is_not_finished_and_whose_data_are_gone(wine_run: Path, tmp_
     assert "stopped at step 50: Interrupted: SIGTERM" in parsed.text
     assert "What needs the test set is not shown: " in parsed.text
     assert "wine.csv does not exist" in parsed.text
-    (run / "sessions.jsonl").write_text(sessions[0] + "\n")
+    write_lines(run / "sessions.jsonl", [start])
     assert "is training, or was killed, after the line of step 50" in Page(report([wine_run, run])).text
 
 

@@ -33,6 +33,16 @@ def test_damage(tmp_path: Path) -> None:
     assert outcomes == {"fell back", "restored past it", "not noticed, state right"}
 
 
+def test_damage_of_a_file_that_is_no_checkpoints(tmp_path: Path) -> None:
+    files, rng = damage.Files(tmp_path), random.Random(1)
+    by_file: dict[str, list[damage.Case]] = {}
+    for case in files.cases(2, rng):
+        by_file.setdefault(case.what.partition(":")[0], []).append(case)
+    assert {"metrics.jsonl", "ledger.jsonl", "sessions.jsonl", "log.txt", "run.flags", "lock"} <= by_file.keys()
+    chosen = [rng.choice(cases) for cases in [*by_file.values(), by_file["metrics.jsonl"]]]
+    assert {files.go_on(case) for case in chosen} == {"right", "said"}
+
+
 def digits(**changes: Any) -> Config:
     return Config(**{
         "dataset": "digits", "input_scaling": "unit", "hidden_sizes": (32,), "momentum": 0.9, "num_epochs": 3,

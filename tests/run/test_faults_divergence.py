@@ -127,6 +127,6 @@ def test_a_stalled_run_ends_with_all_stacks(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     first, *stacks = done.stderr.splitlines()
-    assert first.startswith("distmlp: error: for --stall_seconds=5 no step and no evaluation went on: ")
+    assert first.startswith("distmlp: error: for --stall_seconds=5 no step, no evaluation and no file went on: ")
     assert any("in __getitem__" in line for line in stacks)
     assert done.stderr.count("most recent call first") > 1  # all threads

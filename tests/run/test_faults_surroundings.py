@@ -1,23 +1,29 @@
 """A full or read-only disk, data that change, a second trainer, a clock set back: one clear line, nothing lost."""
 
+import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from conftest import RunTrain, make_arrays, process_env, small_config
 from drills import runs
+from PIL import Image
 
-from distmlp import InputError, train
+from distmlp import InputError, load, train
 from distmlp.cluster.group import Group
 from distmlp.config import resolve_paths
 from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
 from distmlp.run.workdir import Workdir
+from launch import cli
 
 FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3"]
 
@@ -132,6 +138,75 @@ def test_clock_set_back(run_train: RunTrain, npz: str, tmp_path: Path) -> None:
     assert "resuming after step 5 of 10" in done.stdout
     assert runs.committed(Path("run"))[-2:] == [9, 10]
     assert runs.sha256(Path("run")) == runs.sha256(Path("straight"))
+
+
+def test_a_file_system_that_can_neither_lock_nor_sync_folders(
+    npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorStore, too, does without, or each save would fail: what it is told is looked at, for it calls no Python."""
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def of_files(descriptor: int, fsync: Any = os.fsync) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    def noted(get_ts_context: Any = tensorstore_utils.get_ts_context, **options: Any) -> Any:
+        context = get_ts_context(**options)
+        told.append((context["file_io_locking"].to_json(), context["file_io_sync"].to_json()))
+        return context
+
+    told: list[Any] = []
+    monkeypatch.setattr(tensorstore_utils, "get_ts_context", noted)
+    train(small_config(npz, max_steps=3, workdir="straight"))
+    assert {str(item) for item in told} == {"({}, True)"}
+    expected = params_sha256(train(small_config(npz, max_steps=6, workdir="straight")).params)
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", flock)
+        patch.setattr("os.fsync", of_files)
+        told.clear()
+        train(small_config(npz, max_steps=3))
+        assert params_sha256(train(small_config(npz, max_steps=6)).params) == expected
+        assert {str(item) for item in told} == {"({'mode': 'none'}, False)"}
+    assert capsys.readouterr().err.count("has no locks: ") == 2
+    told.clear()
+    train(small_config(npz, max_steps=7))
+    assert {str(item) for item in told} == {"({}, True)"}
+
+
+def test_a_class_with_an_umlaut_in_an_ascii_locale(run_train: RunTrain, tmp_path: Path) -> None:
+    """Python then reads the names of folders without knowing their letters."""
+    for name in ("Biene", "Käfer"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("L", (4, 4), 200 * (name == "Biene") + number).save(tmp_path / "set" / name / f"{number}.png")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    flags = ("--dataset=set", "--test_fraction=0.25", "--hidden_sizes=4", "--batch_size=6", "--num_epochs=1")
+    done = run_train(*flags, "--workdir=run", env=locale)
+    assert done.returncode == 0, done.stderr
+    assert "K\\xe4fer" in done.stdout
+    log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert "classes      2: Biene, Käfer\n" in log
+    assert load(tmp_path / "run").classes == ("Biene", "Käfer")
+
+
+def test_from_a_folder_of_its_source_a_version_is_unknown(
+    npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def version(name: str, real: Any = metadata.version) -> str:
+        if name == "distmlp":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    train(small_config(npz, max_steps=1))
+    assert f"distmlp unknown, jax {jax.__version__}," in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["distmlp", "--version"])
+    cli.main()
+    assert capsys.readouterr().out == "distmlp unknown\n"
 
 
 def test_a_save_that_fails_in_the_background(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:

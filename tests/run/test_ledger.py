@@ -12,10 +12,13 @@ from distmlp import train
 from distmlp.cluster.group import Group
 from distmlp.parallel.feed import Steps
 from distmlp.run.ledger import Ledger, examples_sum
+from distmlp.run.store import Store
 
 
 def read(workdir: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (Path(workdir) / "ledger.jsonl").read_text().splitlines()]
+    """Without the checksums."""
+    lines = [json.loads(line) for line in (Path(workdir) / "ledger.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "crc32"} for line in lines]
 
 
 def test_the_sum_of_examples_does_not_depend_on_their_order_but_on_each_of_them() -> None:
@@ -87,6 +90,42 @@ def test_a_resumed_run_without_the_flag_leaves_no_stale_lines(npz: str) -> None:
     assert [line["step"] for line in read("run")[1:]] == [1, 2, 3, 4]
 
 
+def test_the_lines_up_to_a_checkpoint_are_on_disk_before_it_is_saved(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    save = Store.save
+
+    def saving(self: Store, step: int, *arguments: Any) -> None:
+        seen.append((step, read("run")[-1]["step"]))
+        save(self, step, *arguments)
+
+    monkeypatch.setattr(Store, "save", saving)
+    train(small_config(npz, ledger=True, checkpoint_every_steps=4, num_devices=1))
+    assert seen[:3] == [(4, 4), (5, 5), (8, 8)]  # the evaluation of step 5 is the best so far
+
+
+def test_a_damaged_ledger_is_kept_and_a_new_one_has_what_is_whole(
+    npz: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = {"ledger": True, "num_devices": 1}
+    train(small_config(npz, max_steps=7, **common))
+    path, whole = Path("run/ledger.jsonl").absolute(), read("run")
+    damaged = path.read_bytes().replace(b'"step": 3', b'"step": 4', 1)
+    path.write_bytes(damaged)
+    capsys.readouterr()
+    train(small_config(npz, max_steps=8, **common))
+    kept = path.parent / "damaged" / "ledger.jsonl"
+    assert capsys.readouterr().err == (f"distmlp: {path}: line 4 is not what was written, and left out; the file as it "
+                                       f"was is {kept}\n")  # fmt: skip
+    assert kept.read_bytes() == damaged
+    assert [line["step"] for line in read("run")[1:]] == [1, 2, 4, 5, 6, 7, 8]
+    assert read("run")[4]["examples"] == whole[5]["examples"]
+    train(small_config(npz, max_steps=9, **common))
+    assert capsys.readouterr().err == ""
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    train(small_config(npz, max_steps=10, **common))
+    assert capsys.readouterr().err == f"distmlp: {path} lacks 4 of the lines that it had\n"
+
+
 def test_no_ledger_unless_asked_for(npz: str) -> None:
     train(small_config(npz))
     assert not Path("run/ledger.jsonl").exists()
@@ -96,7 +135,7 @@ def test_a_ledger_that_cannot_be_written_is_a_write_error(tmp_path: Path) -> Non
     from distmlp.errors import WriteError
 
     ledger = Ledger(tmp_path / "absent", True, 4, 1, Group())
-    ledger.add(1, Steps(None, [4], np.arange(4)[None], np.ones((1, 4))), None)
+    ledger.add(1, Steps(None, [4], np.ones(1), np.arange(4)[None], np.ones((1, 4))), None)
     ledger.loss(1, 0.5)
     with pytest.raises(WriteError, match=r"ledger\.jsonl could not be written"):
         ledger.flush()

@@ -19,9 +19,12 @@ from conftest import process_env, small_config
 from drills import runs
 
 from distmlp import Config, InputError, train
+from distmlp.cluster.group import Group
+from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluation, Evaluator
 from distmlp.run import keeping
+from distmlp.run.store import Manager
 
 Evaluate = Callable[..., Evaluation]
 
@@ -156,11 +159,90 @@ def test_a_best_that_was_saved_after_its_evaluation_is_gone_on_from(npz: str, mo
     assert runs.lines(Path("run")) == runs.lines(Path("straight"))
 
 
+def test_a_run_that_patience_ends_is_saved_where_it_ends(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, {2: 3, 4: 7, 6: 6, 8: 7})
+    train(invariant(npz, num_epochs=9, validation_fraction=0.2, patience=2, eval_every_steps=2,
+                    checkpoint_every_steps=100))  # fmt: skip
+    assert steps() == [4, 8]
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "emptied", "gone"])
+def test_the_best_checkpoint_is_kept_whatever_happens_to_its_line(
+    damage: str, npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(monkeypatch, {2: 3, 4: 7, 6: 6, 8: 6, 10: 5, 12: 4, 14: 6})
+    often = {"eval_every_epochs": 0, "eval_every_steps": 2, "keep_checkpoints": 1, "num_epochs": 3,
+             "validation_fraction": 0.2, "patience": 4}  # fmt: skip
+    expected = train(invariant(npz, **often, workdir="straight"))
+    assert expected.history[-1]["step"] == 12
+    train(invariant(npz, **often, max_steps=8))
+    assert steps() == [4, 8]
+    path = Path("run/metrics.jsonl").absolute()
+    text = path.read_text()
+    if damage == "gone":
+        path.unlink()
+    else:
+        old, new = {"changed": ('"step": 4', '"stop": 4'), "cut": (text[text.index('{"step": 4') + 9 :], ""),
+                    "emptied": (text, "")}[damage]  # fmt: skip
+        path.write_text(text.replace(old, new))
+    capsys.readouterr()
+    found = train(invariant(npz, **often))
+    assert params_sha256(found.params) == params_sha256(expected.params)
+    assert steps() == [4, 12]
+    out, err = capsys.readouterr()
+    assert "best validation accuracy 70.00% at step 4" in out
+    assert err.count("\n") == 1
+    if damage == "changed":
+        assert f"{path}: line 2 is not what was written" in err
+        assert Path("run/damaged/metrics.jsonl").read_text() != text
+        assert runs.lines(Path("run")) == runs.lines(Path("straight"))
+    else:
+        assert f"{path} lacks {2 if damage == 'cut' else 3} of the lines that it had" in err
+        assert {4, 8, 10, 12} <= {line["step"] for line in runs.lines(Path("run"))}
+    train(invariant(npz, **often))
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_run_whose_last_checkpoint_failed_has_not_ended(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Manager.write
+
+    def failing(self: Manager, step: int, *arguments: Any) -> None:
+        if step == 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manager, "write", failing)
+        with pytest.raises(WriteError, match="No space left on device"):
+            train(invariant(npz))
+    assert not any(line.get("final") for line in runs.lines(Path("run")))
+    assert train(invariant(npz)).history[-1]["final"]
+
+
 @pytest.mark.parametrize(("seconds", "saved"), [(1e-6, [*range(1, 11)]), (1e6, [10])])
 def test_saving_by_the_clock(seconds: float, saved: list[int], npz: str) -> None:
     train(invariant(npz, checkpoint_every_seconds=seconds, eval_every_epochs=0, steps_per_dispatch=1,
                     keep_checkpoints=99))  # fmt: skip
     assert steps() == saved
+
+
+@pytest.mark.parametrize(("process", "due"), [(0, False), (1, True)])
+def test_several_processes_save_by_the_clock_of_the_first(
+    process: int, due: bool, npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one would wait for the others in a save that they do not make. Here the other one has the opposite clock."""
+    config = invariant(npz, checkpoint_every_seconds=1e6 if process == 0 else 1e-6, eval_every_epochs=0, max_steps=4,
+                       steps_per_dispatch=1, keep_checkpoints=99)  # fmt: skip
+    asked: list[Any] = []
+
+    def lead(self: Group, value: Any) -> Any:
+        asked.append(value)
+        return value if process == 0 else False
+
+    monkeypatch.setattr(Group, "lead", lead)
+    train(config)
+    assert asked == [due] * 3
+    assert steps() == [4]
 
 
 @pytest.mark.parametrize("reduction", ["invariant", "fast"])

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import process_env, small_config
 from drills import runs
@@ -89,7 +90,7 @@ def test_an_error_leaves_nothing_behind(npz: str, monkeypatch: pytest.MonkeyPatc
     """In one of several processes, too: only what waits for the others is left out."""
     before = [signal.getsignal(number) for number in range(1, signal.NSIG)]
     watchdogs: list[Any] = []
-    made = lambda seconds: watchdogs.append(Watchdog(seconds)) or watchdogs[-1]  # noqa: E731
+    made = lambda *args: watchdogs.append(Watchdog(*args)) or watchdogs[-1]  # noqa: E731
     monkeypatch.setattr("distmlp.run.keeping.Watchdog", made)
     leave = Keeping.__exit__
 
@@ -107,7 +108,7 @@ def test_an_error_leaves_nothing_behind(npz: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(RuntimeError, match="broken"):
         train(small_config(npz))
     assert [signal.getsignal(number) for number in range(1, signal.NSIG)] == before
-    assert watchdogs[0]._over.is_set()
+    assert all(watchdog._over.is_set() for watchdog in watchdogs)
 
 
 def test_the_watchdog_ends_a_process_only_if_nothing_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +121,68 @@ def test_the_watchdog_ends_a_process_only_if_nothing_goes_on(monkeypatch: pytest
             time.sleep(0.1)
         assert not ends.is_set()
         assert ends.wait(30)
+
+
+def test_the_watchdog_heeds_signs_of_work_here_and_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = threading.Event()
+    monkeypatch.setattr("distmlp.run.signals.os._exit", lambda code: ends.set())
+    monkeypatch.setattr("distmlp.run.signals.faulthandler.dump_traceback", lambda *args: None)
+    read, elsewhere = [0], [0]
+    with Watchdog(1.0, [lambda: read[0]], lambda own: own + elsewhere[0]):
+        for counter in (read, elsewhere):
+            for _ in range(15):
+                counter[0] += 1
+                time.sleep(0.1)
+        assert not ends.is_set()
+        assert ends.wait(30)
+
+
+@pytest.fixture
+def stalls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The exit codes of watchdogs, which do not end this process."""
+    codes: list[int] = []
+    monkeypatch.setattr("distmlp.run.signals.os._exit", codes.append)
+    monkeypatch.setattr("distmlp.run.signals.faulthandler.dump_traceback", lambda *args: None)
+    return codes
+
+
+def test_a_long_evaluation_is_no_stall(npz: str, stalls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = Evaluator.__call__
+
+    def slow(self: Any, state: Any, dataset: Any, poll: Any) -> Any:
+        for _ in range(40):
+            poll()
+            time.sleep(0.1)
+        return evaluate(self, state, dataset, poll)
+
+    monkeypatch.setattr(Evaluator, "__call__", slow)
+    train(small_config(npz, num_epochs=1, stall_seconds=2))
+    assert stalls == []
+
+
+def test_a_long_save_is_no_stall(npz: str, stalls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmlp.run.store.sync", lambda path: time.sleep(0.25))  # some 20 files
+    train(small_config(npz, num_epochs=1, stall_seconds=2))
+    assert stalls == []
+
+
+def test_examples_that_take_long_are_no_stall(stalls: list[int]) -> None:
+    """A batch takes longer than --stall_seconds; 16 examples do not."""
+    config = small_config("", num_classes=2, batch_size=60, max_steps=1, num_devices=1, eval_batch_size=60,
+                          stall_seconds=4)  # fmt: skip
+    train(config, SlowItems(), SlowItems())
+    assert stalls == []
+
+
+class SlowItems:
+    """60 examples, of which each takes a tenth of a second."""
+
+    def __len__(self) -> int:
+        return 60
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        time.sleep(0.1)
+        return np.full(4, i, np.float32), i % 2
 
 
 def test_the_watchdog_lets_a_process_live_that_was_stopped_and_goes_on() -> None:
