@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -16,6 +16,9 @@ from distmlp.data.streams import ahead
 from distmlp.errors import InputError, remark
 from distmlp.results import files
 from distmlp.results.load import Model
+
+if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
+    from distmlp.results.evaluation import Watch
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".npy")
 _HEADER = 128  # bytes before an .npy file's values
@@ -47,9 +50,7 @@ def write(
     Raises:
       InputError: the rows cannot be read or predicted, or the file cannot be written.
     """
-    suffix = output.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"--output={output}: give a file whose name ends in one of {', '.join(SUFFIXES)}")
+    suffix = _suffix(output)
     if suffix == ".npy" and columns:
         raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
                          "or .jsonl file")
@@ -66,6 +67,41 @@ def write(
         for text in dict.fromkeys(text for each in rows for text in each.remarks()):
             remark(text)
         return done
+
+
+@contextlib.contextmanager
+def of_examples(model: Model, output: Path, probabilities: bool = False) -> "Iterator[Watch]":
+    """What an evaluation within this context shows is written to what --output names, whole or not at all: for each
+    example its label, the class that was predicted, its probability, and with `probabilities` that of each class.
+    """
+    import pyarrow as pa
+
+    suffix, names = _suffix(output), _names(["label"], model, probabilities)
+    classes = pa.array(list(model.classes))
+    with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
+
+        def watch(images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
+            found = np.exp(log_probs)
+            add([found] if suffix == ".npy" else [classes.take(pa.array(labels)), *_answers(found, classes, names)])
+
+        yield watch
+
+
+def _suffix(output: Path) -> str:
+    suffix = output.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"--output={output}: give a file whose name ends in one of {', '.join(SUFFIXES)}")
+    return suffix
+
+
+def _answers(found: np.ndarray, classes: Any, names: Sequence[str]) -> list[Any]:
+    """The columns class and probability, and those of each class if they are among the names."""
+    import pyarrow as pa
+
+    best = found.argmax(axis=1)
+    chosen = np.take_along_axis(found, best[:, None], axis=1)[:, 0]
+    each = found.T if len(names) - names.index("probability") > 1 else ()
+    return [classes.take(pa.array(best)), pa.array(chosen), *map(pa.array, map(np.ascontiguousarray, each))]
 
 
 def _names(columns: Sequence[str], model: Model, probabilities: bool) -> list[str]:
@@ -121,13 +157,8 @@ def _write(
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
         for found in model.probabilities(features()):
-            best, beside = found.argmax(axis=1), carried.pop(0)
-            if array:
-                add([found])
-            else:
-                more = [pa.array(found[:, place]) for place in range(len(names) - len(columns) - 2)]
-                chosen = np.take_along_axis(found, best[:, None], axis=1)[:, 0]
-                add([*beside, classes.take(pa.array(best)), pa.array(chosen), *more])
+            beside = carried.pop(0)
+            add([found] if array else [*beside, *_answers(found, classes, names)])
             done += len(found)
             bar.update(len(found))
     if not done and processes == 1:
@@ -135,8 +166,8 @@ def _write(
     if not done and array:
         add([np.zeros((0, len(model.classes)), np.float32)])
     elif not done:  # more processes than rows
-        kinds = [*[pa.string()] * len(columns), classes.type, *[pa.float32()] * len(names)]
-        add([pa.array([], kind) for kind in kinds[: len(names)]])
+        none = np.zeros((0, len(model.classes)), np.float32)
+        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names)])
     return done
 
 

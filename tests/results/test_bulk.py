@@ -14,8 +14,9 @@ from sklearn.datasets import load_wine
 
 from distmlp import InputError, load
 from distmlp.data import columnar
-from distmlp.results import bulk, files
-from launch import pack, predict
+from distmlp.parallel.layout import Layout
+from distmlp.results import bulk, files, run_data
+from launch import evaluate, pack, predict
 
 Capture = pytest.CaptureFixture[str]
 
@@ -211,3 +212,40 @@ def test_lists_in_a_table(wine_run: Path, tmp_path: Path) -> None:
     parquet.write_table(table.append_column("tags", pa.array([[1]] * 20)), tmp_path / "t.parquet")
     bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / "p.parquet", ["id", "tags[0]"])
     assert read(tmp_path / "p.parquet")["tags[0]"].tolist() == [1] * 20
+
+
+@pytest.mark.parametrize("form", [".parquet", ".csv", ".npy"])
+def test_each_example_of_an_evaluation(form: str, wine_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    output, model = tmp_path / f"e{form}", load(wine_run)
+    assert evaluate.main([str(wine_run), "--json", f"--output={output}", "--probabilities"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    test = run_data.split(model, "test")
+    known = model.predict(test.take(np.arange(len(test)))[0])
+    if form == ".npy":
+        np.testing.assert_allclose(np.load(output), known.probabilities, rtol=1e-5)
+        return
+    found = read(output)
+    assert (found["label"] == found["class"]).sum() == told["correct"]
+    assert len(found) == told["count"]
+    assert found["label"].tolist() == [model.classes[number] for number in test.labels]
+    assert found["class"].tolist() == known.classes.tolist()
+    np.testing.assert_allclose(found["probability"], known.probabilities.max(axis=1), rtol=1e-5)
+    assert found.columns[3:].tolist() == [f"p_{name}" for name in model.classes]
+    with pytest.raises(InputError, match="--probabilities goes with --output"):
+        evaluate.main([str(wine_run), "--probabilities"])
+
+
+def test_an_evaluation_uses_all_devices_and_says_the_same(wine_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(wine_run)
+    examples, used = run_data.split(model, "train"), []
+    put = Layout.put
+
+    def watched(self: Layout, tree: Any, specs: Any) -> Any:
+        used.append(len(self.devices))
+        return put(self, tree, specs)
+
+    monkeypatch.setattr(Layout, "put", watched)
+    on_all = model.evaluate_set(examples).as_json()
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert model.evaluate_set(examples).as_json() == on_all
+    assert {*used} == {8, 1}
