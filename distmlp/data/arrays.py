@@ -88,7 +88,7 @@ def features_name(path: Path, names: Sequence[str]) -> str:
     parts = [_find(path, names, _FEATURES, part) for part in ("test", "train", "validation")]
     found = plain or list(filter(None, parts))
     if not found:
-        raise InputError(f"{path} holds {', '.join(names) or 'nothing'}: name the array of rows x or data")
+        raise InputError(f"{path} holds {one_line(', '.join(names) or 'nothing')}: name the array of rows x or data")
     return found[0]
 
 
@@ -148,7 +148,7 @@ def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
             parts[part] = features, labels, weights
         elif features or labels or part == "train":
             lacking = "y" if features else "x"
-            raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {', '.join(names) or 'no arrays'}: "
+            raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {one_line(', '.join(names) or 'no arrays')}: "
                              "it must hold x_train, y_train, x_test, y_test, or for instance data, target")
     return parts
 
