@@ -568,3 +568,14 @@ def test_weights(balanced: str, tmp_path: Path) -> None:
     flip(made / "w_train.npy", -1)
     with pytest.raises(InputError, match=r"w_train\.npy is damaged"):
         datasets.load(Config(dataset=str(made)))
+
+
+def test_true_beside_numbers_in_blocks_is_an_error_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distmlp.data.columnar._BLOCK", 64)
+    for first, last in (("2", "True"), ("True", "2")):
+        cells = [first, *["1"] * 200, last]
+        (tmp_path / "t.csv").write_text("x,label\n" + "".join(f"{cell},{row % 2}\n" for row, cell in enumerate(cells)))
+        with pytest.raises(InputError, match="column x is '(2|True)', not a number"):
+            run(tmp_path / "made", tmp_path / "t.csv")
