@@ -59,6 +59,9 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
             group.agree({f"--{name}": value for name, value in shared.items()} | versions())
             layout = make_layout(config)
             data = datasets.load(config, train_set, test_set, validation_set)
+            if config.patience and data.validation is None:
+                raise InputError(f"--patience={config.patience} goes by a validation set: give "
+                                 "--validation_fraction=0.1, or x_val and y_val beside the training set")
             group.agree({"the shape of the data": data.sizes})
             # Where one process's machine has no room for the data set, all send batches.
             memory = min(group.exchange(layout.device_memory))

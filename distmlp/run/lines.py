@@ -90,7 +90,7 @@ def append(path: Path, lines: Iterable[str], durable: bool = False) -> None:
     An OSError leaves the file as it was, as far as the disk lets it. A line that a crash has torn is ended first, so
     that what is added stays apart from it.
     """
-    data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+    data = "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")  # names of files may be no text
     with path.open("a+b", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         if end:

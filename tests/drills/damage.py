@@ -96,7 +96,7 @@ class Restores:
     """Checkpoints of a state with the trainer's layers and momentum, restored in this process."""
 
     def __init__(self, folder: Path) -> None:
-        config = Config(hidden_sizes=(32, 16), momentum=0.9)
+        config = Config(hidden_sizes=(32, 16), momentum=0.9, reduction="invariant")  # as the runs: JAX starts once
         self.prepared = ExitStack()
         self.prepared.enter_context(backend.prepared(config))
         layout = make_layout(config)

@@ -104,3 +104,5 @@ def test_lines_are_on_disk_only_where_that_is_asked_for(path: Path, monkeypatch:
     lines.append(path, ["three"], durable=True)
     assert synced == [path.stat().st_size]
     assert path.read_text().endswith("\none\ntwo\nthree\n")
+    lines.append(path, ["a file's name that is no text: \udcff"])
+    assert path.read_text().endswith("no text: \\udcff\n")
