@@ -148,7 +148,8 @@ def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
             parts[part] = features, labels, weights
         elif features or labels or part == "train":
             lacking = "y" if features else "x"
-            raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {one_line(', '.join(names) or 'no arrays')}: "
+            held = one_line(", ".join(names) or "no arrays")
+            raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {held}: "
                              "it must hold x_train, y_train, x_test, y_test, or for instance data, target")
     return parts
 

@@ -197,7 +197,7 @@ class Pack:
         """Raises InputError if pack.json cannot be read, or is damaged."""
         self.folder, path = folder, folder / MANIFEST
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             self.info: dict[str, Any] = content["pack"]
             sound = content["sha256"] == digest_json(self.info)
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -94,7 +94,7 @@ def _begin(output: Path, key: str | None) -> Path:
         raise InputError(f"--output={output} is there already: give another, or remove it")
     work = output.with_name(f"{output.name}.unfinished")
     with contextlib.suppress(OSError, ValueError):
-        if key and json.loads((work / UNFINISHED).read_text())["key"] == key:
+        if key and json.loads((work / UNFINISHED).read_text(encoding="utf-8"))["key"] == key:
             return work
     if work.exists():
         if not any((work / name).exists() for name in (UNFINISHED, MANIFEST)) and any(work.iterdir()):
@@ -119,11 +119,15 @@ def _writing(work: Path) -> Iterator[None]:
 def _write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     new = path.with_name(path.name + ".new")
-    with new.open("w") as file:
+    with new.open("w", encoding="utf-8") as file:
         json.dump(value, file)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def _opened(path: Path, mode: str) -> Any:
+    return open(path, mode, buffering=0)
 
 
 class _Writer:
@@ -135,8 +139,8 @@ class _Writer:
         row_bytes = width * dtype.itemsize
         self.block = block_rows(row_bytes)
         self._buffer = np.empty((self.block, width), dtype)
-        self._file = path.open("r+b" if rows else "w+b", buffering=0)
-        self._sums = path.with_suffix(".crc").open("r+b" if rows else "w+b", buffering=0)
+        mode = "r+b" if rows else "w+b"
+        self._file, self._sums = _opened(path, mode), _opened(path.with_suffix(".crc"), mode)
         self._filled = rows % self.block
         self._at = HEADER + (rows - self._filled) * row_bytes  # where the block that is being filled begins
         if self._filled:
@@ -219,7 +223,7 @@ class _Packing:
                                  f"{parts[part].name}: leave the flag out")
 
     def run(self) -> tuple[Pack, list[str]]:
-        note = json.loads((self._work / UNFINISHED).read_text())
+        note = json.loads((self._work / UNFINISHED).read_text(encoding="utf-8"))
         if "plan" in note:
             self._restore(note["plan"])
         else:
@@ -403,7 +407,7 @@ class _Packing:
                         for letter in "yw":
                             path = self._path(letter, each).with_suffix(".json")
                             if path.exists():
-                                files[each][letter] = json.loads(path.read_text())
+                                files[each][letter] = json.loads(path.read_text(encoding="utf-8"))
         parts = {part: files[part] for part in PARTS if part in files}
         settings = {name: getattr(self._config, name) for name in SETTINGS}
         return {

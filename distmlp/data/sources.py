@@ -160,8 +160,8 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
     for part in sorted(parts, key=PARTS.index):
         path = parts[part]
         try:
-            features = json.loads((path / "dataset_info.json").read_text())["features"]
-            state = json.loads((path / "state.json").read_text())
+            features = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))["features"]
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
             files = [path / file["filename"] for file in state["_data_files"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read as a saved data set ({error}): save it again by "

@@ -150,12 +150,14 @@ class Tables:
         """By what was learned, or, to learn, with these columns of text."""
         config, known = self._config, self.columns.names
         first = Rules(None, config.text_columns == "one_hot", config.missing != "refuse")
+        if columns is not None:
+            texts = frozenset(columns.words)
         for place, (raw, choice) in enumerate(self._opened()):
             count = self.counts[place] if self.counts else raw.rows
             if count is not None and start >= count:
                 start -= count
                 continue
-            rules = first if columns is None else tables.rules_of(columns, choice)
+            rules = first if columns is None or self._like is None else tables.rules_of(columns, choice)
             here = dict(zip(choice.features, known, strict=True))
             text = frozenset(name for name, learned in here.items() if learned in texts)
             try:
@@ -450,7 +452,8 @@ class Stored:
             with contextlib.ExitStack() as stack:
                 file: Any = stack.enter_context(self._path.open("rb"))
                 if self._member:
-                    file = stack.enter_context(stack.enter_context(zipfile.ZipFile(file)).open(self._member))
+                    archive = stack.enter_context(zipfile.ZipFile(file))
+                    file = stack.enter_context(archive.open(self._member))
                 version = np.lib.format.read_magic(file)
                 read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
                 yield file, *read[version](file)

@@ -226,7 +226,7 @@ def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callabl
 def _lines(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
     keys = [json.dumps(name) + ": " for name in names]
 
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
 
         def add(columns: list[Any]) -> None:
             cells = [[key + json.dumps(value, default=str) for value in _plain(column)]
