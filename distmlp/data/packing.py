@@ -7,6 +7,7 @@ the same command goes on after whatever stopped it.
 """
 
 import contextlib
+import fcntl
 import io
 import json
 import mmap
@@ -53,13 +54,13 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
     """
     config, output = config or Config(), Path(os.path.expanduser(folder)).absolute()
     config.validate()
-    work = _begin(output, None)
-    try:
-        with _writing(work), streams.given(batches, config, work) as stream:
-            _Packing(config, {"train": stream}, output, work, "", None).run()
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    with _begun(output, None) as work:
+        try:
+            with streams.given(batches, config, work) as stream:
+                _Packing(config, {"train": stream}, output, work, "", None).run()
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
     return output
 
 
@@ -78,8 +79,7 @@ def pack_sources(
     listed = [_file(path) for stream in found.values() for path in stream.files]
     settings = {name: getattr(config, name) for name in (*SETTINGS, "seed", "num_classes")}
     key = digest_json([FORMAT, str(output), listed, settings, partitions])
-    work = _begin(output, key)
-    with _writing(work):
+    with _begun(output, key) as work:
         return _Packing(config, found, output, work, key, listed).run()
 
 
@@ -88,32 +88,43 @@ def _file(path: Path) -> dict[str, Any]:
     return {"path": str(path.absolute()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
-def _begin(output: Path, key: str | None) -> Path:
-    """The folder to work in, empty unless it holds the beginning of what has this key."""
+@contextlib.contextmanager
+def _begun(output: Path, key: str | None) -> Iterator[Path]:
+    """The folder to work in, which no other process works in: empty unless it holds the beginning of what has this
+    key."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output={output} is there already: give another, or remove it")
     work = output.with_name(f"{output.name}.unfinished")
-    with contextlib.suppress(OSError, ValueError):
-        if key and json.loads((work / UNFINISHED).read_text(encoding="utf-8"))["key"] == key:
-            return work
-    if work.exists():
-        if not any((work / name).exists() for name in (UNFINISHED, MANIFEST)) and any(work.iterdir()):
-            raise InputError(f"{work} is there, and was not made by pack: remove it")
-        shutil.rmtree(work)
     try:
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"--output={output} cannot be made ({error.strerror}): give another folder") from None
-    _write_json(work / UNFINISHED, {"key": key})
-    return work
-
-
-@contextlib.contextmanager
-def _writing(work: Path) -> Iterator[None]:
     try:
-        yield
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{work} is being written by another process: wait for it, or give another "
+                                 "--output") from None
+        if not (key and _key(work) == key):
+            if any(work.iterdir()) and not any((work / name).exists() for name in (UNFINISHED, MANIFEST)):
+                raise InputError(f"{work} is there, and was not made by pack: remove it")
+            for path in work.iterdir():
+                path.unlink()
+            _write_json(work / UNFINISHED, {"key": key})
+        yield work
     except OSError as error:
         raise WriteError(work, error.strerror or str(error)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _key(work: Path) -> Any:
+    """Of what was begun in a folder; None if nothing was."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return json.loads((work / UNFINISHED).read_text(encoding="utf-8"))["key"]
+    return None
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -364,6 +364,19 @@ def test_another_command_begins_anew(made: Path, tmp_path: Path) -> None:
         run(again, tmp_path / "t.parquet")
 
 
+def test_two_processes_do_not_write_one_pack(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = streams.Tables.features
+
+    def meanwhile(self: Any, start: int = 0) -> Iterator[np.ndarray]:
+        with pytest.raises(InputError, match=r"again\.unfinished is being written by another process: wait"):
+            run(tmp_path / "again", tmp_path / "t.parquet")
+        yield from features(self, start)
+
+    monkeypatch.setattr(streams.Tables, "features", meanwhile)
+    again = run(tmp_path / "again", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
+    assert (again / "x_train.npy").read_bytes() == (made / "x_train.npy").read_bytes()
+
+
 def test_no_room(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, settings = tmp_path / "t.parquet", LEARNED | {"ignore_columns": "id"}
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("Usage", "free")(1000))
