@@ -1,7 +1,13 @@
-"""configs/tabular.flags against scikit-learn's MLPClassifier in its defaults: the same splits of scikit-learn's wine,
-breast cancer and digits, and of a made set with text labels; five seeds. wine and the made set as CSV, else as arrays.
+"""Tables, beside scikit-learn's MLPClassifier.
 
-    python benchmarks/tabular.py
+First `train` with configs/tabular.flags against its defaults: the same splits of scikit-learn's wine, breast cancer and
+digits, and of a made set with text labels; five seeds. wine and the made set as CSV, else as arrays.
+
+Then the estimator with the same network, batch and epochs, each in a process of its own that fits twice: the first fit
+has all that a process does once, imports and compiling included. scikit-learn's has a StandardScaler before it, as the
+estimator scales by itself. 150 rows are of the wines, and two sets are made.
+
+    python benchmarks/tabular.py                 # both; --only=train or --only=estimator
 """
 
 import csv
@@ -18,6 +24,11 @@ from harness import Contestant, Work, Worker
 from ours import CONFIGS, config_of
 
 SETS = {"wine": True, "breast_cancer": False, "digits": False, "made, with text labels": True}  # whether as CSV
+FITTED = {  # the estimator's: how many rows are fitted, and the batch
+    "wine": (142, 32), "wine, 150 rows": (150, 32), "breast_cancer": (455, 32), "digits": (1437, 32),
+    "made, 10,000 x 50": (10_000, 32), "made, 400,000 x 50": (400_000, 256),
+}  # fmt: skip
+_EPOCHS = 40
 _NAMES = np.array(["ash", "elm", "fir", "oak"])
 
 
@@ -26,6 +37,12 @@ def split(name: str, seed: int) -> list[Any]:
     from sklearn import datasets
     from sklearn.model_selection import train_test_split
 
+    if name in FITTED and name.startswith("made"):
+        x, y = datasets.make_classification(FITTED[name][0] + 10_000, 50, n_informative=20, n_classes=5, random_state=0)
+        return train_test_split(x, y, test_size=10_000, random_state=seed)
+    if name in FITTED:
+        x, y = getattr(datasets, f"load_{name.partition(',')[0]}")(return_X_y=True)
+        return train_test_split(x, y, train_size=FITTED[name][0], stratify=y, random_state=seed)
     if name.startswith("made"):
         x, y = datasets.make_classification(1200, 12, n_informative=6, n_classes=4, random_state=0)
         y = _NAMES[y]
@@ -72,6 +89,33 @@ def distmlp(work: Work) -> Contestant:
         }
 
 
+def fits(work: Work) -> Contestant:
+    """Contestant: two fits in this process, and the accuracy. work: set, seed, epochs, which of the two."""
+    x_train, x_test, y_train, y_test = split(work["set"], work["seed"])
+    batch = FITTED[work["set"]][1]
+    if work["which"] == "distmlp":
+        from distmlp import MLPClassifier
+
+        estimator: Any = MLPClassifier(batch_size=batch, num_epochs=work["epochs"], random_state=work["seed"])
+    else:
+        from sklearn.neural_network import MLPClassifier as Theirs
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        warnings.simplefilter("ignore")  # that it did not converge
+        estimator = make_pipeline(StandardScaler(), Theirs(
+            (256,), batch_size=batch, max_iter=work["epochs"], n_iter_no_change=work["epochs"],
+            random_state=work["seed"],
+        ))  # fmt: skip
+    yield {}
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        estimator.fit(x_train, y_train)
+        seconds.append(time.perf_counter() - start)
+    yield {"first": seconds[0], "second": seconds[1], "accuracy": estimator.score(x_test, y_test)}
+
+
 def _write(path: Path, x: np.ndarray, y: np.ndarray) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="") as file:
@@ -80,8 +124,8 @@ def _write(path: Path, x: np.ndarray, y: np.ndarray) -> None:
         rows.writerows([*row, label] for row, label in zip(x.tolist(), y.tolist(), strict=True))
 
 
-def main() -> None:
-    args = harness.arguments(__doc__, repetitions=5)
+def trained(args: Any) -> tuple[list[str], dict[str, Any]]:
+    """The table of `train`, and all that was measured."""
     flags = [f"--flagfile={CONFIGS}/tabular.flags", *(["--num_epochs=2"] if args.quick else [])]
     rows, everything = [], {}
     for name in list(SETS)[:1] if args.quick else SETS:
@@ -98,7 +142,42 @@ def main() -> None:
             harness.spread([row["training"] for row in ours]),
         ])
     header = ["set", "distmlp", "MLPClassifier", "train(), s", "fit(), s", "of train(): training steps, s"]
-    harness.report(args, "Tables: mean test accuracy", [harness.table(header, rows)], everything)
+    return [harness.table(header, rows)], everything
+
+
+def fitted(args: Any) -> tuple[list[str], dict[str, Any]]:
+    """The table of the estimator, and all that was measured."""
+    epochs, rows, everything = 4 if args.quick else _EPOCHS, [], {}
+    for name in list(FITTED)[1:5:3] if args.quick else FITTED:
+        results: dict[str, list[harness.Numbers]] = {"distmlp": [], "MLPClassifier": []}
+        for seed in range(1 if args.quick else args.repetitions):
+            for which in sorted(results, reverse=bool(seed % 2)):
+                work = {"set": name, "seed": seed, "epochs": epochs, "which": which}
+                worker = Worker(which, "tabular:fits", work, harness.openmp(args))
+                results[which] += harness.compare([worker], 1, args.patience)[which]
+        everything[f"estimator: {name}"] = results
+        ours, theirs = results["distmlp"], results["MLPClassifier"]
+        scores = [[100 * row["accuracy"] for row in measured] for measured in (ours, theirs)]
+        longer = [1000 * (a["second"] - b["second"]) for a, b in zip(ours, theirs, strict=True)]
+        rows.append([
+            name, f"{FITTED[name][1]}", *(f"{np.mean(score):.2f} ± {np.std(score):.2f} %" for score in scores),
+            *(harness.spread([row[key] for row in measured])
+              for key in ("first", "second") for measured in (ours, theirs)),
+            harness.spread(harness.ratios(results, "MLPClassifier", "distmlp", "first")), harness.spread(longer),
+        ])
+    header = ["set", "batch", "distmlp", "scikit-learn", "first fit, s", "its, s", "second fit, s", "its, s",
+              "first: its / ours", "second: ours - its, ms"]  # fmt: skip
+    return [harness.table(header, rows)], everything
+
+
+def main() -> None:
+    args = harness.arguments(__doc__, repetitions=5, only="")
+    tables, everything = [], {}
+    for name, measure in (("train", trained), ("estimator", fitted)):
+        if args.only in ("", name):
+            more, measured = measure(args)
+            tables, everything = tables + more, everything | measured
+    harness.report(args, "Tables: mean test accuracy", tables, everything)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """distmlp: the JAX tutorial's MLP on one device or many, with the same answer everywhere.
 
-`from distmlp import Config, load, train`. Importing this package starts no JAX backend.
+`from distmlp import Config, MLPClassifier, load, train`. Importing this package starts no JAX backend.
 """
 
 import importlib
@@ -11,16 +11,17 @@ from distmlp.errors import InputError
 
 if TYPE_CHECKING:
     from distmlp.data.packing import pack as pack
+    from distmlp.estimator import MLPClassifier as MLPClassifier
     from distmlp.loop import train as train
     from distmlp.results.load import load as load
 
-__all__ = ["Config", "InputError", "load", "pack", "train"]
+__all__ = ["Config", "InputError", "MLPClassifier", "load", "pack", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    places = {  # train and load import jax and Orbax: two seconds
-        "train": "distmlp.loop", "load": "distmlp.results.load", "pack": "distmlp.data.packing",
-    }  # fmt: skip
+    # MLPClassifier imports scikit-learn; train and load import jax and Orbax, which takes two seconds.
+    places = {"MLPClassifier": "distmlp.estimator", "train": "distmlp.loop", "load": "distmlp.results.load",
+              "pack": "distmlp.data.packing"}  # fmt: skip
     if name not in places:
         raise AttributeError(f"module 'distmlp' has no attribute {name!r}")
     return getattr(importlib.import_module(places[name]), name)

@@ -139,6 +139,11 @@ class Config:
         "shards of a global batch; more than the devices accumulates gradients on each. "
         "0: as many as devices, or 8 with --reduction=invariant",
         minimum=0)
+    state: str = _setting(
+        "auto",
+        "of parameters and optimizer, replicated: each device holds all of it; sharded: each its part, gathered as it "
+        "is needed; auto: sharded where a device has no room for all of it",
+        "conduct", choices=("auto", "replicated", "sharded"))
     parallelism: str = _setting("auto", "auto is single on one device and shard_map on more", "conduct", rare=True,
                                 choices=("auto", "single", "pmap", "shard_map"))
     data_placement: str = _setting(

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-class InputError(Exception):
-    """Something the user gave is wrong: one line that names the flag or the file, and the remedy."""
+class InputError(ValueError):
+    """Something the user gave is wrong: one line that names the flag or the file, and the remedy.
+
+    It is a ValueError because scikit-learn's tools expect one.
+    """
 
     exit_code = 2
 

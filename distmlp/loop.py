@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -13,16 +14,19 @@ from distmlp.data import datasets, given
 from distmlp.errors import DivergedError, InputError, printable, remark
 from distmlp.parallel import backend
 from distmlp.parallel.layout import make_layout
-from distmlp.progress import Progress, Standing, Totals
+from distmlp.progress import Line, Progress, Standing, Totals
 from distmlp.run.keeping import Keeping
 from distmlp.run.log import describe, header, versions
 from distmlp.run.store import quiet
-from distmlp.training import Program, Result
+from distmlp.training import OnLine, Program, Result
 
 __all__ = ["Result", "train"]
 
 
-def train(config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None) -> Result:
+def train(
+    config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None,
+    on_line: OnLine | None = None,
+) -> Result:
     """Trains as `config` says, or goes on with the run that config.workdir holds; the same as the command line.
 
     Args:
@@ -31,6 +35,9 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
         weights [N] say how much each example counts in the loss; or a map-style Dataset of pairs or dicts.
       test_set: the same; evaluation ignores weights.
       validation_set: the same.
+      on_line: is called in the first process with each line of metrics, a dict, once it is written. If it returns True,
+        the run ends there, in all processes: the state is saved, no final line is written, and the same call goes on
+        from there. An exception ends the run, too, once the state is saved.
 
     With config.workdir=None nothing is written, and signals do what they did before. Otherwise SIGTERM, SIGINT, SIGHUP,
     SIGUSR1 and SIGUSR2 ask it to stop while it runs; the handlers that were there are put back. Before JAX's backend
@@ -45,10 +52,17 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
       Interrupted: a signal came, and the state was saved; a KeyboardInterrupt.
       KeyboardInterrupt: SIGINT came twice.
     """
-    started = time.monotonic()
-    config.validate()
     if train_set is not None:
         config = dataclasses.replace(config, dataset=FROM_PYTHON + given.title(train_set))
+    return run(config, lambda config: datasets.load(config, train_set, test_set, validation_set), on_line)
+
+
+def run(
+    config: Config, load: Callable[[Config], datasets.Data], on_line: OnLine | None = None, silent: bool = False
+) -> Result:
+    """`train`, with the data that `load` reads for the config with its paths resolved; `silent`: it prints nothing."""
+    started = time.monotonic()
+    config.validate()
     shared = config.settings("experiment", "length", "conduct")
     config = resolve_paths(config)
     with backend.prepared(config):
@@ -56,26 +70,27 @@ def train(config: Config, train_set: Any = None, test_set: Any = None, validatio
         with group.together():
             if group.several and not config.workdir:
                 raise InputError("--workdir must be given with several processes: a folder that all of them see")
-            group.agree({f"--{name}": value for name, value in shared.items()} | versions())
+            facts = {f"--{name}": value for name, value in shared.items()} | versions()
+            group.agree(facts | {"on_line": "given" if on_line else "not given"})
             layout = make_layout(config)
-            data = datasets.load(config, train_set, test_set, validation_set)
-            if config.patience and data.validation is None:
-                raise InputError(f"--patience={config.patience} goes by a validation set: give "
-                                 "--validation_fraction=0.1, or x_val and y_val beside the training set")
+            data = load(config)
             group.agree({"the shape of the data": data.sizes})
             # Where one process's machine has no room for the data set, all send batches.
             memory = min(group.exchange(layout.device_memory))
             # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside.
-            with closing(Program(config, data, layout, memory, group.lead)) as parts, ThreadPoolExecutor(1) as compiler:
+            with (
+                closing(training.fitting(config, data, layout, memory, group.lead)) as parts,
+                ThreadPoolExecutor(1) as compiler,
+            ):  # fmt: skip
                 compiled = compiler.submit(parts.compile)
                 if config.workdir is None:
                     compiled.result()
-                    return _in_memory(config, data, parts)
-                with quiet(), Keeping(config, data, parts, group) as kept:
-                    return _in_folder(kept, compiled, started)
+                    return _in_memory(config, data, parts, on_line)
+                with quiet(), Keeping(config, data, parts, group, silent) as kept:
+                    return _in_folder(kept, compiled, started, on_line)
 
 
-def _in_memory(config: Config, data: datasets.Data, parts: Program) -> Result:
+def _in_memory(config: Config, data: datasets.Data, parts: Program, on_line: OnLine | None) -> Result:
     """The run without a folder, and what it prints."""
     for text in (*data.remarks, datasets.order_remark(config, data), datasets.balance_remark(config, data)):
         if text:
@@ -83,10 +98,16 @@ def _in_memory(config: Config, data: datasets.Data, parts: Program) -> Result:
     if text := data.description():
         print(printable(text))
     print(header(config, data.validation is not None))
-    return training.in_memory(parts, parts.initial_state(parts.scaling()), lambda line: print(describe(line)))
+
+    def show(line: Line) -> object:
+        if not line.get("final"):
+            print(describe(line))
+        return on_line and on_line(line)
+
+    return training.in_memory(parts, parts.initial_state(parts.scaling()), show)
 
 
-def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Result:
+def _in_folder(kept: Keeping, compiled: "Future[None]", started: float, on_line: OnLine | None) -> Result:
     """The run of a folder: goes on from its newest checkpoint, and keeps lines and states there."""
     parts, group = kept.parts, kept.group
     restored = kept.restored()
@@ -100,7 +121,7 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Resul
         if damage := kept.log.found.damage:
             kept.log.warn(damage)
         kept.log.say(f"{kept.workdir.path} holds this run finished, at step {step}: nothing to do")
-        return Result(state.params, progress.history)
+        return Result(parts.held.whole(state.params), progress.history)
     kept.begin(progress)
     compiled.result()
     group.barrier()
@@ -124,10 +145,14 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float) -> Resul
                     kept.log.line(moment.line)
                     if progress.at_best or progress.at_end:
                         kept.save(state, progress)
+                    if on_line and kept.ends(on_line, state, progress):
+                        return Result(state.params, progress.history)
                 else:
                     kept.stop_if_signalled(state, progress)
                     kept.profile(progress)
             kept.finish(state, progress, poll)
+            if on_line:
+                kept.ends(on_line, state, progress)
     except DivergedError as error:
         raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
-    return Result(state.params, progress.history)
+    return Result(parts.held.whole(state.params), progress.history)

@@ -4,7 +4,7 @@ From the JAX documentation's "Training a simple neural network, with PyTorch dat
 devices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,29 @@ from jax.scipy.special import logsumexp
 Params = list[tuple[jax.Array, jax.Array]]
 
 
-def random_layer_params(m: int, n: int, key: jax.Array, scale: float = 1e-2) -> tuple[jax.Array, jax.Array]:
-    """Weights [n, m] and biases [n], float32, normal with standard deviation `scale`."""
+def random_layer_params(
+    m: int, n: int, key: jax.Array, normal: Callable[..., jax.Array] = random.normal, scale: float = 1e-2
+) -> tuple[jax.Array, jax.Array]:
+    """Weights [n, m] and biases [n], float32, normal with standard deviation `scale`; `normal` draws them."""
     w_key, b_key = random.split(key)
-    return scale * random.normal(w_key, (n, m), jnp.float32), scale * random.normal(b_key, (n,), jnp.float32)
+    return scale * normal(w_key, (n, m), jnp.float32), scale * normal(b_key, (n,), jnp.float32)
 
 
-def init_network_params(sizes: Sequence[int], key: jax.Array) -> Params:
+def init_network_params(
+    sizes: Sequence[int], key: jax.Array, normal: Callable[..., jax.Array] = random.normal
+) -> Params:
     """Parameters of a network whose layers have the given sizes, input and output included."""
     keys = random.split(key, len(sizes))
-    return [random_layer_params(m, n, k) for m, n, k in zip(sizes[:-1], sizes[1:], keys, strict=False)]
+    return [random_layer_params(m, n, k, normal) for m, n, k in zip(sizes[:-1], sizes[1:], keys, strict=False)]
 
 
 def relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(0, x)
+
+
+def affine(w: jax.Array, b: jax.Array, x: jax.Array, compute_dtype: str = "float32") -> jax.Array:
+    """What a layer makes of one example, before the ReLU: float32 [out]; compute_dtype as of `predict`."""
+    return jnp.dot(w.astype(compute_dtype), x.astype(compute_dtype)).astype(jnp.float32) + b
 
 
 def predict(params: Params, image: jax.Array, compute_dtype: str = "float32") -> jax.Array:
@@ -35,15 +44,14 @@ def predict(params: Params, image: jax.Array, compute_dtype: str = "float32") ->
 
     compute_dtype is the type of the matrix products, their gradients' included; all else is float32.
     """
-
-    def product(w: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.dot(w.astype(compute_dtype), x.astype(compute_dtype)).astype(jnp.float32)
-
     activations = image
     for w, b in params[:-1]:
-        activations = relu(product(w, activations) + b)
-    final_w, final_b = params[-1]
-    logits = product(final_w, activations) + final_b
+        activations = relu(affine(w, b, activations, compute_dtype))
+    return normalized(affine(*params[-1], activations, compute_dtype))
+
+
+def normalized(logits: jax.Array) -> jax.Array:
+    """Log-probabilities [classes] of one example's logits."""
     return logits - logsumexp(logits)
 
 
@@ -85,7 +93,13 @@ def loss(
         by it here, before the gradient is taken, makes shard gradients simply add up to the batch's gradient.
       compute_dtype: see `predict`.
     """
-    log_probs = batched_predict(params, images, compute_dtype)
+    return mean_loss(batched_predict(params, images, compute_dtype), targets, weights, weight_sum)
+
+
+def mean_loss(
+    log_probs: jax.Array, targets: jax.Array, weights: jax.Array | None = None, weight_sum: jax.Array | None = None
+) -> jax.Array:
+    """The same of log-probabilities [N, classes]."""
     if weights is None:
         return -jnp.mean(log_probs * targets)
     total = jnp.sum(weights) if weight_sum is None else weight_sum

@@ -64,8 +64,10 @@ def best(history: Iterable[Line]) -> Line:
 class Cadence:
     """What is due after a number of completed steps: arithmetic, so that a resumed run does the same things."""
 
-    def __init__(self, config: Config, steps_per_epoch: int) -> None:
+    def __init__(self, config: Config, steps_per_epoch: int, evaluates: bool = True) -> None:
+        """`evaluates`: whether there is a set to evaluate on."""
         self._config, self.per_epoch, self.patience = config, steps_per_epoch, config.patience
+        self.evaluates = evaluates
         self._ledger_digests = config.ledger_digests_every if config.ledger else 0
         self.total_steps = config.total_steps(steps_per_epoch)
         # --profile_steps=A:B counts steps from 1: from A - 1 completed steps to B.
@@ -78,10 +80,11 @@ class Cadence:
 
     def evaluation(self, step: int) -> bool:
         by_epoch = self.epoch_end(step) and _every(self._config.eval_every_epochs, step // self.per_epoch)
-        return step == self.total_steps or by_epoch or _every(self._config.eval_every_steps, step)
+        due = step == self.total_steps or by_epoch or _every(self._config.eval_every_steps, step)
+        return due and self.evaluates
 
     def line(self, step: int) -> bool:
-        return self.epoch_end(step) or self.evaluation(step)
+        return self.epoch_end(step) or self.evaluation(step) or step == self.total_steps
 
     def save(self, step: int) -> bool:
         """Whether a checkpoint is due, apart from --checkpoint_every_seconds."""
@@ -164,9 +167,10 @@ class Progress:
 
     @property
     def finished(self) -> bool:
-        """Whether the lines say that training has ended here, evaluation included."""
+        """Whether the lines say that training has ended here, evaluation included if there is anything to evaluate."""
         last, final = self.history[-2:] if len(self.history) > 1 else ({}, {})
-        ended = final.get("final") and score(last) is not None and last["step"] == final["step"] == self.step
+        evaluated = score(last) is not None or not self.cadence.evaluates
+        ended = final.get("final") and evaluated and last["step"] == final["step"] == self.step
         return bool(ended) and self.at_end
 
     @property
@@ -269,8 +273,8 @@ class Measures:
     def __init__(self, config: Config, data: Data, evaluator: Evaluator) -> None:
         self._eval_train, self._data, self._evaluator = config.eval_train, data, evaluator
         self._choose_by = config.choose_by
-        chooser = data.test if data.validation is None else data.validation
-        known = not chooser.one_by_one or chooser.labels.any()
+        chooser = data.chooser
+        known = len(chooser) and (not chooser.one_by_one or chooser.labels.any())
         if self._choose_by == "roc_auc" and known and (why := scores.undefined(chooser.labels, data.called)):
             raise _undefined(chooser, why)
 
@@ -279,11 +283,9 @@ class Measures:
         line: Line = {}
         if self._eval_train:
             line["train_accuracy"] = self._evaluator(state, self._data.train, poll).accuracy
+        name, chooser = "test" if self._data.validation is None else "validation", self._data.chooser
         if self._choose_by != "accuracy":
             line["choose_by"] = self._choose_by
-        name, chooser = "validation", self._data.validation
-        if chooser is None:
-            name, chooser = "test", self._data.test
         line |= self._measure(name, state, chooser, poll)
         if score(line) is None:
             raise _undefined(chooser, "not every class occurs in it")
@@ -291,7 +293,7 @@ class Measures:
 
     def tested(self, last: State, best: State | None, poll: Poll) -> Line:
         """Of the test set, where a validation set chose: only now, with nothing left to choose."""
-        if self._data.validation is None:
+        if self._data.validation is None or not len(self._data.test):
             return {}
         line = {} if best is None else self._measure("best_test", best, self._data.test, poll)
         return line | self._measure("test", last, self._data.test, poll)

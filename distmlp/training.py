@@ -8,18 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp import optim
+from distmlp import notebook, optim
 from distmlp.config import Config
 from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import Data, input_scaling
 from distmlp.errors import InputError
+from distmlp.kept import kept
 from distmlp.model import Params
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.feed import Steps, choose_placement, make_feed
-from distmlp.parallel.layout import Layout
-from distmlp.parallel.specs import STATE, State
+from distmlp.parallel.layout import Layout, states
+from distmlp.parallel.sharded import StateLayout, rows_of
+from distmlp.parallel.specs import REPLICATED, STATE, State
 from distmlp.parallel.step import initial_state, make_train_step
 from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
@@ -29,12 +31,15 @@ class Program:
 
     Attributes:
       sizes: of the layers, input and output included.
+      held: how the state lies on the devices.
       state: abstract: shapes, dtypes and placements; enough to compile for it, and to restore it.
+      state_why: why it is held so.
       placement: where the training set lies, host or device, and why.
     """
 
     def __init__(
-        self, config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps
+        self, config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps,
+        state_why: str = "",
     ) -> None:
         """Raises InputError where settings do not go with the data.
 
@@ -42,39 +47,67 @@ class Program:
         """
         if config.batch_size > len(data.train):
             raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
-        self._config, self._data, self.layout = config, data, layout
+        if config.patience and data.validation is None:
+            raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, "
+                             "or x_val and y_val beside the training set")
+        self._config, self._data, self.layout, self.state_why = config, data, layout, state_why
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
         self.loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards,
                                   config.shuffle, config.seed, config.num_workers, data.weights)  # fmt: skip
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
-        self.cadence = Cadence(config, self.loader.order.steps_per_epoch)
-        weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
-        train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless)
-        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
-                              lead)  # fmt: skip
-        self.evaluator = Evaluator(config, layout)
-        self.measures = Measures(config, data, self.evaluator)
-        self.digest = StateDigest(layout, STATE)
+        self.cadence = Cadence(config, self.loader.order.steps_per_epoch, len(data.chooser) > 0)
         scaled = config.input_scaling != "none"
-        scaling = (jax.ShapeDtypeStruct((data.num_features,), np.float32),) * 2 if scaled else ()
-        self.state: State = layout.abstract(jax.eval_shape(self._initial_state, scaling), STATE)
+        self.held = kept(_held, layout, tuple(self.sizes), self._optimizer, scaled)
+        self.state: State = self.held.abstract
+        rows, specs = rows_of(self.held.shapes.params), self.held.specs
+        weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
+        train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
+        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
+                              lead, specs)  # fmt: skip
+        self.evaluator = Evaluator(config, layout, specs, rows)
+        self.measures = Measures(config, data, self.evaluator)
+        self.digest = StateDigest(layout, specs, self.held.shapes)
 
     def compile(self) -> None:
         """Compiles the steps, also in a thread beside other work."""
         with backend.pinned(self._config):  # a thread's own
             self.feed.compile(self.state)
 
+    def surely_fits(self, memory: int) -> bool:
+        """Whether devices of so many bytes have room by a rough, large estimate, which needs no compilation."""
+        params = sum(array.size * 4 for array in jax.tree.leaves(self.held.shapes.params))
+        examples = self.loader.order.rows * self.layout.shards_per_device
+        sums = self.layout.shards_per_device if self.layout.invariant else 1
+        return 2 * (2 * self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes)) < memory
+
     def scaling(self) -> tuple[np.ndarray, ...]:
         """By what inputs are scaled: of the training set, all of which is read for it."""
         return input_scaling(self._config, self._data)
 
     def initial_state(self, scaling: Sequence[np.ndarray]) -> State:
-        """The state before the first step, on the devices."""
-        return self.layout.put(jax.tree.map(np.asarray, self._initial_state(scaling)), STATE)
+        """The state before the first step, on the devices; if sharded, each makes its part."""
+        if not self.layout.sharded:
+            return self._placed(initial_state(self.sizes, self._config.seed, self._optimizer, scaling))
+        placed = jax.tree.map(lambda array: array.sharding, self.state.opt_state)
+        optimizer = self._optimizer._replace(init=jax.jit(self._optimizer.init, out_shardings=placed))
+        state = initial_state(self.sizes, self._config.seed, optimizer, scaling, self.held.normal)
+        rest = self.layout.put({"step": np.int32(0), "scaling": tuple(scaling)}, REPLICATED)
+        return state._replace(**rest)
 
-    def _initial_state(self, scaling: Sequence[Any]) -> State:
-        return initial_state(self.sizes, self._config.seed, self._optimizer, scaling)
+    def state_of(self, params: Any, scaling: Any, opt_state: Any = None, step: int = 0) -> State:
+        """The state of these arrays after `step` steps, on the devices; without opt_state the optimizer begins."""
+        opt_state = self._optimizer.init(params) if opt_state is None else opt_state
+        state = State(params, opt_state, jnp.int32(step), scaling)
+        given, wanted = ((jax.tree.structure(tree), list(map(np.shape, jax.tree.leaves(tree))))
+                         for tree in (state, self.state))  # fmt: skip
+        if given != wanted:
+            raise InputError("what is to be trained on is not of these --hidden_sizes, --optimizer and "
+                             "--input_scaling: give those that it began with, or begin anew")
+        return self._placed(state)
+
+    def _placed(self, state: State) -> State:
+        return self.layout.put(jax.tree.map(np.asarray, state), STATE)
 
     def taken(self) -> int:
         """How many examples were read so far, where they are read one by one; from any thread."""
@@ -84,6 +117,31 @@ class Program:
         """Ends the processes that load data."""
         self.loader.close()
         self.evaluator.close()
+
+
+def _held(layout: Layout, sizes: tuple[int, ...], optimizer: Any, scaled: bool) -> StateLayout:
+    scaling = (jax.ShapeDtypeStruct(sizes[:1], np.float32),) * 2 if scaled else ()
+    return StateLayout(layout, jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling))
+
+
+def fitting(
+    config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps
+) -> Program:
+    """The program of a run with its state lying as --state says or, where that leaves it open, as there is room for it
+    and for the copy of it that is saved; arguments are as Program's."""
+    why = "it fits" if config.state == "auto" else "asked for"
+    *others, last = states(config, layout)
+    for candidate in others:
+        parts = Program(config, data, candidate, memory, lead, why)
+        if parts.surely_fits(memory):
+            return parts
+        parts.compile()
+        needed = parts.feed.bytes_needed + parts.held.bytes
+        if needed <= memory:
+            return parts
+        parts.close()
+        why = f"{candidate.state}, a device would need {needed / 2**30:,.1f} of its {memory / 2**30:,.1f} GiB"
+    return Program(config, data, last, memory, lead, why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +154,10 @@ class Result:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.params, self.history))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return notebook.html(self.history)
 
 
 class Moment(NamedTuple):
@@ -137,16 +199,41 @@ def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> 
     return Moment(state, line=progress.add_line(parts.measures.evaluated(state, poll) if due else {}))
 
 
-def in_memory(parts: Program, state: State, show: Callable[[Line], None] = lambda line: None) -> Result:
-    """Trains from an initial state, keeping the best one in memory; `show` gets each line but the final one."""
-    progress = Progress(parts.cadence)
-    best_state = state
+OnLine = Callable[[Line], object]
+
+
+def ends(on_line: OnLine, line: Line) -> bool:
+    """Shows a line to the caller's function; whether it says that training shall end here: it returns True."""
+    said = on_line(dict(line))
+    return isinstance(said, (bool, np.bool_)) and bool(said)
+
+
+def carry(
+    parts: Program, state: State, progress: Progress, on_line: OnLine, stop: Callable[[], bool] = lambda: False
+) -> tuple[State, State, bool]:
+    """Trains in memory until all is done, or `on_line` or `stop`, which is asked between two dispatches, returns True.
+
+    Returns:
+      the last state, the best one by the evaluations, and whether all was done.
+    """
+    best_state: State | None = None
     for moment in advance(parts, state, progress, poll=lambda: None):
         state = moment.state
         if moment.line is not None:
-            show(moment.line)
             if progress.at_best:
                 best_state = jax.tree.map(jnp.copy, state)
-    tested = parts.measures.tested(state, best_state, poll=lambda: None)
-    progress.add_final_line(params_sha256(state.params), tested)
-    return Result(state.params, progress.history, best_state.params)
+            if ends(on_line, moment.line):
+                return state, best_state or state, False
+        elif moment.steps is None and stop():
+            return state, best_state or state, False
+    return state, best_state or state, True
+
+
+def in_memory(parts: Program, state: State, on_line: OnLine = lambda line: None) -> Result:
+    """Trains from an initial state, keeping the best one in memory; see `carry`."""
+    progress = Progress(parts.cadence)
+    state, best_state, done = carry(parts, state, progress, on_line)
+    if done:
+        tested = parts.measures.tested(state, best_state, poll=lambda: None)
+        on_line(dict(progress.add_final_line(params_sha256(parts.held.arrays(state.params)), tested)))
+    return Result(parts.held.whole(state.params), progress.history, parts.held.whole(best_state.params))

@@ -27,9 +27,9 @@ def parse(argv: Sequence[str]) -> Config:
     if len(argv) == 1:
         raise InputError("nothing to train: start with `python -m launch.train configs/digits.flags`, "
                          "or `python -m launch.train --help`")
-    values = _flag_values()
+    values, arguments = _flag_values(), _with_configs(argv[1:])
     try:
-        rest = values([argv[0], *_with_configs(argv[1:])])[1:]
+        rest = values([argv[0], *arguments])[1:]
     except flags.UnrecognizedFlagError as error:
         _, similar, names = str(error).partition("Did you mean: ")
         hint = f", did you mean --{names.rstrip(' ?').replace(', ', ' or --')}" if similar else ""

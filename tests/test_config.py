@@ -23,6 +23,7 @@ def test_defaults_are_the_tutorials() -> None:
     assert (config.optimizer, config.learning_rate, config.schedule) == ("sgd", 0.01, "constant")
     assert (config.momentum, config.weight_decay, config.clip_norm) == (0, 0, 0)
     assert (config.input_scaling, config.shuffle, config.seed, config.compute_dtype) == ("none", False, 0, "float32")
+    assert (config.synthetic_examples, config.synthetic_features, config.synthetic_classes) == (60000, 784, 10)
 
 
 def test_every_field_says_what_it_is_and_has_one_scope() -> None:

@@ -1,11 +1,14 @@
 """The programs in examples/ run as their first lines say, in short forms."""
 
+import contextlib
 import dataclasses
 import re
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY, process_env
 
 from distmlp import load
@@ -14,17 +17,47 @@ from distmlp.results.export import export
 EXAMPLES = REPOSITORY / "examples"
 
 
-def run(program: str, *arguments: str) -> str:
-    """The last line that it prints."""
+def start(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(EXAMPLES / program), *arguments]
     done = subprocess.run(command, env=process_env(), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    return done
+
+
+def run(program: str, *arguments: str) -> str:
+    """The last line that it prints."""
+    return start(program, *arguments).stdout.splitlines()[-1]
 
 
 def test_every_example_is_tested() -> None:
-    tested = re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text())
-    assert sorted(tested) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+    tested = re.findall(r'(?:run|start)\("(\w+\.py)"', Path(__file__).read_text())
+    assert sorted(tested) == sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "wandb_offline.py")
+
+
+@pytest.mark.parametrize("program", ["optuna_pruning", "mlflow_tracking", "wandb_offline"])
+def test_a_word_after_each_line_takes_few_lines(program: str) -> None:
+    text = (EXAMPLES / f"{program}.py").read_text()
+    assert "on_line=" in text
+    assert len([line for line in text.splitlines() if line]) < 15
+
+
+def test_optuna_ends_runs_that_fall_behind() -> None:
+    done = start("optuna_pruning.py")
+    assert "pruned" in done.stderr
+    ended = [int(epoch) for epoch in re.findall(r"epoch +(\d).*\n +step", done.stdout)]  # each but the last run's
+    assert (len(ended), min(ended) < 4, max(ended)) == (7, True, 4)
+
+
+def test_mlflow_keeps_settings_and_lines(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="mlflow is not installed: pip install -e '.[examples]'")
+    start("mlflow_tracking.py")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        ((rate,),) = database.execute("select value from params where key = 'learning_rate'")
+        losses = [value for (value,) in database.execute("select value from metrics where key = 'train_loss' "
+                                                         "order by step")]  # fmt: skip
+    assert rate == "0.01"
+    assert len(losses) == 3
+    assert losses == sorted(losses, reverse=True)
 
 
 def test_a_dataset_of_ones_own(tmp_path: Path) -> None:

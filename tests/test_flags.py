@@ -110,6 +110,9 @@ def test_help_by_topic_in_80_columns(flag: str) -> None:
         shown = f"  --[no]{field.name} " if field.type is bool else f"  --{field.name}="
         assert (shown in text) == (flag == "--helpfull" or not field.metadata["rare"])
         assert not field.metadata["topic"] or f"\n{field.metadata['topic']}:\n" in text
+    assert re.findall(r"^\S.*:$", text, re.MULTILINE) == [
+        "Data:", "Model:", "Training:", "Devices:", "The run's folder:", "Several processes:",
+    ]  # fmt: skip
     assert listed.index("dataset") < listed.index("seed") < listed.index("workdir")
     assert "--optimizer=sgd|adam|adamw" in text
     assert "--batch_size=128 " in text

@@ -1,6 +1,7 @@
 """Training in a notebook's kernel, a real one: cells are run, stopped and run again."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,13 @@ def test_a_cell_is_stopped_and_the_kernel_goes_on(kernel: Kernel, tmp_path: Path
 
     _, _, error = kernel.run("run(num_epochs=1, workdir='invariant', reduction='invariant')")
     assert error == ""
+
+    # A Result is shown as a table and two curves.
+    _, shown, error = kernel.run("ended")
+    assert ("text/html" in shown, error) == (True, "")
+    printed, _, error = kernel.run("print(ended._repr_html_())")
+    assert (printed.count("<svg"), printed.count("<polyline"), error) == (2, 3, "")
+    assert re.search(r"test accuracy</th><td>\d+\.\d\d%</td>", printed)
 
     # Four devices are what this kernel has; the next line is the whole of what it says.
     printed, _, error = kernel.run("run(workdir='eight', num_devices=8)")

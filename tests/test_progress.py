@@ -44,6 +44,15 @@ def test_resuming_drops_the_line_of_the_step_if_it_lacks_a_due_evaluation(
     assert found.logged == (10 in kept)
 
 
+def test_with_nothing_to_evaluate_no_evaluation_is_due() -> None:
+    cadence = Cadence(Config(max_steps=7), 5, evaluates=False)
+    assert [step for step in range(1, 8) if cadence.line(step)] == [5, 7]
+    assert not any(map(cadence.evaluation, range(8)))
+    ended = [line(5), line(7), line(7, final=True)]
+    assert Progress(cadence, 7, history=ended).finished
+    assert not Progress(cadence, 7, history=ended[:2]).finished
+
+
 def test_a_run_is_finished_only_with_its_evaluation_and_its_final_line() -> None:
     evaluated, final = line(15, test_accuracy=0.5), line(15, final=True)
     for lines in ([], [evaluated], [line(15), final], [line(10, test_accuracy=1.0), final], [final]):

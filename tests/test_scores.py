@@ -91,7 +91,7 @@ def test_the_evaluation_of_labels_that_are_read_one_by_one(tmp_path: Any) -> Non
 
 
 def test_what_an_evaluation_is_asked_for_changes_none_of_its_numbers() -> None:
-    config = small_config("python:arrays", num_devices=3)
+    config = small_config("python:arrays", num_devices=2)  # 32 rows a step
     layout = make_layout(config)
     data = datasets.load(config, (X, Y), TEST)
     parts = Program(config, data, layout, layout.device_memory)

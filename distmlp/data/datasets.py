@@ -53,6 +53,11 @@ class Data:
         return [len(self.train), len(self.test), self.num_features, self.num_classes]
 
     @property
+    def chooser(self) -> Examples:
+        """The examples by which the best state is chosen: the validation set, or else the test set."""
+        return self.test if self.validation is None else self.validation
+
+    @property
     def parts(self) -> list[Examples]:
         return [part for part in (self.train, self.test, self.validation) if part is not None]
 
@@ -164,7 +169,7 @@ def _background(
 
 def load(
     config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None,
-    info: dict[str, Any] | None = None, picture: Callable[[Path], np.ndarray] | None = None,
+    info: dict[str, Any] | None = None, picture: Callable[[Path], np.ndarray] | None = None, tested: bool = True,
 ) -> Data:
     """The data of a run: what --dataset names, or sets given from Python; an InputError if they cannot be trained on.
 
@@ -175,6 +180,7 @@ def load(
         config.num_classes says how many there are, if they have no names), and the same columns by name. Nothing is
         held out for it: a source without a test set is one.
       picture: how that model takes a picture file, as a row.
+      tested: whether there must be a test set; else, where there is none, it has no examples.
     """
     known_columns = Columns.of_checkpoint(info) if info else None
     if train_set is not None:
@@ -209,10 +215,12 @@ def load(
     if info is not None:
         parts.setdefault("test", parts["train"])
     train = parts["train"]
-    if "test" not in parts and source.pack:
-        raise InputError(f"{source.pack.folder} was packed without a test set: pack it with --test_fraction=0.2")
+    if not tested:
+        parts.setdefault("test", train.part(np.arange(0), "no test set"))
     if "test" not in parts:
-        raise InputError(f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
+        raise InputError(f"{source.pack.folder} was packed without a test set: pack it with --test_fraction=0.2"
+                         if source.pack else
+                         f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
     for part in parts.values():
         if part.num_features != train.num_features:
             raise InputError(f"{train.name} has {train.num_features} features but {part.name} has "

@@ -166,6 +166,8 @@ class ItemDataset:
             raise InputError(f"{where} cannot be read ({type(error).__name__}: {one_line(error)})") from error
         try:
             image, label = given.pair(item)
+        except InputError:
+            raise
         except (TypeError, ValueError) as error:
             raise InputError(f"{where} must be a pair of an image and a label ({one_line(error)})") from None
         if image.dtype.kind not in "uifb" or image.size != (self.num_features or image.size):

@@ -7,6 +7,7 @@ unseen once in 2^32 cases. Plain weights would not do: words times 1, 3, 5, ... 
 """
 
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,6 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from distmlp.errors import DivergedError, ReplicaError
+from distmlp.kept import kept
+from distmlp.parallel.specs import AXIS, BY_ROWS, hashable
 
 if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not need
     from distmlp.parallel.layout import Layout
@@ -22,20 +25,37 @@ if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not
 
 def array_digest(array: jax.Array) -> jax.Array:
     """The digest, uint32 [], of an array of a 32-bit type."""
-    return _words_digest(jax.lax.bitcast_convert_type(array, jnp.uint32).ravel(), jnp)
+    return jnp.sum(_mixed(jax.lax.bitcast_convert_type(array, jnp.uint32).ravel(), jnp), dtype=jnp.uint32)
+
+
+def part_digest(part: jax.Array, start: jax.Array, rows: int, one_by_one: bool) -> jax.Array:
+    """What a part adds to the digest of an array of so many rows: its own are those from number `start` on, and behind
+    the last row they do not count. `one_by_one`: they are taken so where XLA would write down what it adds up."""
+    size = part.size // len(part)
+
+    def of(some: jax.Array, first: jax.Array) -> jax.Array:
+        words = jax.lax.bitcast_convert_type(some, jnp.uint32).ravel()
+        mixed = _mixed(words, jnp, first.astype(jnp.uint32) * jnp.uint32(size))
+        count = jnp.clip(rows - first, 0, words.size // size) * size
+        return jnp.sum(jnp.where(jnp.arange(words.size) < count, mixed, jnp.uint32(0)), dtype=jnp.uint32)
+
+    if not one_by_one or part.ndim == 1:
+        return of(part, start)
+    return jax.lax.fori_loop(0, len(part), lambda i, total: total + of(part[i], start + i), jnp.uint32(0))
 
 
 def host_digest(array: np.ndarray) -> str:
     """The same of an array in the host's memory, computed there, as hexadecimal text."""
-    return f"{int(_words_digest(np.ascontiguousarray(array).view(np.uint32).ravel(), np)):08x}"
+    return f"{int(_mixed(np.ascontiguousarray(array).view(np.uint32).ravel(), np).sum(dtype=np.uint32)):08x}"
 
 
-def _words_digest(words: Any, xp: Any) -> Any:
-    """The digest of uint32 [N], by the array module `xp`: jax.numpy or NumPy, whose uint32 arrays both wrap around."""
-    mixed = words + xp.arange(words.size, dtype=np.uint32) * np.uint32(0x9E3779B9)
+def _mixed(words: Any, xp: Any, start: Any = 0) -> Any:
+    """uint32 [N], each mixed with its position, which is counted from `start`; by the array module `xp`: jax.numpy or
+    NumPy, whose uint32 arrays both wrap around."""
+    mixed = words + (xp.arange(words.size, dtype=np.uint32) + xp.uint32(start)) * np.uint32(0x9E3779B9)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> shift)) * np.uint32(factor)
-    return xp.sum(mixed ^ (mixed >> 16), dtype=np.uint32)
+    return mixed ^ (mixed >> 16)
 
 
 def array_names(state: Any) -> list[str]:
@@ -44,16 +64,14 @@ def array_names(state: Any) -> list[str]:
 
 
 class StateDigest:
-    """Computes, on every device, the digests of a state that lies as `specs` say, and whether all values are finite."""
+    """Computes, on every device, the digests of a state that lies as `specs` say, and whether all values are finite.
 
-    def __init__(self, layout: "Layout", specs: Any) -> None:
-        def body(state: Any) -> jax.Array:
-            leaves = jax.tree.leaves(state)
-            finite = jnp.array([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-            digests = jnp.stack([array_digest(leaf) for leaf in leaves])
-            return jnp.append(digests, finite.astype(jnp.uint32))[None]
+    Of an array that lies by rows, each device computes what its rows add; `shapes` are then those of the whole arrays.
+    """
 
-        self._by_device = layout.wrap_each(body, (specs,))
+    def __init__(self, layout: "Layout", specs: Any, shapes: Any = None) -> None:
+        self._specs = specs
+        self._by_device = kept(_digests, layout, *hashable((specs, shapes)))
 
     def lower(self, state: Any) -> jax.stages.Lowered:
         """The program, ready to be compiled, for states like this one, which may be abstract."""
@@ -63,7 +81,7 @@ class StateDigest:
         """Each array's digest as hexadecimal text, by its name.
 
         Raises:
-          ReplicaError: two devices' copies differ.
+          ReplicaError: two devices' copies differ, of what they all hold.
           DivergedError: a value is not finite.
         """
         by_device = self._by_device(state)
@@ -71,6 +89,8 @@ class StateDigest:
             with jax.transfer_guard("allow"):
                 by_device = multihost_utils.process_allgather(by_device, tiled=True)
         digests, finite = np.split(np.asarray(by_device), [-1], axis=1)
+        by_rows = [spec == BY_ROWS for spec in jax.tree.leaves(jax.tree.broadcast(self._specs, state))]
+        digests = np.where(by_rows, digests.sum(axis=0, dtype=np.uint32), digests)
         arrays = array_names(state)
         differing = np.argwhere(digests != digests[0])
         if len(differing):
@@ -82,6 +102,30 @@ class StateDigest:
         return {name: f"{int(digest):08x}" for name, digest in zip(arrays, digests[0], strict=True)}
 
 
+def _digests(layout: "Layout", leaves: tuple[Any, ...], structure: Any) -> Any:
+    """The program: a state -> uint32 [devices, arrays + 1], the last of which says whether all values are finite.
+
+    The leaves are those of its specs and shapes.
+    """
+    specs, shapes = jax.tree.unflatten(structure, leaves)
+
+    def digest(leaf: jax.Array, spec: Any, shape: Any) -> jax.Array:
+        if spec == BY_ROWS:
+            start = jax.lax.axis_index(AXIS) * len(leaf)
+            return part_digest(leaf, start, shape.shape[0], one_by_one=not layout.accelerated)
+        return array_digest(leaf)
+
+    def body(state: Any) -> jax.Array:
+        finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
+        digests = jax.tree.map(digest, state, jax.tree.broadcast(specs, state), state if shapes is None else shapes)
+        return jnp.append(jnp.stack(jax.tree.leaves(digests)), finite.astype(jnp.uint32))[None]
+
+    return layout.wrap_each(body, (specs,))
+
+
 def params_sha256(params: Any) -> str:
-    """SHA-256 over the parameters' bytes, arrays in tree order."""
-    return hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params))).hexdigest()
+    """SHA-256 over the parameters' bytes, arrays in tree order, which an iterator may give."""
+    digest = hashlib.sha256()
+    for leaf in params if isinstance(params, Iterator) else jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).ravel().data)
+    return digest.hexdigest()

@@ -13,8 +13,10 @@ from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import ExampleLoader, Step
 from distmlp.data.examples import Examples
+from distmlp.kept import kept
+from distmlp.parallel import by_layer, sharded
 from distmlp.parallel.layout import Layout
-from distmlp.parallel.specs import DEALT, STATE, State
+from distmlp.parallel.specs import DEALT, STATE, State, hashable
 
 _AHEAD = 4  # steps in flight; emulated devices can deadlock when dozens are
 
@@ -42,35 +44,13 @@ class Evaluator:
 
     held = _AHEAD + 1  # steps whose arrays lie on the devices at once, at most
 
-    def __init__(self, config: Config, layout: Layout) -> None:
+    def __init__(self, config: Config, layout: Layout, specs: State = STATE, rows: sharded.Rows = ()) -> None:
+        """`specs` say how the state lies; where it is sharded, the parameters have so many `rows` when they are whole.
+        """
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
-        compute_dtype = config.compute_dtype
-
-        def body(state: State, images: jax.Array, labels: jax.Array) -> Any:
-            inputs = model.scale_inputs(images, state.scaling)
-            log_probs = model.batched_predict(state.params, inputs, compute_dtype)
-            losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
-            predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
-            return of_all(jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))]))
-
-        def only_labels(state: State, images: jax.Array, labels: jax.Array) -> Any:
-            return of_all(labels[None].astype(jnp.float32))
-
-        def with_log_probs(state: State, images: jax.Array, labels: jax.Array) -> Any:
-            inputs = model.scale_inputs(images, state.scaling)
-            log_probs = model.batched_predict(state.params, inputs, compute_dtype)
-            return of_all(jnp.concatenate([labels[None].astype(jnp.float32), log_probs.T]))
-
-        def of_all(result: jax.Array) -> Any:
-            if layout.axis is None:
-                return result
-            return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
-
-        self._losses, self._labels, self._log_probs = (
-            layout.wrap(function, (STATE, DEALT, DEALT), donate=False)
-            for function in (body, only_labels, with_log_probs)
-        )
+        programs = kept(_programs, config.compute_dtype, layout, rows, *hashable(specs))
+        self._losses, self._labels, self._log_probs = programs
 
     def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
@@ -119,7 +99,7 @@ class Evaluator:
             poll()
             sent = self.layout.put((images, labels), DEALT)
             pending.append((images, [program(state, *sent) for program in (self._losses, *asked)]))
-            if len(pending) > _AHEAD:
+            if len(pending) > (1 if asked else _AHEAD):  # log-probabilities of many classes are large
                 read()
         while pending:
             read()
@@ -129,6 +109,44 @@ class Evaluator:
             float(each.sum() / len(dataset)), int(correct.sum()), len(dataset), predicted.astype(np.int32),
             None if told is None else told.astype(np.int32), np.stack(log_probs, axis=1) if log_probs else None,
         )
+
+
+def _programs(
+    compute_dtype: str, layout: Layout, rows: sharded.Rows, leaves: tuple[Any, ...], structure: Any
+) -> tuple[Any, Any, Any]:
+    """The programs of a step: losses, what is predicted and whether it is right; labels; labels and log-probabilities.
+    Each gives one row for each of these, float32 [rows, examples]. The leaves are those of the state's specs."""
+    specs = jax.tree.unflatten(structure, leaves)
+
+    def predict(state: State, images: jax.Array) -> jax.Array:
+        inputs = model.scale_inputs(images, state.scaling)
+        if layout.by_layer:
+            return by_layer.log_probs(state.params, inputs, rows, compute_dtype, layout)
+        params = sharded.gather(state.params, rows, layout) if layout.sharded else state.params
+        return model.batched_predict(params, inputs, compute_dtype)
+
+    def losses(state: State, images: jax.Array, labels: jax.Array) -> Any:
+        log_probs = predict(state, images)
+        losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
+        predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
+        return of_all(jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))]))
+
+    def only_labels(state: State, images: jax.Array, labels: jax.Array) -> Any:
+        return of_all(labels[None].astype(jnp.float32))
+
+    def with_log_probs(state: State, images: jax.Array, labels: jax.Array) -> Any:
+        return of_all(jnp.concatenate([labels[None].astype(jnp.float32), predict(state, images).T]))
+
+    def of_all(result: jax.Array) -> Any:
+        if layout.axis is None:
+            return result
+        return jax.lax.all_gather(result, layout.axis, axis=1, tiled=True, to="invarying")
+
+    one, two, three = (
+        layout.wrap(function, (specs, DEALT, DEALT), donate=False)
+        for function in (losses, only_labels, with_log_probs)
+    )  # fmt: skip
+    return one, two, three
 
 
 @dataclasses.dataclass

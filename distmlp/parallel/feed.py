@@ -21,8 +21,9 @@ from distmlp.config import Config
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.examples import Examples
 from distmlp.errors import InputError
+from distmlp.kept import kept
 from distmlp.parallel.layout import Layout
-from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, stacked
+from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, hashable, stacked
 from distmlp.parallel.step import TrainStep
 
 _DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
@@ -96,27 +97,12 @@ class Feed:
     """
 
     def __init__(
-        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace
+        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace, specs: State
     ) -> None:
         self._layout, self._batches, self._pace = layout, batches, pace
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
-        size = pace.largest
-
-        def run(state: State, arrays: Any, bounds: Any) -> tuple[State, jax.Array]:
-            """Steps bounds[0]..bounds[1]-1 and their losses; traced bounds: one compilation for any number."""
-
-            def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
-                state, losses = carry
-                state, loss = train_step(state, batches.batch(arrays, i))
-                return state, jax.lax.dynamic_update_index_in_dim(losses, loss, i - bounds[0], 0)
-
-            return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size, jnp.float32)))
-
-        def run_whole(state: State, arrays: Any) -> tuple[State, jax.Array]:
-            return run(state, arrays, (0, size))
-
-        self._any: Any = layout.wrap(run, (STATE, batches.specs, REPLICATED))
-        self._whole: Any = layout.wrap(run_whole, (STATE, batches.specs)) if layout.accelerated and size > 1 else None
+        kind: Any = type(batches)
+        self._any, self._whole = kept(_programs, layout, train_step, kind, pace.largest, *hashable(specs))
 
     def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
         """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
@@ -125,11 +111,19 @@ class Feed:
         return self._whole.lower(state, arrays) if whole and self._whole else self._any.lower(state, arrays, bounds)
 
     def compile(self, state: State) -> None:
-        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch."""
+        """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch. The second
+        time it does nothing."""
+        if isinstance(self._any, jax.stages.Compiled):
+            return
         options = self._layout.compiler_options
         lowered = [self.lower(state, whole) for whole in ((True, False) if self._whole else (False,))]
         *whole, self._any = [each.compile(options) for each in lowered]
         self._whole = whole[0] if whole else None
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the compiled programs need of a device's memory."""
+        return max(bytes_needed(each) for each in (self._any, self._whole) if each)
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
@@ -142,6 +136,40 @@ class Feed:
             bounds = self._layout.put(np.array([start, start + count], np.int32), REPLICATED)
             state, losses = self._any(state, arrays, bounds)
         return state, Steps(losses, *taken[2:], paced)
+
+
+def _programs(
+    layout: Layout, train_step: TrainStep, kind: Any, size: int, leaves: tuple[Any, ...], structure: Any
+) -> tuple[Any, Any]:
+    """Of dispatches of up to `size` steps: the program of any of them; and that of a whole one, or None.
+
+    `kind` is HostBatches or DeviceBatches. The leaves are those of the state's specs.
+    """
+    specs = jax.tree.unflatten(structure, leaves)
+
+    def run(state: State, arrays: Any, bounds: Any) -> tuple[State, jax.Array]:
+        """Steps bounds[0]..bounds[1]-1 and their losses; traced bounds: one compilation for any number."""
+
+        def body(i: jax.Array, carry: tuple[State, jax.Array]) -> tuple[State, jax.Array]:
+            state, losses = carry
+            state, loss = train_step(state, kind.batch(arrays, i))
+            return state, jax.lax.dynamic_update_index_in_dim(losses, loss, i - bounds[0], 0)
+
+        return jax.lax.fori_loop(bounds[0], bounds[1], body, (state, jnp.zeros(size, jnp.float32)))
+
+    def run_whole(state: State, arrays: Any) -> tuple[State, jax.Array]:
+        return run(state, arrays, (0, size))
+
+    results: Any = {"out_specs": (specs, REPLICATED)}
+    whole = layout.wrap(run_whole, (specs, kind.specs), **results) if layout.accelerated and size > 1 else None
+    return layout.wrap(run, (specs, kind.specs, REPLICATED), **results), whole
+
+
+def bytes_needed(compiled: jax.stages.Compiled) -> int:
+    """What a compiled program needs of a device's memory, its arguments included."""
+    sizes: Any = compiled.memory_analysis()
+    own = sizes.temp_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    return int(sizes.argument_size_in_bytes + own)
 
 
 class HostBatches:
@@ -161,7 +189,8 @@ class HostBatches:
         empty, size = self._loader.empty_batch(), self._pace.largest
         return jax.tree.map(lambda part: jax.ShapeDtypeStruct((size, *np.shape(part)), part.dtype), empty)
 
-    def batch(self, arrays: Batch, i: Any) -> Batch:
+    @staticmethod
+    def batch(arrays: Batch, i: Any) -> Batch:
         """Inside the program: batch i of a dispatch's arrays."""
         return jax.tree.map(lambda array: array[i], arrays)
 
@@ -217,7 +246,8 @@ class DeviceBatches:
     def like(self) -> Selection:
         return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), np.empty(0)))
 
-    def batch(self, arrays: Selection, i: Any) -> Batch:
+    @staticmethod
+    def batch(arrays: Selection, i: Any) -> Batch:
         # Of indices that are known to be good: looking for others costs a GPU a kernel.
         images, labels = (
             array.at[arrays.indices[i]].get(mode="promise_in_bounds", wrap_negative_indices=False)
@@ -245,9 +275,10 @@ class DeviceBatches:
 
 def make_feed(
     config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int,
-    lead: Callable[[int], int] = lambda steps: steps,
+    lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE,
 ) -> Feed:
-    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says.
+    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says, and whose
+    state lies as `specs` say.
 
     `lead` gives several processes the first one's number of steps.
     """
@@ -255,10 +286,10 @@ def make_feed(
     if placement == "device" and examples.resident is not None:
         largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
         pace = Pace(given, largest, lead)
-        return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace)
+        return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace, specs)
     batch_bytes = loader.order.num_shards * loader.order.rows * examples.num_features * examples.dtype.itemsize
     pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)), lead)
-    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace)
+    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs)
 
 
 def choose_placement(config: Config, examples: Examples, memory: int) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ class Layout:
     num_shards: int
     invariant: bool = False  # every run must give the same bits
     memory: int = 0  # bytes of a device, where it is only described
+    sharded: bool = False  # the state is: each device holds its part of it
+    by_layer: bool = False  # if sharded, only one layer is ever whole (by_layer.py)
 
     @property
     def accelerated(self) -> bool:
@@ -48,6 +51,29 @@ class Layout:
     @property
     def shards_per_device(self) -> int:
         return -(-self.num_shards // len(self.devices))
+
+    @property
+    def state(self) -> str:
+        """How the state lies, in a word or two."""
+        return f"sharded{', layer by layer' if self.by_layer else ''}" if self.sharded else "replicated"
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of each array of a sharded state: their number decides bits, so it depends on no device."""
+        return self.num_shards if self.invariant else len(self.devices)
+
+    @property
+    def blocks_per_device(self) -> int:
+        return -(-self.num_blocks // len(self.devices))
+
+    def block_rows(self, shape: Sequence[int]) -> int:
+        """Rows of a block of an array of this shape; two at least where a row is one number, for XLA would take a block
+        of one number for a scalar, and round it differently."""
+        return max(-(-shape[0] // self.num_blocks), 2 if math.prod(shape[1:]) == 1 else 1)
+
+    def filled(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of such an array, filled up with rows for each device to hold as many blocks (sharded.py)."""
+        return (self.block_rows(shape) * self.blocks_per_device * len(self.devices), *shape[1:])
 
     @property
     def adds_in_pairs(self) -> bool:
@@ -99,22 +125,25 @@ class Layout:
 
         return jax.tree.map(place, tree, jax.tree.broadcast(specs, tree))
 
-    def wrap(self, body: Callable[..., Any], in_specs: tuple[Any, ...], donate: bool = True) -> Any:
-        """`body`, compiled to run on every device, each on its own part of the arguments; results are replicated.
+    def wrap(
+        self, body: Callable[..., Any], in_specs: tuple[Any, ...], donate: bool = True, out_specs: Any = REPLICATED
+    ) -> Any:
+        """`body`, compiled to run on every device, each on its own part of the arguments.
 
         Args:
           body: a function of as many trees of arrays as there are in_specs; it sees a device's part of each.
           in_specs: how each argument lies on the devices.
           donate: whether the first argument's memory may be used again.
+          out_specs: how the results lie on the devices; with pmap, which knows no sharded state, all are replicated.
         """
         donated = (0,) if donate else ()
         if self.parallelism == "pmap":  # takes no compiler options
             axes = jax.tree.map(dealt_axis, in_specs)
             return jax.pmap(body, AXIS, in_axes=axes, out_axes=None, devices=self.devices, donate_argnums=donated)
         if self.parallelism == "shard_map":
-            # jax cannot know that sums made in pairs are the same on all devices.
-            checked = not self.adds_in_pairs
-            body = jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=REPLICATED, check_vma=checked)
+            # jax cannot know that sums which each device makes for itself are the same on all.
+            checked = not (self.adds_in_pairs or self.sharded)
+            body = jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=checked)
         return jax.jit(body, donate_argnums=donated, compiler_options=self.compiler_options)
 
     def wrap_each(self, body: Callable[..., Any], in_specs: tuple[Any, ...]) -> Any:
@@ -167,6 +196,9 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
     if parallelism == "single" and wanted > 1:
         raise InputError(f"--parallelism=single uses one device, but there {are(wanted)}: "
                          "give --num_devices=1 or --parallelism=shard_map")
+    if parallelism == "pmap" and config.state == "sharded":
+        raise InputError("--state=sharded is not for --parallelism=pmap, where each device holds the whole state: "
+                         "give --parallelism=shard_map, or --state=replicated")
     num_shards = config.num_shards or (INVARIANT_SHARDS if config.reduction == "invariant" else wanted)
     if num_shards < wanted:
         raise InputError(f"--num_shards={num_shards} is fewer than the {wanted} devices: "
@@ -174,3 +206,13 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
     if config.reduction == "invariant" and kind == "cpu":
         backend.check_cpu_threads()
     return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant", memory)
+
+
+def states(config: Config, layout: Layout) -> list[Layout]:
+    """The layout with the state lying as --state allows, in the order in which to prefer them; on one device they are
+    the same program. With --reduction=invariant all layers are always gathered at once."""
+    if len(layout.devices) == 1 or layout.parallelism == "pmap" or config.state == "replicated":
+        return [layout]
+    ways = [layout, dataclasses.replace(layout, sharded=True),
+            *([] if layout.invariant else [dataclasses.replace(layout, sharded=True, by_layer=True)])]
+    return ways[1:] if config.state == "sharded" else ways

@@ -1,4 +1,4 @@
-"""How each part of a State and of a Batch lies on the devices: the only place that says replicated, or dealt.
+"""How each part of a State and of a Batch lies on the devices: the only place that says replicated, dealt, or sharded.
 
 Each is a jax PartitionSpec: which axis of an array is divided among the devices. A tree of specs has the form of the
 tree of arrays, or stops earlier: a spec then holds for all arrays below its place. Placing arrays, compiling for them,
@@ -16,6 +16,7 @@ from distmlp.data.batches import Batch
 AXIS = "data"  # the one axis of the mesh of devices
 REPLICATED = PartitionSpec()  # every device holds the whole array
 DEALT = PartitionSpec(AXIS)  # the first axis, which counts shards, rows or devices, is divided among the devices
+BY_ROWS = DEALT  # of an array of the state, its rows: filled up, for each device to hold as many (sharded.py)
 
 
 class State(NamedTuple):
@@ -43,6 +44,24 @@ SELECTION = Selection(
     images=REPLICATED, labels=REPLICATED, indices=PartitionSpec(None, AXIS), weights=PartitionSpec(None, AXIS),
     weight_sums=REPLICATED,
 )  # fmt: skip
+
+
+def of_state(state: State, sharded: bool) -> State:
+    """The specs of a state like this one, which may be abstract: as STATE, or each array of parameters and optimizer,
+    but no single number, by rows."""
+    if not sharded:
+        return STATE
+
+    def by_rows(part: Any) -> Any:
+        return jax.tree.map(lambda array: BY_ROWS if array.size > 1 else REPLICATED, part)
+
+    return STATE._replace(params=by_rows(state.params), opt_state=by_rows(state.opt_state))
+
+
+def hashable(tree: Any) -> tuple[tuple[Any, ...], Any]:
+    """The leaves and the structure of a tree of specs, or of abstract arrays: what jax.tree.unflatten makes it of."""
+    leaves, structure = jax.tree.flatten(tree)
+    return tuple(leaves), structure
 
 
 def stacked(specs: Any) -> Any:

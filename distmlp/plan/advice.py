@@ -28,7 +28,9 @@ def warnings(config: Config, layout: Layout, plan: Mapping[str, Any], predicted:
 def _memory(layout: Layout, plan: Mapping[str, Any]) -> str:
     total, available = plan["memory"]["total"], plan["memory"]["available"]
     if total > available:
-        remedy = "--data_placement=host" if plan["data_placement"] == "device" else "a smaller --batch_size or network"
+        sharded = [size for state, size in plan["memory_by_state"].items() if state != "replicated"]
+        remedy = "--state=sharded" if plan["state"] == "replicated" and min(sharded, default=total) <= available else (
+            "--data_placement=host" if plan["data_placement"] == "device" else "a smaller --batch_size or network")
         return (f"it does not fit: a device needs {total / 2**30:,.1f} GiB and has {available / 2**30:,.1f}: "
                 f"give {remedy}, or more devices")
     if layout.devices[0].platform == "gpu" and total > 0.75 * available:

@@ -93,6 +93,7 @@ def predict(step: Step, card: Card, rate: float, devices: int) -> Seconds:
 def message(kind: str, size: int, devices: int, card: Card) -> float:
     """Seconds of one collective of so many bytes on each device."""
     share = 1.0 if kind == "all-reduce" else 0.5
+    size *= devices if kind == "reduce-scatter" else 1  # whose result is one device's part of what is sent
     inner = min(devices, card.per_host or devices)
     outer = -(-devices // inner)
     inside = _all_reduce(size, inner, card.link, card.link_seconds)

@@ -13,7 +13,8 @@ from distmlp.config import Config, resolve_paths
 from distmlp.data import datasets
 from distmlp.errors import InputError
 from distmlp.parallel import backend
-from distmlp.parallel.layout import Layout, make_layout
+from distmlp.parallel.feed import bytes_needed
+from distmlp.parallel.layout import Layout, make_layout, states
 from distmlp.plan import cards, cost, rates, targets
 from distmlp.plan.advice import warnings
 from distmlp.plan.cards import Card
@@ -53,16 +54,12 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
     config = resolve_paths(config)
     data = datasets.load(config)
     layout = make_layout(config, devices, card.memory if card else 0)
-    parts = training.Program(config, data, layout, layout.device_memory)
-    lowered = parts.feed.lower(parts.state)
-    started = time.perf_counter()
-    compiled = lowered.compile(layout.compiler_options)
-    seconds = time.perf_counter() - started
+    parts, compiled, seconds, needed = _compiled(config, data, layout)
     evaluated = parts.evaluator.lower(parts.state, data.test).compile(layout.compiler_options)
     module, sizes, count = Module(compiled.as_text() or ""), parts.sizes, len(layout.devices)
     rows = -(-config.batch_size // layout.num_shards)
     examples = rows * layout.shards_per_device
-    state_bytes = _bytes(parts.state)
+    state_bytes = _bytes(parts.state)  # on a device
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
         layout.devices[0], layout.device_memory, examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
     )
@@ -88,6 +85,8 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
         "steps_per_epoch": parts.loader.order.steps_per_epoch,
         "total_steps": parts.cadence.total_steps,
         "epochs": parts.cadence.total_steps / parts.loader.order.steps_per_epoch,
+        "state": parts.layout.state,
+        "memory_by_state": needed,
         "data_placement": parts.placement[0],
         "first_examples": _first_examples(parts.loader, layout),
         "collectives": {kind: count for kind, (count, _) in module.messages().items()},
@@ -97,7 +96,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
         "flops_per_step": cost.flops(sizes, config.batch_size),
         "communication_bytes_per_step": sum(size for _, size in module.messages().values()),
         "memory": memory,
-        "checkpoint_bytes": state_bytes,
+        "checkpoint_bytes": _bytes(parts.held.shapes),
         "donated_bytes": analysis.alias_size_in_bytes,
         "state_is_donated": analysis.alias_size_in_bytes >= state_bytes,
         "compile_seconds": seconds,
@@ -107,6 +106,30 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
         "figures": dataclasses.asdict(card),
     }  # fmt: skip
     return plan | {"warnings": warnings(config, layout, plan, predicted)}
+
+
+def _compiled(
+    config: Config, data: datasets.Data, layout: Layout
+) -> tuple[training.Program, jax.stages.Compiled, float, dict[str, int]]:
+    """The program that `train` would choose, compiled, and in how many seconds; and the bytes that each way for the
+    state to lie needs on a device."""
+    needed: dict[str, int] = {}
+    chosen = None
+    allowed = states(config, layout)
+    for candidate in states(dataclasses.replace(config, state="auto"), layout):
+        if candidate.by_layer and needed["sharded"] <= layout.device_memory:
+            break  # all layers at once fit
+        parts = training.Program(config, data, candidate, layout.device_memory)
+        lowered = parts.feed.lower(parts.state)
+        started = time.perf_counter()
+        compiled = lowered.compile(layout.compiler_options)
+        seconds = time.perf_counter() - started
+        needed[candidate.state] = bytes_needed(compiled) + parts.held.bytes  # and the copy that is saved
+        fits = chosen is not None and needed[chosen[0].layout.state] <= layout.device_memory
+        if candidate in allowed and not fits:
+            chosen = parts, compiled, seconds
+    assert chosen is not None  # `states` allows one at least
+    return *chosen, needed
 
 
 def _memory_of(step: Any, evaluation: Any, parts: training.Program, card: Card) -> dict[str, int]:
@@ -152,4 +175,9 @@ def _first_examples(loader: Any, layout: Layout) -> dict[str, list[int]]:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Of abstract arrays: what a device holds, or all of them if they lie nowhere."""
+
+    def shape(leaf: Any) -> Any:
+        return leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+
+    return sum(int(np.prod(shape(leaf))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

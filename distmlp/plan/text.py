@@ -28,6 +28,7 @@ def text(plan: Mapping[str, Any]) -> str:
                   f"{_bytes(memory['evaluation'])} more in an evaluation, copy for a checkpoint "
                   f"{_bytes(memory['copy'])}; the state is "
                   f"{'updated in place' if plan['state_is_donated'] else 'COPIED in each dispatch'}",
+        **({"state": _state(plan)} if plan["devices"] > 1 else {}),
         "checkpoint": _bytes(plan["checkpoint_bytes"]),
         "a step": f"{plan['flops_per_step'] / 1e9:,.2f} GFLOP on all devices; {plan['kernels_per_step']} kernels a "
                   f"device; {', '.join(collectives) or 'no'} message{'s' if len(collectives) != 1 else ''}"
@@ -41,6 +42,14 @@ def text(plan: Mapping[str, Any]) -> str:
     }  # fmt: skip
     lines = [_row(name, value) for name, value in rows.items()]
     return "\n".join([*lines, *(_row("WARNING", warning) for warning in plan["warnings"])])
+
+
+def _state(plan: Mapping[str, Any]) -> str:
+    needed, available = plan["memory_by_state"], plan["memory"]["available"]
+    ways = [f"{state} needs {_bytes(size)} a device" for state, size in needed.items()]
+    best = next((state for state, size in needed.items() if size <= available), "")
+    advice = f"recommended: --state={best.partition(',')[0]}" if best else "none fits: take more devices"
+    return f"{plan['state']}; {', '.join(ways)}; {advice}"
 
 
 def _row(name: str, value: str) -> str:

@@ -20,6 +20,7 @@ from distmlp.data import columnar, tables
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes
 from distmlp.errors import InputError, remark
+from distmlp.kept import kept
 from distmlp.parallel import backend
 from distmlp.progress import best
 from distmlp.results import checkpoints
@@ -84,11 +85,24 @@ class Model:
         Raises:
           InputError: another width, columns that are missing, or values that are no finite numbers.
         """
+        probabilities = self.predict_proba(x)
+        return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
+
+    def predict_proba(self, x: Any) -> np.ndarray:
+        """Their probabilities alone, float32 [N, classes], as scikit-learn's estimators give them; see `predict`."""
+        return self._outputs(x, logarithms=False)
+
+    def predict_log_proba(self, x: Any) -> np.ndarray:
+        """The logarithms of the probabilities, float32 [N, classes]: finite where a probability is 0; see `predict`."""
+        return self._outputs(x, logarithms=True)
+
+    def _outputs(self, x: Any, logarithms: bool) -> np.ndarray:
         x = self.check(x)
         with backend.prepared(self.config):
-            parts = [np.asarray(self._probabilities(block))[:rows] for block, rows in _blocks(x)]
-        probabilities = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
-        return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
+            program = kept(_program, self.config.compute_dtype, logarithms)
+            network = jax.device_put((self.params, self.scaling))
+            parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
+        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
 
     def probabilities(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Those of blocks of rows, which `check` has returned: float32 [rows, classes] each, in their order, on all
@@ -100,7 +114,7 @@ class Model:
             return np.concatenate([np.asarray(block)[:rows] for block, rows in pending.popleft()])
 
         with backend.prepared(self.config):
-            program = self._probabilities.func
+            program = kept(_program, self.config.compute_dtype, False)
             networks = [(jax.device_put((self.params, self.scaling), device), device) for device in jax.local_devices()]
             turns = itertools.cycle(networks)
             for x in blocks:
@@ -150,16 +164,16 @@ class Model:
             raise InputError(f"row {bad[0]} has a value that is NaN or infinite (or beyond float32): remove or mend it")
         return np.asarray(x)
 
-    @functools.cached_property
-    def _probabilities(self) -> Any:
-        """[N, features] -> [N, classes], compiled."""
 
-        @jax.jit
-        def probabilities(params: Any, scaling: Any, x: jax.Array) -> jax.Array:
-            inputs = model.scale_inputs(x, scaling)
-            return jnp.exp(model.batched_predict(params, inputs, self.config.compute_dtype))
+def _program(compute_dtype: str, logarithms: bool) -> Any:
+    """A network's parameters, its scaling and rows [N, features] -> probabilities [N, classes], or their logarithms."""
 
-        return functools.partial(probabilities, self.params, self.scaling)
+    @jax.jit
+    def outputs(params: Any, scaling: Any, x: jax.Array) -> jax.Array:
+        log_probs = model.batched_predict(params, model.scale_inputs(x, scaling), compute_dtype)
+        return log_probs if logarithms else jnp.exp(log_probs)
+
+    return outputs
 
 
 def load(run: "str | Path", checkpoint: str | int = "") -> Model:

@@ -25,13 +25,13 @@ from distmlp.run.profile import Profile
 from distmlp.run.signals import Signals, Watchdog
 from distmlp.run.store import Store, suited
 from distmlp.run.workdir import Workdir
-from distmlp.training import Program
+from distmlp.training import OnLine, Program, ends
 
 
 class Keeping:
     """Everything that a run writes, and the signals it heeds, within this context."""
 
-    def __init__(self, config: Config, data: Data, parts: Program, group: Group) -> None:
+    def __init__(self, config: Config, data: Data, parts: Program, group: Group, silent: bool = False) -> None:
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
@@ -41,10 +41,10 @@ class Keeping:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
             opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
             path = self.workdir.path
-            self.log = Log(path, group.first)
+            self.log = Log(path, group.first, silent)
             self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
             self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
-            self.store = Store(path, parts.digest, config.keep_checkpoints, group)
+            self.store = Store(path, parts.digest, config.keep_checkpoints, group, parts.held)
             self._open = opened.pop_all()
 
     def _new_watchdog(self) -> Watchdog:
@@ -84,6 +84,9 @@ class Keeping:
         if meta.get("data_modified", self.data.modified()) != self.data.modified():
             notes.append(f"the files of {dataset} were written again since the run began; the rows that are compared "
                          "are the same: if others are not, give another --workdir")
+        if self.config.clip_norm and self.config.reduction == "invariant" and "state" not in meta:
+            notes.append("--clip_norm adds up the gradient's norm in another order than version 0.2.0, which began the "
+                         "run: the parameters may differ in their last bits from what that would have found")
         if text := unknown(meta):
             notes.append(text)
         changed = differences(meta["versions"], _versions())
@@ -102,6 +105,7 @@ class Keeping:
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
         return {
+            "state": self.parts.layout.state,
             "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
             "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
             "totals": dataclasses.asdict(progress.totals), "standing": progress.standing._asdict(),
@@ -201,6 +205,32 @@ class Keeping:
                           f"{self.store.last_checkpoint()}; the same command with --workdir={self.workdir.path} goes "
                           "on from there")
 
+    def ends(self, on_line: OnLine, state: State, progress: Progress) -> bool:
+        """Whether the caller's function ends the run at the newest line, in all processes; then the state is saved.
+
+        Raises:
+          Exception: what it raised, in the first process, once the state is saved; ProcessEnded in the others.
+        """
+        failed: Exception | None = None
+        verdict = "go on"
+        if self.group.first:
+            try:
+                verdict = "end" if ends(on_line, progress.history[-1]) else "go on"
+            except Exception as error:  # the caller's
+                failed, verdict = error, "failed"
+        self.watchdog.beat()
+        verdict = self.group.decide(verdict)
+        if verdict == "go on" or (verdict == "end" and progress.history[-1].get("final")):
+            return False
+        self.save(state, progress)
+        self.store.wait()
+        if failed is not None:
+            raise failed
+        self.group.barrier()  # where the others learn that the first one failed
+        self.log.say(f"on_line ended the run after step {progress.step} of {self.cadence.total_steps}: the same call "
+                     f"with workdir={self.workdir.path} goes on from there")
+        return True
+
     def finish(self, state: State, progress: Progress, poll: Poll) -> None:
         """Tests what a validation set has chosen, and writes the last line and the summary."""
         self.store.wait()
@@ -211,7 +241,7 @@ class Keeping:
             if chosen is None:
                 self.log.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
         tested = self.parts.measures.tested(state, chosen, poll)
-        self.log.line(progress.add_final_line(params_sha256(state.params), tested))
+        self.log.line(progress.add_final_line(params_sha256(self.parts.held.arrays(state.params)), tested))
         self.log.say(summary(progress.history, self.workdir.path))
 
 

@@ -44,14 +44,14 @@ def read_sessions(run: Path) -> Found:
 
 
 class Log:
-    """Writes what a run says, in the first process only.
+    """Writes what a run says, in the first process only; `silent`: to its files, and not to the console.
 
     A line is on disk before `line` returns: the lines of earlier steps than a checkpoint's always are, that of its own
     step may be missing yet.
     """
 
-    def __init__(self, workdir: Path, first: bool = True) -> None:
-        self.workdir, self._first = workdir, first
+    def __init__(self, workdir: Path, first: bool = True, silent: bool = False) -> None:
+        self.workdir, self._first, self._shown = workdir, first, first and not silent
         self._events: Any = None
         self._bar: Any = None
 
@@ -93,17 +93,17 @@ class Log:
 
     def say(self, text: str) -> None:
         """A remark on the console, above the progress bar if there is one, and in log.txt once a run has begun."""
-        if self._first:
+        if self._shown:
             tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
-            if self._events is not None:  # else nothing is trained, and the folder stays as it is
-                self.note(text)
+        if self._events is not None:  # else nothing is trained, and the folder stays as it is
+            self.note(text)
 
     def warn(self, text: str) -> None:
         """A remark on standard error, and in log.txt."""
-        if self._first:
+        if self._shown:
             print(f"distmlp: {text}", file=sys.stderr)
-            self.note(f"distmlp: {text}")
+        self.note(f"distmlp: {text}")
 
     def note(self, text: str) -> None:
         """A remark in log.txt only. A run goes on where it cannot be written."""
@@ -124,7 +124,7 @@ class Log:
         position = min((step + 1) * batch_size, size)
         if self._bar is None:
             self._bar = tqdm(total=size, initial=position, desc=f"epoch {epoch + 1}", unit=" examples", unit_scale=True,
-                             leave=False, mininterval=0.2, disable=None if self._first else True)  # None: no terminal
+                             leave=False, mininterval=0.2, disable=None if self._shown else True)  # None: no terminal
         if progress.last_loss is not None:
             self._bar.set_postfix(loss=f"{progress.last_loss:.4f}", refresh=False)
         self._bar.update(position - self._bar.n)
@@ -162,6 +162,8 @@ def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Gro
         "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
                 "training set on the {} ({})".format(*parts.placement),
         "classes": data.classes and f"{len(data.classes)}: {listed(data.classes)}",
+        "state": len(devices) > 1 and f"{layout.state}, {parts.held.bytes / 1e6:,.1f} MB on each device "
+                                      f"({parts.state_why})",
         "layers": f"{'-'.join(map(str, sizes))}: {parameters:,} parameters, {config.compute_dtype}, "
                   f"{config.matmul_precision} precision",
         "batch": f"{_count(config.batch_size, 'example')} in {_count(layout.num_shards, 'shard')} of at most "
@@ -221,12 +223,15 @@ def summary(history: Sequence[Line], workdir: Path) -> str:
             if f"{name}_accuracy" in final:
                 texts.append(f"  the {which} checkpoint, step {step}: {final[f'{name}_accuracy']:.2%} "
                              f"({final[f'{name}_correct']} of {final['test_count']}){score(final, name)}")
+    elif not top["step"]:
+        texts = ["nothing was evaluated: there is no test set"]
     else:
         texts = [f"final test accuracy {100 * last['test_accuracy']:.2f} % "
                  f"({last['test_correct']} of {last['test_count']}){score(last, 'test')}, "
                  f"best {100 * top['test_accuracy']:.2f} %{score(top, 'test')} at step {top['step']}",
                  "(the best was chosen on the test set; --validation_fraction avoids that)"]
-    steps = f"{last['step']}" if top["step"] == last["step"] else f"{last['step']}, and the best one, {top['step']},"
+    other = top["step"] and top["step"] != last["step"]
+    steps = f"{last['step']}" + (f", and the best one, {top['step']}," if other else "")
     training = sum(line.get("seconds", 0) for line in history)
     return "\n".join((
         *texts,

@@ -26,6 +26,8 @@ from distmlp.cluster.group import Group
 from distmlp.config import digest_json
 from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel.digest import StateDigest
+from distmlp.parallel.sharded import StateLayout
+from distmlp.run import rows
 from distmlp.run.meta import Meta
 from distmlp.run.workdir import new_path, sync
 
@@ -44,8 +46,11 @@ class DamageError(Exception):
 class Manager(ocp.CheckpointManager):  # type: ignore[misc]
     """Orbax's manager of a folder of checkpoints, and what each of them holds."""
 
-    def __init__(self, folder: Path, **options: Any) -> None:
-        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+    def __init__(self, folder: Path, shapes: Any = None, **options: Any) -> None:
+        """`shapes`, if the states that are written and read are sharded: of their arrays when they are whole."""
+        self._shapes = shapes
+        state_handler = ocp.StandardCheckpointHandler() if shapes is None else rows.handler(shapes)
+        handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
         super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
 
     def reached_preemption(self, step: int) -> bool:
@@ -60,7 +65,8 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
         """Begins to save a checkpoint; `wait_until_finished` and `check_for_errors` tell how it went."""
         meta = {**meta, "step": step, "digests": digests}
         meta["digest"] = digest_json(meta)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        arrays = ocp.args.StandardSave(state) if self._shapes is None else rows.to_save(state, self._shapes)
+        args = ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(meta))
         if not self.save(step, args=args):
             raise RuntimeError(f"Orbax declined to save step {step}, it holds {sorted(self.all_steps(), reverse=True)}")
 
@@ -72,7 +78,8 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
     def read_state(self, step: int, target: Any) -> Any:
         """Arrays that are still to be verified; each has the shape, type and place of the one in `target`."""
-        return self.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        arrays = ocp.args.StandardRestore(target) if self._shapes is None else rows.to_restore(target)
+        return self.restore(step, args=ocp.args.Composite(state=arrays))["state"]
 
 
 def check_digests(meta: Meta, digests: dict[str, str]) -> None:
@@ -114,8 +121,12 @@ def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], N
 class Store:
     """The checkpoints of the run in a workdir: the newest `keep` of them, and the best."""
 
-    def __init__(self, workdir: Path, digest: StateDigest, keep: int, group: Group) -> None:
+    def __init__(
+        self, workdir: Path, digest: StateDigest, keep: int, group: Group, held: StateLayout | None = None
+    ) -> None:
+        """`held`: how the states lie on the devices; None: replicated."""
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
+        shapes = held.shapes if held and held.layout.sharded else None
         self._keep, self._best, self._failed = keep, 0, False
         self.synced = 0  # files and folders so far: a save that goes on
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
@@ -125,9 +136,9 @@ class Store:
         mine = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=mine, active_processes={mine})
         try:
-            self._manager = Manager(self.path, cleanup_tmp_directories=True, todelete_subdir=_TRASH)
+            self._manager = Manager(self.path, shapes, cleanup_tmp_directories=True, todelete_subdir=_TRASH)
             # Orbax's restore ends with a barrier, at which a process whose disk fails would be missed for ever.
-            self._reader = Manager(self.path, read_only=True, multiprocessing_options=alone)
+            self._reader = Manager(self.path, shapes, read_only=True, multiprocessing_options=alone)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written to ({error.strerror}): "
                              "make room or give another --workdir") from None

@@ -1,11 +1,15 @@
 """Who a process is, from made-up environments of the launchers; which GPUs it takes; half configurations refused."""
 
 import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import pytest
 
 from distmlp import Config, InputError
-from distmlp.cluster.place import Place, find_place, local_gpus, split_address
+from distmlp.cluster import place as places
+from distmlp.cluster.place import Place, find_place, join, local_gpus, split_address
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "node1",
@@ -129,3 +133,18 @@ def test_gpus_that_cannot_be_divided_equally_are_refused(env: dict[str, str], en
 def test_addresses_may_be_of_ipv6() -> None:
     assert split_address("[fe80::1]:80") == ("fe80::1", 80)
     assert split_address("host:80") == ("host", 80)
+
+
+def test_joining_gives_the_signal_back_that_jax_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_check_port", lambda port: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **settings: signal.signal(signal.SIGTERM, print))
+    before = signal.getsignal(signal.SIGTERM)
+    join(Place("localhost:1", 2, 0), Config())
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_thread_that_joins_leaves_the_signals_to_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "_check_port", lambda port: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **settings: None)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(join, Place("localhost:1", 2, 0), Config()).result()

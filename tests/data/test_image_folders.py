@@ -235,6 +235,7 @@ def test_the_memory_of_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for text, limits in (
         ("0::/pod/box\n", {"pod/box/memory.max": "max", "pod/memory.max": "100000", "memory.max": "max"}),
         ("0::/\n", {"memory.max": "100000\n"}),
+        ("0::/system/box:3.scope\n", {"system/box:3.scope/memory.max": "100000"}),
         ("5:cpu:/\n4:memory:/docker/abc\n0::/\n", {"memory/memory.limit_in_bytes": "100000"}),  # the host's path
         ("4:cpu,memory:/user/one\n", {"memory/user/one/memory.limit_in_bytes": "100000",
                                       "memory/memory.limit_in_bytes": str(2**63 - 4096)}),

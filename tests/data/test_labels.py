@@ -55,6 +55,11 @@ def test_a_given_number_of_classes_leaves_whole_numbers_alone() -> None:
         find_classes(["a", "b", "c"], "y", known=4)
 
 
+def test_names_that_are_fewer_than_the_classes_asked_for_name_none() -> None:
+    classes = find_classes([2, 0], "y", known=5, names=["shirt", "shoe", "hat"])
+    assert (classes.number, classes.names, classes.numbered) == (5, None, False)
+
+
 def test_names_that_the_source_gives() -> None:
     classes = find_classes([2, 0], "y", names=["shirt", "shoe", "hat"])
     assert (classes.number, classes.names) == (3, ["shirt", "shoe", "hat"])

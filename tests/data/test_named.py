@@ -1,5 +1,7 @@
 """Data sets by name: MNIST's files are read as torchvision reads them."""
 
+import fcntl
+import os
 import struct
 from pathlib import Path
 
@@ -43,3 +45,13 @@ def test_damaged_files_are_named(folder: Path, damage: object) -> None:
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError, match=r"--dataset=mnist.*raw"):
         datasets.load(Config(dataset="mnist", data_dir=str(folder)))
+
+
+def test_two_processes_do_not_download_at_the_same_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with named._one_at_a_time(str(folder)):
+        other = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)

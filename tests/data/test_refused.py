@@ -51,10 +51,13 @@ def test_a_file_of_a_kind_that_is_not_read(
         assert f"distmlp: error: {caught.value}\n" == capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"<html>not found</html>\n", b""])
-def test_what_is_no_archive_of_arrays_is_not_said_to_hold_objects(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"<html>not found</html>\n", "it does not begin as one of them"), (b"", "No data left in file"),
+])  # fmt: skip
+def test_what_is_no_archive_of_arrays_is_not_said_to_hold_objects(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.npz cannot be read as NumPy arrays, it may be damaged or truncated "):
+    words = rf"x\.npz cannot be read as NumPy arrays, it may be damaged or truncated \({reason}\): bring back"
+    with pytest.raises(InputError, match=words):
         datasets.load(small_config(str(tmp_path / "x.npz")))
 
 

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 import distmlp
 from distmlp import Config, InputError, train
-from distmlp.data import read
+from distmlp.data import columnar, read
 from distmlp.data.datasets import Data, load
 from distmlp.results import rows, run_data
 from distmlp.results.load import Model
@@ -595,3 +595,10 @@ def test_files_that_are_no_tables(name: str, content: bytes, model: Model, tmp_p
         with pytest.raises(InputError, match=f"{name} (cannot be read as a table|lacks the columns)") as caught:
             use()
         assert "\n" not in str(caught.value)
+
+
+def test_a_cell_with_line_ends_may_lie_across_two_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar, "_BLOCK", 16)
+    rows = [f'{n},{-n},"{word}"' for n in range(40) for word in ("oh\nyes", "no\n\nno")]
+    data = load(config(written(tmp_path, "\n".join(["a,b,label", *rows]))))
+    assert (data.classes, sum(map(len, data.parts))) == (["no\n\nno", "oh\nyes"], 80)

@@ -73,10 +73,12 @@ def committed(workdir: Path) -> list[int]:
 
 
 def random_devices(rng: random.Random) -> tuple[int, list[str]]:
-    """A device count from 1 to 8 and the flags of a way to use them."""
+    """A device count from 1 to 8 and the flags of a way to use them, with the state replicated or sharded."""
     devices = rng.randint(1, 8)
     ways = ["shard_map", "pmap", "single"] if devices == 1 else ["shard_map", "pmap"]
-    return devices, [f"--parallelism={rng.choice(ways)}", f"--data_placement={rng.choice(['host', 'device'])}"]
+    way, placement, state = rng.choice(ways), rng.choice(["host", "device"]), rng.choice(["replicated", "sharded"])
+    return devices, [f"--parallelism={way}", f"--data_placement={placement}",
+                     f"--state={'replicated' if way == 'pmap' else state}"]  # fmt: skip
 
 
 def heed(signals: Sequence[signal.Signals]) -> None:

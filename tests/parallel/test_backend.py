@@ -186,6 +186,14 @@ def test_a_cache_of_the_callers_is_used_as_it_is(npz: str, tmp_path: Path) -> No
     assert not (tmp_path / "cache").exists()
 
 
+def test_the_invariant_reduction_takes_as_many_devices_as_there_are_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "local_device_count", lambda: backend.INVARIANT_CPU_THREADS)
+    backend.check_cpu_threads()
+    monkeypatch.setattr(jax, "local_device_count", lambda: backend.INVARIANT_CPU_THREADS + 1)
+    with pytest.raises(InputError, match="takes at most 16 emulated devices a process, not 17"):
+        backend.check_cpu_threads()
+
+
 def test_without_jit_one_line_says_that_it_cannot(npz: str) -> None:
     with jax.disable_jit(), pytest.raises(InputError, match="JAX_DISABLE_JIT is set"):
         train(small_config(npz))

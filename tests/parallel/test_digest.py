@@ -48,6 +48,14 @@ def test_the_digest_does_not_depend_on_the_devices(parallelism: str, devices: in
     }
 
 
+def test_the_program_that_can_be_compiled_elsewhere_is_the_one_that_checks() -> None:
+    layout = make_layout(Config(num_devices=2))
+    digest = StateDigest(layout, REPLICATED)
+    by_device = np.asarray(digest.lower(state(layout)).compile()(state(layout)))
+    expected = [int(text, 16) for text in digest.check(state(layout), 7).values()]
+    np.testing.assert_array_equal(by_device, [[*expected, 1]] * 2)  # 1: all values are finite
+
+
 def test_a_device_whose_copy_differs_is_named() -> None:
     layout = make_layout(Config(num_devices=4))
     good = state(layout)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -83,10 +84,26 @@ def test_platform_cpu_starts_on_the_cpu_only(monkeypatch: pytest.MonkeyPatch, no
     assert jax.config.values["jax_platforms"] is None
 
 
+def test_platform_cpu_where_jax_already_runs_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "devices", lambda: [SimpleNamespace(platform="gpu")])
+    backend.check_platform(Config(platform="gpu"))
+    with pytest.raises(InputError, match="--platform=cpu, but JAX already runs on gpu in this process: start again"):
+        backend.check_platform(Config(platform="cpu"))
+
+
 def test_platform_and_jax_platforms_must_not_contradict_each_other(npz: str) -> None:
     assert jax.config.values["jax_platforms"] == "cpu"
     with pytest.raises(InputError, match="JAX_PLATFORMS=cpu excludes --platform=gpu: unset one of the two"):
         train(small_config(npz, platform="gpu"))
+
+
+@pytest.mark.usefixtures("no_environment")
+@pytest.mark.parametrize("platforms", ["cuda", "rocm,cpu", "gpu"])
+def test_jax_platforms_may_name_the_gpu_in_jaxs_own_words(platforms: str) -> None:
+    jax.config.update("jax_platforms", platforms)
+    assert backend._platform(Config(platform="gpu")) == {}
+    with pytest.raises(InputError, match=f"JAX_PLATFORMS={platforms} excludes --platform=tpu"):
+        backend._platform(Config(platform="tpu"))
 
 
 def test_a_card_that_is_not_used_is_in_the_banner_with_the_reason(
@@ -108,6 +125,24 @@ def test_why_a_card_is_not_used(
     monkeypatch.setenv(name, value)
     assert backend.unused_gpu(Config()) == expected
     assert backend.unused_gpu(Config(platform="cpu")) == ""
+
+
+@pytest.mark.parametrize(("packages", "nvidia", "tpus", "amd", "vain"), [
+    (True, False, 0, False, True), (False, False, 0, False, False), (True, True, 0, False, False),
+    (True, False, 4, False, False), (True, False, 0, True, False),
+])  # fmt: skip
+def test_packages_for_devices_that_are_not_there(
+    packages: bool, nvidia: bool, tpus: int, amd: bool, vain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX would look for the devices, for seconds, and complain: it is told to take the CPU."""
+    tells = "distmlp.parallel.backend.hardware_utils"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name if packages else None)
+    monkeypatch.setattr(f"{tells}.has_visible_nvidia_gpu", lambda: nvidia)
+    monkeypatch.setattr(f"{tells}.num_available_tpu_chips_and_device_id", lambda: (tpus, None))
+    monkeypatch.setattr(Path, "exists", lambda path: amd and str(path) == "/dev/kfd")
+    found = backend._looks_in_vain()
+    monkeypatch.undo()
+    assert found == vain
 
 
 def test_without_a_card_the_banner_says_nothing(no_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:

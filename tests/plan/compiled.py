@@ -7,13 +7,12 @@ import importlib.util
 import re
 from typing import Any
 
-import jax
 import pytest
 
 from distmlp import Config, training
 from distmlp.data import datasets
 from distmlp.parallel import backend
-from distmlp.parallel.layout import make_layout
+from distmlp.parallel.layout import make_layout, states
 from distmlp.plan import targets
 from distmlp.plan.hlo import Instruction, Module, is_kernel
 
@@ -32,12 +31,15 @@ def _data() -> datasets.Data:
 
 
 @functools.cache
-def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, Any, training.Program]:
-    """The program of a whole dispatch (feed), of any other (rest), of evaluation or digest, as text; and its memory."""
+def compiled(
+    target: str, part: str = "feed", by_layer: bool = False, **settings: Any
+) -> tuple[Module, Any, training.Program]:
+    """The program of a whole dispatch (feed), of any other (rest), of evaluation or digest, as text; and its memory. A
+    sharded state's layers are gathered at once, or one by one."""
     config = Config(dataset="synthetic", **settings)
     config.validate()
     card, devices = targets.find(target)
-    layout = make_layout(config, devices, card.memory)
+    layout = states(config, make_layout(config, devices, card.memory))[by_layer]
     parts = training.Program(config, _data(), layout, layout.device_memory)
     with backend.settings({"jax_enable_compilation_cache": False}), backend.pinned(config):
         if part in ("feed", "rest"):
@@ -51,7 +53,8 @@ def compiled(target: str, part: str = "feed", **settings: Any) -> tuple[Module, 
 
 
 def state_bytes(parts: training.Program) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(parts.state))
+    """Of a device."""
+    return parts.held.bytes
 
 
 def kernels(module: Module, scope: str) -> collections.Counter[str]:

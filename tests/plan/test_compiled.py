@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import pytest
 from compiled import NEEDS_TARGETS, arithmetic, compiled, kernels, state_bytes
 from conftest import REPOSITORY, RunTrain, process_env
@@ -45,7 +46,7 @@ def test_a_dispatch_is_one_loop_of_known_length_that_updates_the_state_in_place(
 @pytest.mark.parametrize(
     ("part", "settings"),
     [("feed", {"data_placement": "host"}), ("feed", {"data_placement": "device"}), ("feed", {"parallelism": "pmap"}),
-     ("evaluator", {}), ("digest", {})],
+     ("evaluator", {}), ("digest", {}), ("evaluator", {"state": "sharded"}), ("digest", {"state": "sharded"})],
 )
 def test_everything_that_a_run_compiles_compiles(target: str, part: str, settings: dict[str, Any]) -> None:
     module, _, _ = compiled(target, part, batch_size=1024, **settings)
@@ -87,6 +88,40 @@ def test_a_shards_gradient_and_the_update_are_the_same_programs_on_any_number_of
         shards = 8 // count
         assert kernels(module, "update") == one["update"]
         assert kernels(module, "shard_gradient") == {k: n * shards for k, n in one["shard_gradient"].items()}
+
+
+SHARDED: dict[str, Any] = {"batch_size": 1024, "optimizer": "adam", "state": "sharded"}
+
+
+@pytest.mark.parametrize("target", ["h100:8", "v5e:2x4"])
+def test_a_sharded_state_is_gathered_once_scattered_once_and_updated_in_place(target: str) -> None:
+    module, memory, parts = compiled(target, **SHARDED)
+    assert parts.held.bytes < 1.1 / 8 * sum(4 * array.size for array in jax.tree.leaves(parts.held.shapes))
+    assert memory.alias_size_in_bytes >= parts.held.bytes
+    messages = {kind: count for kind, (count, _) in module.messages().items()}
+    assert messages.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert module.messages()["all-reduce"][1] < 100  # of losses
+    if target.startswith("h100"):
+        assert messages == {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 1}
+        assert module.kernels_per_step() <= compiled(target, batch_size=1024, optimizer="adam")[0].kernels_per_step()
+
+
+def test_invariant_gathers_and_exchanges_a_sharded_state_once() -> None:
+    module, memory, parts = compiled("h100:8", **(SHARDED | {"reduction": "invariant"}))
+    assert {kind: count for kind, (count, _) in module.messages().items()} == {"all-gather": 1, "all-to-all": 1}
+    assert memory.alias_size_in_bytes >= parts.held.bytes
+    assert module.kernels_per_step() <= 42
+
+
+@pytest.mark.parametrize(("layers", "most"), [(3, 1.4), (8, 2.1)])
+def test_layer_by_layer_memory_hardly_grows_with_the_layers(layers: int, most: float) -> None:
+    """Each layer's weights are 1 GiB when they are whole."""
+    module, memory, parts = compiled("h100:8", by_layer=True, **(SHARDED | {"hidden_sizes": (16384,) * layers}))
+    assert memory.temp_size_in_bytes <= most * 2**30
+    assert memory.alias_size_in_bytes >= parts.held.bytes
+    sent = module.messages()
+    whole = 4 * sum(array.size for array in jax.tree.leaves(parts.held.shapes.params))
+    assert sent["all-gather"][1] + 8 * sent["reduce-scatter"][1] <= 1.6 * 2 * whole  # an all-reduce sends 2 * whole
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "adam"}, {"optimizer": "adam", "reduction": "invariant"}], ids=str)

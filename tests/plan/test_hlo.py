@@ -2,7 +2,7 @@
 
 import pytest
 
-from distmlp.plan.hlo import Module, size
+from distmlp.plan.hlo import Instruction, Module, is_kernel, size
 
 TEXT = """HloModule jit_run, is_scheduled=true
 
@@ -69,6 +69,22 @@ def test_a_loop_to_a_bound_that_is_an_argument_has_no_known_length() -> None:
     assert module.step_loop is not None
     assert module.trip_count(module.step_loop) is None
     assert module.kernels_per_step() == 5
+
+
+def test_a_loop_within_a_step_whose_length_is_not_known_counts_as_one_turn() -> None:
+    text = TEXT.replace(', backend_config={"known_trip_count":{"n":"3"}}', "")
+    module = Module(text.replace("%limit = s32[] constant(64)", "%limit = s32[] get-tuple-element(%arg), index=0"))
+    assert module.kernels_per_step() == 1 + 1 + 1
+
+
+@pytest.mark.parametrize(("opcode", "shape", "kernel"), [
+    ("fusion", "f32[]", True), ("custom-call", "(f32[8]{0}, s32[])", True), ("copy", "f32[]", True),
+    ("copy-start", "(f32[], f32[], u32[])", True), ("add", "f32[8]{0}", True), ("add", "s32[]", False),
+    ("bitcast", "f32[8]{0}", False), ("while", "(s32[], f32[8]{0})", False), ("outfeed", "token[]", False),
+    ("all-reduce-start", "f32[8]{0}", False),
+])  # fmt: skip
+def test_what_is_a_kernel(opcode: str, shape: str, kernel: bool) -> None:
+    assert is_kernel(Instruction("name", shape, opcode, "")) == kernel
 
 
 def test_what_waits_for_the_host_is_named() -> None:

@@ -49,6 +49,33 @@ def test_the_plan_of_eight_devices_says_what_training_will_do(npz: str) -> None:
     assert max(map(len, text.text(found).splitlines())) <= 80
 
 
+def test_an_unknown_device_is_measured_at_the_sizes_of_the_run(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def measure(device: Any, memory: int, *sizes: int) -> Any:
+        asked.append(sizes)
+        return CARDS["v5e"]
+
+    monkeypatch.setattr(rates, "measure", measure)
+    plan.make(small_config(npz, batch_size=20))
+    state = 4 * (12 * 8 + 8 + 8 * 4 + 4) + 4  # and the number of the step
+    assert asked == [(3, 8, state + 8 * 3 * (12 + 8 + 4))]  # a device's examples, the widest layer, bytes in all
+
+
+@pytest.mark.parametrize(("count", "words"), [
+    (0, "0 bytes"), (1023, "1,023 bytes"), (1024, "1 KiB"), (1536, "1.5 KiB"), (300 << 10, "300 KiB"),
+    (5 << 20, "5 MiB"), (80 << 30, "80 GiB"), (2000 << 30, "2,000 GiB"),
+])  # fmt: skip
+def test_bytes_in_words(count: int, words: str) -> None:
+    assert text._bytes(count) == words
+
+
+def test_what_a_user_may_copy_is_not_broken_at_its_hyphens() -> None:
+    """A line may end anywhere in a sentence, but not within all-reduce or 8-bit."""
+    for words in range(40):
+        assert "all-reduce" in text._row("WARNING", "a " * words + "all-reduce")
+
+
 def test_planning_trains_nothing_and_training_does_what_was_planned(npz: str, tmp_path: Path) -> None:
     config = small_config(npz, num_devices=1, reduction="invariant", parallelism="single")
     found = plan.make(config)

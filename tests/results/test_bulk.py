@@ -16,6 +16,7 @@ from distmlp import InputError, load
 from distmlp.data import columnar
 from distmlp.parallel.layout import Layout
 from distmlp.results import bulk, files, run_data
+from distmlp.results import load as load_module
 from launch import evaluate, pack, predict
 
 Capture = pytest.CaptureFixture[str]
@@ -111,16 +112,19 @@ def test_each_process_has_its_part(
     assert len(read(tmp_path / "few.parquet.1-of-300")) <= 1
 
 
-def test_all_devices_work(wine_run: Path, small_blocks: None) -> None:
+def test_all_devices_work(wine_run: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model, used = load(wine_run), set()
-    program = model._probabilities
+    made = load_module._program
 
-    def watched(*arguments: Any) -> Any:
-        result = program.func(*arguments)
-        used.update(result.devices())
-        return result
+    def watched(compute_dtype: str, logarithms: bool) -> Any:
+        def program(*arguments: Any) -> Any:
+            result = made(compute_dtype, logarithms)(*arguments)
+            used.update(result.devices())
+            return result
 
-    model.__dict__["_probabilities"] = type(program)(watched)
+        return program
+
+    monkeypatch.setattr(load_module, "_program", watched)
     x = wine().drop(columns=["id", "name"]).to_numpy(np.float32)
     blocks = [np.concatenate([x] * 8)] * 2
     found = np.concatenate([*model.probabilities(blocks)])

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -188,3 +189,10 @@ def test_the_verb_writes_the_file(run_verb: RunTrain, digits_run: Path, tmp_path
     assert "the checkpoint of step 69 as npz" in done.stdout
     with np.load(tmp_path / "model.npz") as arrays:
         assert "b1" in arrays
+
+
+@pytest.mark.parametrize(("info", "largest"), [({"largest": 255.0}, 255), ({}, 1)])
+def test_an_export_is_checked_with_rows_of_the_size_of_the_data(info: dict[str, float], largest: float) -> None:
+    rows = exported.rows(SimpleNamespace(num_features=64, data_info=info, scaling=None))
+    assert 0.9 * largest < rows.max() < largest
+    assert rows.min() == 0

@@ -70,6 +70,11 @@ def test_a_run_on_pictures(digits_run: Path) -> None:
     assert parsed.tags.count("img") == min(24, result.count - result.correct) + 32
     assert "finished at step 69" in parsed.text
     assert f"{result.correct} of 360 test examples are right" in parsed.text
+    assert [name for name, *_ in result.measures] == [
+        "accuracy interval", "log loss", "balanced accuracy", "ROC AUC", "average precision", "top-3 accuracy",
+        "calibration error"]
+    for row in result.measures:  # name, value and what it means
+        assert all(text in parsed.text for text in row)
     assert "script" not in parsed.tags
     assert all(address.startswith(("data:", "#")) for address in parsed.addresses)
     assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org/)", page)

@@ -1,0 +1,158 @@
+"""Sharded state: the bits and the numbers of replicated. The long form is drills/states.py."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tutorial
+from conftest import small_config
+from drills.states import OPTIMIZERS
+from parallel.test_parity import CLASSES, SIZES, assert_close, dataset, params  # type: ignore[import-not-found]
+
+from distmlp import Config, InputError, optim, train, training
+from distmlp.data import datasets
+from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.errors import DivergedError, ReplicaError
+from distmlp.parallel import backend
+from distmlp.parallel.digest import StateDigest, array_digest, params_sha256
+from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel.layout import Layout, make_layout
+from distmlp.parallel.sharded import StateLayout, rows_of
+from distmlp.parallel.specs import BATCH, REPLICATED, STATE, State
+from distmlp.parallel.step import gradients, initial_state
+
+# No number of devices divides 5 and 3; 4 classes leave blocks of the last layer empty.
+SETTINGS: dict[str, Any] = {"hidden_sizes": (5, 3), "reduction": "invariant", "max_steps": 7, "eval_train": True}
+
+
+def trained(data: str, **changes: Any) -> list[dict[str, Any]]:
+    """The lines of a run, less its timings; the last has the parameters' SHA-256."""
+    result = train(small_config(data, workdir=None, **(SETTINGS | changes)))
+    assert params_sha256(result.params) == result.history[-1]["params_sha256"]
+    return [{name: value for name, value in line.items() if "second" not in name} for line in result.history]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_bits_and_the_numbers_of_replicated(optimizer: str, npz: str) -> None:
+    settings = OPTIMIZERS[optimizer]
+    expected = trained(npz, num_devices=1, state="sharded", **settings)
+    assert trained(npz, num_devices=2, state="replicated", **settings) == expected
+    for devices in (3, 8):  # of 3, the last has an empty block
+        assert trained(npz, num_devices=devices, state="sharded", **settings) == expected
+
+
+def sharded(devices: int, by_layer: bool = False, shards: int = 0, reduction: str = "fast") -> Layout:
+    config = Config(num_devices=devices, state="sharded", num_shards=shards, reduction=reduction)
+    layout = make_layout(config)
+    return Layout(layout.devices, "shard_map", layout.num_shards, layout.invariant, sharded=True, by_layer=by_layer)
+
+
+def by_rows(state: Any, layout: Layout) -> tuple[State, StateLayout]:
+    """A state of NumPy arrays, sharded."""
+    held = StateLayout(layout, jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), state))
+
+    def put(array: Any, like: Any) -> jax.Array:
+        extra = [(0, new - old) for new, old in zip(like.shape, array.shape, strict=True)]
+        return jax.device_put(np.pad(array, extra) if extra else array, like.sharding)
+
+    return jax.tree.map(put, state, held.abstract), held
+
+
+@pytest.mark.parametrize(("devices", "by_layer", "shards"), [
+    (2, False, 0), (3, False, 0), (8, False, 16), (2, True, 0), (3, True, 0), (8, True, 16),
+])  # fmt: skip
+def test_the_gradients_of_fast_are_the_tutorials(devices: int, by_layer: bool, shards: int) -> None:
+    layout, data = sharded(devices, by_layer, shards), dataset(128)
+    (batch,) = NumpyLoader(data, 128, layout.num_shards, layout.local_shards)
+    state, held = by_rows(State(params(), (), np.int32(0), ()), layout)
+
+    def body(state: State, batch: Batch) -> tuple[State, jax.Array]:
+        loss, grads = gradients(state, batch, layout, CLASSES, rows=rows_of(params()))
+        return state._replace(params=grads), loss
+
+    step = layout.wrap(body, (held.specs, BATCH), out_specs=(held.specs, REPLICATED))
+    state, loss = step(state, layout.put(batch.on_devices(), BATCH))
+    assert_close(list(held.arrays(state.params)), data, slice(0, 128))
+    expected = tutorial.loss(params(), data.images.astype(np.float32), tutorial.one_hot(data.labels, CLASSES))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_an_evaluation_is_that_of_replicated(by_layer: bool) -> None:
+    layout, config, data = sharded(3, by_layer), Config(num_devices=3, eval_batch_size=64), dataset(200)
+    state, held = by_rows(State(params(), (), np.int32(0), ()), layout)
+    found = Evaluator(config, layout, held.specs, rows_of(params()))(state, data)
+    replicated = make_layout(config)
+    plain = replicated.put(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())), STATE)
+    assert found == Evaluator(config, replicated)(plain, data)
+
+
+@pytest.mark.parametrize("prng", ["threefry", "threefry_original", "rbg"])
+def test_initial_values_are_those_of_replicated(prng: str, npz: str) -> None:
+    """At the end of a run of one step, with a rate that leaves the parameters as they are."""
+    runs = [trained(npz, prng=prng, max_steps=1, learning_rate=1e-30, **changes)[-1]["params_sha256"]
+            for changes in ({"num_devices": 1}, {"num_devices": 3, "state": "sharded"})]
+    assert runs[0] == runs[1]
+
+
+def test_initial_values_are_made_where_they_lie() -> None:
+    layout, optimizer = sharded(8), optim.make(Config(optimizer="adam"), 5)
+    shapes = jax.eval_shape(lambda: initial_state(SIZES, 0, optimizer, ()))
+    held = StateLayout(layout, shapes)
+    made = held.normal(jax.random.key(3), (33, 20), jnp.float32)
+    assert made.sharding == held.abstract.params[0][0].sharding
+    assert {shard.data.shape for shard in made.addressable_shards} == {(5, 20)}
+    np.testing.assert_array_equal(made[:33], jax.random.normal(jax.random.key(3), (33, 20)))
+    assert not np.asarray(made[33:]).any()
+
+
+def test_digests_are_those_of_the_whole_arrays() -> None:
+    layout = sharded(3, reduction="invariant", shards=8)
+    arrays = State([(np.arange(35, dtype=np.float32).reshape(7, 5), np.float32([1, 2, 3]))], (), np.int32(4), ())  # type: ignore[list-item]
+    state, held = by_rows(arrays, layout)
+    digest = StateDigest(layout, held.specs, held.shapes)
+    (w, b), step = arrays.params[0], arrays.step
+    expected = {name: f"{int(array_digest(jnp.asarray(array))):08x}"
+                for name, array in ((".params[0][0]", w), (".params[0][1]", b), (".step", step))}
+    assert digest.check(state, 0) == expected
+    broken = np.array(w)
+    broken[6, 4] = np.inf  # the last
+    with pytest.raises(DivergedError):
+        digest.check(by_rows(arrays._replace(params=[(broken, b)]), layout)[0], 0)  # type: ignore[list-item]
+    copies = [jax.device_put(np.int32(4 + (i == 2)), device) for i, device in enumerate(layout.devices)]
+    step = jax.make_array_from_single_device_arrays((), layout.sharding(REPLICATED), copies)
+    with pytest.raises(ReplicaError, match=r"\.step on device 0 and device 2"):
+        digest.check(state._replace(step=step), 0)
+
+
+@pytest.mark.parametrize("reduction", ["fast", "invariant"])
+def test_a_gradient_that_is_not_finite_is_named_by_its_step(reduction: str, npz: str) -> None:
+    messages = []
+    for changes in ({"state": "replicated"}, {"state": "sharded"}):
+        with pytest.raises(DivergedError, match="not finite at step") as error:
+            trained(npz, learning_rate=1e30, num_devices=3, reduction=reduction, **changes)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_pmap_has_no_sharded_state() -> None:
+    with pytest.raises(InputError, match="--state=sharded is not for --parallelism=pmap"):
+        make_layout(Config(parallelism="pmap", state="sharded"))
+
+
+def test_auto_is_replicated_where_that_fits_and_sharded_where_not(npz: str) -> None:
+    config = small_config(npz, num_devices=8, optimizer="adam", hidden_sizes=(256, 256), max_steps=9, workdir=None)
+    with backend.prepared(config):
+        data, layout = datasets.load(config), make_layout(config)
+        plain = training.fitting(config, data, layout, 1 << 40)
+        assert (plain.layout.state, plain.state_why) == ("replicated", "it fits")
+        plain.compile()
+        needed = plain.feed.bytes_needed + plain.held.bytes
+        found = [training.fitting(config, data, layout, memory) for memory in (needed, needed - 1, 1)]
+        assert [parts.layout.state for parts in found] == ["replicated", "sharded", "sharded, layer by layer"]
+        assert found[1].state_why.startswith("replicated, a device would need")
+        asked = dataclasses.replace(config, state="replicated")
+        assert training.fitting(asked, data, layout, 1).layout.state == "replicated"
