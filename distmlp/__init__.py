@@ -10,16 +10,18 @@ from distmlp.config import Config
 from distmlp.errors import InputError
 
 if TYPE_CHECKING:
+    from distmlp.data.packing import pack as pack
     from distmlp.estimator import MLPClassifier as MLPClassifier
     from distmlp.loop import train as train
     from distmlp.results.load import load as load
 
-__all__ = ["Config", "InputError", "MLPClassifier", "load", "train"]
+__all__ = ["Config", "InputError", "MLPClassifier", "load", "pack", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # The first imports scikit-learn; the others jax and Orbax, which takes two seconds.
-    places = {"MLPClassifier": "distmlp.estimator", "train": "distmlp.loop", "load": "distmlp.results.load"}
+    # MLPClassifier imports scikit-learn; train and load import jax and Orbax, which takes two seconds.
+    places = {"MLPClassifier": "distmlp.estimator", "train": "distmlp.loop", "load": "distmlp.results.load",
+              "pack": "distmlp.data.packing"}  # fmt: skip
     if name not in places:
         raise AttributeError(f"module 'distmlp' has no attribute {name!r}")
     return getattr(importlib.import_module(places[name]), name)

@@ -54,7 +54,7 @@ class Config:
     dataset: str = _setting(
         "digits",
         "digits, mnist, fashion_mnist, synthetic; an .npz, .csv or .parquet file; a folder of .npy files "
-        "(memory-mapped), of train.csv and test.csv, or of class folders with pictures",
+        "(memory-mapped), of train.csv and test.csv, or of class folders with pictures; or one that distmlp pack made",
         topic="Data")
     shuffle: bool = _setting(False, "draw a new order of the training set for each epoch")
     input_scaling: str = _setting(
@@ -87,6 +87,8 @@ class Config:
         "none", "what an example counts in the loss, by its class: none, all alike; balanced, each class as much as "
         "the others", choices=("none", "balanced"))
     data_dir: str = _setting("data", "folder of torchvision's data sets, or to download them to", "host")
+    verify_data: bool = _setting(True, "compare each block of a packed data set with its checksum when it is first "
+                                 "read", "host", rare=True)
     num_classes: int = _setting(0, "number of classes; 0: as many as the labels say", minimum=0)
     num_workers: int = _setting(0, "spawned loader processes, for data sets that are read item by item", "host",
                                 rare=True, minimum=0)

@@ -2,12 +2,15 @@
 
     python -m launch.evaluate RUN
 
-The numbers are those that training logged at the checkpoint's step, to the last digit (on the same kind of processor).
+The numbers are those that training logged at the checkpoint's step, to the last digit (on the same kind of processor),
+on any number of devices. --output also writes a file with a row for each example, in the order of the set: its label,
+the class that was predicted, and its probability.
 """
 
 import json
 from pathlib import Path
 
+from distmlp import InputError
 from launch import verb
 
 
@@ -19,12 +22,24 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("--dataset", default="", help="other data than the run's, named as for training")
     arguments.add_argument("--split", default="test", help="train, test (the default) or validation")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments.add_argument("--output", default="", metavar="FILE",
+                           help="write a .parquet, .csv, .jsonl or .npy file with a row for each example")
+    arguments.add_argument("--probabilities", action="store_true", help="in it, the probability of each class, too")
     given = arguments.parse_args(argv)
+    if given.probabilities and not given.output:
+        raise InputError("--probabilities goes with --output=FILE")
 
     from distmlp.results import load, run_data
 
     model = load.load(Path(given.run), given.checkpoint)
-    result = model.evaluate_set(run_data.split(model, given.split, given.dataset))
+    examples = run_data.split(model, given.split, given.dataset)
+    if given.output:
+        from distmlp.results import bulk
+
+        with bulk.of_examples(model, Path(given.output), given.probabilities) as watch:
+            result = model.evaluate_set(examples, watch)
+    else:
+        result = model.evaluate_set(examples)
     print(json.dumps(result.as_json()) if given.json else result)
     return 0
 

@@ -7,8 +7,16 @@ is predicted, of a folder of pictures all that lie below it. Inputs are scaled a
 brought to what the training set's are like: size, grey or colour, black on white or white on black, and range of
 values. A file that cannot be read is one line on the standard error; the others still run, and the exit code is 1, or 2
 if nothing could be predicted.
+
+    python -m launch.predict RUN FILE... --output=FILE --columns=ID
+
+--output writes one file instead, of any number of rows in constant memory: with a row for each, in their order, the
+columns asked for, class and probability. It is written whole or not at all. An .npy file holds probabilities only. Of
+several processes, as under torchrun or Slurm, each predicts its part of the rows and writes FILE.i-of-n.
 """
 
+import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -30,7 +38,15 @@ def main(argv: list[str]) -> int:
     verb.add_checkpoint(arguments)
     verb.add_header(arguments)
     arguments.add_argument("--json", action="store_true", help="print one JSON object for each picture or row")
+    arguments.add_argument("--output", default="", metavar="FILE", help="write a .parquet, .csv, .jsonl or .npy file")
+    arguments.add_argument("--columns", default="", metavar="NAMES",
+                           help="columns of the source that come along in it, separated by commas")
+    arguments.add_argument("--probabilities", action="store_true", help="in it, the probability of each class, too")
     given = arguments.parse_args(argv)
+    if given.output:
+        return _write(given)
+    if given.columns or given.probabilities:
+        raise InputError("--columns and --probabilities go with --output=FILE")
 
     from distmlp.results import load, rows
 
@@ -48,6 +64,24 @@ def main(argv: list[str]) -> int:
             print(f"distmlp: error: {error}", file=sys.stderr)
             failed += 1
     return 0 if not failed else 1 if predicted else 2
+
+
+def _write(given: argparse.Namespace) -> int:
+    if given.json:
+        raise InputError("--json goes without --output, which may name a .jsonl file")
+
+    from distmlp.cluster.place import find_place
+    from distmlp.config import Config
+    from distmlp.results import bulk, files, load
+
+    model, output = load.load(Path(given.run), given.checkpoint), Path(given.output)
+    columns = [name.strip() for name in next(csv.reader([given.columns]), []) if name.strip()]
+    place = find_place(Config())
+    which = (place.process, place.processes) if place else (0, 1)
+    done = bulk.write(model, [Path(file) for file in given.files], output, columns, given.probabilities, given.header,
+                      *which)  # fmt: skip
+    print(f"{bulk.output_of(output, *which)}: {done:,} rows", file=files.remarks(output))
+    return 0
 
 
 def _show(found: "Rows", model: "Model", as_json: bool) -> None:

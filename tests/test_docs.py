@@ -164,7 +164,8 @@ def prose(page: Path) -> str:
 def test_what_the_text_names_is_there(page: Path) -> None:
     known = {f"--{field.name}" for field in dataclasses.fields(Config)}
     known |= {"--help", "--helpfull", "--target", "--figure", "--json", "--checkpoint", "--split", "--format",
-              "--output", "--dataset", "--max-restarts", "--signal"}  # of other verbs, and of launchers  # fmt: skip
+              "--output", "--dataset", "--columns", "--probabilities", "--partitions", "--max-restarts",
+              "--signal"}  # of other verbs, and of launchers  # fmt: skip
     folders = [REPOSITORY, *(REPOSITORY / name for name in ("distmlp", "docs", "benchmarks", "configs"))]
     for span in SPANS.findall(prose(page)):
         if span.startswith("--"):

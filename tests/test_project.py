@@ -52,6 +52,6 @@ def test_text_files_have_an_encoding() -> None:
             module = call.func.value.id if isinstance(call.func.value, ast.Name) else ""
             binary = any(isinstance(mode, ast.Constant) and "b" in str(mode.value) for mode in call.args)
             if call.func.attr in ("read_text", "write_text") or (
-                call.func.attr == "open" and module not in ("os", "Image") and not binary
+                call.func.attr == "open" and module not in ("os", "Image", "archive") and not binary
             ):
                 assert "encoding" in [keyword.arg for keyword in call.keywords], f"{path}:{call.lineno}"

@@ -12,6 +12,7 @@ from distmlp.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from distmlp.data.columns import Columns
+    from distmlp.data.packed import Pack
 
 _PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "validation": ("val", "valid", "validation")}
 _FEATURES = ("x", "data", "images", "features", "inputs")
@@ -37,6 +38,7 @@ class Source(NamedTuple):
     columns: "Columns | None" = None  # of tables and frames
     remarks: Sequence[str] = ()  # what the user should know
     pictures: bool = False  # the examples are picture files
+    pack: "Pack | None" = None  # whose parts these are: Packed, as features
 
 
 def visible(folder: Path) -> list[Path]:
@@ -44,14 +46,20 @@ def visible(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
 
 
+def part_of(path: Path) -> str:
+    """The part that a file or folder is named as, in any case; "" if it is none."""
+    name = (path.name if path.is_dir() else path.name.partition(".")[0]).lower()
+    return next((part for part, names in _PARTS.items() if name in names), "")
+
+
 def by_part(paths: Iterable[Path]) -> dict[str, Path]:
     """Of files or folders, those that are named as a part is, in any case; an InputError where two are one part."""
     found: dict[str, Path] = {}
     for path in paths:
-        name = (path.name if path.is_dir() else path.name.partition(".")[0]).lower()
-        for part in (part for part, names in _PARTS.items() if name in names):
-            if part in found:
-                raise InputError(f"{found[part]} and {path} could both be meant as the {part} set: move one away")
+        part = part_of(path)
+        if part in found:
+            raise InputError(f"{found[part]} and {path} could both be meant as the {part} set: move one away")
+        if part:
             found[part] = path
     return found
 
@@ -69,14 +77,19 @@ def features(path: Path) -> np.ndarray:
     one named x or the like, or else the test set's.
     """
     with _opened(path) as (names, get):
-        if names is None or len(names) == 1:
-            return get(*(names or [""]))
-        plain = [name for name in names if name.lower() in _FEATURES]
-        parts = [_find(path, names, _FEATURES, part) for part in ("test", "train", "validation")]
-        found = plain or list(filter(None, parts))
-        if not found:
-            raise InputError(f"{path} holds {', '.join(names) or 'nothing'}: name the array of rows x or data")
-        return get(found[0])
+        return get("" if names is None else features_name(path, names))
+
+
+def features_name(path: Path, names: Sequence[str]) -> str:
+    """Of named arrays, that of features; see `features`."""
+    if len(names) == 1:
+        return names[0]
+    plain = [name for name in names if name.lower() in _FEATURES]
+    parts = [_find(path, names, _FEATURES, part) for part in ("test", "train", "validation")]
+    found = plain or list(filter(None, parts))
+    if not found:
+        raise InputError(f"{path} holds {one_line(', '.join(names) or 'nothing')}: name the array of rows x or data")
+    return found[0]
 
 
 @contextlib.contextmanager
@@ -124,18 +137,26 @@ def _find(path: Path, names: Sequence[str], words: tuple[str, ...], part: str) -
     return found[0] if found else ""
 
 
-def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
-    """The parts among named arrays, by the usual names: x_train, y_train and w_train, data and target, val_images, ...
-    """
+def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Features, labels and weights ("" for none) of each part among named arrays, by the usual names: x_train, y_train
+    and w_train, data and target, val_images, ..."""
     parts = {}
     for part, affixes in _PARTS.items():
         features, labels = _find(path, names, _FEATURES, part), _find(path, names, _LABELS, part)
         weights = _find(path, names, _WEIGHTS, part)
         if features and labels:
-            name = ", ".join(filter(None, (features, labels, weights)))
-            parts[part] = Part(get(features), get(labels), f"{path}: {name}", weights=get(weights) if weights else None)
+            parts[part] = features, labels, weights
         elif features or labels or part == "train":
             lacking = "y" if features else "x"
-            raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {', '.join(names) or 'no arrays'}: "
+            held = one_line(", ".join(names) or "no arrays")
+            raise InputError(f"{path} lacks {lacking}_{affixes[0]}, it holds {held}: "
                              "it must hold x_train, y_train, x_test, y_test, or for instance data, target")
-    return Source(parts)
+    return parts
+
+
+def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
+    return Source({
+        part: Part(get(features), get(labels), f"{path}: {', '.join(filter(None, (features, labels, weights)))}",
+                   weights=get(weights) if weights else None)
+        for part, (features, labels, weights) in pairs(path, names).items()
+    })

@@ -8,6 +8,7 @@ import pickle
 import signal
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from distmlp.data.order import Order
 from distmlp.errors import InputError, one_line
 
 _CHUNK = 256  # steps whose indices are computed at once
+_TOLD = 16  # steps whose examples are on their way from the disk
 _AT_ONCE = 16  # examples that are read one by one between two signs of life
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
@@ -78,6 +80,23 @@ class _Rows(torch.utils.data.Dataset[Any]):
         return images.reshape(*indices.shape, -1), labels.reshape(indices.shape)
 
 
+class _Announced(torch.utils.data.Sampler[Step]):
+    """Steps whose examples the data set is told of some steps before."""
+
+    def __init__(self, steps: Iterable[Step], dataset: Examples) -> None:
+        self._steps, self._dataset = steps, dataset
+
+    def __iter__(self) -> Iterator[Step]:
+        told: deque[Step] = deque()
+        for step in self._steps:
+            indices, weights = step
+            self._dataset.ask(indices[weights > 0])
+            told.append(step)
+            if len(told) > _TOLD:
+                yield told.popleft()
+        yield from told
+
+
 def _identity(batch: Any) -> Any:
     return batch  # what torch does by itself would make tensors of the arrays
 
@@ -111,7 +130,7 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
         num_workers = num_workers if dataset.one_by_one else 0
         self._rows = _Rows(dataset, shared=num_workers > 0)
         super().__init__(
-            self._rows, batch_size=None, sampler=steps, collate_fn=_identity,
+            self._rows, batch_size=None, sampler=_Announced(steps, dataset), collate_fn=_identity,
             num_workers=num_workers, persistent_workers=bool(num_workers),
             multiprocessing_context="spawn" if num_workers else None,  # JAX has threads: a forked worker can deadlock
             generator=torch.Generator().manual_seed(seed),  # without it each epoch draws from torch's global one

@@ -14,7 +14,8 @@ import numpy as np
 from distmlp.errors import InputError, one_line
 
 _TEXT = (".csv", ".tsv", ".txt", ".data")
-SUFFIXES = (*_TEXT, ".parquet")
+_ARROW = (".feather", ".arrow")
+SUFFIXES = (*_TEXT, ".parquet", *_ARROW)
 _PACKED = (".gz", ".bz2", ".zst")
 _BLOCK = 4 << 20  # bytes of a text file, and values of a Parquet file, that are read at a time
 _INDEX = re.compile(r"Unnamed: \d+(\.\d+)*|__index_level_\d+__")  # pandas' names for an index that has none
@@ -31,6 +32,7 @@ class Raw(NamedTuple):
     dtype: Any = np.float32  # of its numbers; uint8 where a frame holds nothing else
     header: bool = True  # whether the names come with the table; else they count the columns
     text: bool = False  # whether it is a text file, whose first line may be names or not
+    rows: int | None = None  # how many there are, where that is known before it is read
 
 
 def counts(names: Sequence[str]) -> bool:
@@ -60,7 +62,9 @@ def file(path: Path, is_header: Callable[[list[str]], bool]) -> Raw:
       InputError: it is none, or two columns have one name; or later, when it is read, a row that is damaged.
     """
     with _readable(path):
-        return _parquet(path) if suffix(path) == ".parquet" else _text(path, is_header)
+        if suffix(path) == ".parquet":
+            return _parquet(path)
+        return _arrow(path) if suffix(path) in _ARROW else _text(path, is_header)
 
 
 @contextlib.contextmanager
@@ -170,24 +174,80 @@ def _parquet(path: Path) -> Raw:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as opened:
-        schema, metadata = opened.schema_arrow, opened.schema_arrow.metadata or {}
+        schema, count = opened.schema_arrow, opened.metadata.num_rows
         first = next(opened.iter_batches(batch_size=1), None) if any(map(_is_list, schema.types)) else None
-    pandas = json.loads(metadata.get(b"pandas", b"{}"))
-    index = {name for name in pandas.get("index_columns", ()) if isinstance(name, str)}
-    index |= {name for name in schema.names if _INDEX.fullmatch(name)}
-    fields = _fields(schema.names, schema.types, first.columns if first else [])
 
-    def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
-        columns = sorted({fields[name][0] for name in wanted})
-        size = max(1, min(1 << 13, _BLOCK // max(1, len(columns))))
+    def batches(columns: Sequence[int], size: int) -> Iterator[Any]:
         chosen = [schema.names[place] for place in columns]
         # Unbuffered, for else whole row groups are held.
         with _readable(path), parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as opened:
-            for block in opened.iter_batches(size, columns=chosen):
-                by_place = dict(zip(columns, block.columns, strict=True))
-                yield [_element(by_place[fields[name][0]], name, fields[name], str(path)) for name in wanted]
+            yield from opened.iter_batches(size, columns=chosen)
 
-    return _named_once(Raw(str(path), [*fields], read, frozenset(index & {*fields})), names=schema.names)
+    return _with_schema(path, schema, first.columns if first else [], count, batches)
+
+
+def _arrow(path: Path) -> Raw:
+    """A file of Arrow's, as Feather is one, or a stream of its batches, which Hugging Face's data sets are."""
+    import pyarrow as pa
+
+    @contextlib.contextmanager
+    def opened(columns: Sequence[int] | None = None) -> Iterator[tuple[Any, Iterator[Any]]]:
+        """The schema, and the batches of rows."""
+        options = pa.ipc.IpcReadOptions(included_fields=None if columns is None else [*columns])
+        with pa.OSFile(str(path)) as source:  # a mapped file would count as memory
+            if source.read(6) == b"ARROW1":
+                reader = pa.ipc.open_file(source, options=options)
+                yield reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+            else:
+                source.seek(0)
+                reader = pa.ipc.open_stream(source, options=options)
+                yield reader.schema, iter(reader)
+
+    with opened() as (schema, every):
+        first = next((batch for batch in every if len(batch)), None)
+        count = (len(first) if first else 0) + sum(map(len, every))
+
+    def batches(columns: Sequence[int], size: int) -> Iterator[Any]:
+        with _readable(path), opened(columns) as (_, every):
+            for batch in every:
+                yield from (batch.slice(start, size) for start in range(0, len(batch), size))
+
+    return _with_schema(path, schema, first.columns if first else [], count, batches)
+
+
+def _with_schema(
+    path: Path, schema: Any, first: Sequence[Any], count: int, batches: Callable[[Sequence[int], int], Iterator[Any]]
+) -> Raw:
+    """The table in a file that says its columns' types and its `count` of rows. `batches` gives the columns at some
+    places, in their order, in blocks of at most so many rows; `first` are some rows, where there are columns of lists.
+    """
+    metadata = schema.metadata or {}
+    pandas = json.loads(metadata.get(b"pandas", b"{}"))
+    index = {name for name in pandas.get("index_columns", ()) if isinstance(name, str)}
+    index |= {name for name in schema.names if _INDEX.fullmatch(name)}
+    fields = _fields(schema.names, schema.types, first)
+
+    def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
+        columns = sorted({fields[name][0] for name in wanted})
+        for block in batches(columns, max(1, min(1 << 13, _BLOCK // max(1, len(columns))))):
+            by_place = dict(zip(columns, block.columns, strict=True))
+            yield [_element(by_place[fields[name][0]], name, fields[name], str(path)) for name in wanted]
+
+    return _named_once(Raw(str(path), [*fields], read, frozenset(index & {*fields}), rows=count), names=schema.names)
+
+
+def with_constants(raw: Raw, constants: dict[str, str]) -> Raw:
+    """A table with more columns, each of one text for all rows; an InputError if it has one of these names already."""
+    import pyarrow as pa
+
+    def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
+        own = [name for name in wanted if name not in constants]
+        for block in raw.read(own or raw.names[:1]):
+            columns = dict(zip(own, block, strict=False))
+            rows = len(block[0])
+            yield [columns[name] if name in columns else pa.repeat(pa.scalar(constants[name]), rows) for name in wanted]
+
+    return _named_once(raw._replace(names=[*raw.names, *constants], read=read))
 
 
 def frame(table: Any, name: str) -> Raw:

@@ -3,6 +3,7 @@ by the columns' names."""
 
 import csv
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -61,43 +62,23 @@ class Columns:
 
     def learned(self, table: Table, config: Config) -> "Columns":
         """With what the training rows alone say: the words that occur, and what stands for absent numbers."""
-        words = {}
-        for name, (codes, known) in table.texts.items():
-            words[name] = sorted(known[code] for code in np.unique(codes) if code >= 0)
-            if len(words[name]) > MOST_WORDS or not words[name]:
-                raise InputError(f"{table.name}: column {name} has {len(words[name]):,} different words, and may have "
-                                 f"1 to {MOST_WORDS:,}: give --ignore_columns={name}, or numbers instead")
-        fill = {}
-        numbers = [name for name in table.names if name not in table.texts]
-        if config.missing == "zero":
-            fill = dict.fromkeys(numbers, 0.0)
-        elif config.missing == "mean":
-            sums, present = np.zeros((2, len(numbers)))
-            for start in range(0, len(table.numbers), _BLOCK):
-                block = table.numbers[start : start + _BLOCK]
-                there = ~np.isnan(block)
-                sums += np.where(there, block, 0).sum(axis=0, dtype=np.float64)
-                present += there.sum(axis=0)
-            if not present.all():
-                name = numbers[int(np.argmin(present))]
-                raise InputError(f"{table.name}: column {name} has no value in the training set, and so no mean: "
-                                 f"give --ignore_columns={name} or --missing=zero")
-            fill = dict(zip(numbers, (sums / present).tolist(), strict=True))
-        return dataclasses.replace(self, words=words, fill=fill, absent=config.missing != "refuse")
+        learner = Learner(self, config, table.name)
+        for start in range(0, len(table.numbers), Learner.ROWS):
+            learner.add(table.part(start, start + Learner.ROWS))
+        return learner.result()
 
-    def encode(self, table: Table) -> tuple[np.ndarray, list[str]]:
-        """The features of a table, whose columns are these in this order, uint8 or float32 [rows, features]; and what
-        the user should know of its words. The table's own numbers are used up.
+    def encode(self, table: Table, unseen: "Unseen") -> np.ndarray:
+        """The features of a table, whose columns are these in this order, uint8 or float32 [rows, features]. The
+        table's own numbers are used up; words that training did not see are counted in `unseen`.
         """
         numbers = table.numbers
-        remarks: list[str] = []
         if self.fill:
             fill = np.array(list(self.fill.values()), np.float32)
             for start in range(0, len(numbers), _BLOCK):
                 block = numbers[start : start + _BLOCK]
                 np.copyto(block, np.broadcast_to(fill, block.shape), where=np.isnan(block))
         if not self.words:
-            return numbers, remarks
+            return numbers
         features = np.zeros((len(numbers), len(self.features)), np.float32)
         place = number = 0
         for name in self.names:
@@ -110,13 +91,78 @@ class Columns:
             places = np.array([*(known.get(word, -1) for word in words), -2])[codes]  # -1: not seen in training
             rows = np.flatnonzero(places >= 0)
             features[rows, places[rows]] = 1
-            unseen = [words[code] for code in np.unique(codes[places == -1])]
-            if unseen:
-                rows = np.flatnonzero(places == -1)
-                remarks.append(f"{table.name}: in {len(rows):,} rows, column {name} has one of {len(unseen)} words "
-                               f"that training did not see, which count as none: {listed(unseen, 3)}")
+            strange = codes[places == -1]
+            if len(strange):
+                unseen.add(name, len(strange), [words[code] for code in np.unique(strange)])
             place += len(known)
-        return features, remarks
+        return features
+
+
+class Unseen:
+    """Words that training did not see, over the blocks of a table."""
+
+    _MOST = 100_000  # words of a column that are told apart
+
+    def __init__(self) -> None:
+        self._rows: Counter[str] = Counter()  # by column
+        self._words: dict[str, dict[str, None]] = {}
+
+    def add(self, column: str, rows: int, words: Sequence[str]) -> None:
+        self._rows[column] += rows
+        known = self._words.setdefault(column, {})
+        if len(known) < self._MOST:
+            known.update(dict.fromkeys(words))
+
+    def remarks(self, name: str) -> list[str]:
+        """What the user should know, of the table of this name."""
+        return [f"{name}: in {self._rows[column]:,} rows, column {column} has one of {len(words):,} words that "
+                f"training did not see, which count as none: {listed([*words], 3)}"
+                for column, words in self._words.items()]
+
+
+class Learner:
+    """What the training rows say of columns: the words that occur, and what stands for absent numbers."""
+
+    ROWS = _BLOCK  # of a block: the sums, and so the last bits of a mean, depend on it
+
+    def __init__(self, columns: Columns, config: Config, name: str) -> None:
+        """`name`: of the table, for messages."""
+        self._columns, self._missing, self._name = columns, config.missing, name
+        self._words: dict[str, set[str]] = {column: set() for column in columns.words}
+        self._numbers = [column for column in columns.names if column not in columns.words]
+        self._sums, self._present = np.zeros((2, len(self._numbers)))
+
+    def add(self, block: Table) -> None:
+        """The next rows: ROWS of them, or fewer at the end."""
+        for column, (codes, known) in block.texts.items():
+            found = self._words[column]
+            found.update(known[code] for code in np.unique(codes) if code >= 0)
+            if len(found) > MOST_WORDS:
+                raise self._unusable(column)
+        if self._missing == "mean":
+            there = ~np.isnan(block.numbers)
+            self._sums += np.where(there, block.numbers, 0).sum(axis=0, dtype=np.float64)
+            self._present += there.sum(axis=0)
+
+    def _unusable(self, column: str) -> InputError:
+        return InputError(f"{self._name}: column {column} has {len(self._words[column]):,} different words, and may "
+                          f"have 1 to {MOST_WORDS:,}: give --ignore_columns={column}, or numbers instead")
+
+    def result(self) -> Columns:
+        for column, found in self._words.items():
+            if not found:
+                raise self._unusable(column)
+        fill = {}
+        if self._missing == "zero":
+            fill = dict.fromkeys(self._numbers, 0.0)
+        elif self._missing == "mean":
+            if not self._present.all():
+                column = self._numbers[int(np.argmin(self._present))]
+                raise InputError(f"{self._name}: column {column} has no value in the training set, and so no mean: "
+                                 f"give --ignore_columns={column} or --missing=zero")
+            fill = dict(zip(self._numbers, (self._sums / self._present).tolist(), strict=True))
+        words = {column: sorted(found) for column, found in self._words.items()}
+        return dataclasses.replace(self._columns, words=words, fill=fill, absent=self._missing != "refuse")
 
 
 def is_header(cells: Sequence[str], name: str, config: Config, known: Columns | None, sure: bool) -> bool:

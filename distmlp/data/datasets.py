@@ -3,21 +3,23 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, Config
-from distmlp.data import given, named, read, tables, weights
+from distmlp.data import given, named, read, scaling, tables, weights
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
 from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, check_lengths
 from distmlp.data.labels import Classes, find_classes
 from distmlp.data.order import far_batch
+from distmlp.data.packed import Pack, Packed, Statistics
+from distmlp.data.split import hold_out
 from distmlp.data.typed import Table
-from distmlp.errors import InputError, listed, one_line
+from distmlp.errors import InputError, listed
 
 __all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "input_scaling", "load"]
 
@@ -43,6 +45,7 @@ class Data:
     numbered: bool = False  # the labels are the numbers of `classes`
     pictures: bool = False  # the examples are picture files
     weights: np.ndarray | None = None  # float32 [N]: what the training examples count in the loss; None: each 1
+    statistics: Statistics | None = None  # of the training set's values, where they are known without reading them
 
     @property
     def sizes(self) -> list[int]:
@@ -189,18 +192,20 @@ def load(
         raise InputError("test_set and validation_set go with a train_set: give it, too")
     of_model = info is not None and bool(info.get("classes") or config.num_classes)
     known = Classes.of(info or {}, config.num_classes) if of_model else _classes(config, source)
-    found: dict[str, Any] = {name: _examples(part, known) for name, part in source.parts.items()}
+    found: dict[str, Any] = {name: _examples(part, known, source.pack) for name, part in source.parts.items()}
     columns, weighed = source.columns, None
     remarks = [*source.remarks, *(
         f"{part.name}: the weights are ignored, for evaluation counts each example once"
         for name, part in source.parts.items() if part.weights is not None and (name != "train" or info is not None))]
     if info is None:
-        weighed = _given_weights(config, source.parts["train"], len(found["train"]), columns is not None)
-        stay = _hold_out(config, found, known.names)
+        named_columns = columns is not None or source.pack is not None
+        weighed = _given_weights(config, source.parts["train"], len(found["train"]), named_columns)
+        stay = _hold_out(source.pack.rest(config) if source.pack else config, found, known.names)
         train = found["train"]
         weighed = weights.of_training(None if weighed is None else weighed[stay], train.labels,
                                       config.class_weight == "balanced", train.name)  # fmt: skip
-        columns = columns and columns.learned(train.table, config)
+        if columns and source.pack is None:
+            columns = columns.learned(train.table, config)
     parts: dict[str, Examples] = {}
     for name, part in found.items():
         if isinstance(part, _TableRows):
@@ -213,14 +218,18 @@ def load(
     if not tested:
         parts.setdefault("test", train.part(np.arange(0), "no test set"))
     if "test" not in parts:
-        raise InputError(f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
+        raise InputError(f"{source.pack.folder} was packed without a test set: pack it with --test_fraction=0.2"
+                         if source.pack else
+                         f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
     for part in parts.values():
         if part.num_features != train.num_features:
             raise InputError(f"{train.name} has {train.num_features} features but {part.name} has "
                              f"{part.num_features}: they must agree")
     name = Path(config.dataset).stem.removeprefix(FROM_PYTHON)
+    whole = source.pack is not None and len(train) == len(source.parts["train"].features)
     return Data(train, parts["test"], train.num_features, known.number, name, parts.get("validation"), known.names,
-                columns.features if columns else None, columns, remarks, known.numbered, source.pictures, weighed)
+                columns.features if columns else None, columns, remarks, known.numbered, source.pictures, weighed,
+                source.pack.statistics if source.pack and whole and config.class_weight == "none" else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +251,9 @@ class _TableRows:
         return _TableRows(self.table.keep(rows), self.labels[rows], self.name)
 
 
-def _examples(part: Part, known: Classes) -> "Examples | _TableRows":
+def _examples(part: Part, known: Classes, pack: Pack | None) -> "Examples | _TableRows":
+    if pack is not None:
+        return _of_classes(part.features, pack.classes, known)
     if not isinstance(part.features, (np.ndarray, Table)):
         return ItemDataset(part.features, part.name, known, part.files)
     labels = known.encode(part.labels, part.name)
@@ -252,7 +263,19 @@ def _examples(part: Part, known: Classes) -> "Examples | _TableRows":
     return _TableRows(part.features, labels, part.name)
 
 
+def _of_classes(examples: Packed, own: Classes, known: Classes) -> Packed:
+    """A pack's part, whose labels are the numbers of its own classes, with those of the classes that are known."""
+    numbers = known.encode(np.array(own.called), examples.name)
+    return examples if (numbers == np.arange(own.number)).all() else examples.relabelled(numbers)
+
+
 def _classes(config: Config, source: Source) -> Classes:
+    if source.pack is not None:
+        own = source.pack.classes
+        if config.num_classes not in (0, own.number):
+            raise InputError(f"--num_classes={config.num_classes}: {source.pack.folder} was packed with {own.number} "
+                             "classes: leave the flag out")
+        return own
     train, names = source.parts["train"], source.names
     known = config.num_classes or (config.synthetic_classes if config.dataset == "synthetic" else 0)
     if train.labels is not None:
@@ -289,23 +312,11 @@ def _hold_out(
         fraction, whole = getattr(config, f"{part}_fraction"), parts["train"]
         if not fraction:
             continue
-        from sklearn.model_selection import train_test_split
-
-        flag = f"--{part}_fraction={fraction}"
         if part in parts:
-            raise InputError(f"{flag}: {whole.name} comes with a {part} set, {parts[part].name}: leave the flag out")
-        single = np.flatnonzero(np.bincount(whole.labels) == 1)
-        if len(single):
-            raise InputError(f"{flag}: class {names[single[0]] if names else single[0]} of {whole.name} "
-                             "has a single example, and each part needs one: remove it, or give the parts as files")
-        try:
-            stay, held = train_test_split(np.arange(len(whole)), test_size=fraction, stratify=whole.labels,
-                                          random_state=config.seed)
-        except ValueError as error:
-            raise InputError(f"{flag} does not divide the {len(whole)} examples of {whole.name} "
-                             f"({one_line(error)}): give another fraction") from None
-        stay = np.sort(stay)
-        parts[part] = whole.part(np.sort(held), f"{whole.name} ({part} part)")
+            raise InputError(f"--{part}_fraction={fraction}: {whole.name} comes with a {part} set, {parts[part].name}: "
+                             "leave the flag out")
+        stay, held = hold_out(whole.labels, part, fraction, config.seed, whole.name, names)
+        parts[part] = whole.part(held, f"{whole.name} ({part} part)")
         parts["train"] = whole.keep(stay) if isinstance(whole, _TableRows) else whole.part(stay, whole.name)
         staying = stay if isinstance(staying, slice) else staying[stay]
     return staying
@@ -320,39 +331,11 @@ def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
     """
     if config.input_scaling == "none":
         return ()
-    width = data.num_features
+    width, known = data.num_features, data.statistics
+    rows = scaling.Rows(lambda: blocks(data.train), data.weights)
     if config.input_scaling == "unit":
-        largest = max(max(float(block.max()), -float(block.min())) for block, _ in _weighed(data))
+        largest = known.largest if known else scaling.largest(rows)
         return np.zeros(width, np.float32), np.full(width, 1 / (largest or 1), np.float32)
-    if data.weights is None:
-        mean = _mean(data, lambda block: block)
-    else:  # from one of the examples on, so that a constant feature has exactly its value as the mean
-        one = data.train.take(np.flatnonzero(data.weights)[:1])[0][0].astype(np.float64)
-        mean = one + _mean(data, lambda block: block - one)
-    deviation = np.sqrt(_mean(data, lambda block: (block - mean) ** 2))
+    mean, deviation = (np.array(known.mean), np.array(known.deviation)) if known else scaling.moments(rows, width)
     scale = np.divide(1, deviation, out=np.zeros(width), where=deviation > 0)
     return mean.astype(np.float32), scale.astype(np.float32)
-
-
-def _weighed(data: Data) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The training features, some thousand rows at a time, and the rows' weights, float64 [rows, 1] (None: each 1);
-    without rows of weight 0."""
-    start = 0
-    for block in blocks(data.train):
-        if data.weights is None:
-            yield block, None
-        else:
-            each = data.weights[start : start + len(block)].astype(np.float64)
-            start += len(block)
-            if each.any():
-                yield block[each > 0], each[each > 0, None]
-
-
-def _mean(data: Data, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The mean of what a function makes of the training features, by the examples' weights: float64 [features]."""
-    total, count = np.zeros(data.num_features), 0.0
-    for block, each in _weighed(data):
-        values = function(block) if each is None else function(block) * each
-        total += values.sum(axis=0, dtype=np.float64)
-        count += len(block) if each is None else float(each.sum())
-    return total / count

@@ -15,10 +15,10 @@ import torch.utils.data
 
 from distmlp.data import given
 from distmlp.data.labels import Classes
+from distmlp.data.scaling import BLOCK
 from distmlp.errors import InputError, one_line
 
 _READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
-_BLOCK = 8192  # rows read at a time
 _NOT_FINITE = "has a value that is NaN or infinite (or beyond float32): remove or mend it"
 
 
@@ -46,6 +46,9 @@ class Examples(Protocol):
 
         An InputError says that one which is read only now cannot be trained on.
         """
+
+    def ask(self, indices: np.ndarray) -> None:
+        """These examples will be taken soon: where they lie on a disk, reading them begins. Waits for nothing."""
 
     def part(self, rows: np.ndarray, name: str) -> "Examples":
         """The examples at these positions, int64, as a set of their own."""
@@ -89,6 +92,9 @@ class ArrayDataset:
     @property
     def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
         return None if self._mapped else (self.images, self.labels)
+
+    def ask(self, indices: np.ndarray) -> None:
+        pass
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = indices if self._rows is None else self._rows[indices]
@@ -175,6 +181,9 @@ class ItemDataset:
             raise InputError(f"{where} {_NOT_FINITE}")
         return image, number
 
+    def ask(self, indices: np.ndarray) -> None:
+        pass
+
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         items = [self._item(int(i)) for i in indices.flat]
         images = np.stack([image.ravel() for image, _ in items], dtype=self.dtype).reshape(*indices.shape, -1)
@@ -236,9 +245,9 @@ def _pictures_modified(pictures: _Pictures) -> int | None:
 
 def blocks(dataset: Examples) -> Iterator[np.ndarray]:
     """The features, some thousand rows at a time: a memory-mapped set need not fit in memory."""
-    for start in range(0, len(dataset), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(dataset)))
-        yield dataset.resident[0][start : start + _BLOCK] if dataset.resident else dataset.take(rows)[0]
+    for start in range(0, len(dataset), BLOCK):
+        rows = np.arange(start, min(start + BLOCK, len(dataset)))
+        yield dataset.resident[0][start : start + BLOCK] if dataset.resident else dataset.take(rows)[0]
 
 
 def check_lengths(examples: int, labels: int, name: str) -> None:

@@ -86,21 +86,24 @@ class Classes:
                           f"{listed(self.called)}; mend the label or remove the example")
 
 
-def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | None = None) -> Classes:
+def find_classes(
+    labels: Any, name: str, known: int = 0, names: Sequence[str] | None = None, examples: int = 0
+) -> Classes:
     """The classes of a training set, whose labels are text, bytes, booleans, whole numbers, or one-hot rows.
 
     Whole numbers from 0 on are their own classes, also where one in between does not occur, and so are all where
     --num_classes is given (`known`) or the source says the names of the classes by number. Anything else is mapped by
     its sorted distinct values. Labels that cannot be classes are an InputError: fractions, NaN, soft targets, a
-    different value for each example.
+    different value for each example. `examples` says how many have these labels, where each is given once only.
     """
     values = _values(labels, name)
+    examples = examples or len(values)
     given, known = known, known or len(names or ())
     numbers = values.dtype.kind in "iu" and (np.asarray(labels).dtype.kind != "f" or np.ndim(labels) > 1)
     if values.dtype.kind in "iu" and (known or (numbers and values.min() == 0)):
         largest = int(values.max())
-        if not known and largest >= max(1000, len(values)):
-            raise InputError(f"{name}: label {largest} of {len(values)} examples looks damaged; "
+        if not known and largest >= max(1000, examples):
+            raise InputError(f"{name}: label {largest} of {examples} examples looks damaged; "
                              f"mend the labels or give --num_classes={largest + 1}")
         columns = np.shape(labels)[1:]  # of one-hot rows
         number = known or (columns[0] if columns and columns[0] > 1 else largest + 1)
@@ -108,8 +111,8 @@ def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | 
         found = Classes(number, list(names or ()) if named else None, named)
     else:
         distinct = sorted(_distinct(values)[0])
-        if len(distinct) > max(1000, len(values) // 2):
-            raise InputError(f"{name}: {len(distinct)} different labels in {len(values)} examples look like names or "
+        if len(distinct) > max(1000, examples // 2):
+            raise InputError(f"{name}: {len(distinct)} different labels in {examples} examples look like names or "
                              "measurements of the examples, not like classes: give the column of the classes")
         if given and given != len(distinct):
             raise InputError(f"{name} has {len(distinct)} classes, not --num_classes={given}: leave it out")
@@ -117,6 +120,65 @@ def find_classes(labels: Any, name: str, known: int = 0, names: Sequence[str] | 
     if found.number < 2:
         raise InputError(f"{name} has a single class: give labels of at least two, or --num_classes")
     return found
+
+
+class Seen:
+    """The distinct labels of a set, whose labels come block by block; each has a code, its place among them."""
+
+    _MOST = 1_000_000  # more are no classes, and would not fit in memory
+
+    def __init__(self, name: str) -> None:
+        """`name`: of the set, for messages."""
+        self._name, self.examples = name, 0
+        self._codes: dict[Any, int] = {}  # a cell of a text file as a tuple of one
+        self._first: list[int] = []  # the example where each was seen first
+        self._columns, self._fractions = 0, False
+
+    def add(self, labels: np.ndarray) -> np.ndarray:
+        """The codes of the next labels of any kind, int32 [rows]."""
+        self._fractions |= labels.dtype.kind == "f"
+        self._columns = max(self._columns, *labels.shape[1:], 0)
+        distinct, places = _distinct(_values(labels, f"{self._name}, from example {self.examples} on"))
+        return self._add(distinct, places)
+
+    def add_words(self, places: np.ndarray, words: Sequence[str], written: bool) -> np.ndarray:
+        """The same of text, given as places among its words; `written`: in a text file, whose words may be numbers."""
+        return self._add([(word,) for word in words] if written else words, places)
+
+    def _add(self, distinct: Sequence[Any], places: np.ndarray) -> np.ndarray:
+        new = [place for place, label in enumerate(distinct) if label not in self._codes]
+        for place in new:
+            self._codes[distinct[place]] = len(self._codes)
+            self._first.append(self.examples + int(np.argmax(places == place)))
+        if len(self._codes) > self._MOST:
+            raise InputError(f"{self._name}: more than {self._MOST:,} different labels look like names or measurements "
+                             "of the examples, not like classes: give the column of the classes")
+        self.examples += len(places)
+        return np.array([self._codes[label] for label in distinct], np.int32)[places]
+
+    def values(self) -> np.ndarray:
+        """The distinct labels, in the order of their codes."""
+        written = [label for label in self._codes if isinstance(label, tuple)]
+        read = dict(zip(written, read_texts([word for word, in written]).tolist(), strict=True)) if written else {}
+        values = np.empty(len(self._codes), object)
+        values[:] = [read.get(label, label) for label in self._codes]
+        if self._fractions:
+            values = values.astype(np.float64)
+        return values
+
+    def classes(self, known: int, names: Sequence[str] | None) -> Classes:
+        """As find_classes of all labels."""
+        if not self.examples:
+            raise InputError(f"{self._name} is empty: give at least one example")
+        columns = self._columns if self._columns > 1 else 0
+        return find_classes(self.values(), self._name, known or columns, names, self.examples)
+
+    def numbers(self, classes: Classes) -> np.ndarray:
+        """The number of the class of each code, int32; an InputError for a label that is none of the classes."""
+        values = self.values()
+        found = [classes.encode(values[code : code + 1], f"{self._name}: example {self._first[code]}")[0]
+                 for code in range(len(values))]
+        return np.array(found, np.int32)
 
 
 def read_texts(texts: Sequence[str]) -> np.ndarray:

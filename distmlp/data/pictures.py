@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,12 +26,14 @@ Picture = Callable[[Path], np.ndarray]  # makes a row of a file
 _DEPTHS = (8, 12, 16, 24, 32)  # bits of a value
 
 
-def read(path: Path) -> Image.Image:
-    """The picture in a file, 8 bits a value, gray (L) or coloured (RGB); see the module for what is done.
+def read(path: Path | IO[bytes], name: str = "") -> Image.Image:
+    """The picture in a file, 8 bits a value, gray (L) or coloured (RGB); see the module for what is done. `name` is
+    that of an open file, for messages.
 
     Raises:
       InputError: it cannot be read.
     """
+    name = name or str(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -40,11 +43,11 @@ def read(path: Path) -> Image.Image:
             ImageOps.exif_transpose(image, in_place=True)
             return _opaque(_eight_bits(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which Pillow does not read: make it "
+        raise InputError(f"{name} has more than {Image.MAX_IMAGE_PIXELS:,} pixels, which Pillow does not read: make it "
                          "smaller, or remove it") from None
     except Exception as error:  # damage surfaces as any of a dozen types
         reason = getattr(error, "strerror", None) or one_line(error).split(":")[0]
-        raise InputError(f"{path} cannot be read as a picture, it is no picture, or a broken one ({reason}): "
+        raise InputError(f"{name} cannot be read as a picture, it is no picture, or a broken one ({reason}): "
                          "remove it, or bring back an intact copy") from None
 
 
@@ -98,19 +101,18 @@ def _files(folder: Path) -> Iterator[Path]:
 def source(config: Config, path: Path, picture: Picture | None = None) -> Source:
     """The parts train, test and val of a folder, or all of it as one, to be divided; for a model as it takes a
     `picture`."""
-    roots = _roots(path)
+    parts = roots(path)
     folders: dict[str, ImageFolder] = {}
-    for part, root in roots.items():
+    for part, root in parts.items():
         folders[part] = ImageFolder(root, config, folders.get("train"), picture)
-    parts = {
-        part: Part(folder.decoded() if folder.fits else folder, np.array(folder.targets, object), str(roots[part]),
+    return Source({
+        part: Part(folder.decoded() if folder.fits else folder, np.array(folder.targets, object), str(folder.root),
                    folder.paths)
         for part, folder in folders.items()
-    }
-    return Source(parts, pictures=True)
+    }, pictures=True)
 
 
-def _roots(path: Path) -> dict[str, Path]:
+def roots(path: Path) -> dict[str, Path]:
     """The folders of class folders, by part; an InputError where a part's name can be a class."""
     inner = visible(path)
     parts = by_part(inner)
@@ -125,6 +127,32 @@ def _roots(path: Path) -> dict[str, Path]:
     return parts
 
 
+class Sizing:
+    """Brings pictures to one kind and size. The first one decides, where --image_mode and --image_size do not."""
+
+    def __init__(self, config: Config, like: "Sizing | None" = None) -> None:
+        """`like`: of the training set, whose pictures' kind and shape these have to have."""
+        self._size, self._auto = config.image_size, config.image_mode == "auto"
+        self._gray: bool = like._gray if like else config.image_mode == "gray"
+        self.shape: tuple[int, ...] = like.shape if like else ()
+
+    def begin(self, first: Image.Image) -> None:
+        """Looks at the first picture, where no training set has decided."""
+        if not self.shape:
+            self._gray = first.mode == "L" if self._auto else self._gray
+            self.shape = as_training(first, self._gray, self._size).shape
+
+    def array(self, image: Image.Image, name: str) -> np.ndarray:
+        """A picture, of this name, uint8 [height, width] or [height, width, 3]."""
+        if self._auto and self._gray and image.mode != "L":
+            raise InputError(f"{name} is in colour, but the first picture is gray: give --image_mode=gray or rgb")
+        pixels = as_training(image, self._gray, self._size)
+        if pixels.shape != self.shape:
+            raise InputError(f"{name} has {image.height} x {image.width} pixels, but the first picture "
+                             f"{self.shape[0]} x {self.shape[1]}: give --image_size, to which all are brought")
+        return pixels
+
+
 class ImageFolder:
     """The pictures below a folder, uint8 [height, width] or [height, width, 3], and the names of their classes.
 
@@ -135,7 +163,7 @@ class ImageFolder:
     def __init__(
         self, root: Path, config: Config, like: "ImageFolder | None" = None, picture: Picture | None = None
     ) -> None:
-        self._picture = picture
+        self.root, self._picture = root, picture
         self.paths: list[Path] = []
         self.targets: list[str] = []
         for folder in visible(root):
@@ -147,14 +175,10 @@ class ImageFolder:
             self.targets += [os.fsencode(folder.name).decode(errors="surrogateescape")] * len(found)  # in any locale
         if not self.paths:
             raise InputError(f"{root} is no folder of class folders with pictures: it holds no folders")
-        self._size, self._auto = config.image_size, config.image_mode == "auto"
-        self._gray = config.image_mode == "gray"
-        self.shape: tuple[int, ...] = ()
-        if like is not None:
-            self._gray, self.shape = like._gray, like.shape
-        elif self._auto and picture is None:
-            self._gray = read(self.paths[0]).mode == "L"
-        self.shape = self.shape or self[0][0].shape
+        self._sizing: Sizing = Sizing(config, like._sizing if like else None)
+        if picture is None:
+            self._sizing.begin(read(self.paths[0]))
+        self.shape: tuple[int, ...] = like.shape if like else self[0][0].shape if picture else self._sizing.shape
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -163,14 +187,7 @@ class ImageFolder:
         path = self.paths[index]
         if self._picture is not None:
             return self._picture(path), self.targets[index]
-        image = read(path)
-        if self._auto and self._gray and image.mode != "L":
-            raise InputError(f"{path} is in colour, but the first picture is gray: give --image_mode=gray or rgb")
-        pixels = as_training(image, self._gray, self._size)
-        if self.shape and pixels.shape != self.shape:
-            raise InputError(f"{path} has {image.height} x {image.width} pixels, but the first picture "
-                             f"{self.shape[0]} x {self.shape[1]}: give --image_size, to which all are brought")
-        return pixels, self.targets[index]
+        return self._sizing.array(read(path), str(path)), self.targets[index]
 
     @property
     def fits(self) -> bool:

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distmlp import machine
 from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
-from distmlp.data import arrays, columnar, refused, tables
-from distmlp.data.arrays import Source
+from distmlp.data import arrays, columnar, packed, refused, tables
+from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
+from distmlp.data.packed import Pack
 from distmlp.errors import InputError
 
 
@@ -25,7 +27,10 @@ def source(
                          "give them to train(config, train_set, test_set) again")
     if not path.exists():
         raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, an .npz, .csv or "
-                         ".parquet file, a folder of .npy files, or one of class folders with pictures")
+                         ".parquet file, a folder of .npy files, of class folders with pictures, or that distmlp pack "
+                         "has made")
+    if path.is_dir() and packed.is_pack(path):
+        return _packed(config, known, columns, Pack(path))
     if files := _tables(path):
         return tables.source_for_model(config, files, columns) if known else tables.source(config, files)
     if path.is_dir() and not any(path.glob("*.npy")) and arrays.visible(path):
@@ -33,6 +38,21 @@ def source(
 
         return pictures.source(config, path, picture)
     return arrays.source(path)
+
+
+def _packed(config: Config, known: bool, columns: Columns | None, pack: Pack) -> Source:
+    """What `pack` has made; the processes of a host share the memory of what is held there."""
+    if known:
+        pack.check_columns(columns)
+    else:
+        pack.check_settings(config)
+    room = machine.memory() // 4
+    parts = {}
+    for part in pack.parts:
+        examples = pack.examples(part, room, config.verify_data)
+        weights = pack.weights(config.verify_data) if part == "train" and not known else None
+        parts[part] = Part(examples, None, examples.name, weights=weights)
+    return Source(parts, columns=pack.columns, pictures=pack.info["pictures"], pack=pack)
 
 
 def _tables(path: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from distmlp.errors import InputError, listed
 
 _FRAMES = {  # suffixes of tables, and pandas' function that reads them
     ".xlsx": "read_excel({})", ".xls": "read_excel({})", ".xlsm": "read_excel({})", ".ods": "read_excel({})",
-    ".feather": "read_feather({})", ".arrow": "read_feather({})", ".orc": "read_orc({})", ".json": "read_json({})",
+    ".orc": "read_orc({})", ".json": "read_json({})",
     ".jsonl": "read_json({}, lines=True)", ".ndjson": "read_json({}, lines=True)", ".dta": "read_stata({})",
     ".sav": "read_spss({})", ".sas7bdat": "read_sas({})",
 }  # fmt: skip

@@ -10,7 +10,7 @@ from distmlp.config import Config
 from distmlp.data import columnar, typed
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columnar import Raw
-from distmlp.data.columns import Choice, Columns, chosen, is_header, matched
+from distmlp.data.columns import Choice, Columns, Unseen, chosen, is_header, matched
 from distmlp.data.typed import Rules, Table
 from distmlp.errors import InputError
 
@@ -64,13 +64,17 @@ def later(
     """Another table, whose columns are those that training knew, where it knew any."""
     choice = matched(raw, columns, config, labelled, width)
     names = choice.features if columns is None else columns.names
-    table, labels, _ = typed.read(raw, choice.features, choice.label, None, choice.empty, _rules(columns, choice))
+    table, labels, _ = typed.read(raw, choice.features, choice.label, None, choice.empty, rules_of(columns, choice))
+    return Part(by_training(table, choice, names), labels, raw.name), choice.remarks
+
+
+def by_training(table: Table, choice: Choice, names: Sequence[str]) -> Table:
+    """A table whose columns have the names that they had in training."""
     here = dict(zip(choice.features, names, strict=True))
-    table = table._replace(names=list(names), texts={here[name]: words for name, words in table.texts.items()})
-    return Part(table, labels, raw.name), choice.remarks
+    return table._replace(names=list(names), texts={here[name]: words for name, words in table.texts.items()})
 
 
-def _rules(columns: Columns | None, choice: Choice) -> Rules:
+def rules_of(columns: Columns | None, choice: Choice) -> Rules:
     """What training allowed, by the names that the columns have in this table."""
     if columns is None:
         return Rules(frozenset(), False, False)
@@ -89,5 +93,6 @@ def features(
 def encoded(table: Table, columns: Columns | None, remarks: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     if columns is None:
         return table.numbers, list(remarks)
-    found, more = columns.encode(table)
-    return found, [*remarks, *more]
+    unseen = Unseen()
+    found = columns.encode(table, unseen)
+    return found, [*remarks, *unseen.remarks(table.name)]

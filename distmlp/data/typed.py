@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,11 @@ class Table(NamedTuple):
     numbers: np.ndarray  # float32 or uint8 [rows, columns that are no text], in the order of the names; absent: NaN
     texts: dict[str, Words]
 
+    def part(self, start: int, stop: int) -> "Table":
+        """The rows from `start` to before `stop`, in the memory of this table."""
+        texts = {name: Words(codes[start:stop], words) for name, (codes, words) in self.texts.items()}
+        return self._replace(numbers=self.numbers[start:stop], texts=texts)
+
     def take(self, rows: np.ndarray) -> "Table":
         texts = {name: Words(codes[rows], words) for name, (codes, words) in self.texts.items()}
         return self._replace(numbers=self.numbers[rows], texts=texts)
@@ -45,6 +50,22 @@ class Table(NamedTuple):
             self.numbers[start : start + len(block)] = self.numbers[block]
         self.numbers.resize((len(rows), self.numbers.shape[1]), refcheck=False)
         return self._replace(texts={name: Words(codes[rows], words) for name, (codes, words) in self.texts.items()})
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of several tables of the same columns, one after the other."""
+    if len(tables) == 1:
+        return tables[0]
+    texts = {}
+    for name in tables[0].texts:
+        known: dict[str, int] = {}
+        codes = []
+        for table in tables:
+            local, words = table.texts[name]
+            place = np.array([*(known.setdefault(word, len(known)) for word in words), -1], np.int32)
+            codes.append(place[local])
+        texts[name] = Words(np.concatenate(codes), [*known])
+    return tables[0]._replace(numbers=np.concatenate([table.numbers for table in tables]), texts=texts)
 
 
 class Rules(NamedTuple):
@@ -80,6 +101,56 @@ def read(
         texts |= reading.found
 
 
+class Block(NamedTuple):
+    """Some thousand rows of a table."""
+
+    table: Table
+    labels: "np.ndarray | Words | None"  # Words where the labels are text
+    weights: np.ndarray | None
+    carried: list[Any]  # other columns, as Arrow's arrays
+
+
+class TextFound(Exception):
+    """Columns that were taken for numbers hold text, as `names` says; the table must be read again."""
+
+    def __init__(self, names: set[str]) -> None:
+        super().__init__(*sorted(names))
+        self.names = names
+
+
+def stream(
+    raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str], rules: Rules, *,
+    texts: frozenset[str] = frozenset(), carried: Sequence[str] = (), start: int = 0,
+) -> Iterator[Block]:
+    """As `read`, but block by block, so that the table need not fit in memory.
+
+    Args:
+      texts: where rules.texts is None, the columns that are known to be text.
+      carried: columns that come along as they are.
+      start: how many rows to leave out.
+
+    Raises:
+      InputError: as `read`.
+      TextFound: a column is text that is not among `texts`, and may be.
+    """
+    reading = _Reading(raw, features, label, weight, empty, rules, {*(rules.texts or texts)})
+    wanted = [*features, *filter(None, (label, weight)), *empty]
+    once = [*dict.fromkeys([*wanted, *carried])]
+    for read in raw.read(once):
+        skipped = min(start, len(read[0]))
+        if skipped:
+            start -= skipped
+            reading.skip(skipped)
+            read = [column.slice(skipped) for column in read]
+            if not len(read[0]):
+                continue
+        by_name = dict(zip(once, read, strict=True))
+        reading.add([by_name[name] for name in wanted])
+        if reading.found:
+            raise TextFound(reading.found)
+        yield Block(*reading.taken(), [by_name[name] for name in carried])
+
+
 class _Reading:
     """One pass over a table."""
 
@@ -96,12 +167,14 @@ class _Reading:
         self._labels: _Labels | None = _Labels(raw.name, label, raw.text) if label else None
         self._weight, self._weights = weight, [np.zeros(0)]
         self._truths: set[str] = set()  # columns in which True or False were seen as text
+        self._written: set[str] = set()  # columns of numbers that came as text
+        self._counts: set[str] = set()  # of these, those in which others than 0 and 1 were among the rows taken
         self.found: set[str] = set()  # columns that were taken for numbers until one of their cells was none
         self.first = True  # whether one block has been read at most
 
     def add(self, block: Sequence[Any]) -> None:
         self.first = self._rows == 0
-        begin, rows = self._rows, len(block[0]) if block else 0
+        begin, rows = len(self._numbers), len(block[0]) if block else 0
         # The system moves pages instead of copying them, so that no second array of this size is ever needed.
         self._numbers.resize((begin + rows, len(self._places)), refcheck=False)
         for name, values in zip(self._features, block, strict=False):
@@ -111,7 +184,7 @@ class _Reading:
                 self._add_numbers(name, values, begin)
         rest = block[len(self._features) :]
         if self._labels is not None:
-            self._labels.add(rest[0], begin)
+            self._labels.add(rest[0], self._rows)
             rest = rest[1:]
         if self._weight:
             self._add_weights(self._weight, rest[0])
@@ -122,11 +195,13 @@ class _Reading:
 
     def _add_numbers(self, name: str, values: Any, begin: int) -> None:
         numbers, truths = _numbers(values)
+        if _is_text(values.type):
+            self._written.add(name)
         column = self._numbers[:, self._places[name]]
         if numbers is not None and (truths or name in self._truths):
             self._truths.add(name)
-            if not _binary(column[:begin] if truths else numbers):  # True beside numbers
-                numbers = None
+            if (truths and name in self._counts) or not _binary(column[:begin] if truths else numbers):
+                numbers = None  # True beside numbers
         if numbers is None:
             if self._rules.one_hot and self._rules.texts is None and _is_text(values.type):
                 self.found.add(name)
@@ -186,11 +261,30 @@ class _Reading:
         return InputError(f"{where}: give --ignore_columns={name}, --text_columns=one_hot, or numbers instead")
 
     def result(self) -> tuple[Table, np.ndarray | None, np.ndarray | None]:
+        return self._table(), self._labels.result() if self._labels else None, self._weighed()
+
+    def _table(self) -> Table:
         texts = {name: Words(np.concatenate([np.zeros(0, np.int32), *codes]), [*words])
                  for name, (codes, words) in self._texts.items()}
-        table = Table(self._raw.name, list(self._features), self._numbers, texts)
-        weights = np.concatenate(self._weights) if self._weight else None
-        return table, self._labels.result() if self._labels else None, weights
+        return Table(self._raw.name, list(self._features), self._numbers, texts)
+
+    def _weighed(self) -> np.ndarray | None:
+        return np.concatenate(self._weights) if self._weight else None
+
+    def skip(self, rows: int) -> None:
+        """Counts rows that are left out."""
+        self._rows += rows
+
+    def taken(self) -> tuple[Table, "np.ndarray | Words | None", np.ndarray | None]:
+        """The rows since the last call, which are no longer kept."""
+        table, weights = self._table(), self._weighed()
+        for name in self._written - self._counts:
+            if not _binary(table.numbers[:, self._places[name]]):
+                self._counts.add(name)
+        self._numbers = np.empty((0, len(self._places)), self._raw.dtype)
+        self._texts = {name: ([], {}) for name in self._texts}
+        self._weights = [np.zeros(0)]
+        return table, self._labels.taken() if self._labels else None, weights
 
 
 class _Labels:
@@ -226,6 +320,13 @@ class _Labels:
             return array
         words = [*self._words]
         return (read_texts(words) if self._text else np.array(words, object))[array]
+
+    def taken(self) -> "np.ndarray | Words":
+        """The labels since the last call, which are no longer kept."""
+        arrays, words = self._arrays, [*self._words]
+        self._arrays, self._words = [], {}
+        array = np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+        return Words(array, words) if words else array
 
 
 def _is_text(kind: Any) -> bool:

@@ -298,6 +298,8 @@ def choose_placement(config: Config, examples: Examples, memory: int) -> tuple[s
     Raises:
       InputError: --data_placement=device for data that are read from files as they are needed.
     """
+    if config.data_placement == "host":
+        return "host", "asked for"
     if examples.resident is None:
         if config.data_placement == "device":
             raise InputError(f"--data_placement=device needs data in memory, and {examples.name} is read from its "

@@ -159,7 +159,8 @@ def evaluate(
             watch(images, labels, log_probs)
 
     with backend.prepared(config):
-        layout = Layout((jax.devices()[0],), "single", 1)
+        devices = tuple(jax.local_devices())
+        layout = Layout(devices, "shard_map" if len(devices) > 1 else "single", len(devices))
         state = layout.put(State(params, (), jnp.int32(step), scaling), STATE)
         evaluator = Evaluator(config, layout)
         try:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -15,6 +16,33 @@ _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 def remarks(output: Path) -> TextIO:
     """Where to say what was written: the standard output, unless --output names that."""
     return sys.stderr if str(output) in _STANDARD_OUTPUT else sys.stdout
+
+
+@contextlib.contextmanager
+def whole(output: Path) -> Iterator[Path]:
+    """The file to write within this context; it becomes what --output names at the end, unless an exception comes.
+
+    A link stays a link, and permissions are kept, as by `write`.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    target = Path(os.path.realpath(output))
+    new = target.with_name(f".distmlp-{os.getpid()}-{target.name}.tmp")
+    try:
+        mode = _mode(output)
+        if mode and not stat.S_ISREG(mode):
+            raise InputError(f"--output={output} is no file: give another name")
+        yield new
+        if mode:
+            new.chmod(stat.S_IMODE(mode))
+        new.replace(target)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's text is long
+        raise InputError(f"--output={output} cannot be written ({reason}): give another file, or make room") from None
+    finally:
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 def write(output: Path, content: bytes, beside: dict[str, bytes] | None = None) -> None:

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not ne
     from distmlp.results.evaluation import ClassificationReport, Watch
 
 _ROWS = 512  # at most so many rows at a time
+_AHEAD = 2  # blocks of rows in flight
 _CHOICES = 10  # of a checkpoint: a training run may delete the one that was chosen before it is read
 
 
@@ -100,6 +103,27 @@ class Model:
             network = jax.device_put((self.params, self.scaling))
             parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+
+    def probabilities(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Those of blocks of rows, which `check` has returned: float32 [rows, classes] each, in their order, on all
+        devices of this machine. While one is worked on, the next are asked for.
+        """
+        pending: deque[list[tuple[jax.Array, int]]] = deque()
+
+        def result() -> np.ndarray:
+            return np.concatenate([np.asarray(block)[:rows] for block, rows in pending.popleft()])
+
+        with backend.prepared(self.config):
+            program = kept(_program, self.config.compute_dtype, False)
+            networks = [(jax.device_put((self.params, self.scaling), device), device) for device in jax.local_devices()]
+            turns = itertools.cycle(networks)
+            for x in blocks:
+                pending.append([(program(*network, jax.device_put(block, device)), rows)
+                                for (block, rows), (network, device) in zip(_blocks(x), turns, strict=False)])
+                if len(pending) > _AHEAD:
+                    yield result()
+            while pending:
+                yield result()
 
     def evaluate(self, x: Any, y: Any) -> "ClassificationReport":
         """Exact loss, accuracy and confusions on rows `x` [N, ...] with labels `y` [N] of the training set's kind.

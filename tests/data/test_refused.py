@@ -23,7 +23,7 @@ def frame() -> Any:
 FILES = {  # by name: what writes one, and what is to be said of it
     "book.xlsx": (lambda path: path.write_bytes(b"PK\x03\x04"),
                   r'pandas\.read_excel\("book\.xlsx"\)\.to_csv\("book\.csv", index=False\)$'),
-    "t.FEATHER": (lambda path: frame().to_feather(path), r'pandas\.read_feather\("t\.FEATHER"\)\.to_csv\("t\.csv"'),
+    "t.ORC": (lambda path: frame().to_orc(path), r'pandas\.read_orc\("t\.ORC"\)\.to_csv\("t\.csv"'),
     "rows.jsonl": (lambda path: frame().to_json(path, orient="records", lines=True),
                    r'pandas\.read_json\("rows\.jsonl", lines=True\)\.to_csv\("rows\.csv", index=False\)$'),
     "a.h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), r'by h5py\.File, .* numpy\.savez\("a\.npz", x_train'),

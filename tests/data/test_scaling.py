@@ -33,7 +33,7 @@ def test_unit_divides_by_the_largest_absolute_value() -> None:
 def test_standard_gives_mean_0_and_deviation_1_and_leaves_constants_at_0(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examples, "_BLOCK", block)
+    monkeypatch.setattr(examples, "BLOCK", block)
     x: Any = make_arrays()["x_train"].astype(np.float32)
     x[:, 3] = 17
     x[:, 5] = 1e6 + np.arange(len(x)) % 2  # a large mean and a small deviation

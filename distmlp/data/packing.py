@@ -1,0 +1,470 @@
+"""pack: rows of any sources become a packed data set (packed.py), in memory that does not grow with them.
+
+First the labels are read: they say which classes there are, how many rows, and which of them are held out. Then, where
+words or means are to be learned, the features of the training part; and then all features, which are written as they
+are read. All of it is done in FOLDER.unfinished, which becomes FOLDER at the end. What is done is noted there, so that
+the same command goes on after whatever stopped it.
+"""
+
+import contextlib
+import fcntl
+import io
+import json
+import mmap
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from distmlp.config import Config, digest_json
+from distmlp.data import scaling, split, streams, weights
+from distmlp.data.columns import Columns
+from distmlp.data.labels import Classes, Seen
+from distmlp.data.packed import BLOCK_BYTES, FORMAT, HEADER, MANIFEST, PARTS, SETTINGS, UNFINISHED, Pack, block_rows
+from distmlp.data.scaling import BLOCK
+from distmlp.data.streams import Stream, Tables
+from distmlp.data.typed import Words
+from distmlp.errors import InputError, WriteError
+
+_NOTED_SECONDS = 10.0  # between notes of how far the writing has come
+_SPARE = 16 << 20  # bytes that are to stay free on the disk
+
+
+def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = None) -> Path:
+    """Makes a data set for --dataset=FOLDER of batches of any number, in memory that does not grow with it.
+
+    Args:
+      batches: tuples (x, y) or (x, y, weights) of arrays or tensors: features [N, ...], labels [N] and what each row
+        counts in the loss [N]; or frames, which have a column of labels. A list, or what can be gone through again and
+        again, is gone through several times; what cannot, as a generator, is kept on the disk meanwhile, beside the
+        folder.
+      folder: is made, and must not be there.
+      config: its settings of data, as test_fraction, are applied; see `python -m launch.pack --help`.
+
+    Raises:
+      InputError: the batches cannot be trained on, the folder is there, or there is no room for it.
+      WriteError: it could not be written.
+    """
+    config, output = config or Config(), Path(os.path.expanduser(folder)).absolute()
+    config.validate()
+    with _begun(output, None) as work:
+        try:
+            with streams.given(batches, config, work) as stream:
+                _Packing(config, {"train": stream}, output, work, "", None).run()
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+    return output
+
+
+def pack_sources(
+    sources: Sequence[Path], output: Path, config: Config, partitions: bool = False
+) -> tuple[Pack, list[str]]:
+    """The same of files and folders; goes on where an earlier call with the same sources and settings was stopped.
+    Returns the pack, and what the user should know.
+    """
+    from distmlp.data import sources as places
+
+    found = places.found(sources, config, partitions)
+    if found.keys() == {"test"} or "train" not in found:
+        raise InputError(f"{sources[0]} holds no training set, but {', '.join(found)}: name the parts train, test and "
+                         "val, or none of them")
+    listed = [_file(path) for stream in found.values() for path in stream.files]
+    settings = {name: getattr(config, name) for name in (*SETTINGS, "seed", "num_classes")}
+    key = digest_json([FORMAT, str(output), listed, settings, partitions])
+    with _begun(output, key) as work:
+        return _Packing(config, found, output, work, key, listed).run()
+
+
+def _file(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"path": str(path.absolute()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+
+
+@contextlib.contextmanager
+def _begun(output: Path, key: str | None) -> Iterator[Path]:
+    """The folder to work in, which no other process works in: empty unless it holds the beginning of what has this
+    key."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output={output} is there already: give another, or remove it")
+    work = output.with_name(f"{output.name}.unfinished")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"--output={output} cannot be made ({error.strerror}): give another folder") from None
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{work} is being written by another process: wait for it, or give another "
+                                 "--output") from None
+        if not (key and _key(work) == key):
+            if any(work.iterdir()) and not any((work / name).exists() for name in (UNFINISHED, MANIFEST)):
+                raise InputError(f"{work} is there, and was not made by pack: remove it")
+            for path in work.iterdir():
+                path.unlink()
+            _write_json(work / UNFINISHED, {"key": key})
+        yield work
+    except OSError as error:
+        raise WriteError(work, error.strerror or str(error)) from None
+    finally:
+        os.close(descriptor)
+
+
+def _key(work: Path) -> Any:
+    """Of what was begun in a folder; None if nothing was."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return json.loads((work / UNFINISHED).read_text(encoding="utf-8"))["key"]
+    return None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def _opened(path: Path, mode: str) -> Any:
+    return open(path, mode, buffering=0)
+
+
+class _Writer:
+    """Rows that are appended to an .npy file, and a CRC-32 of each block. Until it is closed, the file is none."""
+
+    def __init__(self, path: Path, width: int, dtype: "np.dtype[Any]", rows: int = 0) -> None:
+        """`rows`: so many are in the file already."""
+        self.rows, self._dtype, self._width = rows, dtype, width
+        row_bytes = width * dtype.itemsize
+        self.block = block_rows(row_bytes)
+        self._buffer = np.empty((self.block, width), dtype)
+        mode = "r+b" if rows else "w+b"
+        self._file, self._sums = _opened(path, mode), _opened(path.with_suffix(".crc"), mode)
+        self._filled = rows % self.block
+        self._at = HEADER + (rows - self._filled) * row_bytes  # where the block that is being filled begins
+        if self._filled:
+            begun = os.pread(self._file.fileno(), self._filled * row_bytes, self._at)
+            self._buffer[: self._filled] = np.frombuffer(begun, dtype).reshape(self._filled, width)
+        self._sums.truncate(4 * (rows // self.block))
+        self._sums.seek(0, os.SEEK_END)
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+        self._sums.close()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Rows [n, width]."""
+        start = 0
+        while start < len(rows):
+            stop = min(len(rows), start + self.block - self._filled)
+            self._buffer[self._filled : self._filled + stop - start] = rows[start:stop]
+            self._filled += stop - start
+            start = stop
+            if self._filled == self.block:
+                self._flush()
+        self.rows += len(rows)
+
+    def _flush(self) -> None:
+        """Ends the block."""
+        data = self._buffer[: self._filled]
+        self._at += self._write(data, self._at)
+        self._sums.write(zlib.crc32(data.data).to_bytes(4, "big"))
+        self._filled = 0
+
+    def _write(self, data: np.ndarray, at: int) -> int:
+        content, written = memoryview(data.reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type] # a buffer
+        while written < len(content):
+            written += os.pwrite(self._file.fileno(), content[written:], at + written)
+        return written
+
+    def settle(self) -> int:
+        """Brings all rows to the disk; how many they are."""
+        self._write(self._buffer[: self._filled], self._at)
+        os.fsync(self._file.fileno())
+        os.fsync(self._sums.fileno())
+        return self.rows
+
+    def end(self) -> dict[str, Any]:
+        """Ends the file; what pack.json says of it."""
+        if self._filled:
+            self._flush()
+        header = io.BytesIO()
+        form = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
+                "shape": (self.rows, self._width)}  # fmt: skip
+        np.lib.format.write_array_header_1_0(header, form)
+        if len(header.getvalue()) != HEADER:
+            raise AssertionError("NumPy writes another header")
+        os.pwrite(self._file.fileno(), header.getvalue(), 0)
+        os.fsync(self._file.fileno())
+        self._sums.seek(0)
+        sums = self._sums.read()
+        return {"rows": self.rows, "width": self._width, "dtype": str(self._dtype), "block_rows": self.block,
+                "crc32": sums.hex()}  # fmt: skip
+
+
+class _Packing:
+    """One data set on its way."""
+
+    def __init__(
+        self, config: Config, parts: dict[str, Stream], output: Path, work: Path, key: str,
+        files: list[dict[str, Any]] | None,
+    ) -> None:
+        """`work`: the folder that becomes `output`; `key`: of what is done there; `files`: the sources."""
+        self._config, self._parts, self._output, self._work = config, parts, output, work
+        self._key, self._files = key, files
+        self._fractions = {part: getattr(config, f"{part}_fraction") for part in ("test", "validation")}
+        for part, fraction in self._fractions.items():
+            if fraction and part in parts:
+                raise InputError(f"--{part}_fraction={fraction}: {parts['train'].name} comes with a {part} set, "
+                                 f"{parts[part].name}: leave the flag out")
+
+    def run(self) -> tuple[Pack, list[str]]:
+        note = json.loads((self._work / UNFINISHED).read_text(encoding="utf-8"))
+        if "plan" in note:
+            self._restore(note["plan"])
+        else:
+            note = {"key": self._key, "plan": self._planned(), "written": {}}
+        info = self._written(note)
+        _write_json(self._work / MANIFEST, {"sha256": digest_json(info), "pack": info})
+        kept = {MANIFEST, *(f"{letter}_{part}.npy" for part, letters in info["parts"].items() for letter in letters)}
+        for path in sorted(self._work.iterdir(), key=lambda path: path.name == UNFINISHED):  # which goes last
+            if path.name not in kept:
+                path.unlink()
+        self._work.replace(self._output)
+        _sync_folder(self._output.parent)
+        return Pack(self._output), self._remarks()
+
+    def _remarks(self) -> list[str]:
+        found = [text for stream in self._parts.values() for text in stream.remarks]
+        found += [text for stream in self._parts.values() if isinstance(stream, Tables)
+                  for text in stream.unseen.remarks(stream.name)]
+        if "test" not in self._counts:
+            found.append("there is no test set, which training needs: pack with --test_fraction, or give a part named "
+                         "test")
+        return found
+
+    def _planned(self) -> dict[str, Any]:
+        """What is to be written, once the labels and, where something is to be learned, the features were read."""
+        seen: dict[str, Seen] = {}
+        self._weights.unlink(missing_ok=True)
+        for part, stream in self._parts.items():
+            seen[part] = self._read_labels(part, stream)
+        train = self._parts["train"]
+        classes = seen["train"].classes(self._config.num_classes, train.classes)
+        for part in self._parts:
+            numbers = seen[part].numbers(classes)
+            codes = np.load(self._codes(part), mmap_mode="r+")
+            for span in _spans(codes):
+                codes[span] = numbers[codes[span]]
+            codes.flush()
+        self._mark(train, classes)
+        with _bar("learning", seen["train"].examples) as bar:
+            if isinstance(train, Tables):
+                marks = self._marks()
+                train.learn(marks, bar.update)
+        columns = train.columns if isinstance(train, Tables) else None
+        for stream in self._parts.values():
+            if stream is not train and isinstance(stream, Tables) and columns:
+                stream.restore(columns, stream.counts)
+        first = next(train.features())
+        marks = self._marks()
+        held = np.zeros(len(PARTS), np.int64) if marks is None else sum(
+            (np.bincount(marks[span], minlength=len(PARTS)) for span in _spans(marks)), np.zeros(len(PARTS), int))
+        rows = {part: seen[part].examples for part in self._parts}
+        if marks is not None:
+            rows |= {part: int(count) for part, count in zip(PARTS, held, strict=True) if count}
+        plan = {
+            "rows": rows, "shape": list(first.shape[1:]), "dtype": str(first.dtype), "classes": classes.names,
+            "num_classes": classes.number, "numbered": classes.numbered,
+            "table": columns.as_json() if columns else None, "pictures": train.pictures,
+            "counts": {part: stream.counts for part, stream in self._parts.items() if isinstance(stream, Tables)},
+        }  # fmt: skip
+        self._counts = rows
+        self._check_room(plan)
+        self._write_labels(rows, marks)
+        _write_json(self._work / UNFINISHED, {"key": self._key, "plan": plan, "written": {}})
+        return plan
+
+    def _restore(self, plan: dict[str, Any]) -> None:
+        self._counts = plan["rows"]
+        for part, stream in self._parts.items():
+            if isinstance(stream, Tables):
+                columns = Columns.of_checkpoint({"table": plan["table"]})
+                assert columns is not None
+                stream.restore(columns, plan["counts"][part])
+
+    @property
+    def _weights(self) -> Path:
+        """The file of the training examples' weights, float64; empty if they have none."""
+        return self._work / "weights"
+
+    def _codes(self, part: str) -> Path:
+        return self._work / f"labels_{part}.codes"
+
+    def _read_labels(self, part: str, stream: Stream) -> Seen:
+        seen, path = Seen(stream.name), self._codes(part)
+        with path.open("wb") as file, self._weights.open("ab") as weighed, _bar(f"reading labels ({part})") as bar:
+            file.write(bytes(HEADER))
+            for labels, given, written in stream.labels():
+                if given is not None and part == "train":
+                    name = f"{stream.name}, from example {seen.examples} on"
+                    weighed.write(weights.checked(given, len(given), name).data)
+                if isinstance(labels, Words):
+                    codes = seen.add_words(labels.codes, labels.words, written)
+                else:
+                    codes = seen.add(labels)
+                file.write(codes.data)
+                bar.update(len(codes))
+            if not seen.examples:
+                raise InputError(f"{stream.name} is empty: give at least one example")
+            file.seek(0)
+            np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False,
+                                                        "shape": (seen.examples,)})
+        return seen
+
+    def _mark(self, train: Stream, classes: Classes) -> None:
+        """Notes which rows are held out: 0 for the training part, 1 for test and 2 for validation."""
+        if not any(self._fractions.values()):
+            return
+        labels = np.load(self._codes("train"), mmap_mode="r")
+        marks = np.lib.format.open_memmap(self._work / "marks.npy", "w+", np.uint8, labels.shape)
+        for part, fraction in self._fractions.items():
+            if fraction:
+                split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.seed, train.name,
+                           classes.names)  # fmt: skip
+        marks.flush()
+
+    def _marks(self) -> np.ndarray | None:
+        path = self._work / "marks.npy"
+        return np.load(path, mmap_mode="r") if path.exists() else None
+
+    def _check_room(self, plan: dict[str, Any]) -> None:
+        row_bytes = int(np.prod(plan["shape"])) * np.dtype(plan["dtype"]).itemsize + 4
+        needed, free = sum(plan["rows"].values()) * row_bytes + _SPARE, shutil.disk_usage(self._work).free
+        if needed > free:
+            raise InputError(f"--output={self._output} needs {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are "
+                             "free: make room, or give a folder on another disk")
+
+    def _write_labels(self, rows: dict[str, int], marks: np.ndarray | None) -> None:
+        for part in rows:
+            source = part if part in self._parts else "train"
+            codes, path = np.load(self._codes(source), mmap_mode="r"), self._path("y", part)
+            with _Writer(path, 1, _INT32) as writer:
+                for span in _spans(codes):
+                    block = codes[span]
+                    if marks is not None and source == "train":
+                        block = block[marks[span] == PARTS.index(part)]
+                    writer.add(block[:, None])
+                _write_json(path.with_suffix(".json"), writer.end())
+        if self._weights.stat().st_size:
+            given = np.memmap(self._weights, np.float64, "r")
+            with _Writer(self._path("w", "train"), 1, np.dtype(np.float64)) as writer:
+                for span in _spans(given):
+                    block = given[span]
+                    writer.add((block if marks is None else block[marks[span] == 0])[:, None])
+                _write_json(self._path("w", "train").with_suffix(".json"), writer.end())
+
+    def _path(self, letter: str, part: str) -> Path:
+        return self._work / f"{letter}_{part}.npy"
+
+    def _written(self, note: dict[str, Any]) -> dict[str, Any]:
+        """Writes the features, from where the note says on; what pack.json is to say."""
+        plan, done = note["plan"], note["written"]
+        width, dtype = int(np.prod(plan["shape"])), np.dtype(plan["dtype"])
+        marks = self._marks()
+        files: dict[str, dict[str, Any]] = {}
+        with _bar("packing", sum(plan["rows"].values())) as bar:
+            for part, stream in self._parts.items():
+                split_up = marks if part == "train" else None
+                into = [each for each in plan["rows"] if each == part or (part == "train" and each not in self._parts)]
+                before = done.get(part, {"read": 0, "rows": dict.fromkeys(into, 0)})
+                row, noted = before["read"], time.monotonic()
+                bar.update(row)
+                with contextlib.ExitStack() as stack:
+                    writers = {each: stack.enter_context(_Writer(self._path("x", each), width, dtype,
+                                                                 before["rows"][each])) for each in into}  # fmt: skip
+                    for block in streams.ahead(stream.features(row)):
+                        block = block.reshape(len(block), -1)
+                        chosen = None if split_up is None else split_up[row : row + len(block)]
+                        for each, writer in writers.items():
+                            writer.add(block if chosen is None else block[chosen == PARTS.index(each)])
+                        row += len(block)
+                        bar.update(len(block))
+                        if self._key and time.monotonic() - noted > _NOTED_SECONDS:
+                            noted = time.monotonic()
+                            rows = {each: writer.settle() for each, writer in writers.items()}
+                            done[part] = {"read": row, "rows": rows}
+                            _write_json(self._work / UNFINISHED, note)
+                    for each, writer in writers.items():
+                        if writer.rows != plan["rows"][each]:
+                            raise InputError(f"{stream.name} has changed while it was read: {writer.rows:,} rows of "
+                                             f"{each} instead of {plan['rows'][each]:,}; pack it again")
+                        files[each] = {"x": writer.end()}
+                        for letter in "yw":
+                            path = self._path(letter, each).with_suffix(".json")
+                            if path.exists():
+                                files[each][letter] = json.loads(path.read_text(encoding="utf-8"))
+        parts = {part: files[part] for part in PARTS if part in files}
+        settings = {name: getattr(self._config, name) for name in SETTINGS}
+        return {
+            "format": FORMAT, "made_by": f"distmlp {metadata.version('distmlp')}", "parts": parts,
+            **{name: plan[name] for name in ("shape", "classes", "num_classes", "numbered", "table", "pictures")},
+            "settings": settings, "seed": self._config.seed, "sources": self._files,
+            "statistics": self._statistics(parts["train"]),
+        }  # fmt: skip
+
+    def _statistics(self, files: dict[str, Any]) -> dict[str, Any]:
+        """Of the training part, as training would compute it: read once more, from the file just written."""
+        path, info = self._path("x", "train"), files["x"]
+        width, dtype = info["width"], np.dtype(info["dtype"])
+
+        def read(start: int) -> np.ndarray:
+            count, offset = min(BLOCK, info["rows"] - start) * width, HEADER + start * width * dtype.itemsize
+            return np.fromfile(path, dtype, count, offset=offset).reshape(-1, width)
+
+        given = None
+        if "w" in files:
+            labels = np.memmap(self._path("y", "train"), np.int32, "r", HEADER)
+            values = np.memmap(self._path("w", "train"), np.float64, "r", HEADER)
+            given = weights.of_training(values, labels, False, self._parts["train"].name)
+        rows = scaling.Rows(lambda: map(read, range(0, info["rows"], BLOCK)), given, streams.spread)
+        mean, deviation = scaling.moments(rows, width)
+        return {"largest": scaling.largest(rows), "mean": mean.tolist(), "deviation": deviation.tolist()}
+
+
+_INT32 = np.dtype(np.int32)
+
+
+def _spans(mapped: np.ndarray) -> Iterator[slice]:
+    """Parts of a memory-mapped array, a million rows at most, which take no memory once they were worked on."""
+    for start in range(0, len(mapped), BLOCK_BYTES):
+        yield slice(start, min(start + BLOCK_BYTES, len(mapped)))
+        mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined] # a memmap
+
+
+def _bar(what: str, total: int | None = None) -> Any:
+    """A progress bar on a terminal."""
+    return tqdm(total=total, desc=what, unit=" rows", unit_scale=True, leave=False, disable=None)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

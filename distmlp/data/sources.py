@@ -1,0 +1,185 @@
+"""Which streams of rows lie at files and folders: one for each part of the data set."""
+
+import functools
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distmlp.config import Config
+from distmlp.data import arrays, columnar, pictures, refused
+from distmlp.data.arrays import part_of
+from distmlp.data.columnar import Raw
+from distmlp.data.columns import is_header
+from distmlp.data.streams import Arrays, Pictures, Stored, StoredPictures, Stream, Tables
+from distmlp.errors import InputError
+
+PARTS = ("train", "test", "validation")  # in the order in which they are read
+
+
+def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> dict[str, Stream]:
+    """The streams of the parts that files and folders hold: train, and test and validation where there are such.
+
+    Args:
+      partitions: folders named COLUMN=VALUE are columns of the tables in them.
+
+    Raises:
+      InputError: they are not there, of several kinds, or of none.
+    """
+    for path in sources:
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+    if len(sources) == 1 and sources[0].is_dir():
+        return _folder(sources[0], config, partitions)
+    named = {path: part_of(path) for path in sources}
+    parts: dict[str, list[Path]] = {}
+    for path in sources:
+        part = named[path] if "train" in named.values() else "train"
+        if not part:
+            raise InputError(f"{path} is beside {next(p for p in sources if named[p] == 'train')}: name all of them "
+                             "train, test or val, or none")
+        parts.setdefault(part, []).append(path)
+    kinds = {_kind(path) for path in sources}
+    if kinds == {".npy"}:
+        return _named_arrays({path.stem: Stored(path) for path in sources}, sources, str(sources[0].parent))
+    if kinds == {".npz"}:
+        archives = [_pairs(archived(path), path) for path in sources]
+        return {part: Arrays([each for archive in archives for each in archive.get(part, ())], sources)
+                for part in PARTS if any(part in archive for archive in archives)}
+    if kinds != {"table"}:
+        for path in sources:
+            if _kind(path) not in ("table", ".npy", ".npz"):
+                raise refused.unread(path) if path.is_file() else InputError(
+                    f"{path} is a folder of another kind than the other sources: give it alone")
+        raise InputError("tables and arrays cannot be packed together: give sources of one kind")
+    return _tables({part: [file for path in paths for file in below(path)] for part, paths in parts.items()}, config,
+                   partitions)  # fmt: skip
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "table" if below(path) else "folder"
+    suffix = path.suffix.lower()
+    return suffix if suffix in (".npy", ".npz") else "table" if columnar.is_table(path) else "other"
+
+
+def below(path: Path) -> list[Path]:
+    """The tables at a path and below it, in the order of their names; what begins with . or _ is none, as Spark's
+    _SUCCESS and _temporary."""
+    if not path.is_dir():
+        return [path]
+    return [file for file in sorted(path.rglob("*")) if file.is_file() and columnar.is_table(file)
+            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
+
+
+def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]:
+    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
+        return _saved(folder, config)
+    stored = {file.stem: Stored(file) for file in sorted(folder.glob("*.npy"))}
+    if stored:
+        return _named_arrays(stored, sorted(folder.glob("*.npy")), str(folder))
+    inner = arrays.visible(folder)
+    if any(map(pictures.holds_pictures, inner)):
+        like: pictures.ImageFolder | None = None
+        streams: dict[str, Stream] = {}
+        for part, root in pictures.roots(folder).items():
+            images = pictures.ImageFolder(root, config, like)
+            like, streams[part] = like or images, Pictures(images)
+        return streams
+    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and columnar.is_table(file)
+              and not file.name.startswith((".", "_"))]
+    parts: dict[str, list[Path]] = {}
+    for path in [*tables, *inner]:
+        if files := below(path):
+            parts.setdefault(part_of(path), []).extend(files)
+    if "train" not in parts:
+        parts = {"train": below(folder)}
+    elif strangers := parts.pop("", None):
+        raise InputError(f"{folder} holds {strangers[0].name} beside {parts['train'][0].name}: name all of them train, "
+                         "test or val, or move it away")
+    if not parts["train"]:
+        archives = sorted(folder.glob("*.npz"))
+        if archives:
+            return found(archives, config)
+        raise InputError(f"{folder} holds no tables, arrays or folders of pictures")
+    return _tables(parts, config, partitions, folder)
+
+
+def _tables(files: dict[str, list[Path]], config: Config, partitions: bool, root: Path | None = None
+            ) -> dict[str, Stream]:  # fmt: skip
+    streams: dict[str, Stream] = {}
+    train: Tables | None = None
+    for part in sorted(files, key=PARTS.index):
+        stream = Tables([_opener(file, config, train, partitions) for file in files[part]], files[part], config, train)
+        streams[part] = stream
+        train = train or stream
+    return streams
+
+
+def _opener(file: Path, config: Config, train: Tables | None, partitions: bool) -> Callable[[], Raw]:
+    def opened() -> Raw:
+        known = train.columns if train is not None else None
+        raw = columnar.file(file, lambda cells: is_header(cells, str(file), config, known, sure=True))
+        return columnar.with_constants(raw, _partitions(file)) if partitions else raw
+
+    return opened
+
+
+def _partitions(file: Path) -> dict[str, str]:
+    """What the names of a file's folders say, as COLUMN=VALUE."""
+    pairs = (part.partition("=") for part in file.parent.parts)
+    return {name: value for name, equals, value in pairs if equals and name}
+
+
+def archived(path: Path) -> dict[str, Stored]:
+    """The arrays in an .npz file by name."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [name for name in archive.namelist() if name.endswith(".npy")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated ({error}): bring back "
+                         "an intact copy") from None
+    return {name.removesuffix(".npy"): Stored(path, name) for name in members}
+
+
+def _pairs(stored: dict[str, Stored], path: Path) -> dict[str, list[tuple[Stored, Stored, Stored | None]]]:
+    return {part: [(stored[x], stored[y], stored[weights] if weights else None)]
+            for part, (x, y, weights) in arrays.pairs(path, [*stored]).items()}
+
+
+def _named_arrays(stored: dict[str, Stored], files: Sequence[Path], place: str) -> dict[str, Stream]:
+    return {part: Arrays(sets, files) for part, sets in _pairs(stored, Path(place)).items()}
+
+
+def _saved(folder: Path, config: Config) -> dict[str, Stream]:
+    """A Hugging Face data set that was saved to disk, or several, as its splits are."""
+    inner = [folder] if (folder / "dataset_info.json").exists() else arrays.visible(folder)
+    parts = {part_of(path) or "train": path for path in inner} if len(inner) > 1 else {"train": inner[0]}
+    streams: dict[str, Stream] = {}
+    for part in sorted(parts, key=PARTS.index):
+        path = parts[part]
+        try:
+            features = json.loads((path / "dataset_info.json").read_text(encoding="utf-8"))["features"]
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            files = [path / file["filename"] for file in state["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be read as a saved data set ({error}): save it again by "
+                             "save_to_disk") from None
+        if state.get("_indices_files") or not files:
+            raise InputError(f"{path} holds a selection of rows, not the rows: call flatten_indices() before "
+                             "save_to_disk")
+        kinds = {name: kind.get("_type") for name, kind in features.items() if isinstance(kind, dict)}
+        images = [name for name, kind in kinds.items() if kind == "Image"]
+        raws = [functools.partial(columnar.file, file, lambda cells: True) for file in files]
+        if images:
+            labels = [name for name, kind in kinds.items() if kind == "ClassLabel"] or ["label"]
+            label = config.label_column or labels[0]
+            train: Any = streams.get("train")
+            streams[part] = StoredPictures(raws, files, images[0], label, features.get(label, {}).get("names"), config,
+                                           train)  # fmt: skip
+        else:
+            like: Any = streams.get("train")
+            classes = {name: kind["names"] for name, kind in features.items() if kinds.get(name) == "ClassLabel"}
+            streams[part] = Tables(raws, files, config, like, classes)
+    return streams

@@ -1,0 +1,261 @@
+"""Predictions of any number of rows, written to one file as they are made: in constant memory, on all devices."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from distmlp.data import asked
+from distmlp.data.streams import ahead
+from distmlp.errors import InputError, remark
+from distmlp.results import files
+from distmlp.results.load import Model
+
+if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
+    from distmlp.results.evaluation import Watch
+
+SUFFIXES = (".parquet", ".csv", ".jsonl", ".npy")
+_HEADER = 128  # bytes before an .npy file's values
+
+
+class _NotWhole(Exception):
+    """A column of text that began as whole numbers does not go on so."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(column)
+        self.column = column
+
+
+def output_of(output: Path, process: int, processes: int) -> Path:
+    """The file that one of several processes writes: FILE.i-of-n."""
+    return output if processes == 1 else output.with_name(f"{output.name}.{process}-of-{processes}")
+
+
+def write(
+    model: Model, paths: Sequence[Path], output: Path, columns: Sequence[str] = (), probabilities: bool = False,
+    header: str = "", process: int = 0, processes: int = 1,
+) -> int:
+    """Predicts the rows at `paths`, and writes what --output names, whole or not at all; how many rows there are.
+
+    The file has a row for each, in their order: the `columns` of the source, its class, its probability, and with
+    `probabilities` that of each class; an .npy file has the probabilities alone, float32 [N, classes]. Of several
+    processes, each predicts so many rows in a row, and writes FILE.i-of-n.
+
+    Raises:
+      InputError: the rows cannot be read or predicted, or the file cannot be written.
+    """
+    suffix = _suffix(output)
+    if suffix == ".npy" and columns:
+        raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
+                         "or .jsonl file")
+    names = _names(columns, model, probabilities)
+    target, texts = output_of(output, process, processes), set[str]()
+    while True:
+        rows = _found(model, paths, columns, header)
+        try:
+            with files.whole(target) as new, _WRITERS[suffix](new, names) as add:
+                done = _write(model, rows, columns, names, add, texts, process, processes, suffix == ".npy")
+        except _NotWhole as error:
+            texts.add(error.column)
+            continue
+        for text in dict.fromkeys(text for each in rows for text in each.remarks()):
+            remark(text)
+        return done
+
+
+@contextlib.contextmanager
+def of_examples(model: Model, output: Path, probabilities: bool = False) -> "Iterator[Watch]":
+    """What an evaluation within this context shows is written to what --output names, whole or not at all: for each
+    example its label, the class that was predicted, its probability, and with `probabilities` that of each class.
+    """
+    import pyarrow as pa
+
+    suffix, names = _suffix(output), _names(["label"], model, probabilities)
+    classes = pa.array(list(model.classes))
+    with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
+
+        def watch(images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
+            found = np.exp(log_probs)
+            add([found] if suffix == ".npy" else [classes.take(pa.array(labels)), *_answers(found, classes, names)])
+
+        yield watch
+
+
+def _suffix(output: Path) -> str:
+    suffix = output.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise InputError(f"--output={output}: give a file whose name ends in one of {', '.join(SUFFIXES)}")
+    return suffix
+
+
+def _answers(found: np.ndarray, classes: Any, names: Sequence[str]) -> list[Any]:
+    """The columns class and probability, and those of each class if they are among the names."""
+    import pyarrow as pa
+
+    best = found.argmax(axis=1)
+    chosen = np.take_along_axis(found, best[:, None], axis=1)[:, 0]
+    each = found.T if len(names) - names.index("probability") > 1 else ()
+    return [classes.take(pa.array(best)), pa.array(chosen), *map(pa.array, map(np.ascontiguousarray, each))]
+
+
+def _names(columns: Sequence[str], model: Model, probabilities: bool) -> list[str]:
+    """Of the file's columns."""
+    names = [*columns, "class", "probability", *([f"p_{name}" for name in model.classes] if probabilities else [])]
+    twice = [name for name in names if names.count(name) > 1] if len(names) < 1000 else []
+    if len({*names}) < len(names):
+        raise InputError(f"--columns={','.join(columns)}: the file would have several columns named "
+                         f"{(twice or names)[0]}; leave it out, or rename it in the source")
+    return names
+
+
+def _found(model: Model, paths: Sequence[Path], columns: Sequence[str], header: str) -> list[asked.Rows]:
+    from distmlp.results import pictures
+
+    config = dataclasses.replace(model.config, header=header) if header else model.config
+    picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.config)
+    return asked.found(paths, config, model.columns, model.num_features, columns, picture, sure=bool(header))
+
+
+def _write(
+    model: Model, rows: Sequence[asked.Rows], columns: Sequence[str], names: Sequence[str],
+    add: Callable[[list[Any]], None], texts: set[str], process: int, processes: int, array: bool,
+) -> int:
+    """Predicts and adds; how many rows."""
+    import pyarrow as pa
+
+    counts = [each.count() for each in rows] if processes > 1 else []
+    total, done = sum(counts), 0
+    wanted = (total * process // processes, total * (process + 1) // processes) if counts else (0, 1 << 62)
+    carried: list[list[Any]] = []  # of the blocks that are on their way
+    whole: dict[str, bool] = {}
+
+    def blocks() -> Iterator[tuple[str, asked.Asked]]:
+        begin = 0
+        for place, each in enumerate(rows):
+            end = begin + counts[place] if counts else 1 << 62
+            start, stop = max(wanted[0], begin), min(wanted[1], end)
+            if start < stop:
+                yield from ((each.name, block) for block in each.blocks(start - begin, stop - begin))
+            begin = end if counts else 0
+
+    def features() -> Iterator[np.ndarray]:
+        for name, (found, beside) in ahead(blocks()):
+            carried.append([_typed(values, column, texts, whole) for values, column in
+                            zip(beside, columns, strict=True)])  # fmt: skip
+            try:
+                yield model.check(found)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
+
+    classes = pa.array(list(model.classes))
+    with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
+              leave=False, disable=None) as bar:  # fmt: skip
+        for found in model.probabilities(features()):
+            beside = carried.pop(0)
+            add([found] if array else [*beside, *_answers(found, classes, names)])
+            done += len(found)
+            bar.update(len(found))
+    if not done and processes == 1:
+        raise InputError(f"{rows[0].name} holds no rows")
+    if not done and array:
+        add([np.zeros((0, len(model.classes)), np.float32)])
+    elif not done:  # more processes than rows
+        none = np.zeros((0, len(model.classes)), np.float32)
+        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names)])
+    return done
+
+
+def _typed(values: Any, column: str, texts: set[str], whole: dict[str, bool]) -> Any:
+    """A carried column; text that is whole numbers throughout, as text files have them, as numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_string(values.type) or column in texts:
+        return values
+    plain = pc.all(pc.match_substring_regex(values, r"^(0|-?[1-9]\d{0,17})$"), skip_nulls=False).as_py()
+    if whole.setdefault(column, bool(plain)) and not plain:
+        raise _NotWhole(column)
+    return values.cast(pa.int64()) if whole[column] else values
+
+
+@contextlib.contextmanager
+def _parquet(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
+    from pyarrow import parquet
+
+    with _arrow(lambda schema: parquet.ParquetWriter(path, schema), names) as add:
+        yield add
+
+
+@contextlib.contextmanager
+def _csv(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
+    from pyarrow import csv
+
+    with _arrow(lambda schema: csv.CSVWriter(str(path), schema), names) as add:
+        yield add
+
+
+@contextlib.contextmanager
+def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
+    """A writer of Arrow's, which is made for the first rows' types."""
+    import pyarrow as pa
+
+    made: list[Any] = []  # the writer and its schema
+
+    def add(columns: list[Any]) -> None:
+        plain = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns]
+        batch = pa.record_batch(plain, names=[*names])
+        if not made:
+            made.extend((make(batch.schema), batch.schema))
+        writer, schema = made
+        writer.write_batch(batch.cast(schema))
+
+    try:
+        yield add
+    finally:
+        for writer in made[:1]:
+            writer.close()
+
+
+@contextlib.contextmanager
+def _lines(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
+    keys = [json.dumps(name) + ": " for name in names]
+
+    with path.open("w", encoding="utf-8") as file:
+
+        def add(columns: list[Any]) -> None:
+            cells = [[key + json.dumps(value, default=str) for value in _plain(column)]
+                     for key, column in zip(keys, columns, strict=True)]  # fmt: skip
+            file.writelines(f"{{{', '.join(row)}}}\n" for row in zip(*cells, strict=True))
+
+        yield add
+
+
+def _plain(column: Any) -> Iterable[Any]:
+    """The values; numbers of single precision as the shortest text that is theirs."""
+    if str(column.type) == "float":
+        return map(float, map(str, column.to_numpy(zero_copy_only=False)))
+    return column.to_pylist()
+
+
+@contextlib.contextmanager
+def _array(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
+    shape = [0, 0]
+    with path.open("wb") as file:
+        file.write(bytes(_HEADER))
+
+        def add(columns: list[Any]) -> None:
+            file.write(np.ascontiguousarray(columns[0]).data)
+            shape[:] = [shape[0] + len(columns[0]), columns[0].shape[1]]
+
+        yield add
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (*shape,)})
+
+
+_WRITERS = dict(zip(SUFFIXES, (_parquet, _csv, _lines, _array), strict=True))

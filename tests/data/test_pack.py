@@ -1,0 +1,594 @@
+"""pack: what comes out is what training reads from the sources themselves, whole or not at all, and it is checked."""
+
+import io
+import itertools
+import json
+import subprocess
+import sys
+import zipfile
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from conftest import REPOSITORY, small_config
+from PIL import Image
+from pyarrow import feather
+
+from distmlp import Config, InputError, pack
+from distmlp.data import datasets, packed, packing, split, streams
+from distmlp.data.batches import NumpyLoader
+from distmlp.data.examples import ArrayDataset
+from distmlp.data.labels import Seen, find_classes
+from distmlp.errors import WriteError
+from launch import pack as verb
+
+Capture = pytest.CaptureFixture[str]
+LEARNED = {"missing": "mean", "text_columns": "one_hot", "test_fraction": 0.25, "validation_fraction": 0.2, "seed": 3}
+
+
+def frame(rows: int = 400, seed: int = 0) -> pd.DataFrame:
+    """A column of numbers with gaps, one of words with gaps, one of True and False, and labels that are words."""
+    rng = np.random.default_rng(seed)
+    number = rng.standard_normal(rows).astype(np.float32)
+    number[::7] = np.nan
+    words = np.array(["red", "green", "blue", None], object)[rng.integers(0, 4, rows)]
+    return pd.DataFrame({"id": np.arange(rows), "number": number, "word": words, "flag": rng.random(rows) > 0.5,
+                         "label": np.array(["yes", "no", "01"], object)[rng.integers(0, 3, rows)]})
+
+
+def flags(settings: dict[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def run(output: Path, *sources: Path, **settings: Any) -> Path:
+    assert verb.main([*map(str, sources), f"--output={output}", *flags(settings)]) == 0
+    return output
+
+
+def same(one: datasets.Data, other: datasets.Data) -> None:
+    """All that training takes from the data is the same, to the last bit."""
+    assert one.sizes == other.sizes
+    assert (one.classes, one.numbered, one.columns, one.table) == (other.classes, other.numbered, other.columns,
+                                                                   other.table)  # fmt: skip
+    assert (one.weights is None) == (other.weights is None)
+    assert one.weights is None or one.weights.tobytes() == other.weights.tobytes()  # type: ignore[union-attr]
+    for a, b in zip(one.parts, other.parts, strict=True):
+        for x, y in zip(a.take(np.arange(len(a))), b.take(np.arange(len(b))), strict=True):
+            assert (x.dtype, x.tobytes()) == (y.dtype, y.tobytes())
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    for scaling in ("unit", "standard"):
+        config = Config(input_scaling=scaling)
+        for x, y in zip(datasets.input_scaling(config, one), datasets.input_scaling(config, other), strict=True):
+            assert x.tobytes() == y.tobytes()
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    table.to_csv(path, index=False)
+
+
+TABLES: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
+    "t.csv": write_csv, "t.csv.gz": write_csv, "t.tsv": lambda table, path: table.to_csv(path, sep="\t", index=False),
+    "t.parquet": lambda table, path: table.to_parquet(path, row_group_size=130),
+    "t.feather": lambda table, path: feather.write_feather(pa.Table.from_pandas(table), str(path), chunksize=90),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("block", [1 << 20, 1 << 9])
+def test_a_pack_is_what_training_reads_from_the_table(
+    name: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "BLOCK_BYTES", block)
+    TABLES[name](frame(), path := tmp_path / name)
+    settings = LEARNED | {"ignore_columns": "id"}
+    made = run(tmp_path / "made", path, **settings)
+    same(datasets.load(Config(dataset=str(path), **settings)), datasets.load(Config(dataset=str(made), seed=3)))
+    assert sorted(file.name for file in made.iterdir()) == [
+        "pack.json", *(f"{letter}_{part}.npy" for letter in "xy" for part in ("test", "train", "validation"))]
+    assert np.load(made / "x_train.npy").shape == (240, 5)  # a file that others can read, too
+
+
+def test_a_folder_of_many_tables_is_one_and_one_of_parts_is_parts(tmp_path: Path) -> None:
+    whole = frame()
+    for place, begin in enumerate(range(0, 400, 100)):  # as Spark writes them
+        folder = tmp_path / "spark"
+        folder.mkdir(exist_ok=True)
+        whole.iloc[begin : begin + 100].to_parquet(folder / f"part-{place:05}-c000.snappy.parquet")
+    (folder / "_SUCCESS").touch()
+    (folder / "_temporary").mkdir()
+    whole.to_parquet(folder / "_temporary" / "part-9.parquet")
+    whole.to_parquet(tmp_path / "whole.parquet")
+    settings = LEARNED | {"ignore_columns": "id"}
+    same(datasets.load(Config(dataset=str(run(tmp_path / "a", folder, **settings)))),
+         datasets.load(Config(dataset=str(tmp_path / "whole.parquet"), **settings)))
+    parts = tmp_path / "parts"
+    for part, seed in (("train", 0), ("test", 1)):
+        (parts / part).mkdir(parents=True)
+        for place in range(2):
+            frame(60, 2 * seed + place).to_csv(parts / part / f"{place}.csv", index=False)
+    made = datasets.load(Config(dataset=str(run(tmp_path / "b", parts, missing="zero", text_columns="one_hot"))))
+    assert made.sizes[:2] == [120, 120]
+    named = run(tmp_path / "c", parts / "test", parts / "train", missing="zero", text_columns="one_hot")
+    same(made, datasets.load(Config(dataset=str(named))))
+
+
+def test_folders_of_partitions_are_a_column_if_asked(tmp_path: Path) -> None:
+    for kind in ("a", "b"):
+        (tmp_path / "t" / f"kind={kind}").mkdir(parents=True)
+        pd.DataFrame({"x": [0.5, 1.5], "label": [0, 1]}).to_parquet(tmp_path / "t" / f"kind={kind}" / "0.parquet")
+    plain = packed.Pack(run(tmp_path / "plain", tmp_path / "t"))
+    assert plain.columns is not None
+    assert plain.columns.features == ["x"]
+    asked = packed.Pack(run(tmp_path / "asked", tmp_path / "t", partitions="columns", text_columns="one_hot"))
+    assert asked.columns is not None
+    assert asked.columns.features == ["x", "kind=a", "kind=b"]
+    assert asked.examples("train", 0).take(np.arange(4))[0].tolist() == [
+        [0.5, 1, 0], [1.5, 1, 0], [0.5, 0, 1], [1.5, 0, 1]]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float64])
+@pytest.mark.parametrize("form", ["folder", "npz", "compressed", "fortran"])
+def test_arrays(kind: Any, form: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, rows in (("train", 70), ("test", 30)):
+        x = rng.integers(0, 200, (rows, 3, 4)).astype(kind)
+        arrays |= {f"x_{part}": np.asfortranarray(x) if form == "fortran" else x, f"y_{part}": rng.integers(5, 9, rows)}
+    source = tmp_path / ("arrays" if form in ("folder", "fortran") else "arrays.npz")
+    if source.suffix:
+        (np.savez_compressed if form == "compressed" else np.savez)(source, **arrays)
+    else:
+        source.mkdir()
+        for name, array in arrays.items():
+            np.save(source / f"{name}.npy", array)
+    same(datasets.load(Config(dataset=str(source))), datasets.load(Config(dataset=str(run(tmp_path / "p", source)))))
+
+
+def pictures(folder: Path, count: int = 6) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for place in range(count):
+            pixels = np.full((5, 6 + place % 2), 40 * number + place, np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{place}.png")
+
+
+def test_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path / "pets")
+    settings = {"image_size": 4, "test_fraction": 0.25}
+    made = datasets.load(Config(dataset=str(run(tmp_path / "made", tmp_path / "pets", **settings))))
+    same(datasets.load(Config(dataset=str(tmp_path / "pets"), **settings)), made)  # type: ignore[arg-type]
+    assert made.info()["pictures"]
+
+
+def saved(folder: Path, table: pa.Table, features: dict[str, Any]) -> Path:
+    """As datasets.Dataset.save_to_disk writes it."""
+    folder.mkdir(parents=True)
+    with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), table.schema) as out:
+        out.write_table(table, max_chunksize=4)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}],
+                                                   "_indices_files": None}))  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
+    return folder
+
+
+def test_a_data_set_of_hugging_face_that_was_saved(tmp_path: Path) -> None:
+    files, labels = [], []
+    for number in range(10):
+        Image.fromarray(np.full((4, 4), 20 * number, np.uint8)).save(file := io.BytesIO(), "PNG")
+        files.append({"bytes": file.getvalue(), "path": None})
+        labels.append(number % 2)
+    kinds = {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}
+    for part in ("train", "test"):
+        saved(tmp_path / "hf" / part, pa.table({"image": files, "label": labels}),
+              kinds | {"image": {"_type": "Image"}})  # fmt: skip
+    (tmp_path / "hf" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    data = datasets.load(Config(dataset=str(run(tmp_path / "a", tmp_path / "hf"))))
+    assert data.classes == ["no", "yes"]
+    assert data.info()["pictures"]
+    assert data.train.take(np.arange(10))[0][:, 0].tolist() == [20 * number for number in range(10)]
+    numbers = saved(tmp_path / "numbers", pa.table({"x": np.arange(10.0), "label": labels}), kinds)
+    made = packed.Pack(run(tmp_path / "b", numbers))
+    assert made.info["classes"] == ["no", "yes"]
+    assert made.examples("train", 0).take(np.arange(10))[0][:, 0].tolist() == [*range(10)]
+
+
+def test_batches_from_python(tmp_path: Path) -> None:
+    x, y = np.random.default_rng(0).standard_normal((90, 2, 3)), np.arange(90) % 3
+    pairs = [(x[begin : begin + 20], y[begin : begin + 20]) for begin in range(0, 90, 20)]
+    config = Config(test_fraction=0.3)
+    from_memory = datasets.load(config, (x, y))
+    for name, batches in (("list", pairs), ("generator", (pair for pair in pairs))):
+        same(from_memory, datasets.load(Config(dataset=str(pack(batches, tmp_path / name, config)))))
+    frames = (frame(50, seed) for seed in range(3))
+    settings = LEARNED | {"ignore_columns": "id"}
+    made = pack(frames, tmp_path / "frames", Config(**settings))
+    pd.concat([frame(50, seed) for seed in range(3)]).to_csv(tmp_path / "t.csv", index=False)
+    same(datasets.load(Config(dataset=str(tmp_path / "t.csv"), **settings)), datasets.load(Config(dataset=str(made))))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "generator", "list", "t.csv"]
+    with pytest.raises(InputError, match="batch 1 of batches must be features of shape"):
+        pack([(x, y), (x, y[1:])], tmp_path / "wrong")
+    with pytest.raises(InputError, match="rows of the shape"):
+        pack(iter([(x, y), (x[:, 1:], y)]), tmp_path / "wrong")
+    with pytest.raises(InputError, match="batches is empty"):
+        pack([], tmp_path / "wrong")
+    assert not [*tmp_path.glob("wrong*")]
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A pack of blocks of 16 rows of 5 features."""
+    monkeypatch.setattr(packed, "BLOCK_BYTES", 16 * 20)
+    frame().to_parquet(tmp_path / "t.parquet")
+    return run(tmp_path / "made", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["x_train.npy", "x_test.npy", "y_train.npy"])
+def test_damage_is_named(file: str, made: Path, capsys: Capture) -> None:
+    assert verb.main([f"--check={made}"]) == 0
+    flip(made / file, 128 + 40 * (20 if file[0] == "x" else 4) + 3)
+    assert verb.main(["--check", str(made)]) == 1
+    rows = r"rows 32 to 47" if file[0] == "x" else "rows 0 to 79"
+    assert f"{made / file} is damaged: {rows} are not what" in capsys.readouterr().err
+    config = Config(dataset=str(made), data_placement="host")
+
+    def read() -> None:
+        data = datasets.load(config)
+        part = data.train if file == "x_train.npy" else data.test
+        part.take(np.array([31]))  # of another block
+        part.take(np.array([[3, 33]]))
+
+    with pytest.raises(InputError, match=rf"{file} is damaged: {rows}"):
+        read()
+    datasets.load(Config(dataset=str(made), verify_data=False)).train.take(np.arange(40))
+
+
+def test_what_lies_in_memory_is_verified_as_a_whole(made: Path) -> None:
+    flip(made / "x_train.npy", -1)
+    data = datasets.load(Config(dataset=str(made)))
+    data.train.take(np.arange(100))
+    with pytest.raises(InputError, match=r"x_train\.npy is damaged"):
+        _ = data.train.resident
+
+
+@pytest.mark.parametrize("file", ["x_train.npy", "pack.json"])
+def test_files_that_are_cut_off_or_gone(file: str, made: Path, capsys: Capture) -> None:
+    content = (made / file).read_bytes()
+    for rest in (content[:-1], content[:50], None):
+        if rest is None:
+            (made / file).unlink()
+        else:
+            (made / file).write_bytes(rest)
+        if rest is not None or file != "pack.json":  # without pack.json it is no pack
+            with pytest.raises(InputError, match=rf"{file} (is damaged|cannot be read)"):
+                datasets.load(Config(dataset=str(made)))
+            if file != "pack.json":
+                assert verb.main([f"--check={made}"]) == 1
+
+
+def test_pack_json_that_was_edited_is_damaged(made: Path) -> None:
+    path = made / "pack.json"
+    path.write_text(path.read_text().replace('"num_classes": 3', '"num_classes": 4'))
+    with pytest.raises(InputError, match=r"pack\.json is damaged: it is not what was written"):
+        datasets.load(Config(dataset=str(made)))
+
+
+def test_the_fingerprint_covers_every_value_and_reads_none(made: Path, tmp_path: Path) -> None:
+    one = datasets.load(Config(dataset=str(made))).fingerprint()
+    table = pd.read_parquet(tmp_path / "t.parquet")
+    again = run(tmp_path / "again", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
+    assert datasets.load(Config(dataset=str(again))).fingerprint() == one
+    table.loc[200, "number"] += 1e-6
+    table.to_parquet(tmp_path / "t.parquet")
+    other = run(tmp_path / "other", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
+    assert datasets.load(Config(dataset=str(other))).fingerprint() != one
+    data = datasets.load(Config(dataset=str(made)))
+    flip(made / "x_train.npy", -1)
+    assert data.fingerprint() == one
+
+
+@pytest.mark.parametrize(("flag", "value"), [
+    ("test_fraction", 0.5), ("missing", "zero"), ("ignore_columns", "number"), ("header", "none"),
+    ("label_column", "word"), ("num_classes", 7), ("image_size", 3)])  # fmt: skip
+def test_flags_that_say_something_else_than_the_pack(flag: str, value: Any, made: Path) -> None:
+    with pytest.raises(InputError, match=f"--{flag}={value}: .* was packed with.*leave the flag out"):
+        datasets.load(Config(dataset=str(made), **{flag: value}))
+    datasets.load(Config(dataset=str(made), **LEARNED, ignore_columns="id"))  # the same is no contradiction
+
+
+def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
+    x, y = np.random.default_rng(0).standard_normal((60, 4)), np.arange(60) % 3
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    made = run(tmp_path / "made", tmp_path / "a.npz")
+    assert "there is no test set" in capsys.readouterr().err
+    with pytest.raises(InputError, match="was packed without a test set: pack it with --test_fraction"):
+        datasets.load(Config(dataset=str(made)))
+    data = datasets.load(Config(dataset=str(made), test_fraction=0.2))  # of plain numbers nothing was learned
+    same(datasets.load(Config(dataset=str(tmp_path / "a.npz"), test_fraction=0.2)), data)
+    assert data.fingerprint() != datasets.load(Config(dataset=str(made), test_fraction=0.3)).fingerprint()
+    table = tmp_path / "t.csv"
+    frame().to_csv(table, index=False)
+    learned = run(tmp_path / "learned", table, missing="mean", text_columns="one_hot")
+    with pytest.raises(InputError, match=r"--test_fraction=0\.2: .* was packed without it"):
+        datasets.load(Config(dataset=str(learned), test_fraction=0.2))
+
+
+def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    features = streams.Tables.features
+
+    def stopped(self: Any, start: int = 0) -> Iterator[np.ndarray]:
+        blocks = iter([block[begin : begin + 50] for block in features(self, start) for begin in range(0, 400, 50)])
+        read.append(start)
+        yield from itertools.islice(blocks, 4 if start < 300 else None)
+        if start < 300:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(streams.Tables, "features", stopped)
+    monkeypatch.setattr(packing, "_NOTED_SECONDS", 0.0)
+    table, output = tmp_path / "t.parquet", tmp_path / "again"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(output, table, ignore_columns="id", **LEARNED)
+        assert not output.exists()
+        with pytest.raises(InputError, match=r"again\.unfinished is a pack that was not finished"):
+            datasets.load(Config(dataset=f"{output}.unfinished"))
+    run(output, table, ignore_columns="id", **LEARNED)
+    assert read[0] == 0
+    assert read[-1] >= 300
+    for file in made.iterdir():
+        assert file.read_bytes() == (output / file.name).read_bytes(), file.name
+    assert not Path(f"{output}.unfinished").exists()
+
+
+def test_another_command_begins_anew(made: Path, tmp_path: Path) -> None:
+    work = tmp_path / "again.unfinished"
+    work.mkdir()
+    (work / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"again\.unfinished is there, and was not made by pack"):
+        run(tmp_path / "again", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
+    (work / packed.UNFINISHED).write_text('{"key": "of something else"}')
+    again = run(tmp_path / "again", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
+    assert (again / "x_train.npy").read_bytes() == (made / "x_train.npy").read_bytes()
+    with pytest.raises(InputError, match="is there already: give another, or remove it"):
+        run(again, tmp_path / "t.parquet")
+
+
+def test_two_processes_do_not_write_one_pack(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = streams.Tables.features
+
+    def meanwhile(self: Any, start: int = 0) -> Iterator[np.ndarray]:
+        with pytest.raises(InputError, match=r"again\.unfinished is being written by another process: wait"):
+            run(tmp_path / "again", tmp_path / "t.parquet")
+        yield from features(self, start)
+
+    monkeypatch.setattr(streams.Tables, "features", meanwhile)
+    again = run(tmp_path / "again", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
+    assert (again / "x_train.npy").read_bytes() == (made / "x_train.npy").read_bytes()
+
+
+def test_no_room(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, settings = tmp_path / "t.parquet", LEARNED | {"ignore_columns": "id"}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("Usage", "free")(1000))
+    with pytest.raises(InputError, match=r"again needs 0\.0 GB, and 0\.0 GB are free"):
+        run(tmp_path / "again", table, **settings)
+    assert not [*tmp_path.glob("again*/x_*.npy")]
+    monkeypatch.undo()
+    monkeypatch.setattr(packed, "BLOCK_BYTES", 16 * 20)
+
+    def full(*arguments: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    with pytest.raises(WriteError, match=r"No space left on device.*make room or mend it, then start again"):
+        run(tmp_path / "again", table, **settings)
+    assert not (tmp_path / "again").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(packed, "BLOCK_BYTES", 16 * 20)
+    run(tmp_path / "again", table, **settings)
+    assert (tmp_path / "again" / "x_test.npy").read_bytes() == (made / "x_test.npy").read_bytes()
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
+    "nothing there": (lambda path: None, {}, "does not exist"),
+    "no labels": (lambda path: frame().drop(columns="label").to_parquet(path / "t.parquet"), {}, "no columns named"),
+    "a gap": (lambda path: frame().to_parquet(path / "t.parquet"), {"text_columns": "one_hot"},
+              "row 1 of column number has no value"),
+    "text": (lambda path: frame().to_parquet(path / "t.parquet"), {"missing": "mean"}, "column word is '.*, not a num"),
+    "other columns": (lambda path: (frame(9).to_csv(path / "1.csv"),
+                                    frame(9).drop(columns="flag").to_csv(path / "2.csv")),
+                      {"missing": "mean", "text_columns": "one_hot"}, r"2\.csv lacks the column flag"),
+    "infinite": (lambda path: pd.DataFrame({"x": [1.0, 2, np.inf], "y": [0, 1, 0]}).to_parquet(path / "t.parquet"), {},
+                 "example 2 has a value that is NaN or infinite"),
+    "one class": (lambda path: pd.DataFrame({"x": [1.0, 2], "y": ["a", "a"]}).to_csv(path / "t.csv", index=False), {},
+                  "has a single class"),
+    "a fraction": (lambda path: pd.DataFrame({"x": [1.0, 2], "y": [0.5, 1]}).to_parquet(path / "t.parquet"), {},
+                   "label 0.5 of example 0 is no class"),
+    "no rows": (lambda path: (path / "t.csv").write_text("x,y\n"), {}, "is empty"),
+    "damaged": (lambda path: (path / "t.parquet").write_bytes(b"PAR1"), {}, "cannot be read as a table"),
+    "two kinds": (lambda path: (frame().to_csv(path / "t.csv"), np.save(path / "x.npy", np.zeros(3))), {}, "lacks y"),
+    "a zip": (lambda path: zipfile.ZipFile(path / "a.zip", "w").close(), {}, "holds no tables"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_sources_that_cannot_be_packed(what: str, tmp_path: Path) -> None:
+    write, settings, said = BAD[what]
+    folder = tmp_path / ("gone" if what == "nothing there" else "source")
+    if what != "nothing there":
+        folder.mkdir()
+    write(folder)
+    with pytest.raises(InputError, match=said) as caught:
+        run(tmp_path / "made", folder, **settings)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_row_of_a_test_table_that_training_never_saw(tmp_path: Path) -> None:
+    pd.DataFrame({"x": [1.0, 2, 3], "label": ["a", "b", "a"]}).to_csv(tmp_path / "train.csv", index=False)
+    pd.DataFrame({"x": [1.0, 2, 3], "label": ["a", "b", "c"]}).to_csv(tmp_path / "test.csv", index=False)
+    with pytest.raises(InputError, match=r"test\.csv: example 2: the training set does not have the label c"):
+        run(tmp_path / "made", tmp_path / "train.csv", tmp_path / "test.csv")
+
+
+def test_a_model_is_evaluated_on_a_pack_by_the_names_of_its_classes(made: Path, tmp_path: Path) -> None:
+    info = datasets.load(Config(dataset=str(made))).info()
+    again = datasets.load(Config(dataset=str(made)), info=info | {"classes": ["yes", "01", "no"]})
+    assert [["yes", "01", "no"][label] for label in again.test.labels] == [
+        ["01", "no", "yes"][label] for label in datasets.load(Config(dataset=str(made))).test.labels]
+    table = dict(info["table"])
+    table["fill"] = {name: value + 1 for name, value in table["fill"].items()}
+    with pytest.raises(InputError, match="packed from other columns, words or means"):
+        datasets.load(Config(dataset=str(made)), info=info | {"table": table})
+
+
+def test_many_rows_are_held_out_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.sort(np.random.default_rng(0).integers(0, 3, 1000)).astype(np.int32)
+    labels[500] = 3
+    labels[100] = 3
+    _, held = split.hold_out(labels, "test", 0.2, 5, "x", None)
+    marks = np.zeros(1000, np.uint8)
+    split.mark(marks, labels, 1, "test", 0.2, 5, "x", None)
+    assert np.flatnonzero(marks).tolist() == held.tolist()
+    monkeypatch.setattr(split, "_DRAWN", 300)
+    marks[:] = 0
+    split.mark(marks, labels, 1, "test", 0.2, 5, "x", None)
+    assert 190 <= marks.sum() <= 210
+    assert [50 < marks[start : start + 250].sum() + 5 < 60 for start in range(0, 1000, 250)] == [True] * 4
+    for label in range(3):
+        assert abs(marks[labels == label].mean() - 0.2) < 0.02
+    with pytest.raises(InputError, match="has a single example"):
+        split.mark(marks, np.append(labels[1:], np.int32(9)), 1, "test", 0.2, 5, "x", None)
+
+
+@pytest.mark.parametrize("labels", [
+    np.array([3, 1, 3, 1]), np.array([0, 2, 0, 5]), np.array([1.0, 0.0, 1.0, 2.0]), np.array([True, False, True, True]),
+    np.array(["b", "a", "b", "c"], object), np.eye(4)[[0, 2, 1, 1]], np.array([b"x", b"y", b"x", b"x"])])  # fmt: skip
+def test_labels_that_come_in_blocks_are_the_same_classes(labels: np.ndarray) -> None:
+    seen = Seen("y")
+    codes = np.concatenate([seen.add(labels[:1]), seen.add(labels[1:3]), seen.add(labels[3:])])
+    known = find_classes(labels, "y")
+    classes = seen.classes(0, None)
+    assert classes == known
+    assert seen.numbers(classes)[codes].tolist() == known.encode(labels, "y").tolist()
+
+
+def test_words_of_text_files_are_what_all_of_them_are() -> None:
+    for words, names in ((["1", "2", "1"], [1, 2]), (["1", "01"], ["01", "1"]), (["True", "False"], [False, True])):
+        seen = Seen("y")
+        codes = [seen.add_words(np.array([0], np.int32), [word], written=True) for word in words]
+        classes = seen.classes(0, None)
+        assert classes.names == names
+        found = seen.numbers(classes)[np.concatenate(codes)]
+        assert [str(classes.called[number]) for number in found] == words
+
+
+def test_neither_jax_nor_torch_is_needed(tmp_path: Path) -> None:
+    frame().to_csv(tmp_path / "t.csv", index=False)
+    code = ("import sys\nfrom launch import pack\n"
+            "pack.main(['t.csv', '--output=made', '--missing=mean', '--text_columns=one_hot', '--test_fraction=0.2'])\n"
+            "pack.main(['--check=made'])\n"
+            "assert not {'jax', 'torch'} & {*sys.modules}, 'one of them was imported'")  # fmt: skip
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, check=True, timeout=120,
+                   env={"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}, stdout=subprocess.DEVNULL)
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    for arguments, said in (
+        ([], "give one SOURCE at least"), (["a.csv"], "and --output=FOLDER"), (["--check=x", "y"], "nothing else"),
+        (["a.csv", "--output=x", "--learning_rate=1"], "unrecognized arguments: --learning_rate=1"),
+        (["a.csv", "--output=x", "--test_fraction=2"], "--test_fraction=2.0 must be at most 0.9"),
+        ([f"--check={tmp_path}"], r"pack.json is damaged \(.*No such file"),
+    ):
+        with pytest.raises(InputError, match=said):
+            verb.main(arguments)
+
+
+def test_examples_of_a_pack_are_examples(made: Path) -> None:
+    part: Any = datasets.load(Config(dataset=str(made))).train
+    values, labels = np.load(made / "x_train.npy"), np.load(made / "y_train.npy")[:, 0]
+    plain = ArrayDataset(values, labels, "x")
+    few = part.part(np.array([5, 7, 200]), "few")
+    assert few.take(np.array([[2, 0]]))[0].tolist() == values[[200, 5]][None].tolist()
+    assert few.labels.tolist() == labels[[5, 7, 200]].tolist()
+    assert few.resident is None
+    assert part.resident[0].tobytes() == values.tobytes() == plain.images.tobytes()
+    assert len({few.fingerprint(), part.fingerprint(), part.part(np.array([5, 7]), "x").fingerprint()}) == 3
+    assert part.modified() is None
+    assert small_config(str(made)).dataset == str(made)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_set_that_memory_cannot_hold(verify: bool, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system is told of rows before they are read; they are the same."""
+    monkeypatch.setattr("distmlp.machine.memory", lambda: 100)
+    asked: list[tuple[int, int]] = []
+    part = datasets.load(Config(dataset=str(made), verify_data=verify)).train
+    ask = packed.Array.ask
+
+    def noted(self: packed.Array, rows: np.ndarray) -> None:
+        asked.append((len(asked), len(rows)))
+        ask(self, rows)
+
+    monkeypatch.setattr(packed.Array, "ask", noted)
+    assert part.resident is None
+    loader = NumpyLoader(part, 10, shuffle=True)
+    values, seen = np.load(made / "x_train.npy"), []
+    for step, batch in enumerate(loader):
+        assert batch.images.tobytes() == values[batch.indices].tobytes()
+        assert len(asked) == min(step + 17, 24)
+        seen += batch.indices.ravel().tolist()
+    assert sorted(seen) == list(range(240))
+    assert {count for _, count in asked} == {10}
+    flip(made / "x_train.npy", -1)
+    if verify:
+        with pytest.raises(InputError, match="is damaged: rows 224 to 239"):
+            datasets.load(Config(dataset=str(made))).train.take(np.array([239]))
+
+
+@pytest.mark.parametrize("balanced", ["none", "balanced"])
+def test_weights(balanced: str, tmp_path: Path) -> None:
+    weights = np.random.default_rng(1).integers(0, 5, 400) / 3
+    table, settings = frame().assign(w=weights), LEARNED | {"ignore_columns": "id", "weight_column": "w"}
+    (tmp_path / "parts").mkdir()
+    for place in range(2):
+        table.iloc[200 * place : 200 * place + 200].to_csv(tmp_path / "parts" / f"{place}.csv", index=False)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    made = run(tmp_path / "made", tmp_path / "parts", **settings)
+    same(datasets.load(Config(dataset=str(tmp_path / "t.csv"), class_weight=balanced, **settings)),
+         datasets.load(Config(dataset=str(made), class_weight=balanced, seed=3)))  # fmt: skip
+    x, y = np.random.default_rng(0).standard_normal((400, 3)), np.arange(400) % 3
+    np.savez(tmp_path / "a.npz", x=x, y=y, w=weights)
+    from_arrays = datasets.load(Config(dataset=str(tmp_path / "a.npz"), test_fraction=0.3, class_weight=balanced))
+    for source in (run(tmp_path / "b", tmp_path / "a.npz", test_fraction=0.3),
+                   pack([(x[:100], y[:100], weights[:100]), (x[100:], y[100:], weights[100:])], tmp_path / "c",
+                        Config(test_fraction=0.3))):  # fmt: skip
+        same(from_arrays, datasets.load(Config(dataset=str(source), class_weight=balanced)))
+    with pytest.raises(InputError, match="from example 0 on: the weight -1 of example 2"):
+        pack([(x[:4], y[:4], np.array([1, 1, -1, 1]))], tmp_path / "d")
+    with pytest.raises(InputError, match=r"--weight_column=id: .* was packed with --weight_column=w"):
+        datasets.load(Config(dataset=str(made), weight_column="id"))
+    flip(made / "w_train.npy", -1)
+    with pytest.raises(InputError, match=r"w_train\.npy is damaged"):
+        datasets.load(Config(dataset=str(made)))
+
+
+def test_true_beside_numbers_in_blocks_is_an_error_wherever_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distmlp.data.columnar._BLOCK", 64)
+    for first, last in (("2", "True"), ("True", "2")):
+        cells = [first, *["1"] * 200, last]
+        (tmp_path / "t.csv").write_text("x,label\n" + "".join(f"{cell},{row % 2}\n" for row, cell in enumerate(cells)))
+        with pytest.raises(InputError, match=r"of column x is '(1|2|True)', not a number: give --ignore_columns=x"):
+            run(tmp_path / "made", tmp_path / "t.csv")

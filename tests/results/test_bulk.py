@@ -1,0 +1,255 @@
+"""predict --output: every row once, in order, the same as predict says, whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+from sklearn.datasets import load_wine
+
+from distmlp import InputError, load
+from distmlp.data import columnar
+from distmlp.parallel.layout import Layout
+from distmlp.results import bulk, files, run_data
+from distmlp.results import load as load_module
+from launch import evaluate, pack, predict
+
+Capture = pytest.CaptureFixture[str]
+
+
+def plain() -> pd.DataFrame:
+    frame = load_wine(as_frame=True).frame
+    return frame.rename(columns={"od280/od315_of_diluted_wines": "od280", "target": "label"})
+
+
+def wine(rows: int = 700) -> pd.DataFrame:
+    """More rows than wine has, each with a number of its own."""
+    frame = plain().drop(columns="label")
+    frame = pd.concat([frame] * 4, ignore_index=True).iloc[:rows]
+    return frame.assign(id=np.arange(len(frame))[::-1] + 5, name=[f"n{row}" for row in range(len(frame))])
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar, "_BLOCK", 40 * 15)
+
+
+@pytest.fixture(params=["parquet", "csv", "feather", "folder"])
+def source(request: pytest.FixtureRequest, tmp_path: Path, small_blocks: None) -> Path:
+    path = tmp_path / f"wine.{request.param}"
+    if request.param == "csv":
+        wine().to_csv(path, index=False)
+    elif request.param == "feather":
+        wine().to_feather(path)
+    elif request.param == "folder":
+        path.mkdir()
+        for place, begin in enumerate((0, 300, 500)):
+            wine().iloc[begin : (300, 500, 700)[place]].to_parquet(path / f"part-{place}.parquet")
+    else:
+        wine().to_parquet(path)
+    return path
+
+
+def read(path: Path) -> pd.DataFrame:
+    if ".parquet" in path.name:
+        return parquet.read_table(path).to_pandas()
+    if ".csv" in path.name:
+        return pd.read_csv(path)
+    return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
+
+
+@pytest.mark.parametrize("form", [".parquet", ".csv", ".jsonl"])
+def test_all_rows_in_order_with_their_columns(form: str, source: Path, wine_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / f"out{form}"
+    assert predict.main([str(wine_run), str(source), f"--output={output}", "--columns=id,name", "--probabilities"]) == 0
+    found, known = read(output), load(wine_run).predict(wine().drop(columns=["id", "name"]))
+    assert found["id"].tolist() == wine()["id"].tolist()
+    assert found["name"].tolist() == wine()["name"].tolist()
+    assert found["class"].tolist() == known.classes.tolist()
+    np.testing.assert_array_equal(found["probability"].astype(np.float32), known.probabilities.max(axis=1))
+    each = found[[f"p_{name}" for name in load(wine_run).classes]].to_numpy(np.float32)
+    np.testing.assert_array_equal(each, known.probabilities)
+    assert not [*tmp_path.glob(".distmlp*")]
+
+
+def test_an_array_of_probabilities(wine_run: Path, tmp_path: Path) -> None:
+    model, x = load(wine_run), wine().drop(columns=["id", "name"]).to_numpy(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    assert predict.main([str(wine_run), str(tmp_path / "x.npy"), f"--output={tmp_path / 'p.npy'}"]) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), model.predict(x).probabilities)
+    np.savez(tmp_path / "one.npz", x=x[3])
+    assert predict.main([str(wine_run), str(tmp_path / "one.npz"), f"--output={tmp_path / 'q.npy'}"]) == 0
+    assert np.load(tmp_path / "q.npy").shape == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_each_process_has_its_part(
+    kind: str, wine_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_blocks: None
+) -> None:
+    for place, begin in enumerate((0, 101)):
+        table = wine(202).iloc[begin : begin + 101]
+        path = tmp_path / f"{place}.{kind}"
+        table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    sources = [str(tmp_path / f"{place}.{kind}") for place in range(2)]
+    ids: list[int] = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        assert predict.main([str(wine_run), *sources, f"--output={tmp_path}/p.parquet", "--columns=id"]) == 0
+        ids += read(tmp_path / f"p.parquet.{rank}-of-3")["id"].tolist()
+    assert ids == wine(202)["id"].tolist()
+    assert not (tmp_path / "p.parquet").exists()
+    monkeypatch.setenv("WORLD_SIZE", "300")
+    monkeypatch.setenv("RANK", "1")
+    assert predict.main([str(wine_run), *sources, f"--output={tmp_path}/few.parquet", "--columns=id"]) == 0
+    assert len(read(tmp_path / "few.parquet.1-of-300")) <= 1
+
+
+def test_all_devices_work(wine_run: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, used = load(wine_run), set()
+    made = load_module._program
+
+    def watched(compute_dtype: str, logarithms: bool) -> Any:
+        def program(*arguments: Any) -> Any:
+            result = made(compute_dtype, logarithms)(*arguments)
+            used.update(result.devices())
+            return result
+
+        return program
+
+    monkeypatch.setattr(load_module, "_program", watched)
+    x = wine().drop(columns=["id", "name"]).to_numpy(np.float32)
+    blocks = [np.concatenate([x] * 8)] * 2
+    found = np.concatenate([*model.probabilities(blocks)])
+    assert used == {*jax.local_devices()}
+    np.testing.assert_array_equal(found, np.concatenate([load(wine_run).predict(x).probabilities] * 16))
+
+
+def test_whole_numbers_of_a_text_file_are_numbers_if_all_are(
+    wine_run: Path, tmp_path: Path, small_blocks: None
+) -> None:
+    frame = wine().assign(number=lambda table: table["id"].astype(str))
+    frame.loc[650, "number"] = "007"
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    bulk.write(load(wine_run), [tmp_path / "t.csv"], tmp_path / "p.parquet", ["id", "number"])
+    table = parquet.read_table(tmp_path / "p.parquet")
+    assert [str(kind) for kind in table.schema.types[:2]] == ["int64", "string"]
+    assert table["number"].to_pylist() == frame["number"].tolist()
+
+
+def test_a_pack(wine_run: Path, tmp_path: Path) -> None:
+    plain().to_csv(tmp_path / "wine.csv", index=False)
+    assert pack.main([str(tmp_path / "wine.csv"), f"--output={tmp_path / 'made'}"]) == 0
+    assert predict.main([str(wine_run), str(tmp_path / "made"), f"--output={tmp_path / 'p.npy'}"]) == 0
+    x = plain().drop(columns="label")
+    np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), load(wine_run).predict(x).probabilities)
+    with pytest.raises(InputError, match="is no table, and has no columns by name"):
+        bulk.write(load(wine_run), [tmp_path / "made"], tmp_path / "p.csv", ["id"])
+
+
+def test_pictures(digits_run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for place in range(5):
+        Image.fromarray(np.full((8, 8), 20 * place, np.uint8)).save(tmp_path / "pictures" / f"{place}.png")
+    bulk.write(load(digits_run), [tmp_path / "pictures"], tmp_path / "p.csv")
+    assert len(read(tmp_path / "p.csv")) == 5
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--output=p.txt"], r"--output=p\.txt: give a file whose name ends in one of \.parquet"),
+    (["--output=p.csv", "--columns=nothing"], "--columns=nothing: .* has no such column, it has alcohol"),
+    (["--output=p.csv", "--columns=id,id"], "several columns named id"),
+    (["--output=p.npy", "--columns=id"], r"an \.npy file holds probabilities only"),
+    (["--columns=id"], "go with --output=FILE"), (["--output=p.csv", "--json"], "--json goes without --output"),
+    (["--output=none/p.csv"], r"--output=none/p\.csv cannot be written \(No such file"),
+])  # fmt: skip
+def test_wrong_usage(arguments: list[str], said: str, wine_run: Path, tmp_path: Path) -> None:
+    wine(9).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match=said):
+        predict.main([str(wine_run), str(tmp_path / "t.csv"), *arguments])
+
+
+def test_nothing_is_written_unless_all_is(
+    wine_run: Path, tmp_path: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = wine()
+    frame.loc[690, "alcohol"] = np.nan
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "p.parquet").write_text("of before")
+    with pytest.raises(InputError, match="row 691 of column alcohol has no value"):
+        bulk.write(load(wine_run), [tmp_path / "t.csv"], tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=r"gone\.csv does not exist"):
+        bulk.write(load(wine_run), [tmp_path / "gone.csv"], tmp_path / "p.parquet")
+    wine(1).iloc[:0].to_csv(tmp_path / "none.csv", index=False)
+    with pytest.raises(InputError, match=r"none\.csv holds no rows"):
+        bulk.write(load(wine_run), [tmp_path / "none.csv"], tmp_path / "p.parquet")
+    frame.drop(index=690).to_csv(tmp_path / "t.csv", index=False)
+    monkeypatch.setattr(Path, "replace", lambda path, other: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(InputError, match=r"p\.parquet cannot be written \(No space left on device\): give"):
+        bulk.write(load(wine_run), [tmp_path / "t.csv"], tmp_path / "p.parquet")
+    assert (tmp_path / "p.parquet").read_text() == "of before"
+    assert not [*tmp_path.glob(".distmlp*")]
+
+
+def test_a_link_stays_and_permissions_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch(0o600)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with files.whole(tmp_path / "link") as new:
+        new.write_text("all")
+    assert (tmp_path / "link").is_symlink()
+    assert ((tmp_path / "file").read_text(), (tmp_path / "file").stat().st_mode & 0o777) == ("all", 0o600)
+    with pytest.raises(InputError, match="is no file"), files.whole(tmp_path):
+        pass
+
+
+def test_lists_in_a_table(wine_run: Path, tmp_path: Path) -> None:
+    table = pa.Table.from_pandas(wine(20).drop(columns="name"), preserve_index=False)
+    parquet.write_table(table.append_column("tags", pa.array([[1]] * 20)), tmp_path / "t.parquet")
+    bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / "p.parquet", ["id", "tags[0]"])
+    assert read(tmp_path / "p.parquet")["tags[0]"].tolist() == [1] * 20
+
+
+@pytest.mark.parametrize("form", [".parquet", ".csv", ".npy"])
+def test_each_example_of_an_evaluation(form: str, wine_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    output, model = tmp_path / f"e{form}", load(wine_run)
+    assert evaluate.main([str(wine_run), "--json", f"--output={output}", "--probabilities"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    test = run_data.split(model, "test")
+    known = model.predict(test.take(np.arange(len(test)))[0])
+    if form == ".npy":
+        np.testing.assert_allclose(np.load(output), known.probabilities, rtol=1e-5)
+        return
+    found = read(output)
+    assert (found["label"] == found["class"]).sum() == told["correct"]
+    assert len(found) == told["count"]
+    assert found["label"].tolist() == [model.classes[number] for number in test.labels]
+    assert found["class"].tolist() == known.classes.tolist()
+    np.testing.assert_allclose(found["probability"], known.probabilities.max(axis=1), rtol=1e-5)
+    assert found.columns[3:].tolist() == [f"p_{name}" for name in model.classes]
+    with pytest.raises(InputError, match="--probabilities goes with --output"):
+        evaluate.main([str(wine_run), "--probabilities"])
+
+
+def test_an_evaluation_uses_all_devices_and_says_the_same(wine_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(wine_run)
+    examples, used = run_data.split(model, "train"), []
+    put = Layout.put
+
+    def watched(self: Layout, tree: Any, specs: Any) -> Any:
+        used.append(len(self.devices))
+        return put(self, tree, specs)
+
+    monkeypatch.setattr(Layout, "put", watched)
+    on_all = model.evaluate_set(examples).as_json()
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    assert model.evaluate_set(examples).as_json() == on_all
+    assert {*used} == {8, 1}
