@@ -55,6 +55,7 @@ class Phase:
 
 def main(argv: list[str]) -> None:
     phase = Phase(argv.pop(1))
+    from distmlp import progress
     from distmlp.parallel import evaluate, feed
     from distmlp.run import keeping, store
 
@@ -62,7 +63,8 @@ def main(argv: list[str]) -> None:
     phase.around_saves(store.Store, "_save")
     phase.around(keeping.Keeping, "restored", "restore")
     phase.around(keeping.Keeping, "finish", "final", "end")
-    phase.around(feed.Feed, "compile", "compile", "train")
+    phase.around(feed.Feed, "compile", "compile")
+    phase.around(progress.Progress, "begin_steps", "train", "train")
     phase.set("setup")
     train.main(argv)
 
