@@ -100,7 +100,8 @@ def test_a_sharded_state_is_gathered_once_scattered_once_and_updated_in_place(ta
     assert memory.alias_size_in_bytes >= parts.held.bytes
     messages = {kind: count for kind, (count, _) in module.messages().items()}
     assert messages.keys() == {"all-gather", "reduce-scatter", "all-reduce"}
-    assert module.messages()["all-reduce"][1] < 100  # of losses
+    # Of losses; for a TPU, also of the smallest arrays, whose reduce-scatter its compiler replaces.
+    assert module.messages()["all-reduce"][1] < (100 if target == "h100:8" else 50_000)
     if target.startswith("h100"):
         assert messages == {"all-gather": 1, "reduce-scatter": 1, "all-reduce": 1}
         assert module.kernels_per_step() <= compiled(target, batch_size=1024, optimizer="adam")[0].kernels_per_step()
