@@ -17,7 +17,6 @@ from jax.experimental import multihost_utils
 
 from distmlp.errors import DivergedError, ReplicaError
 from distmlp.kept import kept
-from distmlp.parallel.specs import AXIS, BY_ROWS, hashable
 
 if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not need
     from distmlp.parallel.layout import Layout
@@ -70,7 +69,9 @@ class StateDigest:
     """
 
     def __init__(self, layout: "Layout", specs: Any, shapes: Any = None) -> None:
-        self._specs = specs
+        from distmlp.parallel.specs import BY_ROWS, hashable  # imports torch, as below
+
+        self._specs, self._by_rows = specs, BY_ROWS
         self._by_device = kept(_digests, layout, *hashable((specs, shapes)))
 
     def lower(self, state: Any) -> jax.stages.Lowered:
@@ -89,7 +90,7 @@ class StateDigest:
             with jax.transfer_guard("allow"):
                 by_device = multihost_utils.process_allgather(by_device, tiled=True)
         digests, finite = np.split(np.asarray(by_device), [-1], axis=1)
-        by_rows = [spec == BY_ROWS for spec in jax.tree.leaves(jax.tree.broadcast(self._specs, state))]
+        by_rows = [spec == self._by_rows for spec in jax.tree.leaves(jax.tree.broadcast(self._specs, state))]
         digests = np.where(by_rows, digests.sum(axis=0, dtype=np.uint32), digests)
         arrays = array_names(state)
         differing = np.argwhere(digests != digests[0])
@@ -107,6 +108,8 @@ def _digests(layout: "Layout", leaves: tuple[Any, ...], structure: Any) -> Any:
 
     The leaves are those of its specs and shapes.
     """
+    from distmlp.parallel.specs import AXIS, BY_ROWS
+
     specs, shapes = jax.tree.unflatten(structure, leaves)
 
     def digest(leaf: jax.Array, spec: Any, shape: Any) -> jax.Array:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,10 +26,12 @@ from distmlp.cluster.group import Group
 from distmlp.config import digest_json
 from distmlp.errors import DivergedError, InputError, WriteError
 from distmlp.parallel.digest import StateDigest
-from distmlp.parallel.sharded import StateLayout
 from distmlp.run import rows
 from distmlp.run.meta import Meta
 from distmlp.run.workdir import new_path, sync
+
+if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not need
+    from distmlp.parallel.sharded import StateLayout
 
 T = TypeVar("T")
 
@@ -122,7 +124,7 @@ class Store:
     """The checkpoints of the run in a workdir: the newest `keep` of them, and the best."""
 
     def __init__(
-        self, workdir: Path, digest: StateDigest, keep: int, group: Group, held: StateLayout | None = None
+        self, workdir: Path, digest: StateDigest, keep: int, group: Group, held: "StateLayout | None" = None
     ) -> None:
         """`held`: how the states lie on the devices; None: replicated."""
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group

@@ -149,11 +149,11 @@ def stalls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_long_evaluation_is_no_stall(npz: str, stalls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     evaluate = Evaluator.__call__
 
-    def slow(self: Any, state: Any, dataset: Any, poll: Any) -> Any:
+    def slow(self: Any, state: Any, dataset: Any, poll: Any, *asked: Any) -> Any:
         for _ in range(40):
             poll()
             time.sleep(0.1)
-        return evaluate(self, state, dataset, poll)
+        return evaluate(self, state, dataset, poll, *asked)
 
     monkeypatch.setattr(Evaluator, "__call__", slow)
     train(small_config(npz, num_epochs=1, stall_seconds=2))
