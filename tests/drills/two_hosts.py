@@ -111,7 +111,8 @@ def play_hosts(folder: Path) -> None:
         for process in group:
             told = re.findall(".*(?:another process ended|another task died).*", process.output)
             print(*told, sep="\n", flush=True)
-            if len(told) != 1 or len(process.errors) > 1 or {0, 143} & {*codes}:
+            # A thread of jax's ends the process by itself, and may do so while ours has just said why.
+            if not 1 <= len(told) <= 2 or len(process.errors) > 1 or {0, 143} & {*codes}:
                 raise runs.DrillError(f"not one clear error:\n{process.output[-4000:]}")
         hosts.link("up")
         steps = max(runs.committed(folder / "cut")) + 20
