@@ -283,7 +283,7 @@ def main(argv: list[str]) -> int:
             for line in end_to_end(Path(folder)):
                 ended.append(line)
                 print(line, flush=True)
-            files, others = Files(Path(folder)), collections.Counter[str]()
+            files, others = Files(Path(folder) / "files"), collections.Counter[str]()
             for case in files.cases(args.positions, random.Random(args.seed)):
                 outcome = files.go_on(case)
                 others[outcome] += 1
