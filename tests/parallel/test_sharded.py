@@ -24,8 +24,8 @@ from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import BATCH, REPLICATED, STATE, State
 from distmlp.parallel.step import gradients, initial_state
 
-# No number of devices divides 5 and 3; 4 classes leave blocks of the last layer empty.
-SETTINGS: dict[str, Any] = {"hidden_sizes": (5, 3), "reduction": "invariant", "max_steps": 7, "eval_train": True}
+# No number of devices divides 33; 4 classes leave blocks of the last layer empty.
+SETTINGS: dict[str, Any] = {"hidden_sizes": (50, 33), "reduction": "invariant", "max_steps": 7, "eval_train": True}
 
 
 def trained(data: str, **changes: Any) -> list[dict[str, Any]]:
