@@ -12,8 +12,8 @@ from distmlp.results import checkpoints
 from distmlp.results.load import load
 from distmlp.run.keeping import Keeping
 
-# Of 12 features, 5 and 3 units and 4 classes, no count divides them all: rows are filled up, some devices have none.
-SETTINGS: dict[str, Any] = {"hidden_sizes": (5, 3), "reduction": "invariant", "optimizer": "adam", "max_steps": 12,
+# Of 12 features, 11 and 9 units and 4 classes, no count divides them all: rows are filled up, some devices have none.
+SETTINGS: dict[str, Any] = {"hidden_sizes": (11, 9), "reduction": "invariant", "optimizer": "adam", "max_steps": 12,
                             "checkpoint_every_steps": 4, "keep_checkpoints": 9}  # fmt: skip
 SHARDED, REPLICATED = {"state": "sharded"}, {"state": "replicated"}
 
@@ -30,7 +30,7 @@ def test_a_checkpoint_does_not_tell_how_its_state_was_held(npz: str) -> None:
         assert whole.meta["digests"] == parts.meta["digests"]
         for name, array in whole.arrays.items():
             np.testing.assert_array_equal(parts.arrays[name], array, strict=True)
-    assert load("parts").params[0][0].shape == (5, 12)
+    assert load("parts").params[0][0].shape == (11, 12)
 
 
 @pytest.mark.parametrize(("before", "after"), [
@@ -57,8 +57,8 @@ def test_a_network_of_another_size_is_not_taken_for_one_that_is_filled_up(npz: s
     from distmlp import InputError
 
     run(npz, "run", num_devices=4, **SHARDED)
-    with pytest.raises(InputError, match="--hidden_sizes was 5,3"):
-        run(npz, "run", num_devices=4, hidden_sizes=(6, 3), **SHARDED)
+    with pytest.raises(InputError, match="--hidden_sizes was 11,9"):
+        run(npz, "run", num_devices=4, hidden_sizes=(12, 9), **SHARDED)
 
 
 def test_a_run_of_0_2_0_whose_gradient_is_clipped_is_told_of_the_new_order(
