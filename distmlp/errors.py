@@ -1,8 +1,13 @@
 """What goes wrong, by whose fault: each kind of error, with the exit code of a command that ends by it."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+# Those that ask a run to stop. SIGHUP: the connection to the terminal is lost. SIGUSR1, SIGUSR2: a batch system says
+# that a job's time is nearly up.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class InputError(ValueError):

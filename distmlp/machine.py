@@ -1,6 +1,7 @@
-"""What this machine is: its processor, its memory, its NVIDIA cards, and the packages that are installed."""
+"""What this machine is: its processor, memory, disks and NVIDIA cards, and the packages that are installed."""
 
 import contextlib
+import errno
 import os
 import platform
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 _CPU_INFO, _NVIDIA_CARDS = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/gpus")
 _SELF = Path("/proc/self")
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of folders; of files it always works
 _OWN_GROUPS, _CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -48,6 +50,28 @@ def threads(name: str) -> int | None:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             found.append(path.read_text(encoding="utf-8", errors="replace").startswith(name))
     return sum(found) if found else None
+
+
+def cores() -> int:
+    """How many of its cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sync(path: Path) -> bool:
+    """Returns when the disk holds what was written to a file, or which names are in a folder.
+
+    False: of a folder, its file system cannot know that.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in _NO_SYNC and path.is_dir():
+            return False
+        raise
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def nvidia_cards() -> int:

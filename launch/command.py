@@ -15,8 +15,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from distmlp.config import Config
-from distmlp.errors import InputError, Interrupted, JoinError
-from distmlp.run.signals import ONE_PRESS, STOP_SIGNALS, tell
+from distmlp.errors import STOP_SIGNALS, InputError, Interrupted, JoinError
+from distmlp.run.signals import ONE_PRESS, tell
 from launch.help import HelpRequested
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from drills.runs import heed  # noqa: E402
 
-from distmlp.run.signals import STOP_SIGNALS  # noqa: E402
+from distmlp.errors import STOP_SIGNALS  # noqa: E402
 
 heed(STOP_SIGNALS)
 

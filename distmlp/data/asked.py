@@ -1,7 +1,6 @@
 """Rows that a model is asked about, of sources of any size: read block by block, in the sources' order."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from distmlp import machine
 from distmlp.config import Config
 from distmlp.data import arrays, columnar, packed, pictures, sources, tables, typed
 from distmlp.data.arrays import part_of
@@ -135,7 +135,7 @@ class PictureRows:
 
     def blocks(self, start: int, stop: int) -> Iterator[Asked]:
         files = self._files[start:stop]
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(machine.cores()) as pool:
             for begin in range(0, len(files), _PICTURES):
                 yield Asked(np.stack([*pool.map(self._picture, files[begin : begin + _PICTURES])]), [])
 

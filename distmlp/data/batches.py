@@ -19,12 +19,11 @@ import torch.utils.data
 
 from distmlp.data.examples import Examples
 from distmlp.data.order import Order
-from distmlp.errors import InputError, one_line
+from distmlp.errors import STOP_SIGNALS, InputError, one_line
 
 _CHUNK = 256  # steps whose indices are computed at once
 _TOLD = 16  # steps whose examples are on their way from the disk
 _AT_ONCE = 16  # examples that are read one by one between two signs of life
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
 
 
@@ -108,7 +107,7 @@ def _blocked_signals() -> Iterator[None]:
     """
     resource_tracker.ensure_running()  # when it starts, it unblocks the signals
     others = multiprocessing.active_children()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

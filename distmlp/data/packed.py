@@ -12,9 +12,9 @@ verified when one of its rows is read first.
 import copy
 import dataclasses
 import hashlib
+import io
 import json
 import mmap
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +42,16 @@ PARTS = ("train", "test", "validation")
 def block_rows(row_bytes: int) -> int:
     """How many rows a block has."""
     return max(1, BLOCK_BYTES // row_bytes)
+
+
+def npy_header(dtype: Any, shape: tuple[int, ...]) -> bytes:
+    """The HEADER bytes before an .npy file's values."""
+    header = io.BytesIO()
+    form = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, form)
+    if len(header.getvalue()) != HEADER:
+        raise AssertionError("NumPy writes another header")
+    return header.getvalue()
 
 
 class Statistics(NamedTuple):
@@ -105,11 +115,15 @@ class Array:
 
     def verify(self, blocks: Sequence[int] | np.ndarray) -> None:
         """Raises InputError if one of these blocks is damaged; those that are not are verified."""
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) if len(blocks) > 1 else _InPlace() as pool:
-            for block, damaged in zip(blocks, pool.map(self.damaged, blocks), strict=True):
-                if damaged:
-                    raise InputError(self.message(int(block)))
-                self.unverified[block] = False
+        if len(blocks) > 1:
+            with ThreadPoolExecutor(machine.cores()) as pool:
+                found = list(pool.map(self.damaged, blocks))
+        else:
+            found = list(map(self.damaged, blocks))
+        for block, damaged in zip(blocks, found, strict=True):
+            if damaged:
+                raise InputError(self.message(int(block)))
+            self.unverified[block] = False
 
     def message(self, block: int) -> str:
         first = block * self.block
@@ -120,18 +134,6 @@ class Array:
     def digest(self) -> str:
         """Of all values, by the checksums."""
         return f"{self.rows} {self.width} {self.dtype} {self.block} {hashlib.sha256(self.sums.tobytes()).hexdigest()}"
-
-
-class _InPlace:
-    """What a ThreadPoolExecutor does, without threads."""
-
-    def __enter__(self) -> "_InPlace":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    map = staticmethod(map)
 
 
 class Packed:
@@ -286,7 +288,7 @@ class Pack:
     def damage(self) -> list[str]:
         """What is wrong with the files, a line for each damaged block, after reading all of them."""
         found: list[str] = []
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(machine.cores()) as pool:
             for part, letters in self.info["parts"].items():
                 for letter in letters:
                     try:

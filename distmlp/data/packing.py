@@ -8,7 +8,6 @@ the same command goes on after whatever stopped it.
 
 import contextlib
 import fcntl
-import io
 import json
 import mmap
 import os
@@ -16,18 +15,29 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from distmlp import machine
 from distmlp.config import Config, digest_json
 from distmlp.data import scaling, split, streams, weights
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes, Seen
-from distmlp.data.packed import BLOCK_BYTES, FORMAT, HEADER, MANIFEST, PARTS, SETTINGS, UNFINISHED, Pack, block_rows
+from distmlp.data.packed import (
+    BLOCK_BYTES,
+    FORMAT,
+    HEADER,
+    MANIFEST,
+    PARTS,
+    SETTINGS,
+    UNFINISHED,
+    Pack,
+    block_rows,
+    npy_header,
+)  # fmt: skip
 from distmlp.data.scaling import BLOCK
 from distmlp.data.streams import Stream, Tables
 from distmlp.data.typed import Words
@@ -203,13 +213,7 @@ class _Writer:
         """Ends the file; what pack.json says of it."""
         if self._filled:
             self._flush()
-        header = io.BytesIO()
-        form = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False,
-                "shape": (self.rows, self._width)}  # fmt: skip
-        np.lib.format.write_array_header_1_0(header, form)
-        if len(header.getvalue()) != HEADER:
-            raise AssertionError("NumPy writes another header")
-        os.pwrite(self._file.fileno(), header.getvalue(), 0)
+        os.pwrite(self._file.fileno(), npy_header(self._dtype, (self.rows, self._width)), 0)
         os.fsync(self._file.fileno())
         self._sums.seek(0)
         sums = self._sums.read()
@@ -246,7 +250,7 @@ class _Packing:
             if path.name not in kept:
                 path.unlink()
         self._work.replace(self._output)
-        _sync_folder(self._output.parent)
+        machine.sync(self._output.parent)
         return Pack(self._output), self._remarks()
 
     def _remarks(self) -> list[str]:
@@ -333,8 +337,7 @@ class _Packing:
             if not seen.examples:
                 raise InputError(f"{stream.name} is empty: give at least one example")
             file.seek(0)
-            np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False,
-                                                        "shape": (seen.examples,)})
+            file.write(npy_header(_INT32, (seen.examples,)))
         return seen
 
     def _mark(self, train: Stream, classes: Classes) -> None:
@@ -422,7 +425,7 @@ class _Packing:
         parts = {part: files[part] for part in PARTS if part in files}
         settings = {name: getattr(self._config, name) for name in SETTINGS}
         return {
-            "format": FORMAT, "made_by": f"distmlp {metadata.version('distmlp')}", "parts": parts,
+            "format": FORMAT, "made_by": f"distmlp {machine.version('distmlp')}", "parts": parts,
             **{name: plan[name] for name in ("shape", "classes", "num_classes", "numbered", "table", "pictures")},
             "settings": settings, "seed": self._config.seed, "sources": self._files,
             "statistics": self._statistics(parts["train"]),
@@ -460,11 +463,3 @@ def _spans(mapped: np.ndarray) -> Iterator[slice]:
 def _bar(what: str, total: int | None = None) -> Any:
     """A progress bar on a terminal."""
     return tqdm(total=total, desc=what, unit=" rows", unit_scale=True, leave=False, disable=None)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

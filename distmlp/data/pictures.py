@@ -201,7 +201,7 @@ class ImageFolder:
         def decode(index: int) -> None:
             pixels[index] = self[index][0]
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes without Python's lock
+        with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow decodes without Python's lock
             for _ in tqdm(pool.map(decode, range(len(self))), "decoding", len(self), leave=False, disable=None):
                 pass
         return pixels

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from distmlp import machine
 from distmlp.config import Config
 from distmlp.data import columnar, tables, typed
 from distmlp.data.columnar import Raw
@@ -238,7 +239,7 @@ class Pictures:
 
     def features(self, start: int = 0) -> Iterator[np.ndarray]:
         count = len(self._folder)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes without Python's lock
+        with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow decodes without Python's lock
             for begin in range(start, count, _PICTURES):
                 rows = range(begin, min(begin + _PICTURES, count))
                 yield np.stack([pixels for pixels, _ in pool.map(self._folder.__getitem__, rows)])
@@ -265,7 +266,7 @@ class StoredPictures:
                     yield Labels(block.labels)
 
     def features(self, start: int = 0) -> Iterator[np.ndarray]:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(machine.cores()) as pool:
             row = 0
             for opened in self._raws:
                 for [column] in opened().read([self._column]):
@@ -346,7 +347,7 @@ def ahead(blocks: Iterator[T]) -> Iterator[T]:
 
 def spread(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     """As map, by as many threads as there are cores; a few items wait at a time."""
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     with ThreadPoolExecutor(cores) as pool:
         coming: deque[Future[U]] = deque()
         for item in items:

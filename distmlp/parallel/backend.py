@@ -180,9 +180,8 @@ def cpu_threads() -> int | None:
 
 def _threads_to_come() -> int:
     """What XLA's CPU pool will have if the backend starts now."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = [int(text) for name in ("PJRT_NPROC", "NPROC") if (text := os.environ.get(name, "")).isdecimal()]
-    return max([*given, available][0], _emulated_devices())
+    return max([*given, machine.cores()][0], _emulated_devices())
 
 
 def _emulated_devices() -> int:

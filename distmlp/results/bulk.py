@@ -12,6 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from distmlp.data import asked
+from distmlp.data.packed import HEADER, npy_header
 from distmlp.data.streams import ahead
 from distmlp.errors import InputError, remark
 from distmlp.results import files
@@ -21,7 +22,6 @@ if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
     from distmlp.results.evaluation import Watch
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".npy")
-_HEADER = 128  # bytes before an .npy file's values
 
 
 class _NotWhole(Exception):
@@ -247,7 +247,7 @@ def _plain(column: Any) -> Iterable[Any]:
 def _array(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
     shape = [0, 0]
     with path.open("wb") as file:
-        file.write(bytes(_HEADER))
+        file.write(bytes(HEADER))
 
         def add(columns: list[Any]) -> None:
             file.write(np.ascontiguousarray(columns[0]).data)
@@ -255,7 +255,7 @@ def _array(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], N
 
         yield add
         file.seek(0)
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (*shape,)})
+        file.write(npy_header(np.float32, (*shape,)))
 
 
 _WRITERS = dict(zip(SUFFIXES, (_parquet, _csv, _lines, _array), strict=True))

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
-# SIGHUP: the connection to the terminal is lost. SIGUSR1, SIGUSR2: a batch system says that a job's time is nearly up.
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+from distmlp.errors import STOP_SIGNALS
+
 ONE_PRESS = 0.1  # seconds within which a repeated signal counts once: `timeout` sends it to a process and its group
 _STDERR = 2  # a descriptor: the sys.stderr of notebooks and test runners may have none
 

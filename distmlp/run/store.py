@@ -25,10 +25,11 @@ import orbax.checkpoint as ocp
 from distmlp.cluster.group import Group
 from distmlp.config import digest_json
 from distmlp.errors import DivergedError, InputError, WriteError
+from distmlp.machine import sync
 from distmlp.parallel.digest import StateDigest
 from distmlp.run import rows
 from distmlp.run.meta import Meta
-from distmlp.run.workdir import new_path, sync
+from distmlp.run.workdir import new_path
 
 if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not need
     from distmlp.parallel.sharded import StateLayout

@@ -14,9 +14,9 @@ from pathlib import Path
 from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, run_flags
 from distmlp.errors import InputError, WriteError, remark
+from distmlp.machine import sync
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre and CIFS, as they may be mounted
-_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # of folders; of files it always works
 
 
 class Workdir:
@@ -148,23 +148,6 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WriteError(path, error.strerror or str(error)) from None
-
-
-def sync(path: Path) -> bool:
-    """Returns when the disk holds what was written to a file, or which names are in a folder.
-
-    False: of a folder, its file system cannot know that.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno in _NO_SYNC and path.is_dir():
-            return False
-        raise
-    finally:
-        os.close(descriptor)
-    return True
 
 
 def _lock(descriptor: int) -> bool:

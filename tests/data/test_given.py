@@ -19,9 +19,9 @@ from distmlp import InputError, train
 from distmlp.data.batches import ExampleLoader, NumpyLoader
 from distmlp.data.datasets import ItemDataset, load
 from distmlp.data.labels import Classes
+from distmlp.errors import STOP_SIGNALS
 from distmlp.parallel.evaluate import Evaluator, _Steps
 from distmlp.parallel.layout import make_layout
-from distmlp.run.signals import STOP_SIGNALS
 
 
 class Vectors(torch.utils.data.Dataset[Any]):

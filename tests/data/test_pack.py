@@ -1,8 +1,12 @@
 """pack: what comes out is what training reads from the sources themselves, whole or not at all, and it is checked."""
 
+import errno
+import importlib.metadata
 import io
 import itertools
 import json
+import os
+import stat
 import subprocess
 import sys
 import zipfile
@@ -592,3 +596,23 @@ def test_true_beside_numbers_in_blocks_is_an_error_wherever_it_is(
         (tmp_path / "t.csv").write_text("x,label\n" + "".join(f"{cell},{row % 2}\n" for row, cell in enumerate(cells)))
         with pytest.raises(InputError, match=r"of column x is '(1|2|True)', not a number: give --ignore_columns=x"):
             run(tmp_path / "made", tmp_path / "t.csv")
+
+
+def test_what_a_file_system_or_an_installation_lacks_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that cannot be synced, as of Lustre, and a package that is run from its source."""
+    sync = os.fsync
+
+    def of_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    def unknown(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    monkeypatch.setattr(importlib.metadata, "version", unknown)
+    made = pack([(np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]))], tmp_path / "made")
+    assert packed.Pack(made).info["made_by"] == "distmlp unknown"

@@ -15,11 +15,11 @@ from conftest import process_env, small_config
 from drills import runs
 
 from distmlp import train
-from distmlp.errors import Interrupted
+from distmlp.errors import STOP_SIGNALS, Interrupted
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.run.keeping import Keeping
-from distmlp.run.signals import STOP_SIGNALS, Signals, Watchdog
+from distmlp.run.signals import Signals, Watchdog
 
 FLAGS = ("--dataset=digits", "--hidden_sizes=16", "--workdir=run")
 TRAIN = f"{sys.executable} -m launch.train {' '.join(FLAGS)}"
