@@ -184,10 +184,12 @@ def _programs(layout: Layout, alone: Layout, train_step: Any, compute_dtype: str
             indices = order.indices[i]
             batch = Batch(taken(pool.images, indices), taken(pool.labels, indices), order.weights[i],
                           order.weight_sums[i])  # fmt: skip
-            state, loss = train_step(state, batch, rates=rates)
-            return state, jax.lax.dynamic_update_index_in_dim(losses, loss, i, 0)
+            new, loss = train_step(state, batch, rates=rates)
+            new = new._replace(step=state.step)  # to count it in the loop would cost a kernel
+            return new, jax.lax.dynamic_update_index_in_dim(losses, loss, i, 0)
 
-        return jax.lax.fori_loop(0, count, body, (state, jnp.zeros(shape.steps, jnp.float32)))
+        new, losses = jax.lax.fori_loop(0, count, body, (state, jnp.zeros(shape.steps, jnp.float32)))
+        return new._replace(step=state.step + count), losses
 
     def advance(states: State, rates: Rates, pool: Pool, orders: Orders) -> tuple[State, jax.Array]:
         if not together:
