@@ -155,7 +155,7 @@ class Record:
         path = self._path(course.member.number)
         told = {"lines": course.lines, "standing": course.standing._asdict(), "step": course.step,
                 "seconds": course.seconds}  # fmt: skip
-        arrays = {"told": np.frombuffer(json.dumps(told).encode(), np.uint8)}
+        arrays: dict[str, Any] = {"told": np.frombuffer(json.dumps(told).encode(), np.uint8)}
         for name, state in (("last", course.last), ("best", course.best)):
             arrays |= {f"{name}{at}": leaf for at, leaf in enumerate(jax.tree.leaves(state))}
         temporary = path.with_suffix(f".tmp{os.getpid()}")

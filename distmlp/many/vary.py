@@ -137,8 +137,8 @@ def _value(name: str, value: Any) -> Any:
         if name == "hidden_sizes":
             return tuple(int(size) for size in text.split(",") if size.strip())
     except (KeyError, ValueError):
-        kinds = {bool: "true or false", int: "whole numbers", float: "numbers"}
-        wanted = kinds.get(kind, "whole numbers, as in 64 or 256,256")  # type: ignore[call-overload] # as above
+        kinds: dict[Any, str] = {bool: "true or false", int: "whole numbers", float: "numbers"}
+        wanted = kinds.get(kind, "whole numbers, as in 64 or 256,256")
         raise InputError(f"--vary {name} {value}: give {wanted}") from None
     return value
 

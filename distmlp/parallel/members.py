@@ -94,18 +94,19 @@ class Members:
 
     def _abstract(self, **arrays: Any) -> dict[str, Any]:
         """What the programs are given, by name, as it lies on the devices."""
-        count, shape, real = self.count, self.shape, np.dtype(np.float32)
+        shape = self.shape
+        steps, rows = (shape.steps,), (shape.steps, shape.shards, shape.rows)
+
+        def each(kind: Any, sizes: tuple[int, ...] = ()) -> Any:
+            return jax.ShapeDtypeStruct((self.count, *sizes), kind)
+
         dealt = {
-            "states": jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), self.state),
-            "rates": Rates(*[jax.ShapeDtypeStruct((count,), real)] * 3),
-            "orders": Orders(
-                jax.ShapeDtypeStruct((count,), np.int32),
-                *(jax.ShapeDtypeStruct((count, shape.steps, shape.shards, shape.rows), kind)
-                  for kind in (np.int32, real)),
-                jax.ShapeDtypeStruct((count, shape.steps), real)),
-            "chosen": jax.ShapeDtypeStruct((count,), np.dtype(bool)),
-            "rows": jax.ShapeDtypeStruct((count, shape.blocks, shape.block_rows), np.int32),
-        }  # fmt: skip
+            "states": jax.tree.map(lambda leaf: each(leaf.dtype, leaf.shape), self.state),
+            "rates": Rates(each(np.float32), each(np.float32), each(np.float32)),
+            "orders": Orders(each(np.int32), each(np.int32, rows), each(np.float32, rows), each(np.float32, steps)),
+            "chosen": each(np.bool_),
+            "rows": each(np.int32, (shape.blocks, shape.block_rows)),
+        }
         return self.layout.abstract(dealt, DEALT) | {"pool": self.layout.abstract(self._pool, REPLICATED)}
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
@@ -193,8 +194,12 @@ def _programs(layout: Layout, alone: Layout, train_step: Any, compute_dtype: str
 
     def advance(states: State, rates: Rates, pool: Pool, orders: Orders) -> tuple[State, jax.Array]:
         if not together:
-            return jax.lax.map(lambda member: steps_of(*member[:2], pool, member[2], member[2].counts),
-                               (states, rates, orders))  # fmt: skip
+
+            def of_member(member: tuple[State, Rates, Orders]) -> tuple[State, jax.Array]:
+                state, own, order = member
+                return steps_of(state, own, pool, order, order.counts)
+
+            return jax.lax.map(of_member, (states, rates, orders))
         return of_all(states, rates, pool, orders, jnp.max(orders.counts))
 
     def advance_whole(states: State, rates: Rates, pool: Pool, orders: Orders) -> tuple[State, jax.Array]:
@@ -212,12 +217,15 @@ def _programs(layout: Layout, alone: Layout, train_step: Any, compute_dtype: str
         return model.batched_predict(params, model.scale_inputs(images, scaling), compute_dtype).T
 
     def evaluate(states: State, pool: Pool, rows: jax.Array) -> jax.Array:
-        judge, tell = (reduce.isolated(each, alone) if layout.invariant else each for each in (outcomes, log_probs))
+        judge: Any = reduce.isolated(outcomes, alone) if layout.invariant else outcomes
+        tell: Any = reduce.isolated(log_probs, alone) if layout.invariant else log_probs
 
         def of_block(state: State, indices: jax.Array) -> jax.Array:
-            images, network = taken(pool.images, indices), (state.params, state.scaling)
-            found = judge(*network, images, taken(pool.labels, indices))
-            return jnp.concatenate([found, tell(*network, images)]) if shape.log_probs else found
+            images = taken(pool.images, indices)
+            found = judge(state.params, state.scaling, images, taken(pool.labels, indices))
+            if not shape.log_probs:
+                return found
+            return jnp.concatenate([found, tell(state.params, state.scaling, images)])
 
         def of_member(member: tuple[State, jax.Array]) -> jax.Array:
             state, blocks = member
