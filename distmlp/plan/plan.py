@@ -15,6 +15,7 @@ from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.parallel.feed import bytes_needed
 from distmlp.parallel.layout import Layout, make_layout, states
+from distmlp.parallel.members import layout_of
 from distmlp.plan import cards, cost, members, rates, targets
 from distmlp.plan.advice import warnings
 from distmlp.plan.cards import Card
@@ -56,9 +57,8 @@ def _make(config: Config, target: str, figures: Mapping[str, float], count: int 
     config = resolve_paths(config)
     data = datasets.load(config)
     if count is not None:
-        layout = members.layout_of(config, devices, card.memory if card else 0)
-        plan = members.make(config, data, layout, card, figures, count)
-        return plan | {"target": target or plan["target"]}
+        found = members.make(config, data, layout_of(config, devices, card.memory if card else 0), card, figures, count)
+        return found | {"target": target or found["target"]}
     layout = make_layout(config, devices, card.memory if card else 0)
     parts, compiled, seconds, needed = _compiled(config, data, layout)
     evaluated = parts.evaluator.lower(parts.state, data.test).compile(layout.compiler_options)

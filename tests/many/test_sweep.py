@@ -98,8 +98,7 @@ def test_kept_members_and_the_refitted_model_are_ordinary_runs(npz: str, capsys:
         assert "nothing to do" in capsys.readouterr().out
         assert history[-1]["params_sha256"] == line["params_sha256"]
         assert run_flags(flagged) == (run / "run.flags").read_text()
-        best = load(run)
-        assert best.step == line["best_step"]
+        assert load(run).step == line["best_step"]
     best = min(found.table, key=lambda row: -row["score"])
     assert found.best == best["settings"]
     own = [line for line in found.members if line["settings"] == found.best]
