@@ -22,7 +22,7 @@ from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout, states
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
-from distmlp.parallel.step import initial_state, make_train_step
+from distmlp.parallel.step import initial_state, make_own_work, make_train_step
 from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
 
@@ -63,8 +63,9 @@ class Program:
         rows, specs = rows_of(self.held.shapes.params), self.held.specs
         weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
         train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
+        own_work = make_own_work(config, layout, data.num_classes) if jax.process_count() > 1 else None
         self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
-                              lead, specs)  # fmt: skip
+                              lead, specs, own_work)  # fmt: skip
         self.evaluator = Evaluator(config, layout, specs, rows)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, specs, self.held.shapes)
@@ -195,8 +196,11 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
 
 
 def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> Moment:
-    due = progress.cadence.evaluation(progress.step)
-    return Moment(state, line=progress.add_line(parts.measures.evaluated(state, poll) if due else {}))
+    evaluated: Line = {}
+    if progress.cadence.evaluation(progress.step):
+        with progress.account.of("evaluate"):
+            evaluated = parts.measures.evaluated(state, poll)
+    return Moment(state, line=progress.add_line(evaluated))
 
 
 OnLine = Callable[[Line], object]
