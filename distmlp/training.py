@@ -63,7 +63,8 @@ class Program:
         rows, specs = rows_of(self.held.shapes.params), self.held.specs
         weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
         train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
-        own_work = make_own_work(config, layout, data.num_classes) if jax.process_count() > 1 else None
+        several = jax.process_count() > 1
+        own_work = make_own_work(config, layout, data.num_classes, self.held.shapes.params) if several else None
         self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
                               lead, specs, own_work)  # fmt: skip
         self.evaluator = Evaluator(config, layout, specs, rows)

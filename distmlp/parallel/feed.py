@@ -41,7 +41,7 @@ class OwnSeconds(NamedTuple):
 
     load: float  # to read its examples
     send: float  # to hand them to its devices
-    compute: float  # its devices, all at once: the gradients of their shards; NaN where that is not measured
+    compute: float  # its devices, all at once: the gradients of their shards; NaN where that was not measured
 
 
 class Steps(NamedTuple):
@@ -68,19 +68,18 @@ class Taken(NamedTuple):
 
 @dataclasses.dataclass
 class Spent:
-    """What a process spends on the data of its steps: seconds."""
+    """Seconds that a process has spent by itself on some steps."""
 
-    steps: int = 0
+    steps: int = 0  # that were loaded and sent
     load: float = 0.0
     send: float = 0.0
-    _latest: tuple[float, float] = 0.0, 0.0
+    computed: int = 0  # steps
+    compute: float = 0.0
 
-    def a_step(self) -> tuple[float, float]:
-        """To load and to send, of a step, since this was asked last; of those before, if there was none since."""
-        if self.steps:
-            self._latest = self.load / self.steps, self.send / self.steps
-            self.steps, self.load, self.send = 0, 0.0, 0.0
-        return self._latest
+    def a_step(self) -> OwnSeconds:
+        loaded = max(self.steps, 1)  # short lines may be of steps that were loaded before
+        return OwnSeconds(self.load / loaded, self.send / loaded,
+                          self.compute / self.computed if self.computed else math.nan)  # fmt: skip
 
 
 class Pace:
@@ -129,7 +128,7 @@ class Feed:
         """`own_work`, if it is to be measured: what a device does for a step before it waits for others."""
         self._layout, self._batches, self._pace = layout, batches, pace
         self._last: Taken | None = None  # by the newest dispatch
-        self._computing = math.nan  # seconds a step, as they were measured last
+        self._granted, self._shortest = 0.0, math.inf  # seconds left to compute again; and what a step takes at best
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
         kind: Any = type(batches)
         self._any, self._whole = kept(_programs, layout, train_step, kind, pace.largest, *hashable(specs))
@@ -145,24 +144,43 @@ class Feed:
         arrays = self._layout.abstract(self._batches.like(), self._batches.specs)
         return arrays, self._layout.abstract(jax.ShapeDtypeStruct((2,), np.int32), REPLICATED)
 
-    def own_seconds(self, state: State, most: float) -> OwnSeconds:
-        """What a step takes this process by itself, by what was measured since the first dispatch; the devices are to
-        be idle. Computing takes about `most` seconds again, by the newest dispatch's steps; where that is too little
-        for one of them, what was measured before counts.
+    @property
+    def computes_alone(self) -> bool:
+        """Whether it can be measured how long a step's computing takes this process by itself."""
+        return self._own is not None
 
-        All processes call this equally often, for a TPU wants the same programs from all; none waits for another.
+    def own_seconds(self, state: State, granted: float) -> OwnSeconds:
+        """What a step takes this process by itself, the mean since `forget_own_seconds`; the devices are to be idle.
+
+        To measure it, steps of the newest dispatch are computed again, as many as fit into the seconds that were
+        granted so far and not used; at first one, in any case. All processes call this equally often, for a TPU wants
+        the same programs from all; none waits for another.
         """
+        spent = self._batches.spent
         if self._own and self._last:
-            first = math.isnan(self._computing)
-            for again in (True, False) if first else (False,):  # at first, programs and memory are still to be found
-                count = 1 if first else int(min(most / self._computing, len(self._last.sizes)))
-                bounds = self._layout.put(np.array([0, count], np.int32) + self._last.start, REPLICATED)
-                jax.block_until_ready(bounds)
-                started = time.monotonic()
-                jax.block_until_ready(self._own(state, self._last.arrays, bounds))
-                if count and not again:
-                    self._computing = (time.monotonic() - started) / count
-        return OwnSeconds(*self._batches.spent.a_step(), self._computing)
+            self._granted += granted
+            count = max(0, int(min(self._granted / self._shortest, len(self._last.sizes))))
+            if self._shortest == math.inf:
+                self._compute_again(state, self._last, 1)  # programs and memory are still to be found
+                self._granted, count = 0.0, 1
+            seconds = self._compute_again(state, self._last, count)
+            if count:
+                self._granted -= seconds
+                self._shortest = min(self._shortest, seconds / count)
+                spent.compute += seconds
+                spent.computed += count
+        return spent.a_step()
+
+    def forget_own_seconds(self) -> None:
+        self._batches.spent = Spent()
+
+    def _compute_again(self, state: State, taken: Taken, count: int) -> float:
+        """How many seconds this process's devices take for its part of so many of these steps, without an exchange."""
+        bounds = self._layout.put(np.array([0, count], np.int32) + taken.start, REPLICATED)
+        jax.block_until_ready(bounds)
+        started = time.monotonic()
+        jax.block_until_ready(self._own(state, taken.arrays, bounds))
+        return time.monotonic() - started
 
     def compile(self, state: State) -> None:
         """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch. The second

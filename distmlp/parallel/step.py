@@ -13,7 +13,7 @@ from distmlp.data.batches import Batch
 from distmlp.kept import kept
 from distmlp.parallel import by_layer, reduce, sharded
 from distmlp.parallel.layout import Layout
-from distmlp.parallel.specs import REPLICATED, State
+from distmlp.parallel.specs import REPLICATED, State, hashable
 
 OwnWork = Callable[[State, Batch], jax.Array]  # what a device does for a step by itself; its number [] says nothing
 TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]  # one update, and its loss [], inside a wrapping
@@ -71,17 +71,27 @@ def _shard_gradient(num_classes: int, compute_dtype: str) -> Callable[..., tuple
     return shard_gradient
 
 
-def make_own_work(config: Config, layout: Layout, num_classes: int) -> OwnWork | None:
+def make_own_work(config: Config, layout: Layout, num_classes: int, params: model.Params) -> OwnWork | None:
     """What a device does for a step before it waits for others, the gradients of its shards, to be timed: the same
-    object for the same settings. None where it cannot do it alone, for others hold parts of the state."""
-    return None if layout.sharded else kept(_own_work, config.compute_dtype, num_classes)
+    object for the same settings. None where that is little by little, layer after layer.
+
+    `params` has the shapes of the parameters when they are whole. Where others hold parts of them, made-up numbers take
+    their place.
+    """
+    return None if layout.by_layer else kept(_own_work, config.compute_dtype, num_classes, layout.sharded,
+                                             *hashable(params))  # fmt: skip
 
 
-def _own_work(compute_dtype: str, num_classes: int) -> OwnWork:
+def _own_work(compute_dtype: str, num_classes: int, made_up: bool, leaves: tuple[Any, ...], structure: Any) -> OwnWork:
     shard_gradient = _shard_gradient(num_classes, compute_dtype)
 
     def own_work(state: State, batch: Batch) -> jax.Array:
-        sums = reduce.over_shards(lambda shard: shard_gradient(shard, state.params, state.scaling, batch.weight_sum),
+        def some(like: Any) -> jax.Array:  # by the step's number, or XLA would compute them when it compiles
+            numbers = (jax.lax.iota(jnp.int32, like.size) + state.step) % 7 - 3
+            return (numbers.astype(jnp.float32) / 100).reshape(like.shape)
+
+        params = jax.tree.unflatten(structure, map(some, leaves)) if made_up else state.params
+        sums = reduce.over_shards(lambda shard: shard_gradient(shard, params, state.scaling, batch.weight_sum),
                                   batch._replace(weight_sum=None))  # fmt: skip
         return jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(sums)]).max()  # no shortcut leads to a maximum
 

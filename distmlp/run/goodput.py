@@ -54,8 +54,8 @@ def parts(sessions: Iterable[dict[str, Any]]) -> dict[str, float]:
     if not starts:
         return {}
     found: Counter[str] = Counter()
-    first = datetime.fromisoformat(f"{lines[0]['time']}+00:00").timestamp()  # in whole seconds
     if "began" not in lines[0]:
+        first = datetime.fromisoformat(f"{lines[0]['time']}+00:00").timestamp()  # in whole seconds
         found["not known"] = max(0.0, starts[0]["began"] - first)
     until = starts[0]["began"]
     for line in starts:

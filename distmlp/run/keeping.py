@@ -39,6 +39,7 @@ class Keeping:
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
         self._begun: Progress | None = None
+        self._pulse = ExitStack()  # while the run goes on
         self.signals, self.watchdog = Signals(group.request_stop), self._new_watchdog()
         with ExitStack() as opened:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
@@ -61,6 +62,7 @@ class Keeping:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._pulse.close()
         if self._begun is not None:
             reason = "" if error is None else f"{type(error).__name__}: {error}"
             self.log.session(end=self._begun.step, reason=reason, **_account(self._begun))
@@ -156,7 +158,7 @@ class Keeping:
                          devices=f"{len(devices)} x {devices[0].device_kind}", **_account(progress))
         self._begun = progress
         if self.group.first:
-            self._open.enter_context(goodput.Pulse(lambda: self.log.session(**_account(progress))))
+            self._pulse.enter_context(goodput.Pulse(lambda: self.log.session(**_account(progress))))
         for remark in filter(None, (order_remark(config, self.data), balance_remark(config, self.data))):
             if not step:
                 self.log.warn(remark)
@@ -263,11 +265,11 @@ class Keeping:
         with progress.account.of("evaluate"):
             tested = self.parts.measures.tested(state, chosen, poll)
         self.log.line(progress.add_final_line(params_sha256(self.parts.held.arrays(state.params)), tested))
-        self.log.session(**_account(progress))
         text = ""
         if self.group.first:
             with contextlib.suppress(InputError):  # the file cannot be read
-                text = goodput.described(goodput.parts(read_sessions(self.workdir.path).values))
+                sessions = [*read_sessions(self.workdir.path).values, _account(progress)]
+                text = goodput.described(goodput.parts(sessions))
         self.log.say(summary(progress.history, self.workdir.path, text))
 
 

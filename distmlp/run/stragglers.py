@@ -23,7 +23,7 @@ _SHARE = 0.01  # of the steps' time, to measure
 
 
 class Stragglers:
-    """What lines say of the processes of a group, the first line after some steps; `warn` says it to people."""
+    """What lines say of the processes of a group; `warn` says it to people."""
 
     def __init__(self, feed: Feed, group: Group, warn: Callable[[str], None]) -> None:
         """A collective."""
@@ -32,20 +32,22 @@ class Stragglers:
         self._trained, self._named, self._said = 0.0, -1, -1
 
     def add(self, line: Line, state: State, trained: float) -> None:
-        """Adds to a line what a step took each process by itself, and which is slow; a collective.
-
-        The devices are to be idle. `trained`: seconds of steps so far.
+        """Adds to a line what a step took each process by itself since the last line that says so, and which is slow:
+        as soon as all have measured it. A collective; the devices are to be idle. `trained`: seconds of steps so far.
         """
         own = self._feed.own_seconds(state, _SHARE * (trained - self._trained))
         self._trained = trained
         everyone = self._group.gather(np.array(own, np.float32).view(np.int32)).view(np.float32)
         found = [OwnSeconds(*map(float, each)) for each in everyone]
+        if self._feed.computes_alone and any(math.isnan(own.compute) for own in found):
+            return
+        self._feed.forget_own_seconds()
         line["process_seconds"] = {
             part: [float(f"{value:.3g}") for value in values]
             for part, values in zip(OwnSeconds._fields, zip(*found, strict=True), strict=True)
             if not any(map(math.isnan, values))
         }
-        slow = slowest(found)
+        slow = slowest(found) if self._feed.computes_alone else None
         if slow is not None:
             process, times = slow
             line["slowest"] = {"process": process, "host": self._hosts[process], "times_median": round(times, 2)}

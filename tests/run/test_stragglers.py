@@ -1,5 +1,6 @@
 """What a step takes a process by itself, and which of several is named. Real processes: cluster/test_stragglers.py."""
 
+import dataclasses
 import math
 import re
 import time
@@ -15,7 +16,8 @@ from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
 from distmlp.parallel.feed import Feed, OwnSeconds, make_feed
 from distmlp.parallel.layout import make_layout
-from distmlp.parallel.specs import STATE, State
+from distmlp.parallel.sharded import StateLayout, rows_of
+from distmlp.parallel.specs import State
 from distmlp.parallel.step import make_own_work, make_train_step
 from distmlp.run.stragglers import Stragglers, slowest
 
@@ -28,25 +30,34 @@ class Slow(ArrayDataset):
         return super().take(indices)
 
 
-def make(placement: str, reduction: str, dataset: type[ArrayDataset] = ArrayDataset) -> tuple[Feed, State]:
+def make(
+    placement: str, reduction: str, dataset: type[ArrayDataset] = ArrayDataset, sharded: bool = False
+) -> tuple[Feed, State]:
     config = Config(batch_size=20, num_devices=4, reduction=reduction)
-    layout, optimizer = make_layout(config), optim.make(config, 10)
+    layout, optimizer = dataclasses.replace(make_layout(config), sharded=sharded), optim.make(config, 10)
     arrays = make_arrays()
+    params = model.init_network_params([12, 8, 4], jax.random.key(0))
+    whole = jax.tree.map(np.asarray, State(params, optimizer.init(params), np.int32(0), ()))
+    held = StateLayout(layout, jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), whole))
+    rows = rows_of(held.shapes.params)
     loader = NumpyLoader(dataset(arrays["x_train"], arrays["y_train"], "small"), 20, layout.num_shards,
                          layout.local_shards)  # fmt: skip
-    feed = make_feed(config, layout, loader, make_train_step(config, layout, 4, optimizer), placement, 10,
-                     own_work=make_own_work(config, layout, 4))  # fmt: skip
-    params = model.init_network_params([12, 8, 4], jax.random.key(0))
-    state = layout.put(jax.tree.map(np.asarray, State(params, optimizer.init(params), np.int32(0), ())), STATE)
+    feed = make_feed(config, layout, loader, make_train_step(config, layout, 4, optimizer, rows=rows), placement, 10,
+                     specs=held.specs, own_work=make_own_work(config, layout, 4, held.shapes.params))  # fmt: skip
+    filled = jax.tree.map(lambda array, like: np.pad(array, [(0, new - old) for new, old in zip(
+        like.shape, array.shape, strict=True)]) if array.shape else array, whole, held.abstract)  # fmt: skip
+    state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), filled, held.abstract)
     feed.compile(state)
     return feed, state
 
 
-@pytest.mark.parametrize(("placement", "reduction"), [("host", "fast"), ("device", "invariant")])
-def test_measuring_waits_for_no_device_and_changes_no_bit(placement: str, reduction: str) -> None:
+@pytest.mark.parametrize(("placement", "reduction", "sharded"), [
+    ("host", "fast", False), ("device", "invariant", False), ("device", "fast", True),
+])  # fmt: skip
+def test_measuring_waits_for_no_device_and_changes_no_bit(placement: str, reduction: str, sharded: bool) -> None:
     states = []
     for measured in (False, True):
-        feed, state = make(placement, reduction)
+        feed, state = make(placement, reduction, sharded=sharded)
         assert math.isnan(feed.own_seconds(state, 1.0).compute)  # before any step
         for step in range(0, 10, 2):
             while int(state.step) < step + 2:
@@ -61,7 +72,7 @@ def test_measuring_waits_for_no_device_and_changes_no_bit(placement: str, reduct
         assert bool(found) == exchanges
 
 
-def test_where_there_is_too_little_time_what_was_measured_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_time_is_taken_to_measure_than_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     feed, state = make("host", "fast")
     state, _ = feed.advance(state, 0, 1)
     own, counts = feed._own, []
@@ -71,10 +82,13 @@ def test_where_there_is_too_little_time_what_was_measured_counts(monkeypatch: py
         return own(state, arrays, bounds)
 
     monkeypatch.setattr(feed, "_own", noted)
-    first = feed.own_seconds(state, 0.0).compute
-    assert feed.own_seconds(state, 0.5 * first).compute == first
-    feed.own_seconds(state, 1000 * first)
-    assert counts == [1, 1, 0, 1]  # at first twice, once to find its programs; and at most the newest dispatch's steps
+    first = feed.own_seconds(state, 1.0).compute
+    feed.forget_own_seconds()
+    for _ in range(2):
+        assert math.isnan(feed.own_seconds(state, 0.8 * first).compute)
+    assert feed.own_seconds(state, 0.8 * first).compute > 0  # with what the first has taken, two
+    feed.own_seconds(state, 1000.0)
+    assert counts == [1, 1, 0, 0, 1, 1]  # at first twice, once to find its programs; then one of a dispatch of one
 
 
 def test_a_slow_loader_shows_in_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +130,18 @@ class Group:
 
 
 class Own:
-    asked: list[float] = []  # noqa: RUF012
+    computes_alone = True
 
-    def own_seconds(self, state: Any, most: float) -> OwnSeconds:
-        self.asked.append(most)
+    def __init__(self) -> None:
+        self.granted: list[float] = []
+        self.forgotten = 0
+
+    def own_seconds(self, state: Any, granted: float) -> OwnSeconds:
+        self.granted.append(granted)
         return OwnSeconds(0.0, 0.0, 0.0)
+
+    def forget_own_seconds(self) -> None:
+        self.forgotten += 1
 
 
 def test_a_line_has_every_process_and_people_hear_of_the_second_line_in_a_row() -> None:
@@ -140,4 +161,10 @@ def test_a_line_has_every_process_and_people_hear_of_the_second_line_in_a_row() 
     assert lines[1]["process_seconds"]["compute"] == [0.004, 0.004, 0.009, 0.004]
     assert said == [f"process {process} of 4 on b is slow: by itself a step takes it 2.0 times as long as the median, "
                     "1 ms to load, 0 ms to send, 9 ms to compute" for process in (2, 3)]  # fmt: skip
-    assert own.asked == pytest.approx([0.1] * 8)  # a hundredth of the time since the line before
+    assert own.granted == pytest.approx([0.1] * 8)  # a hundredth of the time since the line before
+    assert own.forgotten == 8
+    group.computing[1] = math.nan
+    line = {"step": 9, "epoch": 9}
+    found.add(line, None, 90.0)
+    assert line == {"step": 9, "epoch": 9}  # until all have measured it
+    assert own.forgotten == 8
