@@ -16,10 +16,10 @@ import torch.utils.data
 from distmlp.data import given
 from distmlp.data.labels import Classes
 from distmlp.data.scaling import BLOCK
+from distmlp.data.streams import NOT_FINITE
 from distmlp.errors import InputError, one_line
 
 _READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
-_NOT_FINITE = "has a value that is NaN or infinite (or beyond float32): remove or mend it"
 
 
 class Examples(Protocol):
@@ -108,7 +108,7 @@ class ArrayDataset:
             bad = np.argwhere(~np.isfinite(images).all(axis=-1))
             if len(bad):
                 example = bad[0][0] if rows is None else rows[tuple(bad[0])]
-                raise InputError(f"{self.name}: example {example} {_NOT_FINITE}")
+                raise InputError(f"{self.name}: example {example} {NOT_FINITE}")
         return images
 
     def part(self, rows: np.ndarray, name: str) -> "ArrayDataset":
@@ -178,7 +178,7 @@ class ItemDataset:
         if self.num_features and not np.can_cast(image.dtype, self.dtype):
             raise InputError(f"{where} has values of type {image.dtype}, but example 0 of {self.dtype}: give all alike")
         if not np.isfinite(image).all():
-            raise InputError(f"{where} {_NOT_FINITE}")
+            raise InputError(f"{where} {NOT_FINITE}")
         return image, number
 
     def ask(self, indices: np.ndarray) -> None:

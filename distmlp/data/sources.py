@@ -1,18 +1,20 @@
-"""Which streams of rows lie at files and folders: one for each part of the data set."""
+"""Which streams of rows lie at files and folders, one for each part of the data set; and batches as a stream."""
 
+import contextlib
 import functools
 import json
-import zipfile
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from distmlp.config import Config
 from distmlp.data import arrays, columnar, pictures, refused
-from distmlp.data.arrays import part_of
+from distmlp.data.arrays import Batches, Stored, as_array, part_of
 from distmlp.data.columnar import Raw
-from distmlp.data.columns import is_header
-from distmlp.data.streams import Arrays, Pictures, Stored, StoredPictures, Stream, Tables
+from distmlp.data.pictures import Pictures, StoredPictures
+from distmlp.data.streams import Stream
+from distmlp.data.tables import Reader, Tables
 from distmlp.errors import InputError
 
 PARTS = ("train", "test", "validation")  # in the order in which they are read
@@ -42,11 +44,9 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
         parts.setdefault(part, []).append(path)
     kinds = {_kind(path) for path in sources}
     if kinds == {".npy"}:
-        return _named_arrays({path.stem: Stored(path) for path in sources}, sources, str(sources[0].parent))
+        return arrays.streams([{path.stem: Stored(path) for path in sources}], [sources[0].parent], sources)
     if kinds == {".npz"}:
-        archives = [_pairs(archived(path), path) for path in sources]
-        return {part: Arrays([each for archive in archives for each in archive.get(part, ())], sources)
-                for part in PARTS if any(part in archive for archive in archives)}
+        return arrays.streams([*map(arrays.stored, sources)], sources, sources)
     if kinds != {"table"}:
         for path in sources:
             if _kind(path) not in ("table", ".npy", ".npz"):
@@ -76,9 +76,8 @@ def below(path: Path) -> list[Path]:
 def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]:
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         return _saved(folder, config)
-    stored = {file.stem: Stored(file) for file in sorted(folder.glob("*.npy"))}
-    if stored:
-        return _named_arrays(stored, sorted(folder.glob("*.npy")), str(folder))
+    if files := sorted(folder.glob("*.npy")):
+        return arrays.streams([arrays.stored(folder)], [folder], files)
     inner = arrays.visible(folder)
     if any(map(pictures.holds_pictures, inner)):
         like: pictures.ImageFolder | None = None
@@ -119,8 +118,7 @@ def _tables(files: dict[str, list[Path]], config: Config, partitions: bool, root
 
 def _opener(file: Path, config: Config, train: Tables | None, partitions: bool) -> Callable[[], Raw]:
     def opened() -> Raw:
-        known = train.columns if train is not None else None
-        raw = columnar.file(file, lambda cells: is_header(cells, str(file), config, known, sure=True))
+        raw = Reader(config, train.columns if train is not None else None).opened(file, sure=True)
         return columnar.with_constants(raw, _partitions(file)) if partitions else raw
 
     return opened
@@ -130,26 +128,6 @@ def _partitions(file: Path) -> dict[str, str]:
     """What the names of a file's folders say, as COLUMN=VALUE."""
     pairs = (part.partition("=") for part in file.parent.parts)
     return {name: value for name, equals, value in pairs if equals and name}
-
-
-def archived(path: Path) -> dict[str, Stored]:
-    """The arrays in an .npz file by name."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated ({error}): bring back "
-                         "an intact copy") from None
-    return {name.removesuffix(".npy"): Stored(path, name) for name in members}
-
-
-def _pairs(stored: dict[str, Stored], path: Path) -> dict[str, list[tuple[Stored, Stored, Stored | None]]]:
-    return {part: [(stored[x], stored[y], stored[weights] if weights else None)]
-            for part, (x, y, weights) in arrays.pairs(path, [*stored]).items()}
-
-
-def _named_arrays(stored: dict[str, Stored], files: Sequence[Path], place: str) -> dict[str, Stream]:
-    return {part: Arrays(sets, files) for part, sets in _pairs(stored, Path(place)).items()}
 
 
 def _saved(folder: Path, config: Config) -> dict[str, Stream]:
@@ -183,3 +161,47 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
             classes = {name: kind["names"] for name, kind in features.items() if kinds.get(name) == "ClassLabel"}
             streams[part] = Tables(raws, files, config, like, classes)
     return streams
+
+
+@contextlib.contextmanager
+def of_batches(batches: Iterable[Any], config: Config, folder: Path) -> Iterator[Stream]:
+    """Batches as a stream. Frames, and what can be gone through once only, are kept in `folder` meanwhile."""
+    iterator = iter(batches)
+    once = iterator is batches
+    first = next(iterator, None)
+    frames = first is not None and columnar.is_frame(first)
+    if not once:
+        iterator = iter(batches)
+    else:
+        iterator = (batch for rest in ([first] if first is not None else [], iterator) for batch in rest)
+    spool = folder / "batches.arrow"
+    if frames:
+        import pyarrow as pa
+
+        writer = None
+        for number, batch in enumerate(iterator):
+            try:
+                table = pa.Table.from_pandas(batch, preserve_index=False) if hasattr(batch, "iloc") else (
+                    batch.to_arrow() if hasattr(batch, "to_arrow") else pa.table(batch))  # fmt: skip
+                if writer is None:
+                    writer = pa.ipc.new_file(str(spool), table.schema)
+                writer.write_table(table.cast(writer.schema) if hasattr(writer, "schema") else table)
+            except (pa.ArrowException, TypeError, ValueError) as error:
+                raise InputError(f"batch {number} is no frame like the first ({error}): give all alike") from None
+        assert writer is not None  # the first is a frame
+        writer.close()
+        yield Tables([lambda: columnar.file(spool, lambda cells: True)._replace(name="batches")], [], config)
+    elif once:
+        with spool.open("wb") as file:
+            for batch in iterator:
+                pickle.dump(tuple(map(as_array, batch)) if isinstance(batch, (tuple, list)) else batch, file)
+        yield Batches(lambda: _unpickled(spool))
+    else:
+        yield Batches(lambda: batches)
+
+
+def _unpickled(path: Path) -> Iterator[Any]:
+    """What `of_batches` has just written itself."""
+    with path.open("rb") as file, contextlib.suppress(EOFError):
+        while True:
+            yield pickle.load(file)

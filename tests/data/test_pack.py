@@ -24,7 +24,7 @@ from PIL import Image
 from pyarrow import feather
 
 from distmlp import Config, InputError, pack
-from distmlp.data import datasets, packed, packing, split, streams
+from distmlp.data import datasets, packed, packing, split, tables
 from distmlp.data.batches import NumpyLoader
 from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
@@ -329,7 +329,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
 
 def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    features = streams.Tables.features
+    features = tables.Tables.features
 
     def stopped(self: Any, start: int = 0) -> Iterator[np.ndarray]:
         blocks = iter([block[begin : begin + 50] for block in features(self, start) for begin in range(0, 400, 50)])
@@ -338,7 +338,7 @@ def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytes
         if start < 300:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(streams.Tables, "features", stopped)
+    monkeypatch.setattr(tables.Tables, "features", stopped)
     monkeypatch.setattr(packing, "_NOTED_SECONDS", 0.0)
     table, output = tmp_path / "t.parquet", tmp_path / "again"
     for _ in range(2):
@@ -369,14 +369,14 @@ def test_another_command_begins_anew(made: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_write_one_pack(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = streams.Tables.features
+    features = tables.Tables.features
 
     def meanwhile(self: Any, start: int = 0) -> Iterator[np.ndarray]:
         with pytest.raises(InputError, match=r"again\.unfinished is being written by another process: wait"):
             run(tmp_path / "again", tmp_path / "t.parquet")
         yield from features(self, start)
 
-    monkeypatch.setattr(streams.Tables, "features", meanwhile)
+    monkeypatch.setattr(tables.Tables, "features", meanwhile)
     again = run(tmp_path / "again", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
     assert (again / "x_train.npy").read_bytes() == (made / "x_train.npy").read_bytes()
 
