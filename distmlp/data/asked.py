@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from distmlp import machine
-from distmlp.data import arrays, columnar, packed, pictures, read, refused, sources
+from distmlp.data import arrays, columnar, packed, pictures, refused, sources
 from distmlp.data.arrays import Stored, part_of
 from distmlp.data.columns import Columns, Unseen
 from distmlp.data.tables import Reader
@@ -184,12 +184,10 @@ class Sources:
                 return each_table([path])
             refused.check_file(path)
             return [functools.partial(PictureRows, [path], self._picture)]
-        if read.tables_at(path) or not any(map(pictures.holds_pictures, arrays.visible(path))):
-            below = sources.below(path)
-            parts = {part: [file for file in below if part_of(path / file.relative_to(path).parts[0]) == part]
+        if files := sources.tables(path):
+            parts = {part: [file for file in files if part_of(path / file.relative_to(path).parts[0]) == part]
                      for part in ("test", "train")}  # fmt: skip
-            if below:
-                return each_table(parts["test"] or parts["train"] or below)
+            return each_table(parts["test"] or parts["train"] or files)
         images = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures.SUFFIXES
                   and not any(part.startswith(".") for part in file.relative_to(path).parts)]
         if not images:

@@ -20,7 +20,7 @@ import torch
 import torch.utils.data
 
 from distmlp import machine
-from distmlp.data.examples import Examples
+from distmlp.data.examples import Examples, Readable
 from distmlp.data.order import Order
 from distmlp.errors import STOP_SIGNALS, InputError, one_line
 
@@ -52,7 +52,7 @@ class _Rows(torch.utils.data.Dataset[Any]):
     `taken` counts the examples that were read one by one, in all processes; roughly, as nothing locks it.
     """
 
-    def __init__(self, dataset: Examples, shared: bool) -> None:
+    def __init__(self, dataset: Readable, shared: bool) -> None:
         self.dataset = dataset
         self.taken = multiprocessing.RawValue("Q") if shared else ctypes.c_uint64()
         self.waited, self.bytes = 0.0, 0  # seconds for which other reading waited for the disk, and what it has read
@@ -97,7 +97,7 @@ def _waits() -> int:
 class _Announced(torch.utils.data.Sampler[Step]):
     """Steps whose examples the data set is told of some steps before."""
 
-    def __init__(self, steps: Iterable[Step], dataset: Examples) -> None:
+    def __init__(self, steps: Iterable[Step], dataset: Readable) -> None:
         self._steps, self._dataset = steps, dataset
 
     def __iter__(self) -> Iterator[Step]:
@@ -139,8 +139,8 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
     Where items are read one by one, `num_workers` spawned processes read ahead; `seed` is of their random numbers.
     """
 
-    def __init__(self, dataset: Examples, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
-        self.examples = dataset
+    def __init__(self, dataset: Readable, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
+        self._name = dataset.name
         num_workers = num_workers if dataset.one_by_one else 0
         self._rows = _Rows(dataset, shared=num_workers > 0)
         super().__init__(
@@ -156,7 +156,7 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
             try:
                 steps = super().__iter__()
             except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise InputError(f"{self.examples.name} cannot be sent to the processes of --num_workers="
+                raise InputError(f"{self._name} cannot be sent to the processes of --num_workers="
                                  f"{self.num_workers} ({one_line(error)}): give it functions that can be imported "
                                  "instead of lambdas and open files, or give --num_workers=0") from error
         for rows in steps:
@@ -206,7 +206,7 @@ class NumpyLoader(ExampleLoader):
         self, dataset: Examples, batch_size: int, num_shards: int = 1, local_shards: Sequence[int] | None = None,
         shuffle: bool = False, seed: int = 0, num_workers: int = 0, weights: np.ndarray | None = None,
     ) -> None:
-        self.weights = weights
+        self.examples, self.weights = dataset, weights
         self.order = Order(len(dataset), batch_size, num_shards, shuffle, seed)
         self.local_shards = range(num_shards) if local_shards is None else local_shards
         self.position = (0, 0)  # epoch and step, both counted from 0

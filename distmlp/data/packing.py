@@ -29,7 +29,6 @@ from distmlp.data.packed import FORMAT, HEADER, MANIFEST, PARTS, SETTINGS, UNFIN
 from distmlp.data.scaling import BLOCK
 from distmlp.data.streams import Stream
 from distmlp.data.tables import Tables
-from distmlp.data.typed import Words
 from distmlp.errors import InputError, WriteError
 
 _NOTED_SECONDS = 10.0  # between notes of how far the writing has come
@@ -169,8 +168,6 @@ class _Packing:
 
     def _remarks(self) -> list[str]:
         found = [text for stream in self._parts.values() for text in stream.remarks]
-        found += [text for stream in self._parts.values() if isinstance(stream, Tables)
-                  for text in stream.unseen.remarks(stream.name)]
         if "test" not in self._counts:
             found.append("there is no test set, which training needs: pack with --test_fraction, or give a part named "
                          "test")
@@ -238,14 +235,10 @@ class _Packing:
         seen, path = Seen(stream.name), self._codes(part)
         with path.open("wb") as file, self._weights.open("ab") as weighed, _bar(f"reading labels ({part})") as bar:
             file.write(bytes(HEADER))
-            for labels, given, written in stream.labels():
+            for codes, given in streams.codes(stream, seen):
                 if given is not None and part == "train":
-                    name = f"{stream.name}, from example {seen.examples} on"
+                    name = f"{stream.name}, from example {seen.examples - len(codes)} on"
                     weighed.write(weights.checked(given, len(given), name).data)
-                if isinstance(labels, Words):
-                    codes = seen.add_words(labels.codes, labels.words, written)
-                else:
-                    codes = seen.add(labels)
                 file.write(codes.data)
                 bar.update(len(codes))
             if not seen.examples:

@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from distmlp.config import Config
-from distmlp.data import arrays, columnar, pictures, refused
+from distmlp.data import arrays, columnar, packed, pictures, read, refused
 from distmlp.data.arrays import Batches, Stored, as_array, part_of
 from distmlp.data.columnar import Raw
+from distmlp.data.columns import Columns
 from distmlp.data.pictures import Pictures, StoredPictures
 from distmlp.data.streams import Stream
 from distmlp.data.tables import Reader, Tables
 from distmlp.errors import InputError
 
 PARTS = ("train", "test", "validation")  # in the order in which they are read
+
+
+def for_model(path: Path, config: Config, columns: Columns) -> dict[str, Stream]:
+    """The streams of the parts of tables at a path, for a model that has learned from such columns."""
+    return _tables({"train": [path]} if path.is_file() else _parts(path), config, known=columns)
 
 
 def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> dict[str, Stream]:
@@ -64,6 +70,16 @@ def _kind(path: Path) -> str:
     return suffix if suffix in (".npy", ".npz") else "table" if columnar.is_table(path) else "other"
 
 
+def tables(path: Path) -> list[Path]:
+    """The tables at a path and below it; none where it is a pack, or arrays or pictures lie there, which are meant."""
+    if path.is_file():
+        return [path] if columnar.is_table(path) else []
+    if packed.is_pack(path) or any(path.glob("*.npy")):
+        return []
+    pictured = any(map(pictures.holds_pictures, arrays.visible(path)))
+    return below(path) if read.tables_at(path) or not pictured else []
+
+
 def below(path: Path) -> list[Path]:
     """The tables at a path and below it, in the order of their names; what begins with . or _ is none, as Spark's
     _SUCCESS and _temporary."""
@@ -86,39 +102,49 @@ def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]
             images = pictures.ImageFolder(root, config, like)
             like, streams[part] = like or images, Pictures(images)
         return streams
-    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and columnar.is_table(file)
-              and not file.name.startswith((".", "_"))]
-    parts: dict[str, list[Path]] = {}
-    for path in [*tables, *inner]:
-        if files := below(path):
-            parts.setdefault(part_of(path), []).extend(files)
-    if "train" not in parts:
-        parts = {"train": below(folder)}
-    elif strangers := parts.pop("", None):
-        raise InputError(f"{folder} holds {strangers[0].name} beside {parts['train'][0].name}: name all of them train, "
-                         "test or val, or move it away")
+    parts = _parts(folder)
     if not parts["train"]:
         archives = sorted(folder.glob("*.npz"))
         if archives:
             return found(archives, config)
         raise InputError(f"{folder} holds no tables, arrays or folders of pictures")
-    return _tables(parts, config, partitions, folder)
+    return _tables(parts, config, partitions)
 
 
-def _tables(files: dict[str, list[Path]], config: Config, partitions: bool, root: Path | None = None
-            ) -> dict[str, Stream]:  # fmt: skip
+def _parts(folder: Path) -> dict[str, list[Path]]:
+    """The tables in a folder by part; all are of the training set, if none is named so."""
+    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and columnar.is_table(file)
+              and not file.name.startswith((".", "_"))]
+    parts: dict[str, list[Path]] = {}
+    for path in [*tables, *arrays.visible(folder)]:
+        if files := below(path):
+            parts.setdefault(part_of(path), []).extend(files)
+    if "train" not in parts:
+        return {"train": below(folder)}
+    if strangers := parts.pop("", None):
+        raise InputError(f"{folder} holds {strangers[0].name} beside {parts['train'][0].name}: name all of them train, "
+                         "test or val, or move it away")
+    return parts
+
+
+def _tables(
+    files: dict[str, list[Path]], config: Config, partitions: bool = False, known: Columns | None = None
+) -> dict[str, Stream]:
+    """`known`: the columns of the training set, where it is not among these."""
     streams: dict[str, Stream] = {}
     train: Tables | None = None
     for part in sorted(files, key=PARTS.index):
-        stream = Tables([_opener(file, config, train, partitions) for file in files[part]], files[part], config, train)
-        streams[part] = stream
-        train = train or stream
+        opened = [_opener(file, config, train, known, partitions) for file in files[part]]
+        streams[part] = stream = Tables(opened, files[part], config, train.columns if train else known)
+        train = train if train or known else stream
     return streams
 
 
-def _opener(file: Path, config: Config, train: Tables | None, partitions: bool) -> Callable[[], Raw]:
+def _opener(
+    file: Path, config: Config, train: Tables | None, known: Columns | None, partitions: bool
+) -> Callable[[], Raw]:
     def opened() -> Raw:
-        raw = Reader(config, train.columns if train is not None else None).opened(file, sure=True)
+        raw = Reader(config, train.columns if train else known).opened(file, sure=known is None)
         return columnar.with_constants(raw, _partitions(file)) if partitions else raw
 
     return opened
@@ -159,7 +185,7 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
         else:
             like: Any = streams.get("train")
             classes = {name: kind["names"] for name, kind in features.items() if kinds.get(name) == "ClassLabel"}
-            streams[part] = Tables(raws, files, config, like, classes)
+            streams[part] = Tables(raws, files, config, like.columns if like else None, classes)
     return streams
 
 

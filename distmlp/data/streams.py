@@ -1,5 +1,6 @@
 """Rows of sources of any size, block by block in one order: what is packed. Tables, arrays and pictures have theirs."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +10,8 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from distmlp import machine
+from distmlp.config import digest_json
+from distmlp.data.labels import Classes, Seen
 from distmlp.data.typed import Words
 from distmlp.errors import InputError
 
@@ -31,7 +34,9 @@ class Stream(Protocol):
 
     name: str  # for messages
     pictures: bool
-    remarks: list[str]  # what the user should know
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know of the rows that were read."""
 
     @property
     def files(self) -> Sequence[Path]: ...
@@ -66,6 +71,71 @@ def spread(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
                 yield coming.popleft().result()
         while coming:
             yield coming.popleft().result()
+
+
+def codes(stream: Stream, seen: Seen) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """The codes of a stream's labels, int32, as they are seen, and their weights."""
+    for labels, weights, written in stream.labels():
+        if isinstance(labels, Words):
+            yield seen.add_words(labels.codes, labels.words, written), weights
+        else:
+            yield seen.add(labels), weights
+
+
+class Streamed:
+    """The rows of a stream as examples of a model's classes, to be taken in their order: what lies before the last ones
+    that were taken is read again. Memory does not grow with them."""
+
+    one_by_one = False
+
+    def __init__(self, stream: Stream, classes: Classes, ended: Callable[[], object]) -> None:
+        """All labels are read here, for together they say what they are. `ended` is called once all rows were taken."""
+        self._stream, self._ended, self._seen = stream, ended, Seen(stream.name)
+        for _ in codes(stream, self._seen):
+            pass
+        self._count = self._seen.examples
+        if not self._count:
+            raise InputError(f"{stream.name} is empty: give at least one example")
+        self._numbers = self._seen.numbers(classes)
+        first = next(stream.features())
+        self.name, self.shape, self.dtype = stream.name, first.shape[1:], first.dtype
+        self.num_features = math.prod(self.shape)
+        self._begin()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def _begin(self) -> None:
+        self._blocks, self._start = self._read(), 0
+        self._x, self._y = np.empty((0, self.num_features), self.dtype), np.empty(0, np.int32)  # from row _start on
+
+    def _read(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        labels, rest = codes(self._stream, self._seen), np.empty(0, np.int32)
+        for x in ahead(self._stream.features()):
+            while len(rest) < len(x):  # their blocks may have other numbers of rows
+                rest = np.concatenate([rest, next(labels)[0]])
+            yield x.reshape(len(x), -1), self._numbers[rest[: len(x)]]
+            rest = rest[len(x) :]
+
+    def ask(self, indices: np.ndarray) -> None:
+        pass
+
+    def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first, last = int(indices.min()), int(indices.max())
+        if first < self._start:
+            self._begin()
+        while self._start + len(self._x) <= last:
+            x, y = next(self._blocks)
+            used = min(first - self._start, len(self._x))
+            self._start += used
+            self._x, self._y = np.concatenate([self._x[used:], x]), np.concatenate([self._y[used:], y])
+        if last == self._count - 1:
+            self._ended()
+        return self._x[indices - self._start], self._y[indices - self._start]
+
+    def fingerprint(self) -> str:
+        """Of what is known of them before they are read."""
+        return digest_json([self._count, self.num_features, str(self.dtype), self._numbers.tolist()])
 
 
 def finite(features: np.ndarray, name: str, row: int) -> np.ndarray:

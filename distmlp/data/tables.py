@@ -118,32 +118,37 @@ class Tables:
     pictures = False
 
     def __init__(
-        self, raws: Sequence[Callable[[], Raw]], files: Sequence[Path], config: Config, like: "Tables | None" = None,
+        self, raws: Sequence[Callable[[], Raw]], files: Sequence[Path], config: Config, known: Columns | None = None,
         classes: dict[str, Sequence[str]] | None = None,
     ) -> None:
-        """`raws`: open a table each. `like`: of the training set, where this is another part. `classes`: by column."""
+        """`raws`: open a table each. `known`: the columns of the training set, if this is not it: they may be learned
+        later. `classes`: by column."""
         self._raws, self.files, self._config = raws, files, config
         first = raws[0]()
         self.name = first.name if len(raws) == 1 else f"{first.name} and {len(raws) - 1:,} more"
         self.columns: Columns
-        if like is None:
+        if known is None:
             choice, self.columns = chosen(first, config)
         else:
-            choice, self.columns = matched(first, like.columns, config, labelled=True), like.columns
-        self.remarks = [*choice.remarks]
+            choice, self.columns = matched(first, known, config, labelled=True), known
+        self._remarks = choice.remarks
         self.classes = (classes or {}).get(self.columns.label)
-        self._like, self._learned = like, like is not None
+        self._first, self._learned = known is None, known is not None
         self.counts: list[int] = []  # of each table's rows, once they have been read
         self.unseen = Unseen()
+
+    @property
+    def remarks(self) -> list[str]:
+        return [*self._remarks, *self.unseen.remarks(self.name)]
 
     def _opened(self) -> Iterator[tuple[Raw, Choice]]:
         for place, opened in enumerate(self._raws):
             raw = opened()
-            if place == 0 and self._like is None:
+            if place == 0 and self._first:
                 yield raw, chosen(raw, self._config)[0]
                 continue
             choice, weight = matched(raw, self.columns, self._config, labelled=True), self.columns.weight.strip()
-            if weight and self._like is None:
+            if weight and self._first:
                 column = next((name for name in raw.names if name.strip() == weight), None)
                 if column is None:
                     raise InputError(f"--weight_column={weight}: {raw.name} has no such column, it has "
@@ -206,7 +211,7 @@ class Tables:
             if count is not None and start >= count:
                 start -= count
                 continue
-            rules = _of_training(self._config) if columns is None or self._like is None else reader.rules(choice)
+            rules = _of_training(self._config) if columns is None or self._first else reader.rules(choice)
             here = dict(zip(choice.features, self.columns.names, strict=True))
             text = frozenset(name for name, learned in here.items() if learned in texts)
             try:

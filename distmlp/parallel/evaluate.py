@@ -13,7 +13,7 @@ import numpy as np
 from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import ExampleLoader, Step
-from distmlp.data.examples import Examples
+from distmlp.data.examples import Readable
 from distmlp.kept import kept
 from distmlp.parallel import by_layer, sharded
 from distmlp.parallel.layout import Layout
@@ -61,11 +61,11 @@ class Evaluator:
         """`specs` say how the state lies; where it is sharded, the parameters have so many `rows` when they are whole.
         """
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
-        self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
+        self._loaders: dict[Readable, ExampleLoader] = {}  # each keeps its workers
         programs = kept(_programs, config.compute_dtype, layout, rows, *hashable(specs))
         self._losses, self._labels, self._log_probs = programs
 
-    def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
+    def lower(self, state: State, dataset: Readable) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
         rows = self.rows * len(self.layout.local_positions)
         images = jax.ShapeDtypeStruct((rows, dataset.num_features), dataset.dtype)
@@ -83,7 +83,7 @@ class Evaluator:
             loader.close()
 
     def __call__(
-        self, state: State, dataset: Examples, poll: Callable[[], None] = lambda: None, ask: str = "",
+        self, state: State, dataset: Readable, poll: Callable[[], None] = lambda: None, ask: str = "",
         watch: Callable[[Seen], None] | None = None,
     ) -> Evaluation:
         """Calls `poll` before each step, which may raise to stop the evaluation.

@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from distmlp import scores
 from distmlp.config import Config
-from distmlp.data import datasets
+from distmlp.data.examples import Readable
 from distmlp.parallel import backend
 from distmlp.parallel.evaluate import Evaluator, Seen
 from distmlp.parallel.layout import Layout
@@ -130,7 +130,7 @@ class ClassificationReport:
 
 
 def evaluate(
-    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.Examples,
+    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: Readable,
     watch: Watch | None = None, together: bool = False,
 ) -> ClassificationReport:
     """Evaluates parameters after `step` steps by the program that training evaluates with, on all devices of this

@@ -31,7 +31,7 @@ from distmlp.run.meta import unknown
 from distmlp.run.store import DamageError
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
-    from distmlp.data.datasets import Examples
+    from distmlp.data.examples import Readable
     from distmlp.results.evaluation import ClassificationReport, Watch
 
 _ROWS = 512  # at most so many rows at a time
@@ -145,7 +145,7 @@ class Model:
         return self.evaluate_set(ArrayDataset(self.check(x), known.encode(as_array(y), "y"), "x, y"))
 
     def evaluate_set(
-        self, dataset: "Examples", watch: "Watch | None" = None, together: bool = False
+        self, dataset: "Readable", watch: "Watch | None" = None, together: bool = False
     ) -> "ClassificationReport":
         """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it; see evaluation.py
         for `watch` and `together`."""

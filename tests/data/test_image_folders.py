@@ -313,7 +313,7 @@ def test_class_folders_are_evaluated_by_their_names(tmp_path: Path) -> None:
         train(config)
         model = load_run(config.workdir)
         assert model.classes == tuple(sorted(names))
-        whole = run_data.split(model, "train", str(root))
+        whole: Any = run_data.split(model, "train", str(root))
         assert (len(whole), np.bincount(whole.labels).tolist()) == (16, [8, 8])
         result = model.evaluate_set(whole)
         files = sorted(path for path in root.rglob("*.png"))
