@@ -113,7 +113,8 @@ class Calibration:
     def ranges(self) -> tuple[list[float], list[float]]:
         """How sure, and how often right, in each range that occurs."""
         used = np.flatnonzero(self._count)
-        return [self._sure[n] / _UNIT / self._count[n] for n in used], [*(self._right[used] / self._count[used])]
+        sure = [self._sure[n] / _UNIT / int(self._count[n]) for n in used]
+        return sure, (self._right[used] / self._count[used]).tolist()
 
     @property
     def error(self) -> float:

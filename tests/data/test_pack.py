@@ -6,9 +6,11 @@ import io
 import itertools
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -24,7 +26,8 @@ from PIL import Image
 from pyarrow import feather
 
 from distmlp import Config, InputError, pack
-from distmlp.data import batches, datasets, packed, packing, split, tables
+from distmlp.data import batches as loading
+from distmlp.data import datasets, packed, packing, split, tables
 from distmlp.data.batches import NumpyLoader
 from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
@@ -563,11 +566,11 @@ def test_a_set_that_memory_cannot_hold(verify: bool, made: Path, monkeypatch: py
 def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = datasets.load(Config(dataset=str(made))).train
     monkeypatch.setattr("distmlp.machine.memory", lambda: 100)
-    monkeypatch.setattr(batches, "_LOOKED", 0.0)
+    monkeypatch.setattr(loading, "_LOOKED", 0.0)
     part = datasets.load(Config(dataset=str(made))).train
     loader = NumpyLoader(part, 10, shuffle=True)
     list(loader)
-    reading = batches.Reading(loader)
+    reading = loading.Reading(loader)
     assert reading.remark() == ""
     take, size = packed.Packed.take, 240 * 5 * 4
 
@@ -576,19 +579,20 @@ def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(made: Path, mon
         return take(self, indices)
 
     monkeypatch.setattr(packed.Packed, "take", slowly)
-    reading = batches.Reading(loader)
+    reading = loading.Reading(loader)
     started = time.monotonic()
     list(loader)
     said, rate = reading.remark(), size / (time.monotonic() - started) / 1e6
-    waits, gives = re.fullmatch(r"training waits for the disk, (\d+)% of the time: it gives (\S+) MB/s of examples, and "
-                                r"the devices could take \S+: put \S+ on a faster disk, or give more memory",
-                                said).groups()  # type: ignore[union-attr]
+    found = re.fullmatch(r"training waits for the disk, (\d+)% of the time: it gives (\S+) MB/s of examples, and the "
+                         r"devices could take \S+: put \S+ on a faster disk, or give more memory", said)  # fmt: skip
+    assert found, said
+    waits, gives = found.groups()
     assert int(waits) > 50
     assert float(gives) == pytest.approx(rate, abs=0.11)
     list(loader)
     assert reading.remark() == ""
     monkeypatch.setattr("distmlp.machine.memory", lambda: 1 << 40)  # all of it stays in memory
-    reading = batches.Reading(loader)
+    reading = loading.Reading(loader)
     list(loader)
     assert reading.remark() == ""
 

