@@ -71,6 +71,11 @@ class Model:
         """What is known of the training data: classes, columns, shape, dtype, largest, name; {} for older runs."""
         return dict(self.meta.get("data_info") or {})
 
+    @property
+    def config_here(self) -> Config:
+        """The settings with which to use it on this machine: what was trained on accelerators can do without any."""
+        return self.config if self.config.platform == "cpu" else dataclasses.replace(self.config, platform="auto")
+
     def in_float32(self) -> "Model":
         """The same network, its matrix products in float32."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, compute_dtype="float32"))
@@ -105,7 +110,8 @@ class Model:
 
     def _outputs(self, x: Any, logarithms: bool) -> np.ndarray:
         x = self.check(x)
-        with backend.prepared(self.config):
+        with backend.prepared(self.config_here):
+            self._check_room()
             program = kept(_program, self.config.compute_dtype, logarithms)
             network = jax.device_put((self.params, self.scaling))
             parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
@@ -120,7 +126,8 @@ class Model:
         def result() -> np.ndarray:
             return np.concatenate([np.asarray(block)[:rows] for block, rows in pending.popleft()])
 
-        with backend.prepared(self.config):
+        with backend.prepared(self.config_here):
+            self._check_room()
             program = kept(_program, self.config.compute_dtype, False)
             networks = [(jax.device_put((self.params, self.scaling), device), device) for device in jax.local_devices()]
             turns = itertools.cycle(networks)
@@ -151,8 +158,20 @@ class Model:
         for `watch` and `together`."""
         from distmlp.results import evaluation
 
-        return evaluation.evaluate(self.config, self.params, self.scaling, self.step, self.classes, dataset, watch,
+        with backend.prepared(self.config_here):
+            self._check_room()
+        return evaluation.evaluate(self.config_here, self.params, self.scaling, self.step, self.classes, dataset, watch,
                                    together)  # fmt: skip
+
+    def _check_room(self) -> None:
+        """Raises InputError where a device has no room for all parameters, and the outputs of some rows."""
+        device, rows = jax.local_devices()[0], max(_ROWS, self.config.eval_batch_size)
+        needed = sum(weights.nbytes + biases.nbytes * (1 + 2 * rows) for weights, biases in self.params)
+        memory = backend.device_memory(device)
+        if memory and needed > memory:
+            raise InputError(f"{self.run} holds a network that needs {needed / 2**30:,.1f} GiB, and a "
+                             f"{device.platform} device has {memory / 2**30:,.1f}: set JAX_PLATFORMS=cpu, to compute in the host's "
+                             "memory")
 
     def check(self, x: Any, first: int = 0) -> np.ndarray:
         """`x` as uint8 or float32 [N, features]; see `predict` for what it raises. Its first row is number `first`."""
