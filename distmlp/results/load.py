@@ -170,8 +170,8 @@ class Model:
         memory = backend.device_memory(device)
         if memory and needed > memory:
             raise InputError(f"{self.run} holds a network that needs {needed / 2**30:,.1f} GiB, and a "
-                             f"{device.platform} device has {memory / 2**30:,.1f}: set JAX_PLATFORMS=cpu, to compute in the host's "
-                             "memory")
+                             f"{device.platform} device has {memory / 2**30:,.1f}: set JAX_PLATFORMS=cpu, "
+                             "to compute in the host's memory")
 
     def check(self, x: Any, first: int = 0) -> np.ndarray:
         """`x` as uint8 or float32 [N, features]; see `predict` for what it raises. Its first row is number `first`."""
