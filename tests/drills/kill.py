@@ -97,7 +97,9 @@ class Drill:
         found = goodput.parts(sessions)
         known = {line["began"] for line in sessions if "began" in line}
         seen = [any(began <= time <= ended for time in known) for began, ended in starts]
-        wall = starts[-1][1] - starts[seen.index(True)][0]
+        first, last = seen.index(True), len(seen) - seen[::-1].index(True)  # before and after, nothing was trained
+        starts, seen = starts[first:last], seen[first:last]
+        wall = starts[-1][1] - starts[0][0]
         unseen = sum(ended - began for (began, ended), there in zip(starts, seen, strict=True) if not there)
         trained = sum(line.get("seconds", 0.0) for line in read_lines(workdir).values)
         for what, value, expected, most in (
