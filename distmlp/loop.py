@@ -130,7 +130,7 @@ def _in_folder(
         if damage := kept.log.found.damage:
             kept.log.warn(damage)
         kept.log.say(f"{kept.workdir.path} holds this run finished, at step {step}: nothing to do")
-        return Result(parts.held.whole(state.params), progress.history)
+        return Result(parts.held, state, progress.history)
     kept.begin(progress)
     with account.of("compile"):
         compiled.result()
@@ -158,7 +158,7 @@ def _in_folder(
                     if progress.at_best or progress.at_end:
                         kept.save(state, progress)
                     if on_line and kept.ends(on_line, state, progress):
-                        return Result(parts.held.whole(state.params), progress.history)
+                        return Result(parts.held, state, progress.history)
                 else:
                     kept.stop_if_signalled(state, progress)
                     kept.profile(progress)
@@ -167,4 +167,4 @@ def _in_folder(
                 kept.ends(on_line, state, progress)
     except DivergedError as error:
         raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
-    return Result(parts.held.whole(state.params), progress.history)
+    return Result(parts.held, state, progress.history)

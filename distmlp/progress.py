@@ -283,8 +283,10 @@ class Measures:
         self._choose_by = config.choose_by
         chooser = data.chooser
         known = len(chooser) and (not chooser.one_by_one or chooser.labels.any())
-        if self._choose_by == "roc_auc" and known and (why := scores.undefined(chooser.labels, data.called)):
-            raise _undefined(chooser, why)
+        if self._choose_by == "roc_auc" and known:
+            counts = np.bincount(chooser.labels, minlength=len(data.called))
+            if why := scores.undefined(counts, data.called):
+                raise _undefined(chooser, why)
 
     def evaluated(self, state: State, poll: Poll) -> Line:
         """What is due while training: of the validation set where there is one, else of the test set."""
@@ -310,8 +312,8 @@ class Measures:
         found = self._evaluator(state, examples, poll, scores.NEEDS[self._choose_by])
         line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
                 f"{name}_count": found.total}  # fmt: skip
-        if found.labels is not None:
-            value = scores.score(self._choose_by, found.labels, found.predicted, found.log_probs)
+        if found.pairs is not None:
+            value = scores.score(self._choose_by, found.pairs, found.labels, found.log_probs)
             line |= {} if value is None else {f"{name}_{self._choose_by}": value}
         return line
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from distmlp import scores
 from distmlp.config import Config
 from distmlp.data.datasets import Examples
 from distmlp.errors import InputError
+from distmlp.parallel.evaluate import Seen
 from distmlp.progress import best
 from distmlp.results import charts, checkpoints, run_data
 from distmlp.results.load import Model, load
@@ -173,28 +173,28 @@ def _neurons(model: Model) -> list[str]:
 
 
 class _Answers:
-    """What the network says of examples that are shown to it some at a time: of all of them whether it is right, and of
-    the worst mistakes the examples themselves."""
+    """Of examples that are shown to the network some at a time, those of its worst mistakes."""
 
     def __init__(self) -> None:
-        self.correct = np.zeros(0, bool)
+        self._seen = 0
         self.worst: list[tuple[int, int, int, float, np.ndarray]] = []  # index, label, prediction, confidence, features
 
-    def watch(self, images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
-        confidence, predicted = np.exp(log_probs.max(axis=1)), log_probs.argmax(axis=1)
-        first = len(self.correct)
+    def watch(self, seen: Seen) -> None:
+        images, labels, predicted, log_probs = seen
+        assert images is not None  # of a single process
+        confidence = np.exp(log_probs.max(axis=1))
         for i in np.flatnonzero(predicted != labels):
-            mistake = (first + int(i), int(labels[i]), int(predicted[i]), float(confidence[i]), images[i].copy())
+            mistake = (self._seen + int(i), int(labels[i]), int(predicted[i]), float(confidence[i]), images[i].copy())
             self.worst.append(mistake)
         self.worst = sorted(self.worst, key=lambda mistake: -mistake[3])[:_MISTAKES]
-        self.correct = np.concatenate([self.correct, predicted == labels])
+        self._seen += len(labels)
 
 
 def _evaluate(run: Run, dataset: Examples) -> None:
     """Fills in what needs the test set, each example of which is read once."""
     model, answers = run.model, _Answers()
     run.evaluation = model.evaluate_set(dataset, answers.watch)
-    sure, right, _ = scores.calibration(run.evaluation.confidence, answers.correct)
+    sure, right = run.evaluation.calibration
     run.calibration = charts.calibration(sure, right, run.colour)
     run.mistakes = [
         Mistake(index, model.classes[label], model.classes[prediction], sure, _example_picture(_shape(model), features))

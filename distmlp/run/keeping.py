@@ -12,6 +12,7 @@ import jax
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
+from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, balance_remark, order_remark
 from distmlp.errors import InputError, Interrupted
 from distmlp.parallel import backend
@@ -40,6 +41,7 @@ class Keeping:
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
         self._begun: Progress | None = None
         self._pulse = ExitStack()  # while the run goes on
+        self._reading = Reading(parts.loader)
         self.signals, self.watchdog = Signals(group.request_stop), self._new_watchdog()
         with ExitStack() as opened:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
@@ -173,6 +175,8 @@ class Keeping:
         """Takes note of a dispatch that has been made."""
         self.ledger.add(progress.step, steps, digests)
         self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
+        if text := self._reading.remark():
+            self.log.warn(text)
 
     def save_is_due(self, steps: Steps, progress: Progress) -> bool:
         """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock, which all follow."""

@@ -51,7 +51,7 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
     def __init__(self, folder: Path, shapes: Any = None, **options: Any) -> None:
         """`shapes`, if the states that are written and read are sharded: of their arrays when they are whole."""
-        self._shapes = shapes
+        self._shapes, self.whole = shapes, shapes is None
         state_handler = ocp.StandardCheckpointHandler() if shapes is None else rows.handler(shapes)
         handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
         super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
@@ -223,9 +223,8 @@ class Store:
             except DamageError as error:
                 damaged.append((step, str(error)))
             else:
-                copy = self._copy(state)  # Orbax's arrays may not be donatable
-                _delete(state)
-                return copy, meta, [self._move_away(*item) for item in damaged]
+                state = jax.tree.map(rows.moved, state) if self._manager.whole else state
+                return state, meta, [self._move_away(*item) for item in damaged]
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
             raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "
