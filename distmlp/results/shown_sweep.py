@@ -76,10 +76,13 @@ class Sweep:
     @property
     def equals(self) -> str:
         """The settings that may be as good as the best one."""
-        return listed([each.name for each in self.within[1:]], 8)
+        return listed([self.named(each) for each in self.within[1:]], 8)
+
+    def named(self, standing: Standing) -> str:
+        return ", ".join(f"{name}={_text(value)}" for name, value in standing.settings.items()) or "the only setting"
 
     def cells(self, standing: Standing) -> list[str]:
-        return [as_text(standing.settings[name]) for name in self.settings]
+        return [_text(standing.settings.get(name, "")) for name in self.settings]
 
     def remark(self, standing: Standing) -> str:
         if standing.halted is not None:
@@ -93,7 +96,7 @@ class Sweep:
 
     def member(self, line: Value) -> list[str]:
         fold = line.get("fold")
-        return [str(line["member"]), *(as_text(line["settings"].get(name, "")) for name in self.varied),
+        return [str(line["member"]), *(_text(line["settings"].get(name, "")) for name in self.varied),
                 "" if fold is None else str(fold), self.score(line.get("score")), f"{line['steps']:,}",
                 f"{line.get('seconds', 0):.2f}"]  # fmt: skip
 
@@ -126,15 +129,17 @@ def _against_settings(sweep: Sweep, colour: str) -> list[tuple[str, str, str]]:
     for name in sweep.varied:
         own = [line for line in scored if name in line["settings"]]
         values = _ordered([line["settings"][name] for line in own])
+        if len(values) < 2:
+            continue
         numbers = _numbers(values)
         places = dict(zip(map(json.dumps, values), range(len(values)) if numbers is None else numbers, strict=True))
         x = np.array([places[json.dumps(line["settings"][name])] for line in own], np.float64)
-        if numbers is None:  # side by side, in the order of the members
-            x += 0.06 * np.array([(number % 9) - 4 for number in range(len(own))])
+        if numbers is None:  # side by side, evenly
+            x += 0.6 * ((np.arange(len(own)) * 0.618034) % 1 - 0.5)
         bars = _bars(sweep, name, own, places) if len(values) <= _VALUES else []
         log = numbers is not None and min(numbers) > 0 and max(numbers) >= _LOG * min(numbers)
         dots = charts.Dots(x.tolist(), [line["score"] for line in own], bars, log,
-                           [as_text(value) for value in values] if numbers is None else [])  # fmt: skip
+                           [_text(value) for value in values] if numbers is None else [])  # fmt: skip
         svg, note = charts.scores(dots, name, sweep.label, colour, *limits), _note(name, own, bool(bars), limits)
         figures.append((f"{sweep.label.capitalize()} by {name}", svg, note))
     return figures
@@ -230,6 +235,11 @@ def _gains(path: Path, found: Swept) -> tuple[list[Gain], str]:
     return rows, (f"On {whole.count:,} test examples; the accuracy of the mean on endlessly many is between "
                   f"{100 * low:.2f} and {100 * high:.2f} % in 95 of 100 cases. Two members, drawn at random, predict "
                   f"different classes for {100 * whole.disagreement:.2f} % of them.")  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    """A value of a setting; of numbers that were drawn, six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else as_text(value)
 
 
 def _count(number: int, one: str) -> str:
