@@ -58,15 +58,19 @@ def train(
 
 
 def run(
-    config: Config, load: Callable[[Config], datasets.Data], on_line: OnLine | None = None, silent: bool = False
+    config: Config, load: Callable[[Config], datasets.Data], on_line: OnLine | None = None, silent: bool = False,
+    group: Group | None = None,
 ) -> Result:
-    """`train`, with the data that `load` reads for the config with its paths resolved; `silent`: it prints nothing."""
+    """`train`, with the data that `load` reads for the config with its paths resolved; `silent`: it prints nothing.
+
+    `group`: the processes that train, where it is not for the launcher to say.
+    """
     started = time.monotonic()
     config.validate()
     shared = config.settings("experiment", "length", "conduct")
     config = resolve_paths(config)
     with backend.prepared(config):
-        group = Group.join(config)
+        group = group or Group.join(config)
         with group.together():
             if group.several and not config.workdir:
                 raise InputError("--workdir must be given with several processes: a folder that all of them see")

@@ -17,7 +17,7 @@ from distmlp.errors import DivergedError, InputError
 
 if TYPE_CHECKING:  # they import torch, which those who only read lines do not need
     from distmlp.data.datasets import Data, Examples
-    from distmlp.parallel.evaluate import Evaluator
+    from distmlp.parallel.evaluate import Evaluation, Evaluator
     from distmlp.parallel.feed import Steps
     from distmlp.parallel.specs import State
 
@@ -299,13 +299,17 @@ class Measures:
         return line | self._measure("test", last, self._data.test, poll)
 
     def _measure(self, name: str, state: State, examples: Examples, poll: Poll) -> Line:
-        found = self._evaluator(state, examples, poll, scores.NEEDS[self._choose_by])
-        line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
-                f"{name}_count": found.total}  # fmt: skip
-        if found.labels is not None:
-            value = scores.score(self._choose_by, found.labels, found.predicted, found.log_probs)
-            line |= {} if value is None else {f"{name}_{self._choose_by}": value}
-        return line
+        return measured(name, self._evaluator(state, examples, poll, scores.NEEDS[self._choose_by]), self._choose_by)
+
+
+def measured(name: str, found: Evaluation, choose_by: str) -> Line:
+    """What an evaluation of the set `name` has found, as a line has it."""
+    line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
+            f"{name}_count": found.total}  # fmt: skip
+    if found.labels is not None:
+        value = scores.score(choose_by, found.labels, found.predicted, found.log_probs)
+        line |= {} if value is None else {f"{name}_{choose_by}": value}
+    return line
 
 
 def _undefined(examples: Examples, why: str) -> InputError:

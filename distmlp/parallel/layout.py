@@ -146,11 +146,11 @@ class Layout:
             body = jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=checked)
         return jax.jit(body, donate_argnums=donated, compiler_options=self.compiler_options)
 
-    def wrap_each(self, body: Callable[..., Any], in_specs: tuple[Any, ...]) -> Any:
-        """`body`, compiled likewise; the results [1, ...] of all devices are put together as [devices, ...]."""
+    def wrap_each(self, body: Callable[..., Any], in_specs: tuple[Any, ...], donate: bool = False) -> Any:
+        """`body`, compiled likewise; the results [n, ...] of all devices are put together as [devices * n, ...]."""
         if self.axis is not None:  # check_vma=False: copies that should be the same may differ
             body = jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=DEALT, check_vma=False)
-        return jax.jit(body)
+        return jax.jit(body, donate_argnums=(0,) if donate else ())
 
     def _shape(self, shape: Sequence[int], spec: PartitionSpec) -> tuple[int, ...]:
         """The shape of an array on the devices: pmap wants the dealt axis split into [devices, part of a device]."""

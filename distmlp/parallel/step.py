@@ -15,7 +15,7 @@ from distmlp.parallel import by_layer, reduce, sharded
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import REPLICATED, State
 
-TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]  # one update, and its loss [], inside a wrapping
+TrainStep = Callable[..., tuple[State, jax.Array]]  # of State and Batch: one update, and its loss [], inside a wrapping
 
 
 def initial_state(
@@ -115,12 +115,11 @@ def _train_step(
     if layout.invariant:
         update = reduce.isolated(update, layout)
 
-    def train_step(state: State, batch: Batch) -> tuple[State, jax.Array]:
+    def train_step(state: State, batch: Batch, **options: Any) -> tuple[State, jax.Array]:  # options: the optimizer's
         some = batch.weight_sum > 0
         if weightless:
             batch = batch._replace(weight_sum=jnp.where(some, batch.weight_sum, 1))
         loss, grads = gradients(state, batch, layout, num_classes, compute_dtype, rows)
-        options = {}
         if clips and (layout.invariant or layout.sharded):
             lie = sharded.specs_of(grads, rows) if layout.sharded else REPLICATED
             options["norm"] = reduce.global_norm(grads, layout, lie)

@@ -104,13 +104,9 @@ class Keeping:
 
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
-        return {
-            "state": self.parts.layout.state,
-            "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
-            "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
-            "totals": dataclasses.asdict(progress.totals), "standing": progress.standing._asdict(),
-            "lines": {"metrics": len(progress.history), "ledger": self.ledger.count}, "versions": _versions(),
-        }  # fmt: skip
+        layout, counts = self.parts.layout, {"metrics": len(progress.history), "ledger": self.ledger.count}
+        return meta_of(self.config, self.data, self._fingerprint, layout.num_shards, layout.state, progress.totals,
+                       progress.standing, counts)  # fmt: skip
 
     def _check_meta(self, meta: Meta) -> None:
         """Raises InputError if a checkpoint is another run's, of another form, or beyond this one's end."""
@@ -244,6 +240,24 @@ class Keeping:
         tested = self.parts.measures.tested(state, chosen, poll)
         self.log.line(progress.add_final_line(params_sha256(self.parts.held.arrays(state.params)), tested))
         self.log.say(summary(progress.history, self.workdir.path))
+
+
+def meta_of(
+    config: Config, data: Data, fingerprint: str, num_shards: int, state: str, sums: Totals, standing: Standing,
+    counts: dict[str, int],
+) -> Meta:
+    """What a checkpoint says beside its arrays.
+
+    Args:
+      fingerprint: of the data.
+      state: how it lay.
+      counts: of the lines in the run's files.
+    """
+    return {
+        "state": state, "settings": config.settings(), "num_shards": num_shards,
+        "data": fingerprint, "data_modified": data.modified(), "data_info": data.info(),
+        "totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts, "versions": _versions(),
+    }  # fmt: skip
 
 
 def _versions() -> dict[str, str]:
