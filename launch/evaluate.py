@@ -3,8 +3,9 @@
     python -m launch.evaluate RUN
 
 The numbers are those that training logged at the checkpoint's step, to the last digit (on the same kind of processor),
-on any number of devices. --output also writes a file with a row for each example, in the order of the set: its label,
-the class that was predicted, and its probability.
+on any number of devices. Of a sweep's folder, the refitted model is evaluated; with --ensemble, it is the mean of the
+members that were kept, and how far these disagree. --output also writes a file with a row for each example, in the
+order of the set: its label, the class that was predicted, and its probability.
 """
 
 import json
@@ -19,6 +20,7 @@ def main(argv: list[str]) -> int:
     arguments = verb.parser("evaluate", __doc__)
     arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
     verb.add_checkpoint(arguments)
+    verb.add_ensemble(arguments)
     arguments.add_argument("--dataset", default="", help="other data than the run's, named as for training")
     arguments.add_argument("--split", default="test", help="train, test (the default) or validation")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
@@ -31,15 +33,14 @@ def main(argv: list[str]) -> int:
 
     from distmlp.results import load, run_data
 
-    model = load.load(Path(given.run), given.checkpoint)
-    examples = run_data.split(model, given.split, given.dataset)
+    model = load.load(Path(given.run), given.checkpoint, given.ensemble)
     if given.output:
         from distmlp.results import bulk
 
         with bulk.of_examples(model, Path(given.output), given.probabilities) as watch:
-            result = model.evaluate_set(examples, watch)
+            result = run_data.evaluate(model, given.split, given.dataset, watch)
     else:
-        result = model.evaluate_set(examples)
+        result = run_data.evaluate(model, given.split, given.dataset)
     print(json.dumps(result.as_json()) if given.json else result)
     return 0
 

@@ -10,6 +10,9 @@ if nothing could be predicted.
 
     python -m launch.predict RUN FILE... --output=FILE --columns=ID
 
+Of a sweep's folder, the refitted model predicts, with --ensemble the mean of the members that were kept; then
+disagreement is how often two of them, drawn at random, predict different classes.
+
 --output writes one file instead, of any number of rows in constant memory: with a row for each, in their order, the
 columns asked for, class and probability. It is written whole or not at all. An .npy file holds probabilities only. Of
 several processes, as under torchrun or Slurm, each predicts its part of the rows and writes FILE.i-of-n.
@@ -26,7 +29,8 @@ from distmlp import InputError
 from launch import verb
 
 if TYPE_CHECKING:  # import jax: --help need not wait for it
-    from distmlp.results.load import Model
+    from distmlp.results.ensemble import Ensemble
+    from distmlp.results.models import Model
     from distmlp.results.rows import Rows
 
 
@@ -36,6 +40,7 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
     arguments.add_argument("files", metavar="FILE", nargs="+", help="a picture, a table, an array, or a folder of them")
     verb.add_checkpoint(arguments)
+    verb.add_ensemble(arguments)
     verb.add_header(arguments)
     arguments.add_argument("--json", action="store_true", help="print one JSON object for each picture or row")
     arguments.add_argument("--output", default="", metavar="FILE", help="write a .parquet, .csv, .jsonl or .npy file")
@@ -50,7 +55,7 @@ def main(argv: list[str]) -> int:
 
     from distmlp.results import load, rows
 
-    model, failed, predicted = load.load(Path(given.run), given.checkpoint), 0, 0
+    model, failed, predicted = load.load(Path(given.run), given.checkpoint, given.ensemble), 0, 0
     for file in given.files:
         try:
             for found in rows.read(Path(file), model, given.header):
@@ -74,7 +79,7 @@ def _write(given: argparse.Namespace) -> int:
     from distmlp.config import Config
     from distmlp.results import bulk, files, load
 
-    model, output = load.load(Path(given.run), given.checkpoint), Path(given.output)
+    model, output = load.load(Path(given.run), given.checkpoint, given.ensemble), Path(given.output)
     columns = [name.strip() for name in next(csv.reader([given.columns]), []) if name.strip()]
     place = find_place(Config())
     which = (place.process, place.processes) if place else (0, 1)
@@ -84,14 +89,18 @@ def _write(given: argparse.Namespace) -> int:
     return 0
 
 
-def _show(found: "Rows", model: "Model", as_json: bool) -> None:
+def _show(found: "Rows", model: "Model | Ensemble", as_json: bool) -> None:
+    disagreement = getattr(model, "disagreement", None)  # an ensemble's
+    apart = disagreement(found.features).tolist() if disagreement else []
     for row, (name, probabilities) in enumerate(zip(*model.predict(found.features), strict=True)):
         where = {"file": str(found.file)} if found.picture else {"file": str(found.file), "row": row}
         if as_json:
             print(json.dumps(where | {"class": name.item(), "probability": float(probabilities.max()),
-                                      "probabilities": probabilities.tolist()}))
+                                      "probabilities": probabilities.tolist()}
+                             | ({"disagreement": apart[row]} if apart else {})))  # fmt: skip
         else:
-            print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * probabilities.max():.2f} %")
+            more = f"  disagreement {100 * apart[row]:.0f} %" if apart else ""
+            print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * probabilities.max():.2f} %{more}")
 
 
 if __name__ == "__main__":

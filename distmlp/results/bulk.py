@@ -16,7 +16,8 @@ from distmlp.data.packed import HEADER, npy_header
 from distmlp.data.streams import ahead
 from distmlp.errors import InputError, remark
 from distmlp.results import files
-from distmlp.results.load import Model
+from distmlp.results.ensemble import Ensemble
+from distmlp.results.models import Model
 
 if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
     from distmlp.results.evaluation import Watch
@@ -38,14 +39,14 @@ def output_of(output: Path, process: int, processes: int) -> Path:
 
 
 def write(
-    model: Model, paths: Sequence[Path], output: Path, columns: Sequence[str] = (), probabilities: bool = False,
-    header: str = "", process: int = 0, processes: int = 1,
+    model: Model | Ensemble, paths: Sequence[Path], output: Path, columns: Sequence[str] = (),
+    probabilities: bool = False, header: str = "", process: int = 0, processes: int = 1,
 ) -> int:
     """Predicts the rows at `paths`, and writes what --output names, whole or not at all; how many rows there are.
 
-    The file has a row for each, in their order: the `columns` of the source, its class, its probability, and with
-    `probabilities` that of each class; an .npy file has the probabilities alone, float32 [N, classes]. Of several
-    processes, each predicts so many rows in a row, and writes FILE.i-of-n.
+    The file has a row for each, in their order: the `columns` of the source, its class, its probability, of an ensemble
+    the members' disagreement, and with `probabilities` that of each class; an .npy file has the probabilities alone,
+    float32 [N, classes]. Of several processes, each predicts so many rows in a row, and writes FILE.i-of-n.
 
     Raises:
       InputError: the rows cannot be read or predicted, or the file cannot be written.
@@ -54,7 +55,7 @@ def write(
     if suffix == ".npy" and columns:
         raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
                          "or .jsonl file")
-    names = _names(columns, model, probabilities)
+    names = _names(columns, model.classes, probabilities, isinstance(model, Ensemble))
     target, texts = output_of(output, process, processes), set[str]()
     while True:
         rows = _found(model, paths, columns, header)
@@ -70,13 +71,13 @@ def write(
 
 
 @contextlib.contextmanager
-def of_examples(model: Model, output: Path, probabilities: bool = False) -> "Iterator[Watch]":
+def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = False) -> "Iterator[Watch]":
     """What an evaluation within this context shows is written to what --output names, whole or not at all: for each
     example its label, the class that was predicted, its probability, and with `probabilities` that of each class.
     """
     import pyarrow as pa
 
-    suffix, names = _suffix(output), _names(["label"], model, probabilities)
+    suffix, names = _suffix(output), _names(["label"], model.classes, probabilities)
     classes = pa.array(list(model.classes))
     with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
 
@@ -94,19 +95,22 @@ def _suffix(output: Path) -> str:
     return suffix
 
 
-def _answers(found: np.ndarray, classes: Any, names: Sequence[str]) -> list[Any]:
-    """The columns class and probability, and those of each class if they are among the names."""
+def _answers(found: np.ndarray, classes: Any, names: Sequence[str], apart: np.ndarray | None = None) -> list[Any]:
+    """The columns class and probability, the disagreement if there is one, and the columns of each class if they are
+    among the names."""
     import pyarrow as pa
 
     best = found.argmax(axis=1)
     chosen = np.take_along_axis(found, best[:, None], axis=1)[:, 0]
-    each = found.T if len(names) - names.index("probability") > 1 else ()
-    return [classes.take(pa.array(best)), pa.array(chosen), *map(pa.array, map(np.ascontiguousarray, each))]
+    each = found.T if names[-1].startswith("p_") else ()
+    more = [] if apart is None else [pa.array(apart)]
+    return [classes.take(pa.array(best)), pa.array(chosen), *more, *map(pa.array, map(np.ascontiguousarray, each))]
 
 
-def _names(columns: Sequence[str], model: Model, probabilities: bool) -> list[str]:
-    """Of the file's columns."""
-    names = [*columns, "class", "probability", *([f"p_{name}" for name in model.classes] if probabilities else [])]
+def _names(columns: Sequence[str], classes: Sequence[Any], probabilities: bool, apart: bool = False) -> list[str]:
+    """Of the file's columns; `apart`: with the disagreement."""
+    names = [*columns, "class", "probability", *["disagreement"] * apart,
+             *([f"p_{name}" for name in classes] if probabilities else [])]  # fmt: skip
     twice = [name for name in names if names.count(name) > 1] if len(names) < 1000 else []
     if len({*names}) < len(names):
         raise InputError(f"--columns={','.join(columns)}: the file would have several columns named "
@@ -114,7 +118,7 @@ def _names(columns: Sequence[str], model: Model, probabilities: bool) -> list[st
     return names
 
 
-def _found(model: Model, paths: Sequence[Path], columns: Sequence[str], header: str) -> list[asked.Rows]:
+def _found(model: Model | Ensemble, paths: Sequence[Path], columns: Sequence[str], header: str) -> list[asked.Rows]:
     from distmlp.results import pictures
 
     config = dataclasses.replace(model.config, header=header) if header else model.config
@@ -123,7 +127,7 @@ def _found(model: Model, paths: Sequence[Path], columns: Sequence[str], header: 
 
 
 def _write(
-    model: Model, rows: Sequence[asked.Rows], columns: Sequence[str], names: Sequence[str],
+    model: Model | Ensemble, rows: Sequence[asked.Rows], columns: Sequence[str], names: Sequence[str],
     add: Callable[[list[Any]], None], texts: set[str], process: int, processes: int, array: bool,
 ) -> int:
     """Predicts and adds; how many rows."""
@@ -156,9 +160,9 @@ def _write(
     classes = pa.array(list(model.classes))
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for found in model.probabilities(features()):
+        for found, apart in _outputs(model, features()):
             beside = carried.pop(0)
-            add([found] if array else [*beside, *_answers(found, classes, names)])
+            add([found] if array else [*beside, *_answers(found, classes, names, apart)])
             done += len(found)
             bar.update(len(found))
     if not done and processes == 1:
@@ -167,8 +171,19 @@ def _write(
         add([np.zeros((0, len(model.classes)), np.float32)])
     elif not done:  # more processes than rows
         none = np.zeros((0, len(model.classes)), np.float32)
-        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names)])
+        apart = none[:, 0] if isinstance(model, Ensemble) else None
+        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names, apart)])
     return done
+
+
+def _outputs(
+    model: Model | Ensemble, blocks: Iterable[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """The probabilities of blocks of rows, and of an ensemble how far its members disagree."""
+    if isinstance(model, Ensemble):
+        yield from model.answers(blocks)
+    else:
+        yield from ((found, None) for found in model.probabilities(blocks))
 
 
 def _typed(values: Any, column: str, texts: set[str], whole: dict[str, bool]) -> Any:

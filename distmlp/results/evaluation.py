@@ -91,13 +91,17 @@ class ClassificationReport:
                 for name, value, text in rows if value is not None]
 
     def __str__(self) -> str:
-        lines = [f"checkpoint of step {self.checkpoint_step}: {self.correct:,} of {self.count:,} correct, "
+        lines = [f"{self._of}: {self.correct:,} of {self.count:,} correct, "
                  f"accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.5f}", ""]
         for name, value, text in self.measures:
             lines += textwrap.wrap(f"{name:<17}  {value:<16}  {text}", _WIDTH, subsequent_indent=" " * 37)
         if self.left_out:
             lines.append(f"ROC AUC and average precision are left out: {self.left_out}")
         return "\n".join([*lines, "", *self._classes(), "", *self._confusion()])
+
+    @property
+    def _of(self) -> str:
+        return f"checkpoint of step {self.checkpoint_step}"
 
     def _classes(self) -> list[str]:
         width = max(5, *(len(str(name)) for name in self.classes))
@@ -131,6 +135,78 @@ class ClassificationReport:
                   for true, predicted, count in wrong.tolist())]
 
 
+@dataclasses.dataclass(frozen=True)
+class EnsembleReport(ClassificationReport):
+    """An ensemble's results on a data set, and its members'."""
+
+    members: int = 0
+    alone: list[float] = dataclasses.field(default_factory=list)  # the accuracy of each member by itself
+    disagreement: float = 0.0  # the mean over the examples, see ensemble.py
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in super().as_json().items() if name != "checkpoint_step"}
+
+    @property
+    def measures(self) -> list[tuple[str, str, str]]:
+        mean = sum(self.alone) / self.members
+        return [
+            ("members alone", f"{100 * min(self.alone):.2f} to {100 * max(self.alone):.2f} %",
+             f"The accuracies of the members, each by itself; their mean is {100 * mean:.2f} %."),
+            ("disagreement", f"{self.disagreement:.4f}",
+             "How often two of the members, drawn at random, predict different classes."),
+            *super().measures,
+        ]
+
+    @property
+    def _of(self) -> str:
+        return f"mean of {self.members} members"
+
+
+class Seen:
+    """What an evaluation shows of a data set, some examples at a time, as far as a report needs it."""
+
+    def __init__(self, examples: int, classes: tuple[Any, ...], watch: Watch | None = None) -> None:
+        """`watch` is shown the same."""
+        self._classes, self._watch = classes, watch
+        self._labels: list[np.ndarray] = []
+        self._confidences: list[np.ndarray] = []
+        self._kept: list[np.ndarray] = []
+        self._among_3, self._many = 0, len(classes) >= _MANY
+        self._few = not scores.too_many(examples, len(classes))
+
+    def add(self, images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
+        self._labels.append(labels)
+        self._confidences.append(np.exp(log_probs.max(axis=1)))
+        if self._few:
+            self._kept.append(log_probs)
+        if self._many:
+            own = np.take_along_axis(log_probs, labels[:, None], axis=1)
+            self._among_3 += int(((log_probs > own).sum(axis=1) < 3).sum())  # scikit-learn would sort all classes
+        if self._watch is not None:
+            self._watch(images, labels, log_probs)
+
+    def found(self, step: int, loss: float, predicted: np.ndarray) -> dict[str, Any]:
+        """A ClassificationReport's fields, of all examples; `predicted` has their most probable classes, int32 [N]."""
+        labels, confidence, classes = np.concatenate(self._labels), np.concatenate(self._confidences), self._classes
+        correct, count = int((predicted == labels).sum()), len(labels)
+        pairs, counts = np.unique(labels.astype(np.int64) * len(classes) + predicted, return_counts=True)
+        numbers = range(len(classes))
+        values = metrics.precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)
+        log_probs = np.concatenate(self._kept) if self._kept else np.zeros((0, len(classes)), np.float32)
+        left_out = scores.undefined(labels, classes)
+        return {
+            "checkpoint_step": step, "loss": loss, "accuracy": correct / count, "correct": correct, "count": count,
+            "classes": classes, "pairs": np.stack([*np.divmod(pairs, len(classes)), counts], axis=1),
+            "per_class": dict(zip(("precision", "recall", "f1", "support"), values, strict=True)),
+            "predicted": predicted, "confidence": confidence, "accuracy_interval": scores.wilson(correct, count),
+            "log_loss": loss * len(classes), "balanced_accuracy": scores.balanced_accuracy(labels, predicted),
+            "roc_auc": None if left_out else scores.roc_auc(labels, log_probs),
+            "average_precision": None if left_out else scores.average_precision(labels, log_probs),
+            "top_3_accuracy": self._among_3 / count if self._many else None,
+            "calibration_error": scores.calibration(confidence, predicted == labels)[2], "left_out": left_out,
+        }  # fmt: skip
+
+
 def evaluate(
     config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.Examples,
     watch: Watch | None = None,
@@ -140,49 +216,14 @@ def evaluate(
     On the same kind of processor, the numbers that training logs are the same to the last digit. Each example is read
     once; `watch` is called for some hundred at a time, in the data set's order.
     """
-    seen: list[np.ndarray] = []
-    confidences: list[np.ndarray] = []
-    kept: list[np.ndarray] = []
-    among_3, many = 0, len(classes) >= _MANY
-    few = not scores.too_many(len(dataset), len(classes))
-
-    def keep(images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
-        nonlocal among_3
-        seen.append(labels)
-        confidences.append(np.exp(log_probs.max(axis=1)))
-        if few:
-            kept.append(log_probs)
-        if many:
-            own = np.take_along_axis(log_probs, labels[:, None], axis=1)
-            among_3 += int(((log_probs > own).sum(axis=1) < 3).sum())  # scikit-learn would sort all classes
-        if watch is not None:
-            watch(images, labels, log_probs)
-
+    seen = Seen(len(dataset), classes, watch)
     with backend.prepared(config):
         devices = tuple(jax.local_devices())
         layout = Layout(devices, "shard_map" if len(devices) > 1 else "single", len(devices))
         state = layout.put(State(params, (), jnp.int32(step), scaling), STATE)
         evaluator = Evaluator(config, layout)
         try:
-            result = evaluator(state, dataset, watch=keep)
+            result = evaluator(state, dataset, watch=seen.add)
         finally:
             evaluator.close()
-    labels, confidence = np.concatenate(seen), np.concatenate(confidences)
-    pairs, counts = np.unique(labels.astype(np.int64) * len(classes) + result.predicted, return_counts=True)
-    numbers = range(len(classes))
-    values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
-    log_probs = np.concatenate(kept) if kept else np.zeros((0, len(classes)), np.float32)
-    left_out = scores.undefined(labels, classes)
-    return ClassificationReport(
-        step, result.loss, result.accuracy, result.correct, result.total, classes,
-        np.stack([*np.divmod(pairs, len(classes)), counts], axis=1),
-        dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted, confidence,
-        accuracy_interval=scores.wilson(result.correct, result.total),
-        log_loss=result.loss * len(classes),
-        balanced_accuracy=scores.balanced_accuracy(labels, result.predicted),
-        roc_auc=None if left_out else scores.roc_auc(labels, log_probs),
-        average_precision=None if left_out else scores.average_precision(labels, log_probs),
-        top_3_accuracy=among_3 / result.total if many else None,
-        calibration_error=scores.calibration(confidence, result.predicted == labels)[2],
-        left_out=left_out,
-    )
+    return ClassificationReport(**seen.found(step, result.loss, result.predicted))

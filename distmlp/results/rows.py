@@ -9,7 +9,8 @@ import numpy as np
 
 from distmlp.data import read as reader
 from distmlp.errors import InputError, remark
-from distmlp.results.load import Model
+from distmlp.results.ensemble import Ensemble
+from distmlp.results.models import Model
 
 
 class Rows(NamedTuple):
@@ -20,7 +21,7 @@ class Rows(NamedTuple):
     picture: bool  # whether it is a single picture
 
 
-def read(path: Path, model: Model, header: str = "") -> Iterator["Rows | InputError"]:
+def read(path: Path, model: Model | Ensemble, header: str = "") -> Iterator["Rows | InputError"]:
     """What the files at a path hold, or why one of several cannot be read. `header` is said of them (--header).
 
     Raises:
@@ -42,7 +43,7 @@ def read(path: Path, model: Model, header: str = "") -> Iterator["Rows | InputEr
             yield error
 
 
-def _checked(path: Path, features: np.ndarray, model: Model) -> np.ndarray:
+def _checked(path: Path, features: np.ndarray, model: Model | Ensemble) -> np.ndarray:
     try:
         return model.check(features)
     except InputError as error:

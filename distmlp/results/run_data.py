@@ -2,14 +2,19 @@
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 from distmlp.config import FROM_PYTHON
 from distmlp.data import datasets
 from distmlp.errors import InputError, remark
 from distmlp.results import pictures
-from distmlp.results.load import Model
+from distmlp.results.ensemble import Ensemble
+from distmlp.results.models import Model
 
-SPLITS = ("train", "test", "validation")
+if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
+    from distmlp.results.evaluation import ClassificationReport, Watch
+
+SPLITS = ("train", "test", "validation")  # as Data.fingerprint has them
 
 
 def read(model: Model, dataset: str = "") -> datasets.Data:
@@ -45,3 +50,23 @@ def split(model: Model, name: str = "test", dataset: str = "") -> datasets.Examp
     if chosen is None:
         raise InputError(f"--split=validation: {model.run} has no validation set; choose train or test")
     return chosen
+
+
+def evaluate(
+    model: Model | Ensemble, name: str = "test", dataset: str = "", watch: "Watch | None" = None
+) -> "ClassificationReport":
+    """The results on one of its sets; raises InputError as `split`, or if an ensemble's members do not share it."""
+    if isinstance(model, Ensemble):
+        return model.evaluate_sets(_shared(model, name, dataset), watch)
+    return model.evaluate_set(split(model, name, dataset), watch)
+
+
+def _shared(ensemble: Ensemble, name: str, dataset: str) -> list[datasets.Examples]:
+    """One of the members' sets: a single one if they take the same features, else as each one takes it."""
+    first, members = split(ensemble.members[0], name, dataset), ensemble.members
+    prints = {str(member.meta["data"]).split()[SPLITS.index(name)] for member in members}
+    drawn = {(member.config.dataset, member.config.test_fraction, member.config.drawing_seed) for member in members}
+    if not dataset and len(prints) > 1 and (ensemble.alike or name != "test" or len(drawn) > 1):
+        raise InputError(f"--split={name}: the members of {ensemble.run} have other {name} sets than one another: "
+                         f"{'give test, or name' if name != 'test' else 'name'} data to use with --dataset")
+    return [first] if ensemble.alike else [first, *(split(member, name, dataset) for member in members[1:])]
