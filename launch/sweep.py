@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     varied, rest = vary.from_flags(argv[1:])
     given, rest = arguments.parse_known_args(rest)
     help.check(rest)
-    config = flags.parse(["sweep", *rest, "--seed=0"] if not rest else ["sweep", *rest])
+    config = flags.parse(["sweep", *(rest or ["--dataset=digits"])])
 
     from distmlp import sweep
 
