@@ -7,6 +7,7 @@ to the bit.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -18,28 +19,35 @@ import time
 from pathlib import Path
 from typing import Any
 
-from . import runs
+from . import groups, runs
 
 SWEEP = ("--dataset=digits", "--input_scaling=standard", "--shuffle", "--hidden_sizes=32", "--batch_size=64",
          "--num_epochs=12", "--optimizer=adam", "--reduction=invariant", "--vary", "learning_rate", "0.001", "0.01",
          "--vary", "hidden_sizes", "16", "32", "--vary", "seed", "0", "1", "2", "--folds=4", "--keep=5")  # fmt: skip
 
 
-def start(workdir: Path, devices: int, processes: int, more: list[str]) -> "subprocess.Popen[str]":
-    """A start of the sweep, in a group of its own."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-backend=c10d",
-                "--rdzv-endpoint=localhost:0", "-m"] if processes > 1 else ["-m"]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, *launcher, "launch.sweep", *SWEEP, *more, f"--workdir={workdir}"],
-        env=runs.environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        cwd=workdir.parent, start_new_session=True,
-    )  # fmt: skip
+def start(workdir: Path, devices: int, processes: int, more: list[str]) -> groups.Process:
+    options = (f"--nproc_per_node={processes}",) if processes > 1 else ()
+    launcher = (*groups.TORCHRUN, *options) if processes > 1 else (sys.executable,)
+    command = (*launcher, "-m", "launch.sweep", *SWEEP, *more, f"--workdir={workdir}")
+    return groups.Process(command, workdir.parent, runs.environment(devices) | {"OMP_NUM_THREADS": "1"})
 
 
-def end(process: "subprocess.Popen[str]") -> None:
-    output, _ = process.communicate(timeout=900)
-    if process.returncode:
-        raise runs.DrillError(f"exit code {process.returncode}:\n{output[-4000:]}")
+def end(process: groups.Process) -> None:
+    if process.wait(900):
+        raise runs.DrillError(f"exit code {process.popen.returncode}:\n{process.output[-4000:]}")
+
+
+def kill(process: groups.Process, after: float) -> bool:
+    """Whether it was still running after so many seconds, and is killed now."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.popen.wait(after)
+        return False
+    for pid in [*groups.workers(process.popen.pid), process.popen.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.popen.wait()
+    return True
 
 
 def found(workdir: Path) -> dict[str, Any]:
@@ -74,22 +82,16 @@ def main(argv: list[str]) -> int:
                 while True:
                     ways.append((rng.choice([1, 8, rng.randint(2, 7)]), rng.choice([1, 1, 2])))
                     process = start(workdir, *ways[-1], more)
-                    try:
-                        if kills == args.kills:
-                            end(process)
-                            break
-                        process.wait(rng.uniform(0.2, 1.2) * length)
+                    if kills == args.kills or not kill(process, rng.uniform(0.2, 1.2) * length):
                         end(process)
                         break
-                    except subprocess.TimeoutExpired:
-                        os.killpg(process.pid, signal.SIGKILL)
-                        process.communicate()
-                        kills += 1
-                if (ours := found(workdir)) != reference:
-                    odd = [name for name in reference if ours[name] != reference[name]]
-                    raise runs.DrillError(f"{workdir} differs in {odd} after {ways}: {ours[odd[0]]}, not {reference[odd[0]]}")
+                    kills += 1
+                ours = found(workdir)
+                if odd := [name for name in reference if ours[name] != reference[name]]:
+                    raise runs.DrillError(f"{workdir} differs in {odd[0]} after {ways}: {ours[odd[0]]}, not "
+                                          f"{reference[odd[0]]}")
                 sweeps += 1
-                print(f"sweep {sweeps}: right to the bit after {len(ways)} starts (devices, processes): {ways}", flush=True)
+                print(f"sweep {sweeps}: right to the bit after {len(ways)} starts: {ways}", flush=True)
         except runs.DrillError as error:
             print(f"sweep drill FAILED after {kills} kills: {error}")
             return 1
