@@ -207,7 +207,7 @@ def test_a_report_of_a_sweep(folder: Path) -> None:
     best = f"learning_rate={rate:g}, hidden_sizes={','.join(map(str, sizes))}"
     for text in ("Accuracy by learning_rate", "Accuracy by hidden_sizes", "Training loss of all members",
                  "Accuracy of all members", "What an ensemble gains", "8 members: 4 settings, 2 folds",
-                 f"{best}, {standings[0].mean:.4f} ± {standings[0].error:.4f}", "All 8 members",
+                 f"{best}: {standings[0].mean:.4f} ± {standings[0].error:.4f}", "All 8 members",
                  "sweep, refitted", "Worst mistakes"):  # fmt: skip
         assert text in parsed.text, text
     found = run_data.evaluate(load(folder, ensemble=True))
