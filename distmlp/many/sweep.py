@@ -31,7 +31,7 @@ from distmlp.many.team import Team, teams
 from distmlp.many.vary import Member, members, varied
 from distmlp.optim import make_for_many
 from distmlp.parallel import backend
-from distmlp.parallel.layout import INVARIANT_SHARDS, Layout, make_layout
+from distmlp.parallel.members import layout_of
 from distmlp.parallel.specs import State
 from distmlp.parallel.step import initial_state
 from distmlp.run import swept
@@ -40,7 +40,6 @@ from distmlp.run.signals import Watchdog
 from distmlp.run.workdir import Workdir
 
 _LOOK_SECONDS = 0.2  # between two looks at what other processes have written
-_ANY_SHARDS = 1 << 20  # more than devices: a member's shards are on one of them
 _NOT_TOLD = ("state", "workdir", "data_dir", "num_devices")
 
 
@@ -141,10 +140,7 @@ class _Sweep:
     ) -> None:
         self._config, self._found, self._what, self._place = config, found, what, place
         self._process, self._processes = (place.process, place.processes) if place else (0, 1)
-        alone_on = dataclasses.replace(config, parallelism="auto", num_shards=_ANY_SHARDS, state="replicated")
-        layout = make_layout(alone_on)
-        self._num_shards = config.num_shards or (INVARIANT_SHARDS if layout.invariant else 1)
-        self._layout: Layout = dataclasses.replace(layout, num_shards=self._num_shards)
+        self._layout = layout = layout_of(config)
         devices, on_host = len(layout.devices), place.local_size if place else 1
         # On a CPU, a program of one member after the other takes one core for each device.
         self._lanes = 1 if layout.accelerated else max(1, machine.cores() // (devices * on_host))
@@ -164,7 +160,7 @@ class _Sweep:
         self._stopping, self._showing = threading.Event(), threading.Lock()
 
     def _shards_of(self, member: Member) -> int:
-        return member.config.num_shards or self._num_shards
+        return member.config.num_shards or self._layout.num_shards
 
     @staticmethod
     def _of_data(config: Config) -> Config:

@@ -21,12 +21,10 @@ from distmlp.parallel.step import initial_state
 from distmlp.plan import cost
 from distmlp.progress import Line, score
 
-_DISPATCH, _ACCELERATOR_DISPATCH = 512, 64  # steps, as of a run alone
 _CPU_SECONDS = 4.0  # that members of a core take together, about: what a crash costs, and what shows no progress
 _CPU_RATE, _CPU_STEP = 3e10, 3e-5  # FLOP/s of a core; seconds that a step takes at least
 _CPU_MEMBERS = 32  # of a core at most: more win nothing
 _KEPT_ORDERS = 128 << 20  # bytes of orders that are not made again
-_FREE = 0.9  # of an accelerator's memory, for the programs
 
 # Settings in which members of one program may differ: they enter as arrays, or as numbers of steps.
 _ARRAYS = {"learning_rate", "momentum", "weight_decay", "seed", "data_seed", "shuffle", "fold", "input_scaling",
@@ -69,7 +67,7 @@ class Team:
         self._compiled = False
         held = max(len(course.share.held) for course in courses)
         rows = config.eval_batch_size if layout.invariant else min(config.eval_batch_size, held)
-        dispatch = config.steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _DISPATCH)
+        dispatch = members.largest_dispatch(config, layout)
         longest = max(min(course.cadence.per_epoch, course.cadence.total_steps) for course in courses)
         weights = [course.share.weights for course in courses]
         self._shape = Shape(
@@ -102,8 +100,8 @@ class Team:
                 self._members.compile()
                 if self._layout.accelerated:
                     needed = self._members.bytes_needed
-                    if needed > _FREE * memory and count > 1:
-                        count = max(1, min(count - 1, int(count * _FREE * memory / needed)))
+                    if needed > members.FREE * memory and count > 1:
+                        count = max(1, min(count - 1, int(count * members.FREE * memory / needed)))
                         continue
                     if needed > memory:
                         raise InputError(f"a member needs {needed / 2**30:,.1f} GiB, and a device has "

@@ -8,6 +8,7 @@ an axis in front that counts members; it is dealt to the devices.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,9 +24,13 @@ from distmlp.optim import Rates
 from distmlp.parallel import backend, reduce
 from distmlp.parallel.evaluate import judged
 from distmlp.parallel.feed import bytes_needed
-from distmlp.parallel.layout import Layout
+from distmlp.parallel.layout import INVARIANT_SHARDS, Layout, make_layout
 from distmlp.parallel.specs import DEALT, REPLICATED, State
 from distmlp.parallel.step import initial_state, make_train_step
+
+FREE = 0.9  # of an accelerator's memory, which these programs may take
+_DISPATCH, _ACCELERATOR_DISPATCH = 512, 64  # steps at most, as of a run alone
+_ANY_SHARDS = 1 << 20  # more than devices: all shards of a member are one device's
 
 
 class Pool(NamedTuple):
@@ -76,7 +81,7 @@ class Members:
         self.optimizer = optim.make_for_many(config, total_steps)
         alone = dataclasses.replace(layout, devices=layout.devices[:1], parallelism="single", num_shards=shape.shards)
         step = make_train_step(config, alone, shape.sizes[-1], self.optimizer, shape.weightless)
-        programs = kept(_programs, layout, alone, step, config.compute_dtype, shape)
+        programs = kept(_programs, layout, alone, not self.one_by_one, step, config.compute_dtype, shape)
         self._any, self._whole, self._evaluate, self._choose = programs
         self._pool = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), pool)
 
@@ -122,8 +127,8 @@ class Members:
             "choose": self._choose.lower(states, states, given["chosen"]),
         }
 
-    def compile(self) -> None:
-        """Compiles ahead of the first step, all at once."""
+    def compile(self) -> dict[str, jax.stages.Compiled]:
+        """Compiles ahead of the first step, all at once; returns the programs by their names in `lower`."""
 
         def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
             with backend.pinned(self._config):  # a thread's own
@@ -134,6 +139,7 @@ class Members:
             done = dict(zip(lowered, compilers.map(compiled, lowered.values()), strict=True))
         self._any, self._whole = done["any"], done.get("whole")
         self._evaluate, self._choose = done["evaluate"], done["choose"]
+        return done
 
     @property
     def bytes_needed(self) -> int:
@@ -165,14 +171,27 @@ class Members:
         return self._choose(best, states, self.placed(better))
 
 
+def layout_of(config: Config, devices: Sequence[jax.Device] = (), memory: int = 0) -> Layout:
+    """The devices among which members are divided, and the shards that each member has; as make_layout."""
+    settings = dataclasses.replace(config, parallelism="auto", num_shards=_ANY_SHARDS, state="replicated")
+    layout = make_layout(settings, devices, memory)
+    return dataclasses.replace(layout, num_shards=config.num_shards or (INVARIANT_SHARDS if layout.invariant else 1))
+
+
+def largest_dispatch(config: Config, layout: Layout) -> int:
+    """How many steps a dispatch has at most."""
+    return config.steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _DISPATCH)
+
+
 def one_by_one(layout: Layout) -> bool:
     """Whether a device trains its members one after the other."""
     return layout.invariant or not layout.accelerated
 
 
-def _programs(layout: Layout, alone: Layout, train_step: Any, compute_dtype: str, shape: Shape) -> tuple[Any, ...]:
+def _programs(
+    layout: Layout, alone: Layout, together: bool, train_step: Any, compute_dtype: str, shape: Shape
+) -> tuple[Any, ...]:
     """See Members.lower; `alone` is the layout of a member, on one device."""
-    together = not one_by_one(layout)
 
     def taken(array: jax.Array, indices: jax.Array) -> jax.Array:
         return array.at[indices].get(mode="promise_in_bounds", wrap_negative_indices=False)
