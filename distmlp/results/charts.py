@@ -65,7 +65,8 @@ def scores(dots: Dots, x_label: str, y_label: str, colour: str, lowest: float | 
         shown = np.clip(y, lowest, highest) if (lowest, highest) != (None, None) else y
         inside = shown == y
         for which, marker in ((inside, "o"), (shown > y, "v"), (shown < y, "^")):
-            axes.plot(np.asarray(dots.x)[which], shown[which], marker, color="#888888", alpha=0.55, markersize=3.2,
+            size, alpha = (3.2, 0.55) if len(y) > 50 else (4.5, 0.9)
+            axes.plot(np.asarray(dots.x)[which], shown[which], marker, color="#888888", alpha=alpha, markersize=size,
                       markeredgewidth=0)  # fmt: skip
         if dots.bars:
             x, means, errors = map(np.array, zip(*sorted(dots.bars), strict=True))

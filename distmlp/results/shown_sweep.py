@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.config import as_text
-from distmlp.errors import InputError, listed
+from distmlp.errors import InputError
 from distmlp.results import charts, run_data
 from distmlp.results.evaluation import EnsembleReport
 from distmlp.results.load import load
 from distmlp.run import swept
 from distmlp.run.lines import Value
-from distmlp.run.swept import Standing, Swept
+from distmlp.run.swept import Standing, Swept, value_text
 
 _ROWS = 20  # of the table of settings that are shown at once
+_NAMED = 8  # settings within the best one's error
 _POINTS = 60  # of a member's curve
 _VALUES = 30  # of a setting, of which each has its bar
 _LOG = 20  # a setting's values have a logarithmic axis if the largest is so many times the smallest
@@ -76,13 +76,11 @@ class Sweep:
     @property
     def equals(self) -> str:
         """The settings that may be as good as the best one."""
-        return listed([self.named(each) for each in self.within[1:]], 8)
-
-    def named(self, standing: Standing) -> str:
-        return ", ".join(f"{name}={_text(value)}" for name, value in standing.settings.items()) or "the only setting"
+        names = [each.name for each in self.within[1:]]
+        return "; ".join(names[:_NAMED]) + (f"; and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
     def cells(self, standing: Standing) -> list[str]:
-        return [_text(standing.settings.get(name, "")) for name in self.settings]
+        return [value_text(standing.settings.get(name, "")) for name in self.settings]
 
     def remark(self, standing: Standing) -> str:
         if standing.halted is not None:
@@ -96,7 +94,7 @@ class Sweep:
 
     def member(self, line: Value) -> list[str]:
         fold = line.get("fold")
-        return [str(line["member"]), *(_text(line["settings"].get(name, "")) for name in self.varied),
+        return [str(line["member"]), *(value_text(line["settings"].get(name, "")) for name in self.varied),
                 "" if fold is None else str(fold), self.score(line.get("score")), f"{line['steps']:,}",
                 f"{line.get('seconds', 0):.2f}"]  # fmt: skip
 
@@ -131,15 +129,16 @@ def _against_settings(sweep: Sweep, colour: str) -> list[tuple[str, str, str]]:
         values = _ordered([line["settings"][name] for line in own])
         if len(values) < 2:
             continue
-        numbers = _numbers(values)
+        numbers = None if name == "seed" else _numbers(values)
         places = dict(zip(map(json.dumps, values), range(len(values)) if numbers is None else numbers, strict=True))
         x = np.array([places[json.dumps(line["settings"][name])] for line in own], np.float64)
-        if numbers is None:  # side by side, evenly
+        if numbers is None and len(values) < len(own):  # side by side, evenly
             x += 0.6 * ((np.arange(len(own)) * 0.618034) % 1 - 0.5)
-        bars = _bars(sweep, name, own, places) if len(values) <= _VALUES else []
+        shown = len(values) <= _VALUES and len(values) < len(own)  # else a dot says it all
+        bars = _bars(sweep, name, own, places) if shown else []
         log = numbers is not None and min(numbers) > 0 and max(numbers) >= _LOG * min(numbers)
         dots = charts.Dots(x.tolist(), [line["score"] for line in own], bars, log,
-                           [_text(value) for value in values] if numbers is None else [])  # fmt: skip
+                           [value_text(value) for value in values] if numbers is None else [])  # fmt: skip
         svg, note = charts.scores(dots, name, sweep.label, colour, *limits), _note(name, own, bool(bars), limits)
         figures.append((f"{sweep.label.capitalize()} by {name}", svg, note))
     return figures
@@ -235,11 +234,6 @@ def _gains(path: Path, found: Swept) -> tuple[list[Gain], str]:
     return rows, (f"On {whole.count:,} test examples; the accuracy of the mean on endlessly many is between "
                   f"{100 * low:.2f} and {100 * high:.2f} % in 95 of 100 cases. Two members, drawn at random, predict "
                   f"different classes for {100 * whole.disagreement:.2f} % of them.")  # fmt: skip
-
-
-def _text(value: Any) -> str:
-    """A value of a setting; of numbers that were drawn, six digits."""
-    return f"{value:.6g}" if isinstance(value, float) else as_text(value)
 
 
 def _count(number: int, one: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from conftest import Page, make_arrays, small_config
 from sklearn import metrics
 
-from distmlp import Config, InputError, load, train
+from distmlp import InputError, load, sweep
 from distmlp.results import run_data
 from distmlp.results.compare import compare
 from distmlp.results.ensemble import Ensemble
@@ -28,42 +28,14 @@ from launch import predict as predict_verb
 Capture = pytest.CaptureFixture[str]
 
 
-def write_sweep(folder: Path, config: Config, varied: dict[str, list[Any]], folds: int, kept: int) -> Path:
-    """A sweep's folder, whose runs are trained by `train`; each member's run is there, and `kept` of them are named."""
-    found: list[dict[str, Any]] = []
-    cases = itertools.product(*varied.values(), range(1, folds + 1))
-    for member, (*values, fold) in enumerate(cases):
-        settings = dict(zip(varied, values, strict=True))
-        changes: dict[str, Any] = {"fold": f"{fold}/{folds}", "data_seed": config.drawing_seed}
-        history = train(changed(config, settings | changes, folder / "members" / str(member))).history
-        best = max(history[:-1], key=lambda line: line["validation_accuracy"])
-        curve = [[line["step"], line.get("train_loss"), line.get("validation_accuracy")] for line in history[:-1]]
-        found.append({"member": member, "settings": settings, "fold": fold, "score": best["validation_accuracy"],
-                      "steps": history[-1]["step"], "seconds": 0.1, "params_sha256": history[-1]["params_sha256"],
-                      "curve": curve})  # fmt: skip
-    first = swept.standings(found, "accuracy")[0]
-    final = train(changed(config, first.settings, folder / "members" / "refit")).history[-1]
-    refit = {"refit": True, "settings": first.settings, "steps": final["step"], "seconds": 0.1,
-             "params_sha256": final["params_sha256"]}  # fmt: skip
-    numbers = [line["member"] for line in sorted(found, key=lambda line: -line["score"])][:kept]
-    end = {"final": True, "best": {"settings": first.settings, "score": first.mean, "error": first.error},
-           "choose_by": "accuracy", "kept": numbers}  # fmt: skip
-    lines.append(folder / swept.LINES, map(lines.sealed, [*found, refit, end]))
-    return folder
-
-
-def changed(config: Config, settings: dict[str, Any], workdir: Path) -> Config:
-    values = config.settings() | settings | {"workdir": str(workdir)}
-    return Config(**values | {"hidden_sizes": tuple(values["hidden_sizes"])})
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep over two learning rates and two widths on two folds, of which five of eight members are kept."""
     root = tmp_path_factory.mktemp("swept")
     np.savez(root / "set.npz", **make_arrays())
-    config = small_config(str(root / "set.npz"), input_scaling="standard", num_devices=1, num_epochs=3, shuffle=True)
-    return write_sweep(root / "sweep", config, {"learning_rate": [0.01, 1.0], "hidden_sizes": [[4], [8, 6]]}, 2, 5)
+    config = small_config(str(root / "set.npz"), input_scaling="standard", num_devices=1, num_epochs=20, shuffle=True,
+                          workdir=str(root / "sweep"))  # fmt: skip
+    return sweep(config, {"learning_rate": [0.1, 1.0], "hidden_sizes": [(4,), (8, 6)]}, folds=2, keep=5).folder
 
 
 @pytest.fixture
@@ -167,8 +139,8 @@ def test_members_that_have_learned_other_words_and_means(tmp_path: Path, capsys:
                           "label": np.where(np.nan_to_num(number) + words / 30 > 0.5, "yes", "no")})  # fmt: skip
     frame.to_csv(tmp_path / "t.csv", index=False)
     config = small_config(str(tmp_path / "t.csv"), missing="mean", text_columns="one_hot", test_fraction=0.3,
-                          num_devices=1, learning_rate=0.3)  # fmt: skip
-    folder = write_sweep(tmp_path / "sweep", config, {"seed": [0, 1]}, 2, 4)
+                          num_devices=1, learning_rate=0.3, workdir="sweep")  # fmt: skip
+    folder = sweep(config, {"seed": [0, 1]}, folds=2, keep=4).folder
     ensemble, own = load(folder, ensemble=True), members(folder)
     assert len({member.num_features for member in own}) > 1
     assert len({member.columns.fill["number"] for member in own}) == 2
@@ -207,7 +179,7 @@ def test_a_report_of_a_sweep(folder: Path) -> None:
     best = f"learning_rate={rate:g}, hidden_sizes={','.join(map(str, sizes))}"
     for text in ("Accuracy by learning_rate", "Accuracy by hidden_sizes", "Training loss of all members",
                  "Accuracy of all members", "What an ensemble gains", "8 members: 4 settings, 2 folds",
-                 f"{best}, {standings[0].mean:.4f} ± {standings[0].error:.4f}", "All 8 members",
+                 f"{best}: {standings[0].mean:.4f} ± {standings[0].error:.4f}", "All 8 members",
                  "sweep, refitted", "Worst mistakes"):  # fmt: skip
         assert text in parsed.text, text
     found = run_data.evaluate(load(folder, ensemble=True))
