@@ -22,16 +22,20 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distmlp import InputError
+from distmlp.errors import remark
 from launch import verb
 
 if TYPE_CHECKING:  # import jax: --help need not wait for it
+    from distmlp.data.asked import Rows
     from distmlp.results.ensemble import Ensemble
     from distmlp.results.models import Model
-    from distmlp.results.rows import Rows
+
+T = TypeVar("T")
 
 
 def main(argv: list[str]) -> int:
@@ -53,21 +57,23 @@ def main(argv: list[str]) -> int:
     if given.columns or given.probabilities:
         raise InputError("--columns and --probabilities go with --output=FILE")
 
-    from distmlp.results import load, rows
+    from distmlp.results import bulk, load
 
     model, failed, predicted = load.load(Path(given.run), given.checkpoint, given.ensemble), 0, 0
-    for file in given.files:
+    sources = bulk.sources(model, given.header)
+
+    def attempt(function: Callable[..., T], *arguments: Any) -> T | None:
+        nonlocal failed
         try:
-            for found in rows.read(Path(file), model, given.header):
-                if isinstance(found, InputError):
-                    print(f"distmlp: error: {found}", file=sys.stderr)
-                    failed += 1
-                    continue
-                _show(found, model, given.json)
-                predicted += 1
+            return function(*arguments)
         except InputError as error:
             print(f"distmlp: error: {error}", file=sys.stderr)
             failed += 1
+            return None
+
+    for file in given.files:
+        for opened in attempt(sources.at, Path(file), (), True) or ():
+            predicted += bool(attempt(_show, opened, model, given.json))
     return 0 if not failed else 1 if predicted else 2
 
 
@@ -89,18 +95,28 @@ def _write(given: argparse.Namespace) -> int:
     return 0
 
 
-def _show(found: "Rows", model: "Model | Ensemble", as_json: bool) -> None:
-    disagreement = getattr(model, "disagreement", None)  # an ensemble's
-    apart = disagreement(found.features).tolist() if disagreement else []
-    for row, (name, probabilities) in enumerate(zip(*model.predict(found.features), strict=True)):
-        where = {"file": str(found.file)} if found.picture else {"file": str(found.file), "row": row}
-        if as_json:
-            print(json.dumps(where | {"class": name.item(), "probability": float(probabilities.max()),
-                                      "probabilities": probabilities.tolist()}
-                             | ({"disagreement": apart[row]} if apart else {})))  # fmt: skip
-        else:
-            more = f"  disagreement {100 * apart[row]:.0f} %" if apart else ""
-            print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * probabilities.max():.2f} %{more}")
+def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool) -> int:
+    """Prints what is predicted of the rows that are opened; how many they are."""
+    from distmlp.results import bulk
+
+    rows, row = opened(), 0
+    for found, disagreement, _ in bulk.answers(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize))):
+        for at, probabilities in enumerate(found):
+            where: dict[str, Any] = {"file": rows.name} if rows.picture else {"file": rows.name, "row": row}
+            name, most = model.classes[probabilities.argmax()], float(probabilities.max())
+            apart = {} if disagreement is None else {"disagreement": float(disagreement[at])}
+            if as_json:
+                print(json.dumps(where | {"class": name, "probability": most, "probabilities": probabilities.tolist()}
+                                 | apart))  # fmt: skip
+            else:
+                more = "".join(f"  {what} {100 * share:.0f} %" for what, share in apart.items())
+                print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * most:.2f} %{more}")
+            row += 1
+    if not row:
+        raise InputError(f"{rows.name} holds no rows")
+    for text in rows.remarks():
+        remark(text)
+    return row
 
 
 if __name__ == "__main__":

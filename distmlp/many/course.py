@@ -138,12 +138,20 @@ def evaluated(outcomes: np.ndarray, labels: np.ndarray, choose_by: str) -> Line:
     rows = np.swapaxes(outcomes, 0, 1).reshape(outcomes.shape[1], -1)[:, : len(labels)]
     each, correct, predicted = rows[:3].astype(np.float64)
     asked = scores.NEEDS[choose_by]
-    found = Evaluation(float(each.sum() / len(labels)), int(correct.sum()), len(labels), predicted.astype(np.int32),
-                       labels if asked else None, rows[3:].T if asked == "log_probs" else None)  # fmt: skip
+    pairs = _pairs(labels, predicted.astype(np.int32)) if asked else None
+    known = (labels, rows[3:].T) if asked == "log_probs" else (None, None)
+    found = Evaluation(float(each.sum() / len(labels)), int(correct.sum()), len(labels), pairs, *known)
     return ({} if choose_by == "accuracy" else {"choose_by": choose_by}) | measured("validation", found, choose_by)
+
+
+def _pairs(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """As Evaluation has them."""
+    both, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)
+    return np.column_stack([both.T, counts]).astype(np.int64)
 
 
 def check_defined(choose_by: str, labels: np.ndarray, called: Sequence[Any], which: str) -> None:
     """Raises InputError where that score is not defined for examples with these labels."""
-    if choose_by == "roc_auc" and (why := scores.undefined(labels, called)):
+    counts = np.bincount(labels, minlength=len(called))
+    if choose_by == "roc_auc" and (why := scores.undefined(counts, called)):
         raise InputError(f"--choose_by=roc_auc is not defined for {which}, for {why}: give another of its values")

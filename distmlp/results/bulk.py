@@ -1,12 +1,12 @@
 """Predictions of any number of rows, written to one file as they are made: in constant memory, on all devices."""
 
 import contextlib
-import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -20,6 +20,7 @@ from distmlp.results.ensemble import Ensemble
 from distmlp.results.models import Model
 
 if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
+    from distmlp.parallel.evaluate import Seen
     from distmlp.results.evaluation import Watch
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".npy")
@@ -58,7 +59,7 @@ def write(
     names = _names(columns, model.classes, probabilities, isinstance(model, Ensemble))
     target, texts = output_of(output, process, processes), set[str]()
     while True:
-        rows = _found(model, paths, columns, header)
+        rows = sources(model, header).rows(paths, columns)
         try:
             with files.whole(target) as new, _WRITERS[suffix](new, names) as add:
                 done = _write(model, rows, columns, names, add, texts, process, processes, suffix == ".npy")
@@ -81,9 +82,10 @@ def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = Fal
     classes = pa.array(list(model.classes))
     with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
 
-        def watch(images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
-            found = np.exp(log_probs)
-            add([found] if suffix == ".npy" else [classes.take(pa.array(labels)), *_answers(found, classes, names)])
+        def watch(seen: "Seen") -> None:
+            found = np.exp(seen.log_probs)
+            add([found] if suffix == ".npy" else [classes.take(pa.array(seen.labels)),
+                                                  *_answers(found, classes, names, seen.predicted)])  # fmt: skip
 
         yield watch
 
@@ -95,12 +97,15 @@ def _suffix(output: Path) -> str:
     return suffix
 
 
-def _answers(found: np.ndarray, classes: Any, names: Sequence[str], apart: np.ndarray | None = None) -> list[Any]:
+def _answers(
+    found: np.ndarray, classes: Any, names: Sequence[str], best: np.ndarray | None = None,
+    apart: np.ndarray | None = None,
+) -> list[Any]:
     """The columns class and probability, the disagreement if there is one, and the columns of each class if they are
     among the names."""
     import pyarrow as pa
 
-    best = found.argmax(axis=1)
+    best = found.argmax(axis=1) if best is None else best
     chosen = np.take_along_axis(found, best[:, None], axis=1)[:, 0]
     each = found.T if names[-1].startswith("p_") else ()
     more = [] if apart is None else [pa.array(apart)]
@@ -118,12 +123,48 @@ def _names(columns: Sequence[str], classes: Sequence[Any], probabilities: bool, 
     return names
 
 
-def _found(model: Model | Ensemble, paths: Sequence[Path], columns: Sequence[str], header: str) -> list[asked.Rows]:
+def sources(model: Model | Ensemble, header: str = "") -> asked.Sources:
+    """Finds what there is to predict; `header` is said of it (--header)."""
     from distmlp.results import pictures
 
-    config = dataclasses.replace(model.config, header=header) if header else model.config
     picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.config)
-    return asked.found(paths, config, model.columns, model.num_features, columns, picture, sure=bool(header))
+    return asked.Sources(model.reader(header), picture, sure=bool(header))
+
+
+def checked(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[asked.Asked]:
+    """Blocks of rows, each given with the name of its source, as the model takes them."""
+    rows: Counter[str] = Counter()  # seen of each source
+    for name, block in blocks:
+        try:
+            yield block._replace(features=model.check(block.features, rows[name]))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        rows[name] += len(block.features)
+
+
+class Answers(NamedTuple):
+    """What is predicted of some rows."""
+
+    probabilities: np.ndarray  # float32 [rows, classes]
+    disagreement: np.ndarray | None  # float32 [rows], of an ensemble's members
+    carried: list[Any]  # the other columns that come along
+
+
+def answers(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[Answers]:
+    """Those of blocks, each given with the name of its source."""
+    carried: list[list[Any]] = []  # of the blocks that are on their way
+
+    def features() -> Iterator[np.ndarray]:
+        for found, beside in ahead(checked(model, blocks)):
+            carried.append(beside)
+            yield found
+
+    if isinstance(model, Ensemble):
+        for probabilities, apart in model.answers(features()):
+            yield Answers(probabilities, apart, carried.pop(0))
+    else:
+        for probabilities in model.probabilities(features()):
+            yield Answers(probabilities, None, carried.pop(0))
 
 
 def _write(
@@ -136,7 +177,6 @@ def _write(
     counts = [each.count() for each in rows] if processes > 1 else []
     total, done = sum(counts), 0
     wanted = (total * process // processes, total * (process + 1) // processes) if counts else (0, 1 << 62)
-    carried: list[list[Any]] = []  # of the blocks that are on their way
     whole: dict[str, bool] = {}
 
     def blocks() -> Iterator[tuple[str, asked.Asked]]:
@@ -148,21 +188,12 @@ def _write(
                 yield from ((each.name, block) for block in each.blocks(start - begin, stop - begin))
             begin = end if counts else 0
 
-    def features() -> Iterator[np.ndarray]:
-        for name, (found, beside) in ahead(blocks()):
-            carried.append([_typed(values, column, texts, whole) for values, column in
-                            zip(beside, columns, strict=True)])  # fmt: skip
-            try:
-                yield model.check(found)
-            except InputError as error:
-                raise InputError(f"{name}: {error}") from None
-
     classes = pa.array(list(model.classes))
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for found, apart in _outputs(model, features()):
-            beside = carried.pop(0)
-            add([found] if array else [*beside, *_answers(found, classes, names, apart)])
+        for found, apart, beside in answers(model, blocks()):
+            beside = [_typed(*each, texts, whole) for each in zip(beside, columns, strict=True)]
+            add([found] if array else [*beside, *_answers(found, classes, names, apart=apart)])
             done += len(found)
             bar.update(len(found))
     if not done and processes == 1:
@@ -172,18 +203,8 @@ def _write(
     elif not done:  # more processes than rows
         none = np.zeros((0, len(model.classes)), np.float32)
         apart = none[:, 0] if isinstance(model, Ensemble) else None
-        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names, apart)])
+        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names, apart=apart)])
     return done
-
-
-def _outputs(
-    model: Model | Ensemble, blocks: Iterable[np.ndarray]
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """The probabilities of blocks of rows, and of an ensemble how far its members disagree."""
-    if isinstance(model, Ensemble):
-        yield from model.answers(blocks)
-    else:
-        yield from ((found, None) for found in model.probabilities(blocks))
 
 
 def _typed(values: Any, column: str, texts: set[str], whole: dict[str, bool]) -> Any:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from distmlp.config import Config
-from distmlp.data import columnar, tables
+from distmlp.data import columnar
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes
+from distmlp.data.tables import Reader
 from distmlp.errors import InputError, remark
 from distmlp.results.models import Model, Predictions
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
-    from distmlp.data.datasets import Examples
+    from distmlp.data.examples import Readable
     from distmlp.results.evaluation import EnsembleReport, Watch
 
 _ROWS = 8192  # of an evaluation, at a time
@@ -48,6 +49,11 @@ class Ensemble:
         return cls(run, tuple(members))
 
     @property
+    def step(self) -> tuple[int, ...]:
+        """Updates that the members' checkpoints have seen."""
+        return tuple(member.step for member in self.members)
+
+    @property
     def classes(self) -> tuple[Any, ...]:
         return self.members[0].classes
 
@@ -55,6 +61,11 @@ class Ensemble:
     def config(self) -> Config:
         """The best member's: by it, files are read."""
         return self.members[0].config
+
+    @property
+    def config_here(self) -> Config:
+        """The best member's settings with which to use it on this machine."""
+        return self.members[0].config_here
 
     @property
     def data_info(self) -> dict[str, Any]:
@@ -76,6 +87,11 @@ class Ensemble:
             known[0], names=tuple(names), words={name: sorted(words[name]) for name in names if name in words},
             fill={}, absent=any(columns.absent for columns in known), ignored=tuple(sorted(ignored)),
         )  # fmt: skip
+
+    def reader(self, header: str = "") -> Reader:
+        """Reads tables as the ensemble takes them; --header, if it is said of these."""
+        config = dataclasses.replace(self.config, header=header) if header else self.config
+        return Reader(config, self.columns, self.num_features)
 
     @property
     def num_features(self) -> int:
@@ -141,12 +157,13 @@ class Ensemble:
         for member, view in zip(self.members, self._views, strict=True):
             yield member, x if view is None else view.of(x)
 
-    def check(self, x: Any) -> np.ndarray:
-        """`x` as uint8 or float32 [N, features], those of all members together; see `predict` for what it raises."""
+    def check(self, x: Any, first: int = 0) -> np.ndarray:
+        """`x` as uint8 or float32 [N, features], those of all members together; see `predict` for what it raises. Its
+        first row is number `first`."""
         if self.alike:
-            return self.members[0].check(x)
+            return self.members[0].check(x, first)
         if columnar.is_frame(x):
-            x, remarks = tables.features(x, "the frame", self.columns, self.config, self.num_features)
+            x, remarks = self.reader().features(x, "the frame")
             for text in remarks:
                 remark(text)
         x = np.asarray(x)
@@ -154,7 +171,7 @@ class Ensemble:
             raise InputError(f"rows to predict must be a frame, or numbers of shape [N, {self.num_features}], the "
                              f"columns and words of all members, not {x.dtype} {list(x.shape)}")
         for member, own in self._seen(x):
-            member.check(own)
+            member.check(own, first)
         return x
 
     def evaluate(self, x: Any, y: Any) -> "EnsembleReport":
@@ -164,47 +181,49 @@ class Ensemble:
         Raises:
           InputError: as `predict`; or a label that is none of the classes.
         """
-        from distmlp.data import given
+        from distmlp.data.arrays import as_array
         from distmlp.data.datasets import ArrayDataset
 
-        x, labels = self.check(x), Classes.of(self.data_info, len(self.classes)).encode(given.as_array(y), "y")
+        x, labels = self.check(x), Classes.of(self.data_info, len(self.classes)).encode(as_array(y), "y")
         seen = [(None, x)] if self.alike else self._seen(x)
         return self.evaluate_sets([ArrayDataset(own, labels, "x, y") for _, own in seen])
 
-    def evaluate_sets(self, sets: "Sequence[Examples]", watch: "Watch | None" = None) -> "EnsembleReport":
+    def evaluate_sets(self, sets: "Sequence[Readable]", watch: "Watch | None" = None) -> "EnsembleReport":
         """The same on a data set whose labels are the classes' numbers: as all members take it, or as each one does.
 
         Raises:
           InputError: the members' sets do not have the same examples.
         """
-        from distmlp.results import evaluation
+        from distmlp.parallel.evaluate import Evaluation, Seen
+        from distmlp.results.evaluation import EnsembleReport, Tally
 
         sets = sets if len(sets) > 1 else [*sets] * len(self.members)
-        size, seen = len(sets[0]), evaluation.Seen(len(sets[0]), self.classes, watch)
+        size, classes = len(sets[0]), len(self.classes)
+        tally, pairs = Tally(size, self.classes, watch), np.zeros((2, 0), np.int64)  # codes, and how often
         right, apart, loss = np.zeros(len(self.members), np.int64), 0.0, 0.0
-        predicted: list[np.ndarray] = []
         for start in range(0, size, _ROWS):
             rows = np.arange(start, min(start + _ROWS, size))
             taken = {id(examples): examples.take(rows) for examples in sets if len(examples) == size}
-            found = [taken.get(id(examples)) for examples in sets]
-            labels = taken[id(sets[0])][1]
+            images, labels = taken[id(sets[0])]
             outputs = []
-            for member, own in zip(self.members, found, strict=True):
+            for member, examples in zip(self.members, sets, strict=True):
+                own = taken.get(id(examples))
                 if own is None or (own[1] != labels).any():
                     raise InputError(f"{member.run} and {self.members[0].run} have other examples in {sets[0].name}: "
                                      "evaluate on data of one's own, by --dataset")
                 outputs.append(member.predict_log_proba(own[0]))
-            log_probs = _log_mean(outputs)
-            own_classes = np.stack(outputs).argmax(axis=2)
-            right += (own_classes == labels).sum(axis=1)
-            apart += float(_disagreement(own_classes).sum(dtype=np.float64))
+            log_probs, each = _log_mean(outputs), np.stack(outputs).argmax(axis=2)
+            predicted = log_probs.argmax(axis=1).astype(np.int32)
+            right += (each == labels).sum(axis=1)
+            apart += float(_disagreement(each).sum(dtype=np.float64))
             loss -= float(np.take_along_axis(log_probs, labels[:, None], axis=1).sum(dtype=np.float64))
-            predicted.append(log_probs.argmax(axis=1).astype(np.int32))
-            seen.add(taken[id(sets[0])][0], labels, log_probs)
-        return evaluation.EnsembleReport(
-            **seen.found(0, loss / size / len(self.classes), np.concatenate(predicted)),
-            members=len(self.members), alone=(right / size).tolist(), disagreement=apart / size,
-        )  # fmt: skip
+            new = np.stack([labels.astype(np.int64) * classes + predicted, np.ones_like(labels, np.int64)])
+            pairs = _added(np.concatenate([pairs, new], axis=1))
+            tally.look(Seen(images, labels, predicted, log_probs))
+        found = np.stack([*np.divmod(pairs[0], classes), pairs[1]], axis=1)
+        result = Evaluation(loss / size / classes, int(found[found[:, 0] == found[:, 1], 2].sum()), size, found)
+        return EnsembleReport(**tally.fields(0, result), members=len(self.members), alone=(right / size).tolist(),
+                              disagreement=apart / size)  # fmt: skip
 
 
 class _View(NamedTuple):
@@ -239,3 +258,11 @@ def _disagreement(predicted: np.ndarray) -> np.ndarray:
     for own in predicted:
         same += (predicted == own).sum(axis=0)
     return ((members * members - same) / (members * (members - 1))).astype(np.float32)
+
+
+def _added(pairs: np.ndarray) -> np.ndarray:
+    """Codes and how often, int64 [2, N], each code once, in order."""
+    codes, places = np.unique(pairs[0], return_inverse=True)
+    counts = np.zeros(len(codes), np.int64)
+    np.add.at(counts, places, pairs[1])
+    return np.stack([codes, counts])

@@ -182,7 +182,7 @@ def _stablehlo(model: Model | Ensemble) -> bytes:
         return sum(each[1:], each[0]) / np.float32(len(each)) if len(each) > 1 else each[0]
 
     shape = jax.ShapeDtypeStruct(jax_export.symbolic_shape(f"N, {model.num_features}"), np.float32)
-    with backend.prepared(model.config):
+    with backend.prepared(model.config_here):
         program = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda", "rocm", "tpu"))(shape)
     return bytes(program.serialize())
 

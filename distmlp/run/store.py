@@ -51,7 +51,7 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
     def __init__(self, folder: Path, shapes: Any = None, **options: Any) -> None:
         """`shapes`, if the states that are written and read are sharded: of their arrays when they are whole."""
-        self._shapes = shapes
+        self._shapes, self.whole = shapes, shapes is None
         state_handler = ocp.StandardCheckpointHandler() if shapes is None else rows.handler(shapes)
         handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
         super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
@@ -223,9 +223,8 @@ class Store:
             except DamageError as error:
                 damaged.append((step, str(error)))
             else:
-                copy = self._copy(state)  # Orbax's arrays may not be donatable
-                _delete(state)
-                return copy, meta, [self._move_away(*item) for item in damaged]
+                state = jax.tree.map(rows.moved, state) if self._manager.whole else state
+                return state, meta, [self._move_away(*item) for item in damaged]
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
             raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "
@@ -291,7 +290,8 @@ def _delete(state: Any) -> None:
 def quiet() -> Iterator[None]:
     """Hides what Orbax logs of errors, which it also raises, and what the coroutines that it then abandons complain of.
 
-    TensorStore's threads print errors of these by sys.excepthook, as if the program had failed.
+    TensorStore's threads print errors of these by sys.excepthook, as if the program had failed. They may do so until
+    the process ends; so where the context ends with an error, that filter stays.
     """
     hook, printing, absl = sys.unraisablehook, sys.excepthook, logging.getLogger("absl")
 
@@ -311,8 +311,9 @@ def quiet() -> Iterator[None]:
     absl.addFilter(from_others)
     try:
         yield
+        sys.excepthook = printing
     finally:
-        sys.unraisablehook, sys.excepthook = hook, printing
+        sys.unraisablehook = hook
         absl.removeFilter(from_others)
 
 

@@ -70,7 +70,8 @@ def test_an_ensemble_is_the_mean_of_its_members(folder: Path, x: np.ndarray) -> 
     assert found.alone == [np.mean(own_classes == y) for own_classes in classes]
     assert found.log_loss == pytest.approx(metrics.log_loss(y, each.mean(axis=0), labels=range(4)), rel=1e-5)
     assert found.accuracy == np.mean(each.mean(axis=0).argmax(axis=1) == y)
-    np.testing.assert_array_equal(found.confusion, metrics.confusion_matrix(y, found.predicted, labels=range(4)))
+    predicted = each.mean(axis=0).argmax(axis=1)
+    np.testing.assert_array_equal(found.confusion, metrics.confusion_matrix(y, predicted, labels=range(4)))
     assert f"mean of 5 members: {found.correct} of 40 correct" in str(found)
 
 
