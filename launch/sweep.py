@@ -9,11 +9,11 @@ The same command goes on where it was stopped. Exit codes: as launch.train's.
 """
 
 
-from launch import command, flags, help, verb
+from launch import flags, help, verb
 
 
-def main(argv: list[str]) -> None:
-    """Runs the command line."""
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit code; raises InputError."""
     from distmlp.many import vary
 
     arguments = verb.parser("sweep", __doc__)
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
                            help="do not train the best settings again on all training data, nor read the test set")
     arguments.add_argument("--vary", action="append", default=[], nargs="+", metavar=("NAME", "VALUE"),
                            help="a setting, and the values that it has in turn")
-    varied, rest = vary.from_flags(argv[1:])
+    varied, rest = vary.from_flags(argv)
     given, rest = arguments.parse_known_args(rest)
     help.check(rest)
     config = flags.parse(["sweep", *(rest or ["--dataset=digits"])])
@@ -37,7 +37,8 @@ def main(argv: list[str]) -> None:
 
     sweep(config, varied, folds=given.folds, sample=given.sample, halving=given.halving, keep=given.keep,
           refit=not given.norefit)  # fmt: skip
+    return 0
 
 
 if __name__ == "__main__":
-    command.run(main)
+    verb.run(main)

@@ -101,7 +101,7 @@ def run(words: list[str]) -> None:
         assert words[:3] == ["pip", "install", "-e"], f"{words}: can be run, or say what it needs"
         return
     main = importlib.import_module(f"launch.{verb[0]}").main
-    if verb[0] in ("train", "plan"):
+    if verb[0] in ("train", "plan", "sweep"):
         verb += ["--num_devices=1"] if "--num_epochs" in " ".join(verb) else ["--num_devices=1", "--num_epochs=2"]
     assert not main(verb if verb[0] == "train" else verb[1:]), words  # an exit code, or none
 
