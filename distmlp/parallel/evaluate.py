@@ -123,6 +123,7 @@ class Evaluator:
                 read()
         while pending:
             read()
+        assert done == len(dataset), "examples are missing"
         return Evaluation(
             loss.value / len(dataset), correct, len(dataset), pairs.counted() if asked else None,
             *(np.concatenate(parts) for parts in zip(*((seen.labels, seen.log_probs) for seen in kept), strict=True)),

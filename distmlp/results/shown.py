@@ -101,16 +101,17 @@ class Run:
     @property
     def processes(self) -> list[tuple[str, dict[str, float], int]]:
         """Of each of several processes, by the lines with as many as the last one: its host, where a line names it;
-        what a step took it by itself, in mean milliseconds by part; and how many lines name it as the slowest."""
+        what a step took it by itself, in milliseconds by part, the median of the lines; and how many lines name it as
+        the slowest."""
         timed = [line["process_seconds"] for line in self.lines if "process_seconds" in line]
         alike = [each for each in timed if len(each["load"]) == len(timed[-1]["load"])]
         named = [line["slowest"] for line in self.lines if "slowest" in line]
         found = []
         for process in range(len(timed[-1]["load"]) if timed else 0):
-            means = {part: 1000 * float(np.mean([each[part][process] for each in alike if part in each]))
+            usual = {part: 1000 * float(np.median([each[part][process] for each in alike if part in each]))
                      for part in timed[-1]}
             hosts = [slow["host"] for slow in named if slow["process"] == process]
-            found.append((hosts[-1] if hosts else "", means, len(hosts)))
+            found.append((hosts[-1] if hosts else "", usual, len(hosts)))
         return found
 
     @property

@@ -291,7 +291,7 @@ def quiet() -> Iterator[None]:
     """Hides what Orbax logs of errors, which it also raises, and what the coroutines that it then abandons complain of.
 
     TensorStore's threads print errors of these by sys.excepthook, as if the program had failed. They may do so until
-    the process ends; so where the context ends with an error, that filter stays.
+    the process ends; so that filter stays where the context ends with a WriteError.
     """
     hook, printing, absl = sys.unraisablehook, sys.excepthook, logging.getLogger("absl")
 
@@ -309,11 +309,14 @@ def quiet() -> Iterator[None]:
 
     sys.unraisablehook, sys.excepthook = unraisable, printed
     absl.addFilter(from_others)
+    afterwards = printing
     try:
         yield
-        sys.excepthook = printing
+    except WriteError:
+        afterwards = printed
+        raise
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hook, afterwards
         absl.removeFilter(from_others)
 
 
