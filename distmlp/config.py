@@ -159,7 +159,7 @@ class Config:
         "conduct", rare=True, minimum=0)
 
     audit_every: int = _setting(
-        0, "with --reduction=invariant, compute one step in so many, and one before each save, on other devices too, and "
+        0, "with --reduction=invariant, compute one step in so many, and one before each save, on other devices too; "
         "stop if they differ; 0: off", "conduct", rare=True, minimum=0)
 
     workdir: str | None = _setting(

@@ -66,21 +66,23 @@ def copies(here: Here) -> str:
 def flipped_bit(here: Here) -> str:
     """A checkpoint with one changed bit is set aside; the run goes on from the one before."""
     folder = _folder(here) / "flipped"
-    config = here.config(workdir=str(folder), checkpoint_every_steps=3, keep_checkpoints=3, max_steps=6)
-    _train(here, config)
+    network: dict[str, Any] = {"hidden_sizes": (300, 200)}  # large enough for its numbers to be most of a file
+    kept = network | {"workdir": str(folder), "checkpoint_every_steps": 3, "keep_checkpoints": 3}
+    _train(here, here.config(**kept, max_steps=6))
     if here.group.first:
         flip(folder / "checkpoints" / "6")
     here.group.barrier()
-    history = _train(here, here.config(workdir=str(folder), checkpoint_every_steps=3, max_steps=9))
+    history = _train(here, here.config(**kept, max_steps=9))
     if not (folder / "damaged" / "6").exists():
         raise NotHeld("checkpoint 6 was taken for good")
-    here.agree({"with the damage": history[-1]["params_sha256"], "without": here.sha256(max_steps=9)})
+    here.agree({"with the damage": history[-1]["params_sha256"], "without": here.sha256(max_steps=9, **network)})
     return "checkpoint 6 was set aside, and the run went on from 3 to the same parameters"
 
 
 def flip(checkpoint: Path) -> None:
-    """Changes one bit in the middle of the largest file of a checkpoint's arrays."""
-    path = max((checkpoint / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    """Changes one bit in the middle of the largest of its files, which holds numbers: Orbax would restore others."""
+    files = [path for path in (checkpoint / "state").rglob("*") if path.is_file()]
+    path = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))

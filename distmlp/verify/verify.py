@@ -101,7 +101,7 @@ def verify(
       checks: by their names.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # runs in processes of their own need memory, too
-    config = Config(reduction="invariant")
+    config = Config(reduction="invariant", heartbeat_seconds=30)  # which a busy machine keeps up, too
     rows = [Row(name) for name in checks]
     result = Result(rows, [], versions())
     end = _End(started + 60 * minutes - _MARGIN, minutes, result, write)

@@ -5,51 +5,39 @@ two devices it names both. The last runs are of two processes, under torchrun.
 """
 
 import argparse
-import contextlib
 import itertools
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from . import groups, runs
 
 EVERY = 4
-FLAGS = (*runs.DIGITS, f"--audit_every={EVERY}", "--checkpoint_every_steps=6", "--eval_every_epochs=0", "--max_steps=40")
+FLAGS = (*runs.DIGITS, f"--audit_every={EVERY}", "--checkpoint_every_steps=6", "--eval_every_epochs=0",
+         "--max_steps=40")  # fmt: skip
 WAYS = (("--data_placement=host",), ("--data_placement=device", "--state=sharded"), ("--parallelism=pmap",))
 
 
-@contextlib.contextmanager
-def lies(device: int, at: int | None = None) -> Iterator[None]:
-    """Within this context, programs that are made have one wrong bit in each gradient that this device finds; or, if
-    `at` is given, only in those of the step that begins after so many."""
-    import jax
-    import jax.numpy as jnp
-
-    from distmlp.kept import kept
-    from distmlp.parallel import step
-
-    honest = step.shard_gradients
+def lying(honest: Callable[..., Any], device: int, at: int | None = None) -> Callable[..., Any]:
+    """distmlp.parallel.step.shard_gradients, but with one wrong bit in a gradient of each step that this device finds;
+    or, if `at` is given, only of the step that begins after so many."""
 
     def shard_gradients(state: Any, batch: Any, layout: Any, *rest: Any) -> Any:
+        import jax
+        import jax.numpy as jnp
+
         (loss, ((w, b), *layers)), *others = honest(state, batch, layout, *rest)
-        now = True if at is None else state.step == at
-        wrong = (jax.lax.axis_index(layout.axis) == device) & now
+        wrong = (jax.lax.axis_index(layout.axis) == device) & (True if at is None else state.step == at)
         words = jax.lax.bitcast_convert_type(w, jnp.uint32)
         flipped = jax.lax.bitcast_convert_type(words.at[0, 0].set(words[0, 0] ^ jnp.uint32(1 << 12)), jnp.float32)
         return [(loss, [(jnp.where(wrong, flipped, w), b), *layers]), *others]
 
-    step.shard_gradients = shard_gradients
-    kept.cache_clear()
-    try:
-        yield
-    finally:
-        step.shard_gradients = honest
-        kept.cache_clear()
+    return shard_gradients
 
 
 def verdict(said: str, device: int, devices: int, at: int | None) -> str | None:
@@ -92,7 +80,8 @@ def main(argv: list[str]) -> int:
                     print(f"lying_device drill FAILED, {' '.join(way)}: {wrong}")
                     return 1
                 done += 1
-                print(f"device {device} of {devices}, {'always' if at is None else f'at step {at + 1}'}: named", flush=True)
+                when = "always" if at is None else f"at step {at + 1}"
+                print(f"device {device} of {devices}, {when}: named", flush=True)
         for device, at in itertools.product(range(2 * args.processes), (None, 2 * EVERY - 1)):
             if wrong := _several(folder / f"processes-{device}-{at}", device, at, args.processes):
                 print(f"lying_device drill FAILED, {args.processes} processes: {wrong}")
@@ -105,8 +94,8 @@ def main(argv: list[str]) -> int:
 
 
 def _several(workdir: Path, device: int, at: int | None, processes: int) -> str | None:
-    command = (*groups.TORCHRUN, f"--nproc_per_node={processes}", "-m", "tests.drills.lying_device", "--lie", str(device),
-               str(at), *FLAGS, "--data_placement=host", f"--workdir={workdir}")  # fmt: skip
+    command = (*groups.TORCHRUN, f"--nproc_per_node={processes}", "-m", "tests.drills.lying_device", "--lie",
+               str(device), str(at), *FLAGS, "--data_placement=host", f"--workdir={workdir}")  # fmt: skip
     group = groups.Process(command, runs.REPOSITORY, runs.environment(2) | {"OMP_NUM_THREADS": "1"})
     group.wait(300)
     said = "\n".join(group.errors)
@@ -116,11 +105,12 @@ def _several(workdir: Path, device: int, at: int | None, processes: int) -> str 
 
 def _lie(device: str, at: str, flags: list[str]) -> None:
     """launch.train, with a device that lies."""
+    from distmlp.parallel import step
     from launch import command, train
 
+    step.shard_gradients = lying(step.shard_gradients, int(device), None if at == "None" else int(at))
     sys.argv = ["train", *flags]
-    with lies(int(device), None if at == "None" else int(at)):
-        command.run(train.main)
+    command.run(train.main)
 
 
 if __name__ == "__main__":
