@@ -146,7 +146,7 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float, on_line:
                     if progress.at_best or progress.at_end:
                         kept.save(state, progress)
                     if on_line and kept.ends(on_line, state, progress):
-                        return Result(state.params, progress.history)
+                        return Result(parts.held.whole(state.params), progress.history)
                 else:
                     kept.stop_if_signalled(state, progress)
                     kept.profile(progress)

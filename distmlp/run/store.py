@@ -301,7 +301,8 @@ def _delete(state: Any) -> None:
 def quiet() -> Iterator[None]:
     """Hides what Orbax logs of errors, which it also raises, and what the coroutines that it then abandons complain of.
 
-    TensorStore's threads print errors of these by sys.excepthook, as if the program had failed.
+    TensorStore's threads print errors of these by sys.excepthook, as if the program had failed. They may do so until
+    the process ends; so where the context ends with an error, that filter stays.
     """
     hook, printing, absl = sys.unraisablehook, sys.excepthook, logging.getLogger("absl")
 
@@ -321,8 +322,9 @@ def quiet() -> Iterator[None]:
     absl.addFilter(from_others)
     try:
         yield
+        sys.excepthook = printing
     finally:
-        sys.unraisablehook, sys.excepthook = hook, printing
+        sys.unraisablehook = hook
         absl.removeFilter(from_others)
 
 
