@@ -115,5 +115,5 @@ def _lie(device: str, at: str, flags: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--lie"]:
-        _lie(*sys.argv[2:4], sys.argv[4:])
+        _lie(sys.argv[2], sys.argv[3], sys.argv[4:])
     sys.exit(main(sys.argv[1:]))

@@ -49,6 +49,7 @@ def caught(npz: str, device: int, at: int | None, monkeypatch: pytest.MonkeyPatc
         patched.setattr(step, "shard_gradients", lying(step.shard_gradients, device, at))
         with pytest.raises(AuditError) as error:
             train(config)
+    kept.cache_clear()
     assert error.value.exit_code == 3
     text = str(error.value)
     assert "\n" not in text
