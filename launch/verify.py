@@ -75,7 +75,8 @@ def _summary(result: "Result") -> str:
     texts = [f"{count[True]} held", f"{count[False]} not held", f"{count[None]} do not apply here"]
     if late:
         texts.append(f"{len(late)} not finished, from {late[0]!r} on: give more --minutes")
-    return f"{', '.join(texts)}; {len(result.devices)} devices"
+    count_of = len(result.devices)
+    return f"{', '.join(texts)}; {count_of} device{'s' if count_of != 1 else ''}"
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def alike(here: Here) -> str:
     odd = sorted({int(device) for digests in found for device in np.argwhere((digests != usual).any(axis=1)).ravel()})
     if odd:
         raise NotHeld(f"{', '.join(map(here.name, odd))} found other bits than the rest, in {turns} turns")
-    return f"{here.count} devices, {turns} turns: the same bits"
+    return f"{here.counted}, {turns} turns: the same bits"
 
 
 def shard_digests(params: model.Params, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -139,7 +139,7 @@ def collectives(here: Here) -> str:
     sizes = [7, (1 << 22 if here.layout.accelerated else 1 << 18) // here.count]
     for size in sizes:
         _collectives(here, size)
-    return f"{', '.join(_COLLECTIVES)} of up to {4 * sizes[-1] * here.count / 1e6:,.1f} MB on {here.count} devices"
+    return f"{', '.join(_COLLECTIVES)} of up to {4 * sizes[-1] * here.count / 1e6:,.1f} MB on {here.counted}"
 
 
 Collective = Callable[[jax.Array, str, int], jax.Array]

@@ -124,7 +124,7 @@ def killed(here: Here) -> str:
     straight = here.sha256(data=datasets.load(wanted), **{**endless, "num_devices": 0, "checkpoint_every_steps": 0,
                                                           "steps_per_dispatch": 16})
     here.agree({"killed and resumed": sha256, "not killed": straight})
-    on = f"{here.count} devices" if fewer in (0, here.count) else f"{here.count} devices, then on {fewer}"
+    on = here.counted if fewer in (0, here.count) else f"{here.counted}, then on {fewer}"
     return f"killed after step {here.group.decide(before)} on {on}: the same parameters at step {last}"
 
 

@@ -63,6 +63,10 @@ class Here:
         return len(self.layout.devices)
 
     @property
+    def counted(self) -> str:
+        return "1 device" if self.count == 1 else f"{self.count} devices"
+
+    @property
     def local(self) -> list[jax.Device]:
         """This process's devices."""
         return [self.layout.devices[at] for at in self.layout.local_positions]

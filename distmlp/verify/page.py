@@ -28,7 +28,7 @@ def page(result: Result) -> str:
 def _verdict(result: Result) -> str:
     bad = sum(row.held is False for row in result.rows)
     late = sum(not row.finished for row in result.rows)
-    return ", ".join([f"{bad} of {len(result.rows)} do not hold"] * bool(bad) + [f"{late} not finished"] * bool(late))
+    return ", ".join([f"{bad} of {len(result.rows)} not held"] * bool(bad) + [f"{late} not finished"] * bool(late))
 
 
 def _row(row: Row) -> str:

@@ -251,7 +251,7 @@ def test_the_page_shows_what_does_not_hold() -> None:
     rows = [Row("one", True, "<fine>", 1.0, True), Row("two", False, "bad", 2.0, True), Row("three", None, "late", 0.0)]
     device = {"id": 0, "kind": "H100", "platform": "gpu", "process": 0, "host": "a&b"}
     shown = page(Result(rows, [device] * 8, {"jax": "1"}))
-    assert "1 of 3 do not hold, 1 not finished" in shown
+    assert "1 of 3 not held, 1 not finished" in shown
     assert "8 x H100 on a&amp;b" in shown
     assert "&lt;fine&gt;" in shown
 
