@@ -135,8 +135,8 @@ def check(words: list[str]) -> None:
         assert all((REPOSITORY / path).exists() for path in paths), words
     elif program == "torchrun":
         given = torch.distributed.run.parse_args(rest)
-        assert (given.module, given.training_script) == (True, "launch.train"), words
-        check_flags(given.training_script_args)
+        assert given.module, words
+        check(["python", "-m", given.training_script, *given.training_script_args])
     elif program == "mpirun":
         check(words[words.index("python") :])
     elif program == "sbatch":
@@ -164,7 +164,7 @@ def prose(page: Path) -> str:
 def test_what_the_text_names_is_there(page: Path) -> None:
     known = {f"--{field.name}" for field in dataclasses.fields(Config)}
     known |= {"--help", "--helpfull", "--target", "--figure", "--json", "--checkpoint", "--split", "--format",
-              "--output", "--dataset", "--columns", "--probabilities", "--partitions", "--max-restarts",
+              "--output", "--dataset", "--columns", "--probabilities", "--partitions", "--max-restarts", "--minutes",
               "--signal"}  # of other verbs, and of launchers  # fmt: skip
     folders = [REPOSITORY, *(REPOSITORY / name for name in ("distmlp", "docs", "benchmarks", "configs"))]
     for span in SPANS.findall(prose(page)):
