@@ -1,6 +1,6 @@
 """The core: what a run compiles, and how it advances a state; no file, no signal handler, no other process."""
 
-import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout, states
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
-from distmlp.parallel.step import initial_state, make_audited_step, make_train_step
+from distmlp.parallel.step import initial_state, make_audited_step, make_own_work, make_train_step
 from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
 
@@ -64,8 +64,10 @@ class Program:
         rows, specs = rows_of(self.held.shapes.params), self.held.specs
         weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
         train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
+        several = jax.process_count() > 1
+        own_work = make_own_work(config, layout, data.num_classes, self.held.shapes.params) if several else None
         self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
-                              lead, specs)  # fmt: skip
+                              lead, specs, own_work)  # fmt: skip
         self.audit: Audit | None = None
         if config.audit_every:
             audited = make_audited_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
@@ -157,13 +159,31 @@ def fitting(
     return Program(config, data, last, memory, lead, why)
 
 
-@dataclasses.dataclass(frozen=True)
 class Result:
-    """What a training leaves: `params, history = result` takes the first two."""
+    """What a training leaves: `params, history = result` takes the first two.
 
-    params: Params  # after the last step, on the devices
-    history: list[Line]  # the lines of metrics.jsonl
-    best_params: Params | None = None  # of the best evaluation, where no folder has them
+    Attributes:
+      history: the lines of metrics.jsonl.
+    """
+
+    def __init__(self, held: StateLayout, last: State, history: list[Line], best: State | None = None) -> None:
+        """Of the last state and, where no folder has it, the best by the evaluations, lying on the devices as `held`
+        says."""
+        self._held, self._last, self._best, self.history = held, last, best, history
+
+    @functools.cached_property
+    def params(self) -> Params:
+        """The parameters after the last step, on the devices.
+
+        Where rows of a sharded array are filled up, this makes it whole on every device: then only if it is asked for,
+        which several processes do together.
+        """
+        return self._held.whole(self._last.params)
+
+    @functools.cached_property
+    def best_params(self) -> Params | None:
+        """Those of the best evaluation; None where a folder has them."""
+        return self._best and self._held.whole(self._best.params)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.params, self.history))
@@ -212,8 +232,11 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
 
 
 def _with_line(parts: Program, state: State, progress: Progress, poll: Poll) -> Moment:
-    due = progress.cadence.evaluation(progress.step)
-    return Moment(state, line=progress.add_line(parts.measures.evaluated(state, poll) if due else {}))
+    evaluated: Line = {}
+    if progress.cadence.evaluation(progress.step):
+        with progress.account.of("evaluate"):
+            evaluated = parts.measures.evaluated(state, poll)
+    return Moment(state, line=progress.add_line(evaluated))
 
 
 OnLine = Callable[[Line], object]
@@ -253,4 +276,4 @@ def in_memory(parts: Program, state: State, on_line: OnLine = lambda line: None)
     if done:
         tested = parts.measures.tested(state, best_state, poll=lambda: None)
         on_line(dict(progress.add_final_line(params_sha256(parts.held.arrays(state.params)), tested)))
-    return Result(parts.held.whole(state.params), progress.history, parts.held.whole(best_state.params))
+    return Result(parts.held, state, progress.history, best_state)

@@ -3,10 +3,12 @@
     python -m launch.evaluate RUN
 
 The numbers are those that training logged at the checkpoint's step, to the last digit (on the same kind of processor),
-on any number of devices. --output also writes a file with a row for each example, in the order of the set: its label,
-the class that was predicted, and its probability.
+on any number of devices and processes, as under torchrun or Slurm. --output also writes a file with a row for each
+example, in the order of the set: its label, the class that was predicted, and its probability. Memory does not grow
+with the examples.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -29,18 +31,21 @@ def main(argv: list[str]) -> int:
     if given.probabilities and not given.output:
         raise InputError("--probabilities goes with --output=FILE")
 
-    from distmlp.results import load, run_data
+    from distmlp.cluster.group import Group
+    from distmlp.config import Config
+    from distmlp.results import bulk, load, run_data
 
-    model = load.load(Path(given.run), given.checkpoint)
-    examples = run_data.split(model, given.split, given.dataset)
-    if given.output:
-        from distmlp.results import bulk
-
-        with bulk.of_examples(model, Path(given.output), given.probabilities) as watch:
-            result = model.evaluate_set(examples, watch)
-    else:
-        result = model.evaluate_set(examples)
-    print(json.dumps(result.as_json()) if given.json else result)
+    group = Group.join(Config())
+    with group.together(), contextlib.ExitStack() as stack:
+        model = load.load(Path(given.run), given.checkpoint)
+        examples = run_data.split(model, given.split, given.dataset)
+        group.agree({"the run": str(model.step), "the examples": examples.fingerprint() if group.several else ""})
+        watch = None
+        if given.output and group.first:
+            watch = stack.enter_context(bulk.of_examples(model, Path(given.output), given.probabilities))
+        result = model.evaluate_set(examples, watch, together=group.several)
+    if group.first:
+        print(json.dumps(result.as_json()) if given.json else result)
     return 0
 
 

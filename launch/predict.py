@@ -19,15 +19,19 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distmlp import InputError
+from distmlp.errors import remark
 from launch import verb
 
 if TYPE_CHECKING:  # import jax: --help need not wait for it
+    from distmlp.data.asked import Rows
     from distmlp.results.load import Model
-    from distmlp.results.rows import Rows
+
+T = TypeVar("T")
 
 
 def main(argv: list[str]) -> int:
@@ -48,21 +52,23 @@ def main(argv: list[str]) -> int:
     if given.columns or given.probabilities:
         raise InputError("--columns and --probabilities go with --output=FILE")
 
-    from distmlp.results import load, rows
+    from distmlp.results import bulk, load
 
     model, failed, predicted = load.load(Path(given.run), given.checkpoint), 0, 0
-    for file in given.files:
+    sources = bulk.sources(model, given.header)
+
+    def attempt(function: Callable[..., T], *arguments: Any) -> T | None:
+        nonlocal failed
         try:
-            for found in rows.read(Path(file), model, given.header):
-                if isinstance(found, InputError):
-                    print(f"distmlp: error: {found}", file=sys.stderr)
-                    failed += 1
-                    continue
-                _show(found, model, given.json)
-                predicted += 1
+            return function(*arguments)
         except InputError as error:
             print(f"distmlp: error: {error}", file=sys.stderr)
             failed += 1
+            return None
+
+    for file in given.files:
+        for opened in attempt(sources.at, Path(file), (), True) or ():
+            predicted += bool(attempt(_show, opened, model, given.json))
     return 0 if not failed else 1 if predicted else 2
 
 
@@ -84,14 +90,25 @@ def _write(given: argparse.Namespace) -> int:
     return 0
 
 
-def _show(found: "Rows", model: "Model", as_json: bool) -> None:
-    for row, (name, probabilities) in enumerate(zip(*model.predict(found.features), strict=True)):
-        where = {"file": str(found.file)} if found.picture else {"file": str(found.file), "row": row}
-        if as_json:
-            print(json.dumps(where | {"class": name.item(), "probability": float(probabilities.max()),
-                                      "probabilities": probabilities.tolist()}))
-        else:
-            print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * probabilities.max():.2f} %")
+def _show(opened: "Callable[[], Rows]", model: "Model", as_json: bool) -> int:
+    """Prints what is predicted of the rows that are opened; how many they are."""
+    from distmlp.results import bulk
+
+    rows, row = opened(), 0
+    for found, _ in bulk.answers(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize))):
+        for probabilities in found:
+            where: dict[str, Any] = {"file": rows.name} if rows.picture else {"file": rows.name, "row": row}
+            name, most = model.classes[probabilities.argmax()], float(probabilities.max())
+            if as_json:
+                print(json.dumps(where | {"class": name, "probability": most, "probabilities": probabilities.tolist()}))
+            else:
+                print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * most:.2f} %")
+            row += 1
+    if not row:
+        raise InputError(f"{rows.name} holds no rows")
+    for text in rows.remarks():
+        remark(text)
+    return row
 
 
 if __name__ == "__main__":

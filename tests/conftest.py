@@ -206,6 +206,21 @@ def wine_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "<i>wines"
 
 
+def asked_rows(path: Path, model: Any, header: str = "") -> list[tuple[str, np.ndarray]]:
+    """What predict reads at a path: the name of each file, and the features in it; `header` is --header."""
+    from distmlp.errors import remark
+    from distmlp.results import bulk
+
+    found = []
+    for opened in bulk.sources(model, header).at(path, apart=True):
+        rows = opened()
+        blocks = bulk.checked(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize)))
+        found.append((rows.name, np.concatenate([block.features for block in blocks])))
+        for text in rows.remarks():
+            remark(text)
+    return found
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     """Modification time and digest of everything in a folder."""
     return {

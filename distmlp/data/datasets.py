@@ -209,7 +209,7 @@ def load(
     parts: dict[str, Examples] = {}
     for name, part in found.items():
         if isinstance(part, _TableRows):
-            images, more = tables.encoded(part.table, columns, ())
+            images, more = tables.encoded(part.table, columns)
             part, remarks = ArrayDataset(images, part.labels, part.name), remarks + more
         parts[name] = part
     if info is not None:

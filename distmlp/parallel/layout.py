@@ -97,8 +97,8 @@ class Layout:
         """Bytes of memory of a device; emulated ones share the host's."""
         if self.memory:
             return self.memory
-        stats = self.devices[self.local_positions[0]].memory_stats() or {}
-        return int(stats.get("bytes_limit", machine.memory() // len(self.local_positions)))
+        own = backend.device_memory(self.devices[self.local_positions[0]])
+        return own or machine.memory() // len(self.local_positions)
 
     def sharding(self, spec: PartitionSpec) -> jax.sharding.Sharding:
         """Where the parts of an array with this spec lie."""

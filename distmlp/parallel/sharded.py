@@ -131,7 +131,7 @@ class StateLayout:
             counted = jax.lax.broadcasted_iota(jnp.int32, size, 0) < shape[0]
             return jnp.where(counted, jax.random.normal(key, size, dtype), jnp.zeros((), dtype))
 
-        return jax.jit(draw, out_shardings=sharding)(key)
+        return jax.block_until_ready(jax.jit(draw, out_shardings=sharding)(key))  # one at a time in memory
 
     def whole(self, params: model.Params) -> model.Params:
         """The parameters as the network knows them: those of which rows are filled up become whole on all devices."""

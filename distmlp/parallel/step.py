@@ -14,12 +14,13 @@ from distmlp.kept import kept
 from distmlp.parallel import by_layer, reduce, sharded
 from distmlp.parallel.digest import array_digest
 from distmlp.parallel.layout import Layout
-from distmlp.parallel.specs import REPLICATED, State
+from distmlp.parallel.specs import REPLICATED, State, hashable
 
 # These are for the inside of a wrapping. One update, and its loss []; digests of all shards, uint32 [shards, arrays].
 TrainStep = Callable[[State, Batch], tuple[State, jax.Array]]
 AuditedStep = Callable[[State, Batch], tuple[State, jax.Array, jax.Array]]
 ShardDigests = Callable[[State, Batch], jax.Array]
+OwnWork = Callable[[State, Batch], jax.Array]  # what a device does for a step by itself; its number [] says nothing
 
 
 def initial_state(
@@ -83,17 +84,51 @@ def _work(
         # tracks replication, and not where it does not (pmap).
         params = jax.lax.pcast(params, layout.axis, to="varying")
 
-    @jax.named_scope("shard_gradient")
-    def shard_gradient(shard: Batch, params: model.Params, scaling: Any, weight_sum: jax.Array) -> Any:
-        inputs, targets = model.scale_inputs(shard.images, scaling), model.one_hot(shard.labels, num_classes)
-        return jax.value_and_grad(model.loss)(params, inputs, targets, shard.weights, weight_sum, compute_dtype)
-
+    shard_gradient = _shard_gradient(num_classes, compute_dtype)
     shards, shared = batch._replace(weight_sum=None), (params, state.scaling, batch.weight_sum)
 
     def checked(sums: Any) -> Any:  # here still whole
         return (_or_nan(*sums), sums[1]) if layout.sharded else sums
 
     return shard_gradient, shards, shared, checked
+
+
+def _shard_gradient(num_classes: int, compute_dtype: str) -> Callable[..., tuple[jax.Array, model.Params]]:
+    """What gives a shard's part of the global batch's loss [], and its gradient."""
+
+    @jax.named_scope("shard_gradient")
+    def shard_gradient(shard: Batch, params: model.Params, scaling: Any, weight_sum: jax.Array) -> Any:
+        inputs, targets = model.scale_inputs(shard.images, scaling), model.one_hot(shard.labels, num_classes)
+        return jax.value_and_grad(model.loss)(params, inputs, targets, shard.weights, weight_sum, compute_dtype)
+
+    return shard_gradient
+
+
+def make_own_work(config: Config, layout: Layout, num_classes: int, params: model.Params) -> OwnWork | None:
+    """What a device does for a step before it waits for others, the gradients of its shards, to be timed: the same
+    object for the same settings. None where that is little by little, layer after layer.
+
+    `params` has the shapes of the parameters when they are whole. Where others hold parts of them, made-up numbers take
+    their place.
+    """
+    return None if layout.by_layer else kept(_own_work, config.compute_dtype, num_classes, layout.sharded,
+                                             *hashable(params))  # fmt: skip
+
+
+def _own_work(compute_dtype: str, num_classes: int, made_up: bool, leaves: tuple[Any, ...], structure: Any) -> OwnWork:
+    shard_gradient = _shard_gradient(num_classes, compute_dtype)
+
+    def own_work(state: State, batch: Batch) -> jax.Array:
+        def some(like: Any) -> jax.Array:  # by the step's number, or XLA would compute them when it compiles
+            numbers = (jax.lax.iota(jnp.int32, like.size) + state.step) % 7 - 3
+            return (numbers.astype(jnp.float32) / 100).reshape(like.shape)
+
+        params = jax.tree.unflatten(structure, map(some, leaves)) if made_up else state.params
+        sums = reduce.over_shards(lambda shard: shard_gradient(shard, params, state.scaling, batch.weight_sum),
+                                  batch._replace(weight_sum=None))  # fmt: skip
+        return jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(sums)]).max()  # no shortcut leads to a maximum
+
+    return own_work
 
 
 def _gradients_by_layer(

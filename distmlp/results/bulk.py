@@ -1,9 +1,9 @@
 """Predictions of any number of rows, written to one file as they are made: in constant memory, on all devices."""
 
 import contextlib
-import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from distmlp.results import files
 from distmlp.results.load import Model
 
 if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
+    from distmlp.parallel.evaluate import Seen
     from distmlp.results.evaluation import Watch
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".npy")
@@ -57,7 +58,7 @@ def write(
     names = _names(columns, model, probabilities)
     target, texts = output_of(output, process, processes), set[str]()
     while True:
-        rows = _found(model, paths, columns, header)
+        rows = sources(model, header).rows(paths, columns)
         try:
             with files.whole(target) as new, _WRITERS[suffix](new, names) as add:
                 done = _write(model, rows, columns, names, add, texts, process, processes, suffix == ".npy")
@@ -80,9 +81,10 @@ def of_examples(model: Model, output: Path, probabilities: bool = False) -> "Ite
     classes = pa.array(list(model.classes))
     with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
 
-        def watch(images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
-            found = np.exp(log_probs)
-            add([found] if suffix == ".npy" else [classes.take(pa.array(labels)), *_answers(found, classes, names)])
+        def watch(seen: "Seen") -> None:
+            found = np.exp(seen.log_probs)
+            add([found] if suffix == ".npy" else [classes.take(pa.array(seen.labels)),
+                                                  *_answers(found, classes, names, seen.predicted)])  # fmt: skip
 
         yield watch
 
@@ -94,11 +96,11 @@ def _suffix(output: Path) -> str:
     return suffix
 
 
-def _answers(found: np.ndarray, classes: Any, names: Sequence[str]) -> list[Any]:
+def _answers(found: np.ndarray, classes: Any, names: Sequence[str], best: np.ndarray | None = None) -> list[Any]:
     """The columns class and probability, and those of each class if they are among the names."""
     import pyarrow as pa
 
-    best = found.argmax(axis=1)
+    best = found.argmax(axis=1) if best is None else best
     chosen = np.take_along_axis(found, best[:, None], axis=1)[:, 0]
     each = found.T if len(names) - names.index("probability") > 1 else ()
     return [classes.take(pa.array(best)), pa.array(chosen), *map(pa.array, map(np.ascontiguousarray, each))]
@@ -114,12 +116,36 @@ def _names(columns: Sequence[str], model: Model, probabilities: bool) -> list[st
     return names
 
 
-def _found(model: Model, paths: Sequence[Path], columns: Sequence[str], header: str) -> list[asked.Rows]:
+def sources(model: Model, header: str = "") -> asked.Sources:
+    """Finds what there is to predict; `header` is said of it (--header)."""
     from distmlp.results import pictures
 
-    config = dataclasses.replace(model.config, header=header) if header else model.config
     picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.config)
-    return asked.found(paths, config, model.columns, model.num_features, columns, picture, sure=bool(header))
+    return asked.Sources(model.reader(header), picture, sure=bool(header))
+
+
+def checked(model: Model, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[asked.Asked]:
+    """Blocks of rows, each given with the name of its source, as the model takes them."""
+    rows: Counter[str] = Counter()  # seen of each source
+    for name, block in blocks:
+        try:
+            yield block._replace(features=model.check(block.features, rows[name]))
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+        rows[name] += len(block.features)
+
+
+def answers(model: Model, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[tuple[np.ndarray, list[Any]]]:
+    """The probabilities of such blocks, float32 [rows, classes]; and the other columns that come along."""
+    carried: list[list[Any]] = []  # of the blocks that are on their way
+
+    def features() -> Iterator[np.ndarray]:
+        for found, beside in ahead(checked(model, blocks)):
+            carried.append(beside)
+            yield found
+
+    for probabilities in model.probabilities(features()):
+        yield probabilities, carried.pop(0)
 
 
 def _write(
@@ -132,7 +158,6 @@ def _write(
     counts = [each.count() for each in rows] if processes > 1 else []
     total, done = sum(counts), 0
     wanted = (total * process // processes, total * (process + 1) // processes) if counts else (0, 1 << 62)
-    carried: list[list[Any]] = []  # of the blocks that are on their way
     whole: dict[str, bool] = {}
 
     def blocks() -> Iterator[tuple[str, asked.Asked]]:
@@ -144,20 +169,11 @@ def _write(
                 yield from ((each.name, block) for block in each.blocks(start - begin, stop - begin))
             begin = end if counts else 0
 
-    def features() -> Iterator[np.ndarray]:
-        for name, (found, beside) in ahead(blocks()):
-            carried.append([_typed(values, column, texts, whole) for values, column in
-                            zip(beside, columns, strict=True)])  # fmt: skip
-            try:
-                yield model.check(found)
-            except InputError as error:
-                raise InputError(f"{name}: {error}") from None
-
     classes = pa.array(list(model.classes))
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for found in model.probabilities(features()):
-            beside = carried.pop(0)
+        for found, beside in answers(model, blocks()):
+            beside = [_typed(*each, texts, whole) for each in zip(beside, columns, strict=True)]
             add([found] if array else [*beside, *_answers(found, classes, names)])
             done += len(found)
             bar.update(len(found))

@@ -12,9 +12,9 @@ from sklearn import metrics
 
 from distmlp import scores
 from distmlp.config import Config
-from distmlp.data import datasets
+from distmlp.data.examples import Readable
 from distmlp.parallel import backend
-from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel.evaluate import Evaluator, Seen
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
 
@@ -22,8 +22,7 @@ _WIDTH = 80  # columns of a terminal
 _MATRIX = 1000  # classes of which JSON has the whole confusion matrix
 _MANY = 10  # classes, from which on the three most probable ones are looked at
 
-# Is shown the images, labels and log-probabilities [rows, classes] of each step of an evaluation.
-Watch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+Watch = Callable[[Seen], None]  # is shown the examples of each step of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +37,6 @@ class ClassificationReport:
     classes: tuple[Any, ...]
     pairs: np.ndarray  # int64 [pairs that occur, 3]: numbers of the true and the predicted class, how often; in order
     per_class: dict[str, np.ndarray]  # precision, recall, f1, support: [classes]
-    predicted: np.ndarray  # int32 [N]: the number of each example's most probable class
-    confidence: np.ndarray  # float32 [N]: its probability
     accuracy_interval: tuple[float, float]  # Wilson's, 95 %
     log_loss: float
     balanced_accuracy: float
@@ -47,6 +44,7 @@ class ClassificationReport:
     average_precision: float | None  # likewise
     top_3_accuracy: float | None  # None of fewer than ten classes
     calibration_error: float
+    calibration: tuple[list[float], list[float]]  # by range of probability: how sure, and how often right
     left_out: str = ""  # why roc_auc and average_precision are None
 
     @property
@@ -57,9 +55,9 @@ class ClassificationReport:
         return matrix
 
     def as_json(self) -> dict[str, Any]:
-        """All but the predictions, as JSON values; of many classes, the pairs instead of the confusion matrix."""
+        """As JSON values; of many classes, the pairs instead of the confusion matrix."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["predicted"], fields["confidence"], fields["pairs"], fields["left_out"]
+        del fields["calibration"], fields["pairs"], fields["left_out"]
         many = len(self.classes) > _MATRIX
         return fields | {
             "classes": list(self.classes), "accuracy_interval": list(self.accuracy_interval),
@@ -132,57 +130,61 @@ class ClassificationReport:
 
 
 def evaluate(
-    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.Examples,
-    watch: Watch | None = None,
+    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: Readable,
+    watch: Watch | None = None, together: bool = False,
 ) -> ClassificationReport:
-    """Evaluates parameters after `step` steps by the program that training evaluates with.
+    """Evaluates parameters after `step` steps by the program that training evaluates with, on all devices of this
+    process, or of all of several processes, which then do this `together`.
 
-    On the same kind of processor, the numbers that training logs are the same to the last digit. Each example is read
-    once; `watch` is called for some hundred at a time, in the data set's order.
+    On the same kind of processor, the numbers that training logs are the same to the last digit, on any number of
+    devices and processes. Each example is read once; `watch` is called for some hundred at a time, in the data set's
+    order. Memory does not grow with the examples.
     """
-    seen: list[np.ndarray] = []
-    confidences: list[np.ndarray] = []
-    kept: list[np.ndarray] = []
+    kept: list[Seen] = []
+    calibration = scores.Calibration()
     among_3, many = 0, len(classes) >= _MANY
     few = not scores.too_many(len(dataset), len(classes))
 
-    def keep(images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
+    def look(seen: Seen) -> None:
         nonlocal among_3
-        seen.append(labels)
-        confidences.append(np.exp(log_probs.max(axis=1)))
+        log_probs = seen.log_probs
+        calibration.add(np.exp(log_probs.max(axis=1)), seen.labels == seen.predicted)
         if few:
-            kept.append(log_probs)
+            kept.append(seen._replace(images=None))
         if many:
-            own = np.take_along_axis(log_probs, labels[:, None], axis=1)
+            own = np.take_along_axis(log_probs, seen.labels[:, None], axis=1)
             among_3 += int(((log_probs > own).sum(axis=1) < 3).sum())  # scikit-learn would sort all classes
         if watch is not None:
-            watch(images, labels, log_probs)
+            watch(seen)
 
     with backend.prepared(config):
-        devices = tuple(jax.local_devices())
+        devices = tuple(jax.devices() if together else jax.local_devices())
         layout = Layout(devices, "shard_map" if len(devices) > 1 else "single", len(devices))
         state = layout.put(State(params, (), jnp.int32(step), scaling), STATE)
         evaluator = Evaluator(config, layout)
         try:
-            result = evaluator(state, dataset, watch=keep)
+            result = evaluator(state, dataset, watch=look)
         finally:
             evaluator.close()
-    labels, confidence = np.concatenate(seen), np.concatenate(confidences)
-    pairs, counts = np.unique(labels.astype(np.int64) * len(classes) + result.predicted, return_counts=True)
-    numbers = range(len(classes))
-    values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
-    log_probs = np.concatenate(kept) if kept else np.zeros((0, len(classes)), np.float32)
-    left_out = scores.undefined(labels, classes)
+    pairs = np.zeros((0, 3), np.int64) if result.pairs is None else result.pairs
+    true, predicted, counts = pairs.T
+    *values, support = metrics.precision_recall_fscore_support(
+        true, predicted, labels=range(len(classes)), sample_weight=counts, zero_division=0)
+    support = support.astype(np.int64)
+    left_out = scores.undefined(support, classes)
+    roc_auc = average_precision = None
+    if not left_out:
+        labels, log_probs = (np.concatenate([getattr(seen, name) for seen in kept]) for name in ("labels", "log_probs"))
+        roc_auc, average_precision = scores.roc_auc(labels, log_probs), scores.average_precision(labels, log_probs)
     return ClassificationReport(
-        step, result.loss, result.accuracy, result.correct, result.total, classes,
-        np.stack([*np.divmod(pairs, len(classes)), counts], axis=1),
-        dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted, confidence,
+        step, result.loss, result.accuracy, result.correct, result.total, classes, pairs,
+        dict(zip(("precision", "recall", "f1", "support"), (*values, support), strict=True)),
         accuracy_interval=scores.wilson(result.correct, result.total),
         log_loss=result.loss * len(classes),
-        balanced_accuracy=scores.balanced_accuracy(labels, result.predicted),
-        roc_auc=None if left_out else scores.roc_auc(labels, log_probs),
-        average_precision=None if left_out else scores.average_precision(labels, log_probs),
+        balanced_accuracy=scores.balanced_accuracy(pairs),
+        roc_auc=roc_auc, average_precision=average_precision,
         top_3_accuracy=among_3 / result.total if many else None,
-        calibration_error=scores.calibration(confidence, result.predicted == labels)[2],
+        calibration_error=calibration.error,
+        calibration=calibration.ranges,
         left_out=left_out,
     )

@@ -135,7 +135,7 @@ def _stablehlo(model: Model) -> bytes:
         ))
 
     shape = jax.ShapeDtypeStruct(jax_export.symbolic_shape(f"N, {model.num_features}"), np.float32)
-    with backend.prepared(model.config):
+    with backend.prepared(model.config_here):
         exported = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda", "rocm", "tpu"))(shape)
     return bytes(exported.serialize())
 

@@ -113,7 +113,7 @@ def _onnx(content: bytes, x: np.ndarray, model: Model) -> np.ndarray:
 def _stablehlo(content: bytes, x: np.ndarray, model: Model) -> np.ndarray:
     from jax import export
 
-    with backend.prepared(model.config):
+    with backend.prepared(model.config_here):
         return np.asarray(export.deserialize(bytearray(content)).call(x))
 
 

@@ -16,9 +16,11 @@ import numpy as np
 
 from distmlp import model
 from distmlp.config import Config
-from distmlp.data import columnar, tables
+from distmlp.data import columnar
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes
+from distmlp.data.streams import NOT_FINITE
+from distmlp.data.tables import Reader
 from distmlp.errors import InputError, remark
 from distmlp.kept import kept
 from distmlp.parallel import backend
@@ -29,7 +31,7 @@ from distmlp.run.meta import unknown
 from distmlp.run.store import DamageError
 
 if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
-    from distmlp.data.datasets import Examples
+    from distmlp.data.examples import Readable
     from distmlp.results.evaluation import ClassificationReport, Watch
 
 _ROWS = 512  # at most so many rows at a time
@@ -69,6 +71,11 @@ class Model:
         """What is known of the training data: classes, columns, shape, dtype, largest, name; {} for older runs."""
         return dict(self.meta.get("data_info") or {})
 
+    @property
+    def config_here(self) -> Config:
+        """The settings with which to use it on this machine: what was trained on accelerators can do without any."""
+        return self.config if self.config.platform == "cpu" else dataclasses.replace(self.config, platform="auto")
+
     def in_float32(self) -> "Model":
         """The same network, its matrix products in float32."""
         return dataclasses.replace(self, config=dataclasses.replace(self.config, compute_dtype="float32"))
@@ -77,6 +84,11 @@ class Model:
     def columns(self) -> Columns | None:
         """What training has learned of the columns of its table; None where the features had no names."""
         return Columns.of_checkpoint(self.data_info)
+
+    def reader(self, header: str = "") -> Reader:
+        """Reads tables as the model takes them; --header, if it is said of these."""
+        config = dataclasses.replace(self.config, header=header) if header else self.config
+        return Reader(config, self.columns, self.num_features)
 
     def predict(self, x: Any) -> Predictions:
         """Classes and probabilities of the rows of `x`, numbers of shape [N, ...], scaled as the run scaled its data;
@@ -98,7 +110,8 @@ class Model:
 
     def _outputs(self, x: Any, logarithms: bool) -> np.ndarray:
         x = self.check(x)
-        with backend.prepared(self.config):
+        with backend.prepared(self.config_here):
+            self._check_room()
             program = kept(_program, self.config.compute_dtype, logarithms)
             network = jax.device_put((self.params, self.scaling))
             parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
@@ -113,7 +126,8 @@ class Model:
         def result() -> np.ndarray:
             return np.concatenate([np.asarray(block)[:rows] for block, rows in pending.popleft()])
 
-        with backend.prepared(self.config):
+        with backend.prepared(self.config_here):
+            self._check_room()
             program = kept(_program, self.config.compute_dtype, False)
             networks = [(jax.device_put((self.params, self.scaling), device), device) for device in jax.local_devices()]
             turns = itertools.cycle(networks)
@@ -131,22 +145,38 @@ class Model:
         Raises:
           InputError: as `predict`; or a label that is none of the classes.
         """
-        from distmlp.data import given
+        from distmlp.data.arrays import as_array
         from distmlp.data.datasets import ArrayDataset
 
         known = Classes.of(self.data_info, len(self.classes))
-        return self.evaluate_set(ArrayDataset(self.check(x), known.encode(given.as_array(y), "y"), "x, y"))
+        return self.evaluate_set(ArrayDataset(self.check(x), known.encode(as_array(y), "y"), "x, y"))
 
-    def evaluate_set(self, dataset: "Examples", watch: "Watch | None" = None) -> "ClassificationReport":
-        """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it."""
+    def evaluate_set(
+        self, dataset: "Readable", watch: "Watch | None" = None, together: bool = False
+    ) -> "ClassificationReport":
+        """The same on a data set whose labels are the classes' numbers, as `datasets.load` gives it; see evaluation.py
+        for `watch` and `together`."""
         from distmlp.results import evaluation
 
-        return evaluation.evaluate(self.config, self.params, self.scaling, self.step, self.classes, dataset, watch)
+        with backend.prepared(self.config_here):
+            self._check_room()
+        return evaluation.evaluate(self.config_here, self.params, self.scaling, self.step, self.classes, dataset, watch,
+                                   together)  # fmt: skip
 
-    def check(self, x: Any) -> np.ndarray:
-        """`x` as uint8 or float32 [N, features]; see `predict` for what it raises."""
+    def _check_room(self) -> None:
+        """Raises InputError where a device has no room for all parameters, and the outputs of some rows."""
+        device, rows = jax.local_devices()[0], max(_ROWS, self.config.eval_batch_size)
+        needed = sum(weights.nbytes + biases.nbytes * (1 + 2 * rows) for weights, biases in self.params)
+        memory = backend.device_memory(device)
+        if memory and needed > memory:
+            raise InputError(f"{self.run} holds a network that needs {needed / 2**30:,.1f} GiB, and a "
+                             f"{device.platform} device has {memory / 2**30:,.1f}: set JAX_PLATFORMS=cpu, "
+                             "to compute in the host's memory")
+
+    def check(self, x: Any, first: int = 0) -> np.ndarray:
+        """`x` as uint8 or float32 [N, features]; see `predict` for what it raises. Its first row is number `first`."""
         if columnar.is_frame(x):
-            x, remarks = tables.features(x, "the frame", self.columns, self.config, self.num_features)
+            x, remarks = self.reader().features(x, "the frame")
             for text in remarks:
                 remark(text)
         columnar.refuse_sparse(x)
@@ -161,7 +191,7 @@ class Model:
                 x = x.astype(np.float32, copy=False)
         bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
         if len(bad):
-            raise InputError(f"row {bad[0]} has a value that is NaN or infinite (or beyond float32): remove or mend it")
+            raise InputError(f"row {first + bad[0]} {NOT_FINITE}")
         return np.asarray(x)
 
 

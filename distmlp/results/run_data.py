@@ -1,10 +1,16 @@
-"""The data sets of a run: read again as its settings say, and known to be the same."""
+"""The data sets of a run: read again as its settings say, and known to be the same; and others for its model."""
 
 import dataclasses
 import functools
+from pathlib import Path
+from typing import Any
 
-from distmlp.config import FROM_PYTHON
-from distmlp.data import datasets
+from distmlp.config import FROM_PYTHON, NAMED_DATASETS
+from distmlp.data import datasets, sources
+from distmlp.data.examples import Readable
+from distmlp.data.labels import Classes
+from distmlp.data.streams import Streamed
+from distmlp.data.tables import Tables
 from distmlp.errors import InputError, remark
 from distmlp.results import pictures
 from distmlp.results.load import Model
@@ -37,11 +43,23 @@ def read(model: Model, dataset: str = "") -> datasets.Data:
     return data
 
 
-def split(model: Model, name: str = "test", dataset: str = "") -> datasets.Examples:
-    """One of its sets: train, test or validation; raises InputError as `read`, or if there is no such set."""
+def split(model: Model, name: str = "test", dataset: str = "") -> Readable:
+    """One of its sets: train, test or validation; raises InputError as `read`, or if there is no such set. Tables of
+    another `dataset` are read as they are needed, from the first row to the last.
+    """
     if name not in SPLITS:
         raise InputError(f"--split={name}: choose one of {', '.join(SPLITS)}")
-    chosen: datasets.Examples | None = getattr(read(model, dataset), name)
-    if chosen is None:
+    path = Path(dataset)
+    if dataset and dataset not in NAMED_DATASETS and model.columns and path.exists() and sources.tables(path):
+        config = dataclasses.replace(model.config, dataset=dataset)
+        streams: Any = sources.for_model(path, config, model.columns)
+        found = dict.fromkeys(("train", "test"), streams.get("train") or streams.get("test")) | streams
+    else:
+        found = vars(read(model, dataset))
+    if found.get(name) is None:
         raise InputError(f"--split=validation: {model.run} has no validation set; choose train or test")
-    return chosen
+    if not isinstance(found[name], Tables):
+        return found[name]
+    stream = found[name]
+    return Streamed(stream, Classes.of(model.data_info, len(model.classes)),
+                    ended=lambda: [*map(remark, stream.remarks)])

@@ -1,5 +1,6 @@
 """What a run keeps in its folder, lines, ledger and checkpoints; how it stops when asked to, and how it goes on."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -11,19 +12,22 @@ import jax
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
+from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, balance_remark, order_remark
 from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
-from distmlp.progress import Poll, Progress, Standing, Totals
+from distmlp.progress import Line, Poll, Progress, Standing, Totals
+from distmlp.run import goodput
 from distmlp.run.ledger import Ledger
-from distmlp.run.log import Log, banner, header, summary, versions
+from distmlp.run.log import Log, banner, header, read_sessions, summary, versions
 from distmlp.run.meta import Meta, check_form, standing, totals, unknown
 from distmlp.run.profile import Profile
 from distmlp.run.signals import Signals, Watchdog
 from distmlp.run.store import Store, suited
+from distmlp.run.stragglers import Stragglers
 from distmlp.run.workdir import Workdir
 from distmlp.training import OnLine, Program, ends
 
@@ -37,12 +41,15 @@ class Keeping:
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
         self._audited = 0  # the last step whose audit agreed in earlier starts
         self._begun: Progress | None = None
+        self._pulse = ExitStack()  # while the run goes on
+        self._reading = Reading(parts.loader)
         self.signals, self.watchdog = Signals(group.request_stop), self._new_watchdog()
         with ExitStack() as opened:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
             opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
             path = self.workdir.path
             self.log = Log(path, group.first, silent)
+            self._stragglers = Stragglers(parts.feed, group, self.log.warn) if group.several else None
             self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
             self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
             self.store = Store(path, parts.digest, config.keep_checkpoints, group, parts.held)
@@ -58,9 +65,10 @@ class Keeping:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._pulse.close()
         if self._begun is not None:
             reason = "" if error is None else f"{type(error).__name__}: {error}"
-            self.log.session(end=self._begun.step, reason=reason)
+            self.log.session(end=self._begun.step, reason=reason, **_account(self._begun))
             if error is not None:
                 self.log.note(f"distmlp: {error}")
         with self._open:
@@ -156,8 +164,10 @@ class Keeping:
         self.log.say(banner(config, self.data, self.parts, self.workdir.path, self.group))
         devices = self.parts.layout.devices
         self.log.session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
-                         devices=f"{len(devices)} x {devices[0].device_kind}")
+                         devices=f"{len(devices)} x {devices[0].device_kind}", **_account(progress))
         self._begun = progress
+        if self.group.first:
+            self._pulse.enter_context(goodput.Pulse(lambda: self.log.session(**_account(progress))))
         for remark in filter(None, (order_remark(config, self.data), balance_remark(config, self.data))):
             if not step:
                 self.log.warn(remark)
@@ -172,6 +182,8 @@ class Keeping:
         """Takes note of a dispatch that has been made."""
         self.ledger.add(progress.step, steps, digests)
         self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
+        if text := self._reading.remark():
+            self.log.warn(text)
 
     def save_is_due(self, steps: Steps, progress: Progress) -> bool:
         """Whether it is, by the step or by --checkpoint_every_seconds on process 0's clock, which all follow."""
@@ -187,10 +199,22 @@ class Keeping:
             if self.parts.audit and self.parts.audit.agreed < progress.step:
                 self.parts.audit.repeat(state, progress.step)
             progress.count_seconds()
-            self.ledger.flush()
-            self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
+            with progress.account.of("save"):
+                self.ledger.flush()
+                self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
             self._saved_step, self._saved_at = progress.step, time.monotonic()
             self.watchdog.beat()
+
+    def compare_processes(self, line: Line, state: State, progress: Progress) -> None:
+        """Adds to a line what each process took by itself, if there are several and steps were made; a collective."""
+        trained = progress.account.seconds.get("train", 0.0)
+        if self._stragglers and trained:
+            self._stragglers.add(line, state, trained)
+
+    def _saved(self, progress: Progress) -> None:
+        """Waits until the newest checkpoint is on disk."""
+        with progress.account.of("save"):
+            self.store.wait()
 
     def profile(self, progress: Progress) -> None:
         """To be called before each dispatch: a profile may begin or end here."""
@@ -201,7 +225,7 @@ class Keeping:
         if self.cadence.line(progress.step):
             self.log.close_bar()
         if self.group.several and self.cadence.evaluation(progress.step) and not progress.standing.step:
-            self.store.wait()  # a process that now finds an error in the test set could not wait with the others
+            self._saved(progress)  # a process that now finds an error in the test set could not wait with the others
 
     def stop_if_signalled(self, state: State, progress: Progress) -> None:
         """Saves and raises if a signal came; the state must be that of a step boundary."""
@@ -210,7 +234,7 @@ class Keeping:
         progress.settle()
         self.log.close_bar()
         self.save(state, progress)
-        self.store.wait()
+        self._saved(progress)
         raise Interrupted(signum, f"stopped after step {progress.step} of {self.cadence.total_steps}; "
                           f"{self.store.last_checkpoint()}; the same command with --workdir={self.workdir.path} goes "
                           "on from there")
@@ -233,7 +257,7 @@ class Keeping:
         if verdict == "go on" or (verdict == "end" and progress.history[-1].get("final")):
             return False
         self.save(state, progress)
-        self.store.wait()
+        self._saved(progress)
         if failed is not None:
             raise failed
         self.group.barrier()  # where the others learn that the first one failed
@@ -250,16 +274,29 @@ class Keeping:
 
     def finish(self, state: State, progress: Progress, poll: Poll) -> None:
         """Tests what a validation set has chosen, and writes the last line and the summary."""
-        self.store.wait()
+        self._saved(progress)
         chosen: State | None = state
         step = progress.standing.best["step"]
         if self.data.validation is not None and step != progress.step:
-            chosen = self.store.intact(step, self.parts.state)
+            with progress.account.of("restore"):
+                chosen = self.store.intact(step, self.parts.state)
             if chosen is None:
                 self.log.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
-        tested = self.parts.measures.tested(state, chosen, poll)
+        with progress.account.of("evaluate"):
+            tested = self.parts.measures.tested(state, chosen, poll)
         self.log.line(progress.add_final_line(params_sha256(self.parts.held.arrays(state.params)), tested))
-        self.log.say(summary(progress.history, self.workdir.path))
+        text = ""
+        if self.group.first:
+            with contextlib.suppress(InputError):  # the file cannot be read
+                sessions = [*read_sessions(self.workdir.path).values, _account(progress)]
+                text = goodput.described(goodput.parts(sessions))
+        self.log.say(summary(progress.history, self.workdir.path, text))
+
+
+def _account(progress: Progress) -> dict[str, Any]:
+    """How this start's time has gone until now, as sessions.jsonl has it."""
+    seconds = {cause: round(part, 3) for cause, part in progress.account.seconds.items()}
+    return {"began": round(progress.account.began, 3), "seconds": seconds, "kept": round(progress.kept_seconds, 3)}
 
 
 def _versions() -> dict[str, str]:

@@ -51,7 +51,7 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
     def __init__(self, folder: Path, shapes: Any = None, **options: Any) -> None:
         """`shapes`, if the states that are written and read are sharded: of their arrays when they are whole."""
-        self._shapes = shapes
+        self._shapes, self.whole = shapes, shapes is None
         state_handler = ocp.StandardCheckpointHandler() if shapes is None else rows.handler(shapes)
         handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
         super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
@@ -223,10 +223,9 @@ class Store:
             except DamageError as error:
                 damaged.append((step, str(error)))
             else:
-                copy = self._copy(state)  # Orbax's arrays may not be donatable
-                _delete(state)
-                return copy, meta, [f"checkpoint {step} is damaged ({reason}): moved to {self._move_away(step)}"
-                                    for step, reason in damaged]  # fmt: skip
+                state = jax.tree.map(rows.moved, state) if self._manager.whole else state
+                return state, meta, [f"checkpoint {step} is damaged ({reason}): moved to {self._move_away(step)}"
+                                     for step, reason in damaged]  # fmt: skip
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
             raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "

@@ -2,7 +2,8 @@
 
 Each run is started, killed, and started again until a start comes to its end. Then the parameters and every line of
 metrics.jsonl must be those of a run that nobody killed; and after each kill the newest committed checkpoint must be
-there still and be the one from which the next start goes on.
+there still and be the one from which the next start goes on. At the end the parts of goodput must add up to the time
+that the drill has measured.
 """
 
 import argparse
@@ -12,6 +13,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from distmlp.run import goodput
+from distmlp.run.log import read_lines, read_sessions
 
 from . import runs
 
@@ -31,15 +35,18 @@ class Drill:
         self.lines = runs.lines(self.reference)
         self.kills: collections.Counter[str] = collections.Counter()
         self.cut_saves = self.finished = 0
+        self.goodput: dict[str, float] = {}  # of all runs
 
     def one_run(self, wanted: int) -> None:
         """Kills a new run until it ends or `wanted` kills are done, after which it is left to end."""
-        workdir, newest, starts = self.folder / f"run{self.finished}", 0, 0
+        workdir, newest = self.folder / f"run{self.finished}", 0
+        starts: list[tuple[float, float]] = []  # when each began and ended
         while True:
             devices, way = runs.random_devices(self.rng)
-            child, starts = runs.Child(workdir, [*self.flags, *way], devices), starts + 1
+            began, child = time.time(), runs.Child(workdir, [*self.flags, *way], devices)
             killed = self.kills.total() < wanted and self._kill(child)
             child.process.wait(timeout=300)
+            starts.append((began, time.time()))
             self._check_start(child, newest)
             if not killed:
                 break
@@ -58,8 +65,10 @@ class Drill:
             raise runs.DrillError(f"metrics.jsonl is\n{found_lines}\nshould be\n{self.lines}")
         if list(workdir.glob("damaged")) or list(workdir.glob("checkpoints/*tmp*")):
             raise runs.DrillError(f"{workdir} has damaged or temporary checkpoints")
+        self._check_goodput(workdir, starts)
         self.finished += 1
-        print(f"run {self.finished}: {starts} starts, right to the bit; kills so far: {dict(self.kills)}", flush=True)
+        print(f"run {self.finished}: {len(starts)} starts, right to the bit; kills so far: {dict(self.kills)}",
+              flush=True)
 
     def _kill(self, child: "runs.Child") -> bool:
         """Waits for a random instant and kills; False if the run has ended by itself."""
@@ -81,6 +90,25 @@ class Drill:
             return False
         child.process.kill()
         return True
+
+    def _check_goodput(self, workdir: Path, starts: list[tuple[float, float]]) -> None:
+        """Against the drill's clock, which also sees a process begin and end, and against metrics.jsonl."""
+        sessions = read_sessions(workdir).values
+        found = goodput.parts(sessions)
+        known = {line["began"] for line in sessions if "began" in line}
+        seen = [any(began <= time <= ended for time in known) for began, ended in starts]
+        wall = starts[-1][1] - starts[seen.index(True)][0]
+        unseen = sum(ended - began for (began, ended), there in zip(starts, seen, strict=True) if not there)
+        trained = sum(line.get("seconds", 0.0) for line in read_lines(workdir).values)
+        for what, value, expected, most in (
+            ("its parts", sum(found.values()), wall, 0.01 * wall + 1),
+            ("training", found["train"], trained, 0.01 * trained),
+            ("down", found["down"], unseen + 0.8 * sum(seen), 0.8 * sum(seen) + 0.01 * wall),  # a second of each kill
+        ):
+            if abs(value - expected) > most:
+                raise runs.DrillError(f"goodput of {workdir}: {what}: {value} s instead of {expected}: {found}")
+        for name, seconds in found.items():
+            self.goodput[name] = self.goodput.get(name, 0.0) + seconds
 
     def _check_start(self, child: "runs.Child", newest: int) -> None:
         if "is damaged" in child.output:
@@ -108,6 +136,7 @@ def main(argv: list[str]) -> int:
     print(f"kill drill: {drill.kills.total()} kills ({', '.join(f'{n} in {p}' for p, n in drill.kills.most_common())}; "
           f"{drill.cut_saves} left a save half written), {drill.finished} runs ended, all with parameters "
           f"{drill.sha256} and the same metrics; {time.monotonic() - started:.0f} s")
+    print(goodput.described(drill.goodput))
     return 0
 
 
