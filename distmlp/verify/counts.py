@@ -62,10 +62,11 @@ def test_examples(here: Here) -> str:
     config = here.config(eval_batch_size=16, input_scaling="none", matmul_precision="highest")
     data, params = here.load(config), parameters((50, 33, 17, CLASSES))
     params[0] = (params[0][0] / 255, params[0][1])
+    seen = list[Seen]()
     with backend.pinned(config), closing(here.program(config, data)) as parts:
-        seen: list[Seen] = []
         found = parts.evaluator(parts.state_of(params, ()), data.test, watch=seen.append)
-    chosen, given = np.concatenate([(part.predicted, part.labels) for part in seen], axis=1)
+    told = np.concatenate([some.labels for some in seen])
+    classes = np.concatenate([some.predicted for some in seen])
     images, labels = data.test.take(np.arange(TEST))
     outputs = images.astype(np.float64)
     for at, (w, b) in enumerate(params):
@@ -73,7 +74,7 @@ def test_examples(here: Here) -> str:
     *_, second, first = np.sort(outputs, axis=1).T
     sure = first - second > _NEAR
     predicted = outputs.argmax(axis=1)
-    wrong = np.flatnonzero(sure & (chosen != predicted) | (given != labels))
+    wrong = np.flatnonzero(sure & (classes != predicted) | (told != labels))
     if len(wrong) or found.total != TEST or abs(found.correct - (predicted == labels).sum()) > (~sure).sum():
         raise NotHeld(f"{len(wrong)} of {TEST} examples got another class than the host's, or another label; "
                       f"{found.total} were counted")
