@@ -18,7 +18,7 @@ from distmlp.errors import InputError
 from distmlp.run import lines
 from distmlp.run.lines import Kind, Value
 
-LINES, MEMBERS, REFITTED = "sweep.jsonl", "members", "refit"
+PLAN, LINES, MEMBERS, REFITTED = "sweep.json", "sweep.jsonl", "members", "refit"
 _MEMBER: Kind = {"member": operator.index, "settings": dict, "steps": operator.index}
 _REFIT: Kind = {"refit": bool, "settings": dict}
 _FINAL: Kind = {"final": bool, "best": dict}
@@ -55,7 +55,7 @@ class Standing:
 
 
 def is_sweep(folder: Path) -> bool:
-    return (folder / LINES).is_file()
+    return (folder / PLAN).is_file() or (folder / LINES).is_file()
 
 
 def read(folder: Path) -> Swept:
@@ -134,4 +134,9 @@ def within_one_error(found: Sequence[Standing], choose_by: str) -> list[Standing
 
 def named(settings: dict[str, Any]) -> str:
     """Settings as people read them; a single setting, where only seeds or folds were varied."""
-    return ", ".join(f"{name}={as_text(value)}" for name, value in settings.items()) or "as given"
+    return ", ".join(f"{name}={value_text(value)}" for name, value in settings.items()) or "as given"
+
+
+def value_text(value: Any) -> str:
+    """A value of a setting; of a number that was drawn, six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else as_text(value)
