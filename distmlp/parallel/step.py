@@ -16,6 +16,8 @@ from distmlp.parallel.digest import array_digest
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import REPLICATED, State, hashable
 
+_ROW = 64  # numbers: several of a processor's vectors
+
 # These are for the inside of a wrapping. One update, and its loss []; digests of all shards, uint32 [shards, arrays].
 TrainStep = Callable[..., tuple[State, jax.Array]]  # of State and Batch
 AuditedStep = Callable[[State, Batch], tuple[State, jax.Array, jax.Array]]
@@ -149,6 +151,31 @@ def _gradients_by_layer(
     return jax.lax.psum(_or_nan(loss, grads), layout.axis), grads
 
 
+def _in_rows(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """The same update, to which biases are one row of numbers, and weights two, filled up with zeros to a multiple of
+    _ROW.
+
+    XLA's CPU compiler unrolls short loops, and what is left at the end of longer ones, and may round there in another
+    way (with jax 0.12 it does). So bits would depend on how many rows of an array a device holds. They also would if
+    all arrays came to have one shape: a number that divides arrays of one shape only may become its reciprocal.
+    """
+
+    def in_rows(grads: Any, opt_state: Any, params: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        def filled(array: jax.Array) -> jax.Array:
+            if not array.ndim:
+                return array
+            row = jnp.pad(array.ravel(), (0, -array.size % (array.ndim * _ROW)))
+            return row.reshape(2, -1) if array.ndim == 2 else row
+
+        def cut(array: jax.Array, like: jax.Array) -> jax.Array:
+            return array.ravel()[: like.size].reshape(like.shape)
+
+        return jax.tree.map(cut, update(*jax.tree.map(filled, (grads, opt_state, params)), options),
+                            (params, opt_state))  # fmt: skip
+
+    return in_rows
+
+
 def _or_nan(loss: jax.Array, grads: model.Params) -> jax.Array:
     """The loss; NaN where the gradient of a bias is not finite."""
     return loss + sum(jnp.sum(bias * 0) for _, bias in grads)
@@ -220,6 +247,7 @@ def _train_step(
 
     if layout.invariant:
         update = reduce.isolated(update, layout)
+        update = update if layout.accelerated else _in_rows(update)
 
     def train_step(state: State, batch: Batch, **options: Any) -> Any:  # options: the optimizer's
         some = batch.weight_sum > 0
