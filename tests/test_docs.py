@@ -120,7 +120,8 @@ def check(words: list[str]) -> None:
     if (verb := verb_of(words)) is not None:
         assert verb[0] in VERBS, words
         if verb[0] in ("train", "plan") and verb[1:]:
-            check_flags([word for word in verb[1:] if not word.startswith(("--target=", "--figure=", "--json"))])
+            others = ("--target=", "--figure=", "--json", "--members=")
+            check_flags([word for word in verb[1:] if not word.startswith(others)])
         return
     program, *rest = words
     if program == "pip":
@@ -165,6 +166,7 @@ def test_what_the_text_names_is_there(page: Path) -> None:
     known = {f"--{field.name}" for field in dataclasses.fields(Config)}
     known |= {"--help", "--helpfull", "--target", "--figure", "--json", "--checkpoint", "--split", "--format",
               "--output", "--dataset", "--columns", "--probabilities", "--partitions", "--max-restarts", "--minutes",
+              "--vary", "--folds", "--sample", "--halving", "--keep", "--members",
               "--signal"}  # of other verbs, and of launchers  # fmt: skip
     folders = [REPOSITORY, *(REPOSITORY / name for name in ("distmlp", "docs", "benchmarks", "configs"))]
     for span in SPANS.findall(prose(page)):

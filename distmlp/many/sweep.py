@@ -81,7 +81,9 @@ def sweep(
       halving: after 1/R^2 and 1/R of the steps only the best 1/R of the settings go on; 0: all do.
       keep: so many of the best members are kept, as runs in members/ of the folder.
       refit: whether the best settings are trained again on all training data, and the test set is read for that.
-      train_set, test_set, validation_set: as `train`'s.
+      train_set: data to use instead of config.dataset, as `train` takes them.
+      test_set: the same.
+      validation_set: the same.
 
     Raises:
       InputError: something given is wrong; nothing was trained.

@@ -217,7 +217,7 @@ def from_flags(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str
     left = list(arguments)
     while left:
         argument = left.pop(0)
-        flag, equals, value = argument.partition("=")
+        flag, equals, _ = argument.partition("=")
         if flag.lstrip("-") != "vary" or not flag.startswith("-"):
             rest.append(argument)
             continue
@@ -226,8 +226,8 @@ def from_flags(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str
         while left and not _is_flag(left[0]):
             values.append(left.pop(0))
         if not name or not values:
-            raise InputError(f"{argument} {name or value}: give a setting and its values, as in --vary learning_rate "
-                             "0.001 0.01")
+            given = " ".join(filter(None, (argument, name)))
+            raise InputError(f"{given}: give a setting and its values, as in --vary learning_rate 0.001 0.01")
         if configs := [value for value in (name, *values) if value.endswith(".flags")]:
             raise InputError(f"--vary {name}: {configs[0]} is no value: give configs before --vary")
         if name in vary:

@@ -205,7 +205,8 @@ def _curves(sweep: Sweep, colour: str) -> list[tuple[str, str, str]]:
     ):
         curves, picked = [], []
         for line in sweep.found.members:
-            points = [(point[0], point[column]) for point in line.get("curve") or [] if point[column] is not None]
+            points = [(point[0], point[column]) for point in line.get("curve") or []
+                      if point[column] is not None and (point[column] > 0 or not log)]  # fmt: skip
             if len(points) > 1:
                 some = np.unique(np.linspace(0, len(points) - 1, min(len(points), _POINTS)).astype(int))
                 steps, values = zip(*(points[place] for place in some), strict=True)

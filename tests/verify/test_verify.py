@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 import json
 import os
 import sys
@@ -53,7 +54,7 @@ def test_all_that_applies_to_one_device_holds(run_verb: RunTrain, tmp_path: Path
     shown = (tmp_path / "page.html").read_text()
     assert '<h1 class="held">All that applies here holds' in shown
     assert "$" not in shown
-    assert all(f"<td>{check['name']}</td>" in shown for check in found["checks"])
+    assert all(f"<td>{html.escape(check['name'])}</td>" in shown for check in found["checks"])
 
 
 @pytest.fixture
