@@ -243,8 +243,8 @@ def test_the_session_in_the_readme_is_what_is_printed_today() -> None:
     assert max(len(line) for line in session.splitlines() if "/runs/" not in line) <= 80
 
 
-def test_the_readme_names_everything_in_a_runs_folder(wine_run: Path) -> None:
-    table = re.findall(r"^\| `([\w.-]+)[^|]*\|", README.read_text(), re.MULTILINE)
+def test_the_page_names_everything_in_a_runs_folder(wine_run: Path) -> None:
+    table = re.findall(r"^\| `([\w.-]+)[^|]*\|", (DOCS / "results.md").read_text(), re.MULTILINE)
     found = {path.name for path in wine_run.iterdir()} - {"lock"}
     assert found >= {"metrics.jsonl", "checkpoints", "ledger.jsonl"}
     assert found <= set(table)
