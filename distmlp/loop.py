@@ -60,11 +60,12 @@ def train(
 
 def run(
     config: Config, load: Callable[[Config], datasets.Data], on_line: OnLine | None = None, silent: bool = False,
-    began: float | None = None,
+    began: float | None = None, group: Group | None = None,
 ) -> Result:
     """`train`, with the data that `load` reads for the config with its paths resolved; `silent`: it prints nothing.
 
-    `began` is when the start began of which goodput tells, by time.monotonic; None: now.
+    `began` is when the start began of which goodput tells, by time.monotonic; None: now. `group`: the processes that
+    train, where it is not for the launcher to say.
     """
     started = time.monotonic()
     account = Account(began)
@@ -72,7 +73,7 @@ def run(
     shared = config.settings("experiment", "length", "conduct")
     config = resolve_paths(config)
     with backend.prepared(config):
-        group = Group.join(config)
+        group = group or Group.join(config)
         with group.together():
             if group.several and not config.workdir:
                 raise InputError("--workdir must be given with several processes: a folder that all of them see")
@@ -166,5 +167,5 @@ def _in_folder(
             if on_line:
                 kept.ends(on_line, state, progress)
     except DivergedError as error:
-        raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
+        raise type(error)(f"{error}; {kept.left_after(error)}") from None
     return Result(parts.held, state, progress.history)

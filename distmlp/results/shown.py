@@ -13,7 +13,8 @@ from distmlp.errors import InputError
 from distmlp.parallel.evaluate import Seen
 from distmlp.progress import best
 from distmlp.results import charts, checkpoints, run_data
-from distmlp.results.load import Model, load
+from distmlp.results.load import load
+from distmlp.results.models import Model
 from distmlp.results.pictures import PictureShape, picture_shape
 from distmlp.run import goodput
 from distmlp.run.log import read_lines, read_sessions

@@ -8,14 +8,13 @@ import statistics
 import sys
 import tracemalloc
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_arrays, small_config, write_lines
+from conftest import Page, make_arrays, small_config, write_lines
 
 from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
@@ -24,38 +23,6 @@ from distmlp.plan.cards import CARDS
 from distmlp.results import run_data, shown
 from distmlp.results.report import report
 from launch.plan import main
-
-
-class Page(HTMLParser):
-    """The tags, addresses and text of a page; raises for elements that do not close as they were opened."""
-
-    VOID = ("meta", "link", "img", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_a_run_on_pictures(digits_run: Path) -> None:
