@@ -166,7 +166,7 @@ def test_what_the_text_names_is_there(page: Path) -> None:
     known = {f"--{field.name}" for field in dataclasses.fields(Config)}
     known |= {"--help", "--helpfull", "--target", "--figure", "--json", "--checkpoint", "--split", "--format",
               "--output", "--dataset", "--columns", "--probabilities", "--partitions", "--max-restarts", "--minutes",
-              "--vary", "--folds", "--sample", "--halving", "--keep", "--members",
+              "--vary", "--folds", "--sample", "--halving", "--keep", "--members", "--ensemble",
               "--signal"}  # of other verbs, and of launchers  # fmt: skip
     folders = [REPOSITORY, *(REPOSITORY / name for name in ("distmlp", "docs", "benchmarks", "configs"))]
     for span in SPANS.findall(prose(page)):
