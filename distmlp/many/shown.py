@@ -89,8 +89,9 @@ def ending(final: dict[str, Any], refit: dict[str, Any] | None, folder: Path, ch
         lines.append(f"test set     {refit['test_accuracy']:.2%} ({refit['test_correct']} of {refit['test_count']})"
                      f"{more}, trained again on all training data")
     lines.append(f"members      the best {kept} in {folder / 'members'}" if kept else "members      none kept")
-    run = folder / "members" / "refit" if refit is not None else folder / "members"
+    given = shlex.quote(str(folder))
     if refit is not None:
-        lines.append(f"next         python -m launch.evaluate {shlex.quote(str(run))}")
+        lines.append(f"next         python -m launch.evaluate {given}")
+    lines.append(f"{'' if refit is not None else 'next':<13}python -m launch.report {given}")
     lines.append(f"workdir      {folder}")
     return "\n".join(lines)

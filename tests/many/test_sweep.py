@@ -20,14 +20,13 @@ from launch import flags
 
 VARIED = {  # one of each kind of setting that enters a program as numbers, and one that needs a program of its own
     "sgd": (
-        {"momentum": 0.9, "weight_decay": 1e-3, "class_weight": "balanced"},
-        {"learning_rate": [0.003, 0.01], "momentum": [0.5, 0.9], "shuffle": [True, False]},
+        {"weight_decay": 1e-3, "class_weight": "balanced", "patience": 1, "num_epochs": 6},
+        {"learning_rate": [0.003, 0.03], "momentum": [0.5, 0.9], "shuffle": [True, False]},
     ),
     "adam": (
         {"optimizer": "adam", "schedule": "warmup_cosine", "warmup_steps": 3, "clip_norm": 0.05, "num_epochs": 3},
         {"learning_rate": [0.003, 0.01], "seed": [0, 3], "hidden_sizes": [(8,), (5, 6)]},
     ),
-    "adamw": ({"optimizer": "adamw", "patience": 1, "num_epochs": 6}, {"weight_decay": [0.1, 1.0], "seed": [1, 2]}),
 }
 
 
@@ -51,19 +50,22 @@ def told(folder: Path | str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", VARIED)
-def test_a_member_has_the_bits_of_the_run_alone_under_invariant(npz: str, kind: str) -> None:
+def test_a_member_has_the_bits_of_the_run_alone_under_invariant(npz: str, kind: str, compilations: list[str]) -> None:
     changes, varied = VARIED[kind]
     config = given(npz, **changes)
-    found = sweep(config, varied, folds=3, keep=0, refit=False)  # on 8 devices
-    assert len(found.members) == 3 * np.prod([len(values) for values in varied.values()])
-    assert len({line["params_sha256"] for line in found.members}) == len(found.members)
-    for line in found.members[1::5]:  # of each fold, seed and setting some
-        history = alone(config, line, 3).history
+    found = sweep(config, varied, folds=2, keep=0, refit=False)  # on 8 devices
+    assert len([name for name in compilations if "advance" in name]) == len(varied.get("hidden_sizes", [()]))
+    assert len(found.members) == 16
+    assert len({line["params_sha256"] for line in found.members}) == 16
+    config = dataclasses.replace(config, num_devices=1, workdir="one")
+    for line in found.members[1::6]:  # of each fold, seed and setting some
+        history = alone(config, line, 2).history
         assert line["params_sha256"] == history[-1]["params_sha256"]
         assert line["steps"] == history[-1]["step"]
         assert [point[2] for point in line["curve"]] == [each["validation_accuracy"] for each in history[:-1]]
-    again = sweep(dataclasses.replace(config, num_devices=1, workdir="one"), varied, folds=3, keep=0, refit=False)
-    assert [a["params_sha256"] for a in found.members] == [b["params_sha256"] for b in again.members]
+    if kind == "sgd":
+        again = sweep(config, varied, folds=2, keep=0, refit=False)
+        assert [a["params_sha256"] for a in found.members] == [b["params_sha256"] for b in again.members]
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -143,7 +145,7 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pyt
     key = lambda line: line.get("member", 1000 + bool(line.get("final")))  # noqa: E731
     assert sorted(ours, key=key) == sorted(theirs, key=key)
     trained.clear()
-    assert sweep(config, varied, folds=2, keep=3).table == whole.table
+    assert sweep(config, varied, folds=2, keep=3).table == whole.table  # there is nothing to do
     more = sweep(config, varied, folds=2, keep=5)  # --keep may change; these two are trained again
     assert trained == []
     assert len(list((more.folder / "members").iterdir())) == 6
@@ -207,7 +209,7 @@ def test_data_that_training_learns_from_or_that_are_not_in_memory(tmp_path: Path
 
 
 def test_a_member_that_diverges_is_the_worst_and_no_harm(npz: str) -> None:
-    found = sweep(given(npz, num_devices=1), {"learning_rate": [1e30, 0.01]}, folds=2)
+    found = sweep(given(npz, num_devices=1), {"learning_rate": [1e30, 0.01]}, folds=2, keep=1, refit=False)
     assert [(line["score"], line["params_sha256"]) for line in found.members[:2]] == [(None, None)] * 2
     assert found.best == {"learning_rate": 0.01}
     assert found.table[1] == {"settings": {"learning_rate": 1e30}, "score": None, "error": None}
