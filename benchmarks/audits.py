@@ -11,8 +11,8 @@ def main() -> None:
     args = harness.arguments(__doc__, repetitions=7, batch_size=1024, devices=2, every="100,10,1")
     steps = 40 if args.quick else 200
     env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={args.devices}"}
-    flags = ["--dataset=synthetic", f"--synthetic_examples={steps * args.batch_size}", f"--batch_size={args.batch_size}",
-             "--reduction=invariant", "--check_replicas_every=0"]  # fmt: skip
+    flags = [f"--synthetic_examples={steps * args.batch_size}", f"--batch_size={args.batch_size}",
+             "--dataset=synthetic", "--reduction=invariant", "--check_replicas_every=0"]  # fmt: skip
     names = {0: "none", **{every: f"of every {every} steps" for every in map(int, args.every.split(","))}}
     workers = [Worker(name, "ours:epochs", {"flags": [*flags, f"--audit_every={every}"], "epochs": 1}, env)
                for every, name in names.items()]  # fmt: skip
