@@ -57,7 +57,7 @@ def gradients(
 
     shards, shared = batch._replace(weight_sum=None), (params, state.scaling, batch.weight_sum)
     def checked(sums: Any) -> Any:  # here still whole
-        return (_or_nan(*sums), sums[1]) if layout.sharded else sums
+        return (_or_nan(sums[0], _biases(sums[1])), sums[1]) if layout.sharded else sums
 
     if layout.invariant:
         return reduce.invariant(shard_gradient, shards, shared, layout, specs, checked)
@@ -79,7 +79,7 @@ def _gradients_by_layer(
         return jax.value_and_grad(loss)(state.params)
 
     loss, grads = reduce.over_shards(shard_gradient, batch._replace(weight_sum=None))
-    return jax.lax.psum(_or_nan(loss, grads), layout.axis), grads
+    return jax.lax.psum(_or_nan(loss, _biases(grads)), layout.axis), grads
 
 
 def _in_rows(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
@@ -107,9 +107,14 @@ def _in_rows(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any,
     return in_rows
 
 
-def _or_nan(loss: jax.Array, grads: model.Params) -> jax.Array:
-    """The loss; NaN where the gradient of a bias is not finite."""
-    return loss + sum(jnp.sum(bias * 0) for _, bias in grads)
+def _biases(grads: model.Params) -> jax.Array:
+    """In one vector."""
+    return jnp.concatenate([bias for _, bias in grads])
+
+
+def _or_nan(loss: jax.Array, *biases: jax.Array) -> jax.Array:
+    """The loss; NaN where the gradient of a bias is not finite. A GPU has a kernel for each sum."""
+    return loss + sum(jnp.sum(bias * 0) for bias in biases)
 
 
 def make_train_step(
@@ -155,7 +160,7 @@ def _train_step(
         if weightless:
             params, opt_state = jax.tree.map(lambda new, old: jnp.where(some, new, old), (params, opt_state),
                                              (state.params, state.opt_state))  # fmt: skip
-        loss = loss if layout.sharded else _or_nan(loss, grads)
+        loss = loss if layout.sharded else _or_nan(loss, *(bias for _, bias in grads))
         return State(params, opt_state, state.step + 1, state.scaling), loss
 
     return train_step
