@@ -1,10 +1,12 @@
 """Images per second of the loaders alone, batches of 128 of MNIST; how long an epoch of many examples takes to begin;
-and rows per second of a shuffled epoch of a packed table, beside its .npy file by torch and its Parquet parts.
+rows per second of a shuffled epoch of a packed table, beside what others read from its .npy file and from its Parquet
+parts; and of packing itself, beside pyarrow and NumPy.
 
     python benchmarks/loader.py
 """
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable
@@ -111,6 +113,89 @@ def parquet_in_order(work: Work) -> Contestant:
                                for batch in batches)  # fmt: skip
 
 
+def grain_parquet(work: Work) -> Contestant:
+    """Contestant: grain over the Parquet parts, interleaved, shuffled within a window of 10,000 rows."""
+    import grain
+
+    parts = [grain.experimental.ParquetIterDataset(str(path)) for path in sorted((_table(work) / "parts").iterdir())]
+    rows = grain.experimental.InterleaveIterDataset(parts, cycle_length=4)
+    batches = grain.experimental.WindowShuffleIterDataset(rows, window_size=10_000, seed=0).batch(work["batch_size"])
+    yield {}
+    while True:
+        yield _rows_per_second(len(np.stack([batch[f"x{place}"] for place in range(50)], axis=1)) for batch in batches)
+
+
+def hugging_face(work: Work) -> Contestant:
+    """Contestant: Hugging Face datasets. With `streaming` over the Parquet parts, shuffled within a buffer of 10,000
+    rows; else over its own copy of them, memory-mapped, shuffled exactly."""
+    import datasets
+
+    folder = _table(work)
+    rows = datasets.load_dataset("parquet", data_files=str(folder / "parts" / "*.parquet"), split="train",
+                                 streaming=work["streaming"], cache_dir=str(folder / "hugging"))  # fmt: skip
+    yield {}
+    while True:
+        shuffled = rows.shuffle(seed=0, buffer_size=10_000) if work["streaming"] else rows.shuffle(seed=0)
+        batches = shuffled.with_format("numpy").iter(work["batch_size"])
+        yield _rows_per_second(len(np.stack([batch[f"x{place}"] for place in range(50)], axis=1)) for batch in batches)
+
+
+def mosaic(work: Work) -> Contestant:
+    """Contestant: MosaicML streaming over shards of its own, shuffled as it does by itself, by torch's DataLoader."""
+    import streaming
+    from torch.utils.data import DataLoader
+
+    folder = _table(work)
+    shards = folder / "mosaic"
+    if not shards.exists():
+        x = np.load(folder / "made" / "x_train.npy", mmap_mode="r")
+        y = np.load(folder / "made" / "y_train.npy", mmap_mode="r")[:, 0]
+        with streaming.MDSWriter(out=str(shards), columns={"x": "ndarray:float32:50", "y": "int"}) as writer:
+            for row, label in zip(x, y, strict=True):
+                writer.write({"x": np.asarray(row), "y": int(label)})
+    rows = streaming.StreamingDataset(local=str(shards), shuffle=True, batch_size=work["batch_size"])
+    loader = DataLoader(rows, work["batch_size"])
+    yield {}
+    while True:
+        yield _rows_per_second(len(batch["y"]) for batch in loader)
+
+
+def packing(work: Work) -> Contestant:
+    """Contestant: pack of the Parquet parts."""
+    from distmlp import Config
+    from distmlp.data.packing import pack_sources
+
+    folder = _table(work)
+    yield {}
+    while True:
+        start = time.perf_counter()
+        pack_sources([folder / "parts"], folder / "packed", Config())
+        seconds = time.perf_counter() - start
+        shutil.rmtree(folder / "packed")
+        yield {"rows_per_second": work["rows"] / seconds}
+
+
+def parquet_to_npy(work: Work) -> Contestant:
+    """Contestant: pyarrow.dataset reads the same files to NumPy, which writes features and labels, and syncs them."""
+    from pyarrow import dataset
+
+    folder = _table(work)
+    yield {}
+    while True:
+        start = time.perf_counter()
+        rows = 0
+        with (folder / "x.bin").open("wb") as x, (folder / "y.bin").open("wb") as y:
+            for batch in dataset.dataset(folder / "parts").to_batches():
+                *columns, labels = (column.to_numpy() for column in batch.columns)
+                x.write(np.stack(columns, axis=1).data)
+                y.write(labels.astype(np.int32).data)
+                rows += len(labels)
+            for file in (x, y):
+                file.flush()
+                os.fsync(file.fileno())
+        yield {"rows_per_second": rows / (time.perf_counter() - start)}
+
+
 def main() -> None:
     args = harness.arguments(__doc__, repetitions=5)
     repetitions = 1 if args.quick else args.repetitions
@@ -139,14 +224,27 @@ def main() -> None:
             Worker("packed, from the disk", "loader:packed", table | {"verify": True, "cold": True}),
             Worker(".npy, torch DataLoader", "loader:torch_npy", table),
             Worker("Parquet, in order", "loader:parquet_in_order", table),
+            Worker("Parquet, grain", "loader:grain_parquet", table),
+            Worker("Arrow, Hugging Face datasets", "loader:hugging_face", table | {"streaming": False}),
+            Worker("Parquet, Hugging Face datasets", "loader:hugging_face", table | {"streaming": True}),
+            Worker("MosaicML streaming", "loader:mosaic", table),
+        ], repetitions, args.patience)  # fmt: skip
+        made = harness.compare([
+            Worker("pack", "loader:packing", table),
+            Worker("pyarrow.dataset to NumPy to the disk", "loader:parquet_to_npy", table),
         ], repetitions, args.patience)  # fmt: skip
     read_rows = [[name, harness.spread([row["rows_per_second"] for row in measured]),
                   harness.spread(harness.ratios(read, name, "packed", "rows_per_second"))]
                  for name, measured in read.items()]
+    made_rows = [[name, harness.spread([row["rows_per_second"] for row in measured]),
+                  harness.spread(harness.ratios(made, name, "pack", "rows_per_second"))]
+                 for name, measured in made.items()]
     tables = [harness.table(["a shuffled epoch of 50 columns", "rows/s", "times the pack's"], read_rows),
+              harness.table(["Parquet of 50 columns to rows of one width", "rows/s", "times pack's"], made_rows),
               harness.table(["loader", "images/s", "times the tutorial's"], rows),
               harness.table(["examples", "seconds until a shuffled epoch's first batch"], start_rows)]
-    harness.report(args, "Loaders", tables, {"loaders": results, "epoch_start": starts, "packed": read})
+    everything = {"loaders": results, "epoch_start": starts, "packed": read, "packing": made}
+    harness.report(args, "Loaders", tables, everything)
 
 
 if __name__ == "__main__":

@@ -9,31 +9,42 @@ import numpy as np
 
 _MOST_CLASSES, _MOST_SCORES = 100, 10**7  # for which metrics over all probabilities are computed
 _RANGES = 10  # of probabilities, for the calibration error
+_UNIT = 1 << 40  # by which probabilities become whole numbers
 
 NEEDS = {  # by --choose_by, what an Evaluator is to be asked for
     "accuracy": "", "loss": "", "balanced_accuracy": "labels", "macro_f1": "labels", "roc_auc": "log_probs",
 }  # fmt: skip
 
 
-def score(name: str, labels: np.ndarray, predicted: np.ndarray, log_probs: np.ndarray | None) -> float | None:
-    """One of --choose_by's scores, of class numbers int32 [N] and log-probabilities [N, classes]; higher is better. It
-    is None where it is not defined."""
+def score(
+    name: str, pairs: np.ndarray, labels: np.ndarray | None, log_probs: np.ndarray | None
+) -> float | None:
+    """One of --choose_by's scores; higher is better. It is None where it is not defined.
+
+    Args:
+      pairs: int64 [pairs that occur, 3]: true class, predicted class, and how often.
+      labels, log_probs: the classes' numbers, int32 [N], and log-probabilities [N, classes], for roc_auc.
+    """
     if name == "balanced_accuracy":
-        return balanced_accuracy(labels, predicted)
+        return balanced_accuracy(pairs)
     if name == "macro_f1":
         from sklearn import metrics
 
-        return float(metrics.f1_score(labels, predicted, average="macro", zero_division=0))
+        true, predicted, counts = pairs.T
+        return float(metrics.f1_score(true, predicted, average="macro", sample_weight=counts, zero_division=0))
+    assert labels is not None
     assert log_probs is not None
     return roc_auc(labels, log_probs)
 
 
-def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """The mean recall of the classes that occur."""
+def balanced_accuracy(pairs: np.ndarray) -> float:
+    """The mean recall of the classes that occur; see `score` for the pairs."""
     from sklearn import metrics
 
     # balanced_accuracy_score has the same number, but makes a matrix of all classes, and warns of some of them.
-    return float(metrics.recall_score(labels, predicted, labels=np.unique(labels), average="macro", zero_division=0))
+    true, predicted, counts = pairs.T
+    return float(metrics.recall_score(true, predicted, labels=np.unique(true), average="macro", sample_weight=counts,
+                                      zero_division=0))  # fmt: skip
 
 
 def too_many(examples: int, classes: int) -> str:
@@ -44,16 +55,16 @@ def too_many(examples: int, classes: int) -> str:
     return f"there are more than {_MOST_SCORES:,} probabilities" if probabilities > _MOST_SCORES else ""
 
 
-def undefined(labels: np.ndarray, classes: Sequence[Any]) -> str:
-    """Why the ranking metrics of these labels, int32 [N], of so-called classes are not computed; "" if they are."""
-    absent = np.flatnonzero(np.bincount(labels, minlength=len(classes)) == 0)
+def undefined(counts: np.ndarray, classes: Sequence[Any]) -> str:
+    """Why the ranking metrics of so many examples of each of the so-called classes are not computed; "" if they are."""
+    absent = np.flatnonzero(counts == 0)
     lacking = f"no example is of class {classes[absent[0]]}" if len(absent) else ""
-    return too_many(len(labels), len(classes)) or lacking
+    return too_many(int(counts.sum()), len(classes)) or lacking
 
 
 def roc_auc(labels: np.ndarray, log_probs: np.ndarray) -> float | None:
     """The area under the ROC curve of two classes, or the mean of each class's against the rest."""
-    if undefined(labels, range(log_probs.shape[1])):
+    if _undefined(labels, log_probs):
         return None
     from sklearn import metrics
 
@@ -62,11 +73,16 @@ def roc_auc(labels: np.ndarray, log_probs: np.ndarray) -> float | None:
 
 def average_precision(labels: np.ndarray, log_probs: np.ndarray) -> float | None:
     """The area under the curve of precision over recall, likewise."""
-    if undefined(labels, range(log_probs.shape[1])):
+    if _undefined(labels, log_probs):
         return None
     from sklearn import metrics
 
     return float(metrics.average_precision_score(labels, _scores(log_probs)))
+
+
+def _undefined(labels: np.ndarray, log_probs: np.ndarray) -> str:
+    classes = log_probs.shape[1]
+    return undefined(np.bincount(labels, minlength=classes), range(classes))
 
 
 def _scores(log_probs: np.ndarray) -> np.ndarray:
@@ -75,16 +91,36 @@ def _scores(log_probs: np.ndarray) -> np.ndarray:
     return probabilities[:, 1] if log_probs.shape[1] == 2 else probabilities
 
 
-def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[float], list[float], float]:
-    """How sure N predictions are, and how often they are right, in each of ten equal ranges of probability that occurs;
-    and the expected calibration error, the mean difference of the two over all predictions.
-    """
-    ranges = np.minimum((confidence * _RANGES).astype(int), _RANGES - 1)
-    used = [n for n in range(_RANGES) if (ranges == n).any()]
-    sure = [float(confidence[ranges == n].mean()) for n in used]
-    right = [float(correct[ranges == n].mean()) for n in used]
-    error = sum(abs(s - r) * (ranges == n).mean() for n, s, r in zip(used, sure, right, strict=True))
-    return sure, right, float(error)
+class Calibration:
+    """How sure predictions are, and how often they are right, in each of ten equal ranges of probability. All of it is
+    counted in whole numbers, so that in which pieces the predictions come makes no difference."""
+
+    def __init__(self) -> None:
+        self._count, self._right = np.zeros((2, _RANGES), np.int64)
+        self._sure = [0] * _RANGES  # the sums of the probabilities, in units of 1 / _UNIT
+
+    def add(self, confidence: np.ndarray, correct: np.ndarray) -> None:
+        """Probabilities, float32 [rows], and whether the predictions are right."""
+        ranges = np.minimum((confidence * _RANGES).astype(int), _RANGES - 1)
+        units = np.rint(confidence.astype(np.float64) * _UNIT).astype(np.int64)
+        for n in np.unique(ranges):
+            here = ranges == n
+            self._count[n] += here.sum()
+            self._right[n] += correct[here].sum()
+            self._sure[n] += int(units[here].sum())
+
+    @property
+    def ranges(self) -> tuple[list[float], list[float]]:
+        """How sure, and how often right, in each range that occurs."""
+        used = np.flatnonzero(self._count)
+        sure = [self._sure[n] / _UNIT / int(self._count[n]) for n in used]
+        return sure, (self._right[used] / self._count[used]).tolist()
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean difference of the two over all predictions."""
+        differences = (abs(sure / _UNIT - int(right)) for sure, right in zip(self._sure, self._right, strict=True))
+        return sum(differences) / int(self._count.sum())
 
 
 def wilson(correct: int, count: int) -> tuple[float, float]:

@@ -3,10 +3,15 @@
     python -m launch.evaluate RUN
 
 The numbers are those that training logged at the checkpoint's step, to the last digit (on the same kind of processor),
-on any number of devices. --output also writes a file with a row for each example, in the order of the set: its label,
-the class that was predicted, and its probability.
+on any number of devices and processes, as under torchrun or Slurm. Of a sweep's folder, the refitted model is
+evaluated; with --ensemble, it is the mean of the members that were kept, and how far these disagree.
+
+--output also writes a file with a row for each
+example, in the order of the set: its label, the class that was predicted, and its probability. Memory does not grow
+with the examples.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -19,6 +24,7 @@ def main(argv: list[str]) -> int:
     arguments = verb.parser("evaluate", __doc__)
     arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
     verb.add_checkpoint(arguments)
+    verb.add_ensemble(arguments)
     arguments.add_argument("--dataset", default="", help="other data than the run's, named as for training")
     arguments.add_argument("--split", default="test", help="train, test (the default) or validation")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
@@ -29,18 +35,22 @@ def main(argv: list[str]) -> int:
     if given.probabilities and not given.output:
         raise InputError("--probabilities goes with --output=FILE")
 
-    from distmlp.results import load, run_data
+    from distmlp.cluster.group import Group
+    from distmlp.config import Config
+    from distmlp.results import bulk, load, run_data
 
-    model = load.load(Path(given.run), given.checkpoint)
-    examples = run_data.split(model, given.split, given.dataset)
-    if given.output:
-        from distmlp.results import bulk
-
-        with bulk.of_examples(model, Path(given.output), given.probabilities) as watch:
-            result = model.evaluate_set(examples, watch)
-    else:
-        result = model.evaluate_set(examples)
-    print(json.dumps(result.as_json()) if given.json else result)
+    group = Group.join(Config())
+    with group.together(), contextlib.ExitStack() as stack:
+        model = load.load(Path(given.run), given.checkpoint, given.ensemble)
+        sets = run_data.sets(model, given.split, given.dataset)
+        prints = [examples.fingerprint() for examples in sets if group.several]
+        group.agree({"the run": str(model.step), "the examples": " ".join(prints)})
+        watch = None
+        if given.output and group.first:
+            watch = stack.enter_context(bulk.of_examples(model, Path(given.output), given.probabilities))
+        result = run_data.evaluate_sets(model, sets, watch, together=group.several)
+    if group.first:
+        print(json.dumps(result.as_json()) if given.json else result)
     return 0
 
 

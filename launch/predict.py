@@ -10,6 +10,9 @@ if nothing could be predicted.
 
     python -m launch.predict RUN FILE... --output=FILE --columns=ID
 
+Of a sweep's folder, the refitted model predicts, with --ensemble the mean of the members that were kept; then
+disagreement is how often two of them, drawn at random, predict different classes.
+
 --output writes one file instead, of any number of rows in constant memory: with a row for each, in their order, the
 columns asked for, class and probability. It is written whole or not at all. An .npy file holds probabilities only. Of
 several processes, as under torchrun or Slurm, each predicts its part of the rows and writes FILE.i-of-n.
@@ -19,15 +22,20 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from distmlp import InputError
+from distmlp.errors import remark
 from launch import verb
 
 if TYPE_CHECKING:  # import jax: --help need not wait for it
-    from distmlp.results.load import Model
-    from distmlp.results.rows import Rows
+    from distmlp.data.asked import Rows
+    from distmlp.results.ensemble import Ensemble
+    from distmlp.results.models import Model
+
+T = TypeVar("T")
 
 
 def main(argv: list[str]) -> int:
@@ -36,6 +44,7 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
     arguments.add_argument("files", metavar="FILE", nargs="+", help="a picture, a table, an array, or a folder of them")
     verb.add_checkpoint(arguments)
+    verb.add_ensemble(arguments)
     verb.add_header(arguments)
     arguments.add_argument("--json", action="store_true", help="print one JSON object for each picture or row")
     arguments.add_argument("--output", default="", metavar="FILE", help="write a .parquet, .csv, .jsonl or .npy file")
@@ -48,21 +57,23 @@ def main(argv: list[str]) -> int:
     if given.columns or given.probabilities:
         raise InputError("--columns and --probabilities go with --output=FILE")
 
-    from distmlp.results import load, rows
+    from distmlp.results import bulk, load
 
-    model, failed, predicted = load.load(Path(given.run), given.checkpoint), 0, 0
-    for file in given.files:
+    model, failed, predicted = load.load(Path(given.run), given.checkpoint, given.ensemble), 0, 0
+    sources = bulk.sources(model, given.header)
+
+    def attempt(function: Callable[..., T], *arguments: Any) -> T | None:
+        nonlocal failed
         try:
-            for found in rows.read(Path(file), model, given.header):
-                if isinstance(found, InputError):
-                    print(f"distmlp: error: {found}", file=sys.stderr)
-                    failed += 1
-                    continue
-                _show(found, model, given.json)
-                predicted += 1
+            return function(*arguments)
         except InputError as error:
             print(f"distmlp: error: {error}", file=sys.stderr)
             failed += 1
+            return None
+
+    for file in given.files:
+        for opened in attempt(sources.at, Path(file), (), True) or ():
+            predicted += bool(attempt(_show, opened, model, given.json))
     return 0 if not failed else 1 if predicted else 2
 
 
@@ -74,7 +85,7 @@ def _write(given: argparse.Namespace) -> int:
     from distmlp.config import Config
     from distmlp.results import bulk, files, load
 
-    model, output = load.load(Path(given.run), given.checkpoint), Path(given.output)
+    model, output = load.load(Path(given.run), given.checkpoint, given.ensemble), Path(given.output)
     columns = [name.strip() for name in next(csv.reader([given.columns]), []) if name.strip()]
     place = find_place(Config())
     which = (place.process, place.processes) if place else (0, 1)
@@ -84,14 +95,28 @@ def _write(given: argparse.Namespace) -> int:
     return 0
 
 
-def _show(found: "Rows", model: "Model", as_json: bool) -> None:
-    for row, (name, probabilities) in enumerate(zip(*model.predict(found.features), strict=True)):
-        where = {"file": str(found.file)} if found.picture else {"file": str(found.file), "row": row}
-        if as_json:
-            print(json.dumps(where | {"class": name.item(), "probability": float(probabilities.max()),
-                                      "probabilities": probabilities.tolist()}))
-        else:
-            print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * probabilities.max():.2f} %")
+def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool) -> int:
+    """Prints what is predicted of the rows that are opened; how many they are."""
+    from distmlp.results import bulk
+
+    rows, row = opened(), 0
+    for found, disagreement, _ in bulk.answers(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize))):
+        for at, probabilities in enumerate(found):
+            where: dict[str, Any] = {"file": rows.name} if rows.picture else {"file": rows.name, "row": row}
+            name, most = model.classes[probabilities.argmax()], float(probabilities.max())
+            apart = {} if disagreement is None else {"disagreement": float(disagreement[at])}
+            if as_json:
+                print(json.dumps(where | {"class": name, "probability": most, "probabilities": probabilities.tolist()}
+                                 | apart))  # fmt: skip
+            else:
+                more = "".join(f"  {what} {100 * share:.0f} %" for what, share in apart.items())
+                print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * most:.2f} %{more}")
+            row += 1
+    if not row:
+        raise InputError(f"{rows.name} holds no rows")
+    for text in rows.remarks():
+        remark(text)
+    return row
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,21 @@ def wine_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "<i>wines"
 
 
+def asked_rows(path: Path, model: Any, header: str = "") -> list[tuple[str, np.ndarray]]:
+    """What predict reads at a path: the name of each file, and the features in it; `header` is --header."""
+    from distmlp.errors import remark
+    from distmlp.results import bulk
+
+    found = []
+    for opened in bulk.sources(model, header).at(path, apart=True):
+        rows = opened()
+        blocks = bulk.checked(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize)))
+        found.append((rows.name, np.concatenate([block.features for block in blocks])))
+        for text in rows.remarks():
+            remark(text)
+    return found
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     """Modification time and digest of everything in a folder."""
     return {
@@ -249,3 +265,35 @@ def compilations() -> Iterator[list[str]]:
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield names
     monitoring.unregister_event_duration_listener(listen)
+
+
+class Page(HTMLParser):
+    """The tags, addresses and text of a page; raises for elements that do not close as they were opened."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data

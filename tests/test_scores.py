@@ -99,13 +99,16 @@ def test_what_an_evaluation_is_asked_for_changes_none_of_its_numbers() -> None:
     evaluator = Evaluator(config, layout)
     plain, labels, log_probs = (evaluator(state, data.test, ask=ask) for ask in ("", "labels", "log_probs"))
     assert plain == labels == log_probs
-    assert plain.labels is plain.log_probs is labels.log_probs is None
-    np.testing.assert_array_equal(labels.labels, TEST[1])
+    assert plain.pairs is plain.labels is plain.log_probs is labels.log_probs is None
     np.testing.assert_array_equal(log_probs.labels, TEST[1])
     assert log_probs.log_probs is not None
     assert log_probs.log_probs.shape == (40, 4)
     np.testing.assert_allclose(np.exp(log_probs.log_probs).sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(log_probs.log_probs.argmax(axis=1), plain.predicted)
+    matrix = np.zeros((4, 4), int)
+    np.add.at(matrix, (TEST[1].astype(int), log_probs.log_probs.argmax(axis=1)), 1)
+    for found in (labels.pairs, log_probs.pairs):
+        assert found is not None
+        assert found.tolist() == [[*place, matrix[*place]] for place in np.argwhere(matrix).tolist()]
 
 
 def test_roc_auc_needs_examples_of_each_class() -> None:

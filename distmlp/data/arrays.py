@@ -1,13 +1,18 @@
-"""What every source of data gives, a Part for each part of the data set; and the arrays in .npz and .npy files."""
+"""What every source of data gives, a Part for each part of the data set; and arrays: in .npz and .npy files, read whole
+or as a stream, and in batches that are given from Python.
+"""
 
 import contextlib
+import os
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from distmlp.data import refused
+from distmlp.data import columnar, refused
+from distmlp.data.streams import Labels, Stream, finite
 from distmlp.errors import InputError, one_line
 
 if TYPE_CHECKING:
@@ -18,6 +23,8 @@ _PARTS = {"train": ("train", "training"), "test": ("test", "testing"), "validati
 _FEATURES = ("x", "data", "images", "features", "inputs")
 _LABELS = ("y", "target", "targets", "label", "labels")
 _WEIGHTS = ("w", "weights", "sample_weight")
+_ROWS = 8192  # of a stream, read at a time
+_BYTES = 4 << 20  # of a stream, read at a time, at most
 
 
 class Part(NamedTuple):
@@ -66,22 +73,20 @@ def by_part(paths: Iterable[Path]) -> dict[str, Path]:
 
 def source(path: Path) -> Source:
     """The arrays in an .npz file, or in a folder of .npy files, which are memory-mapped."""
-    with _opened(path) as (names, get):
-        if names is None:
+    if path.is_dir():
+        files = {file.stem: file for file in sorted(path.glob("*.npy"))}
+        return _chosen(path, [*files], lambda name: _load(files[name], mmap_mode="r"))
+    refused.check_file(path)
+    with path.open("rb") as file:  # given a path, a damaged file would stay open
+        loaded = _load(path, file)
+        if not isinstance(loaded, Mapping):
             raise InputError(f"{path} holds a single array: give an .npz file of features and labels")
-        return _chosen(path, names, get)
-
-
-def features(path: Path) -> np.ndarray:
-    """Of the arrays in such a file or folder, or of the one in an .npy file, that of features: the only one there is,
-    one named x or the like, or else the test set's.
-    """
-    with _opened(path) as (names, get):
-        return get("" if names is None else features_name(path, names))
+        with loaded:  # type: ignore[attr-defined] # an NpzFile, which is a Mapping, too
+            return _chosen(path, [*loaded], lambda name: _load(path, loaded, name))
 
 
 def features_name(path: Path, names: Sequence[str]) -> str:
-    """Of named arrays, that of features; see `features`."""
+    """Of named arrays, that of features: the only one there is, one named x or the like, or else the test set's."""
     if len(names) == 1:
         return names[0]
     plain = [name for name in names if name.lower() in _FEATURES]
@@ -90,23 +95,6 @@ def features_name(path: Path, names: Sequence[str]) -> str:
     if not found:
         raise InputError(f"{path} holds {one_line(', '.join(names) or 'nothing')}: name the array of rows x or data")
     return found[0]
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str] | None, Callable[[str], np.ndarray]]]:
-    """The names of the arrays at a path, None for a single one without a name; and how to get one by its name."""
-    if path.is_dir():
-        files = {file.stem: file for file in sorted(path.glob("*.npy"))}
-        yield [*files], lambda name: _load(files[name], mmap_mode="r")
-        return
-    refused.check_file(path)
-    with path.open("rb") as file:  # given a path, a damaged file would stay open
-        loaded = _load(path, file)
-        if not isinstance(loaded, Mapping):
-            yield None, lambda name: loaded
-            return
-        with loaded:  # type: ignore[attr-defined] # an NpzFile, which is a Mapping, too
-            yield [*loaded], lambda name: _load(path, loaded, name)
 
 
 def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:
@@ -160,3 +148,191 @@ def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) 
                    weights=get(weights) if weights else None)
         for part, (features, labels, weights) in pairs(path, names).items()
     })
+
+
+class Stored:
+    """An array in an .npy file or in an .npz archive, which is read block by block."""
+
+    def __init__(self, path: Path, member: str = "") -> None:
+        self._path, self._member = path, member
+        self.name = f"{path}: {member.removesuffix('.npy')}" if member else str(path)
+        with self._opened() as (_, shape, fortran, dtype):
+            self.shape, self._fortran, self.dtype = shape, fortran, dtype
+        if not self.shape:
+            raise InputError(f"{self.name} is a single value, no array of rows")
+        if self.dtype.hasobject:
+            raise InputError(f"{self.name} holds Python objects, which are not safe to read: save text as text, as in "
+                             "y.astype(str), and all else as numbers")
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[Any, tuple[int, ...], bool, Any]]:
+        try:
+            with contextlib.ExitStack() as stack:
+                file: Any = stack.enter_context(self._path.open("rb"))
+                if self._member:
+                    archive = stack.enter_context(zipfile.ZipFile(file))
+                    file = stack.enter_context(archive.open(self._member))
+                version = np.lib.format.read_magic(file)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                yield file, *read[version](file)
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.name} cannot be read as NumPy arrays, it may be damaged or truncated ({error}): "
+                             "bring back an intact copy") from None
+
+    def blocks(self, start: int) -> Iterator[np.ndarray]:
+        """The rows from `start` on."""
+        row_bytes = int(self.dtype.itemsize * np.prod(self.shape[1:], dtype=np.int64))
+        size = max(1, min(_ROWS, _BYTES // max(1, row_bytes)))
+        if self._fortran and len(self.shape) > 1:
+            array = np.load(self._path, mmap_mode="r") if not self._member else np.load(self._path)[self._member[:-4]]
+            for begin in range(start, len(self), size):
+                yield np.ascontiguousarray(array[begin : begin + size])
+            return
+        with self._opened() as (file, *_):
+            file.seek(start * row_bytes, os.SEEK_CUR)
+            for begin in range(start, len(self), size):
+                rows = min(size, len(self) - begin)
+                content = file.read(rows * row_bytes)
+                if len(content) < rows * row_bytes:
+                    raise ValueError(f"it ends in row {begin + len(content) // max(1, row_bytes)}")
+                yield np.frombuffer(content, self.dtype).reshape(rows, *self.shape[1:])
+
+
+Trio = tuple[Stored, Stored, Stored | None]  # features, labels and weights, if there are any
+
+
+def stored(path: Path) -> dict[str, Stored]:
+    """The arrays in an .npz file, or in a folder of .npy files, by name."""
+    if path.is_dir():
+        return {file.stem: Stored(file) for file in sorted(path.glob("*.npy"))}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [name for name in archive.namelist() if name.endswith(".npy")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated ({error}): bring back "
+                         "an intact copy") from None
+    return {name.removesuffix(".npy"): Stored(path, name) for name in members}
+
+
+def streams(named: Sequence[dict[str, Stored]], paths: Sequence[Path], files: Sequence[Path]) -> dict[str, Stream]:
+    """By part, the rows of the arrays of one or several places, which lie at these paths and in these files."""
+    sets: dict[str, list[Trio]] = {}
+    for arrays, path in zip(named, paths, strict=True):
+        for part, (x, y, weights) in pairs(path, [*arrays]).items():
+            sets.setdefault(part, []).append((arrays[x], arrays[y], arrays[weights] if weights else None))
+    return {part: Arrays(sets[part], files) for part in _PARTS if part in sets}
+
+
+class Arrays:
+    """The rows of arrays, one after the other."""
+
+    pictures = False
+
+    def __init__(self, sets: "Sequence[Trio]", files: Sequence[Path],
+                 classes: Sequence[str] | None = None) -> None:  # fmt: skip
+        """`sets`: features, labels and weights, if there are any."""
+        self._sets, self.files, self.classes = sets, files, classes
+        self.name = sets[0][0].name if len(sets) == 1 else f"{sets[0][0].name} and {len(sets) - 1:,} more"
+        self.remarks: list[str] = []
+        for x, y, weights in sets:
+            _check_kind(x.dtype, x.shape[1:], sets[0][0].shape[1:], x.name)
+            if len(x) != len(y):
+                raise InputError(f"{x.name} has {len(x)} examples but {len(y)} labels: give as many of both")
+            if weights is not None and len(x) != len(weights):
+                raise InputError(f"{x.name} has {len(x)} examples but {len(weights)} weights: give as many of both")
+        if len({weights is None for _, _, weights in sets}) > 1:
+            raise InputError(f"{self.name}: some of them have weights, others have none: give all alike")
+        self._bytes = all(x.dtype == np.uint8 for x, _, _ in sets)
+
+    def labels(self) -> Iterator[Labels]:
+        for _, y, weights in self._sets:
+            if weights is None:
+                yield from map(Labels, y.blocks(0))
+                continue
+            parts, rest = weights.blocks(0), np.zeros(0)
+            for labels in y.blocks(0):  # whose blocks may have other numbers of rows
+                while len(rest) < len(labels):
+                    rest = np.concatenate([rest, next(parts).reshape(-1)])
+                yield Labels(labels, rest[: len(labels)])
+                rest = rest[len(labels) :]
+
+    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+        row = start
+        for x, _, _ in self._sets:
+            if start < len(x):
+                for block in x.blocks(start):
+                    yield finite(block if self._bytes else _float32(block), self.name, row)
+                    row += len(block)
+            start = max(0, start - len(x))
+
+
+class Batches:
+    """Batches that are given from Python: tuples (x, y) or (x, y, weights) of arrays, gone through anew by
+    `batches()`."""
+
+    pictures, classes, files = False, None, ()
+
+    def __init__(self, batches: Callable[[], Iterable[Any]], name: str = "batches") -> None:
+        self._batches, self.name, self.remarks = batches, name, list[str]()
+        first = next(iter(self._pairs()), None)
+        if first is None:
+            raise InputError(f"{name} is empty: give at least one batch")
+        self._shape, self._bytes = first[0].shape[1:], first[0].dtype == np.uint8
+
+    def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+        weighed = False
+        for number, batch in enumerate(self._batches()):
+            name = f"batch {number} of {self.name}"
+            if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+                raise InputError(f"{name} is a {type(batch).__name__}: give tuples (x, y) or (x, y, weights) of "
+                                 "arrays, or frames")
+            x, y, *more = map(as_array, batch)
+            if x.ndim < 2 or any(len(x) != len(each) for each in (y, *more)):
+                shapes = " and ".join(str(list(each.shape)) for each in (x, y, *more))
+                raise InputError(f"{name} must be features of shape [N, ...] and N labels, and N weights if there are "
+                                 f"any, not {shapes}")
+            if number and bool(more) != weighed:
+                raise InputError(f"{name} {'has' if more else 'lacks'} weights, unlike those before: give all alike")
+            weighed = bool(more)
+            yield x, y, more[0].reshape(-1) if more else None
+
+    def labels(self) -> Iterator[Labels]:
+        for _, y, weights in self._pairs():
+            yield Labels(y, weights)
+
+    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+        row = 0
+        for x, _, _ in self._pairs():
+            _check_kind(x.dtype, x.shape[1:], self._shape, f"{self.name}, row {row}")
+            if self._bytes and x.dtype != np.uint8:
+                raise InputError(f"{self.name}, row {row}: values of type {x.dtype}, but the first are uint8: give all "
+                                 "alike")
+            if row + len(x) > start:
+                block = x[max(0, start - row) :]
+                yield finite(block if self._bytes else _float32(block), self.name, max(row, start))
+            row += len(x)
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An array, tensor of any kind, frame, picture or number as a NumPy array."""
+    if hasattr(value, "detach"):
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).detach().cpu()
+    columnar.refuse_sparse(value)
+    return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+
+
+def _float32(block: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is found
+        return block.astype(np.float32, copy=False)
+
+
+def _check_kind(dtype: Any, shape: Sequence[int], wanted: Sequence[int], name: str) -> None:
+    if np.dtype(dtype).kind not in "uifb" or 0 in shape:
+        raise InputError(f"{name}: features must be numbers of shape [examples, ...], not {dtype}")
+    if tuple(shape) != tuple(wanted):
+        raise InputError(f"{name} has rows of the shape {list(shape)}, but the first {list(wanted)}: they must agree")

@@ -1,5 +1,6 @@
 """Rows that a model is asked about, of sources of any size: read block by block, in the sources' order."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from distmlp import machine
-from distmlp.config import Config
-from distmlp.data import arrays, columnar, packed, pictures, sources, tables, typed
-from distmlp.data.arrays import part_of
-from distmlp.data.columns import Columns, Unseen, is_header, matched
-from distmlp.data.streams import Stored
+from distmlp.data import arrays, columnar, packed, pictures, refused, sources
+from distmlp.data.arrays import Stored, part_of
+from distmlp.data.columns import Columns, Unseen
+from distmlp.data.tables import Reader
 from distmlp.errors import InputError, listed
 
 _ROWS = 8192  # of a pack, read at a time
-_PICTURES = 256
 
 
 class Asked(NamedTuple):
@@ -31,6 +30,7 @@ class Rows(Protocol):
     """The rows at one file or folder."""
 
     name: str
+    picture: bool  # whether it is a single picture
 
     def count(self) -> int: ...
 
@@ -44,12 +44,12 @@ class Rows(Protocol):
 class TableRows:
     """The rows of a table, whose columns are those of the model's training set."""
 
-    def __init__(self, file: Path, config: Config, columns: Columns | None, width: int, carried: Sequence[str],
-                 sure: bool) -> None:  # fmt: skip
+    picture = False
+
+    def __init__(self, file: Path, reader: Reader, carried: Sequence[str], sure: bool) -> None:
         """`carried`: columns that come along; `sure`: --header is said of this very file."""
-        self.name, self._columns = str(file), columns
-        self._raw = columnar.file(file, lambda cells: is_header(cells, str(file), config, columns, sure))
-        self._choice = matched(self._raw, columns, config, labelled=False, width=width)
+        self.name, self._reader, self._raw = str(file), reader, reader.opened(file, sure)
+        self._choice = reader.choice(self._raw, labelled=False)
         by_name = {name.strip(): name for name in self._raw.names}
         missing = [name for name in carried if name.strip() not in by_name]
         if missing:
@@ -63,11 +63,9 @@ class TableRows:
         return sum(len(block[0]) for block in self._raw.read(self._raw.names[:1]))
 
     def blocks(self, start: int, stop: int) -> Iterator[Asked]:
-        row, choice, columns = start, self._choice, self._columns
-        for block in typed.stream(self._raw, choice.features, None, None, choice.empty,
-                                  tables.rules_of(columns, choice), carried=self._carried, start=start):  # fmt: skip
-            names = choice.features if columns is None else columns.names
-            table = tables.by_training(block.table, choice, names).part(0, stop - row)
+        row, columns = start, self._reader.columns
+        for block in self._reader.blocks(self._raw, self._choice, self._carried, start):
+            table = block.table.part(0, stop - row)
             if not len(table.numbers):
                 break
             features = table.numbers if columns is None else columns.encode(table, self._unseen)
@@ -80,11 +78,14 @@ class TableRows:
 
 
 class ArrayRows:
-    """The rows of an array."""
+    """The rows of an array: of several, those of features."""
 
-    def __init__(self, stored: Stored, width: int) -> None:
-        self.name, self._stored = stored.name, stored
-        self._single = stored.shape == (width,)  # one row, not as many of one value
+    picture = False
+
+    def __init__(self, path: Path, width: int) -> None:
+        self.name, named = str(path), {"": Stored(path)} if path.suffix.lower() == ".npy" else arrays.stored(path)
+        self._stored = named[arrays.features_name(path, [*named])]
+        self._single = self._stored.shape == (width,)  # one row, not as many of one value
 
     def count(self) -> int:
         return 1 if self._single else len(self._stored)
@@ -107,10 +108,12 @@ class ArrayRows:
 class PackRows:
     """The rows of a pack: its test part, or all if it has none."""
 
+    picture = False
+
     def __init__(self, pack: packed.Pack, columns: Columns | None) -> None:
         pack.check_columns(columns)
         self._examples = pack.examples("test" if "test" in pack.parts else "train", 0)
-        self.name = self._examples.name
+        self.name = str(pack.folder)
 
     def count(self) -> int:
         return len(self._examples)
@@ -129,6 +132,7 @@ class PictureRows:
 
     def __init__(self, files: Sequence[Path], picture: Callable[[Path], np.ndarray]) -> None:
         self.name, self._files, self._picture = str(files[0]), files, picture
+        self.picture = len(files) == 1
 
     def count(self) -> int:
         return len(self._files)
@@ -136,65 +140,57 @@ class PictureRows:
     def blocks(self, start: int, stop: int) -> Iterator[Asked]:
         files = self._files[start:stop]
         with ThreadPoolExecutor(machine.cores()) as pool:
-            for begin in range(0, len(files), _PICTURES):
-                yield Asked(np.stack([*pool.map(self._picture, files[begin : begin + _PICTURES])]), [])
+            for begin in range(0, len(files), pictures.AT_ONCE):
+                yield Asked(np.stack([*pool.map(self._picture, files[begin : begin + pictures.AT_ONCE])]), [])
 
     def remarks(self) -> list[str]:
         return []
 
 
-def found(
-    paths: Sequence[Path], config: Config, columns: Columns | None, width: int, carried: Sequence[str],
-    picture: Callable[[Path], np.ndarray], sure: bool,
-) -> list[Rows]:
-    """What is to be predicted at files and folders, in their order; of a data set in parts, its test set.
+class Sources:
+    """Finds what a model is to predict at files and folders."""
 
-    Args:
-      columns, width: of the model's training set.
-      carried: columns that come along; tables alone have any.
-      picture: a picture file as a row of the model's.
-      sure: --header is said of these very files.
+    def __init__(self, reader: Reader, picture: Callable[[Path], np.ndarray], sure: bool) -> None:
+        """`reader` reads tables as the model takes them, and `picture` makes a row of a picture file; `sure`: --header
+        is said of these very files."""
+        self._reader, self._picture, self._sure = reader, picture, sure
 
-    Raises:
-      InputError: there is nothing that could be predicted, or no such column.
-    """
-    rows = [each for path in paths for each in _at(path, config, columns, width, carried, picture, sure)]
-    if carried and (other := next((each for each in rows if not isinstance(each, TableRows)), None)):
-        raise InputError(f"--columns={','.join(carried)}: {other.name} is no table, and has no columns by name")
-    return rows
+    def rows(self, paths: Sequence[Path], carried: Sequence[str] = ()) -> list[Rows]:
+        """All that there is, in the order of the paths; `carried`: columns that come along, which tables alone have.
 
+        Raises:
+          InputError: there is nothing that could be predicted, or no such column.
+        """
+        rows = [opened() for path in paths for opened in self.at(path, carried)]
+        if carried and (other := next((each for each in rows if not isinstance(each, TableRows)), None)):
+            raise InputError(f"--columns={','.join(carried)}: {other.name} is no table, and has no columns by name")
+        return rows
 
-def _at(
-    path: Path, config: Config, columns: Columns | None, width: int, carried: Sequence[str],
-    picture: Callable[[Path], np.ndarray], sure: bool,
-) -> list[Rows]:
-    def table(file: Path) -> Rows:
-        return TableRows(file, config, columns, width, carried, sure)
+    def at(self, path: Path, carried: Sequence[str] = (), apart: bool = False) -> list[Callable[[], Rows]]:
+        """What opens the rows at a path: of a data set in parts those of its test set, of a folder of pictures all that
+        lie below it; with `apart`, each picture by itself."""
 
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    suffix = path.suffix.lower()
-    if path.is_file():
-        if columnar.is_table(path):
-            return [table(path)]
-        if suffix == ".npy":
-            return [ArrayRows(Stored(path), width)]
-        if suffix == ".npz":
-            stored = sources.archived(path)
-            return [ArrayRows(stored[arrays.features_name(path, [*stored])], width)]
-        return [PictureRows([path], picture)]
-    if packed.is_pack(path):
-        return [PackRows(packed.Pack(path), columns)]
-    if files := sorted(path.glob("*.npy")):
-        stored = {file.stem: Stored(file) for file in files}
-        return [ArrayRows(stored[arrays.features_name(path, [*stored])], width)]
-    below = sources.below(path)
-    if below:
-        parts = {part: [file for file in below if part_of(path / file.relative_to(path).parts[0]) == part]
-                 for part in ("test", "train")}  # fmt: skip
-        return [table(file) for file in parts["test"] or parts["train"] or below]
-    images = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures.SUFFIXES
-              and not any(part.startswith(".") for part in file.relative_to(path).parts)]
-    if not images:
-        raise InputError(f"{path} holds no tables, arrays or pictures")
-    return [PictureRows(images, picture)]
+        def each_table(files: Sequence[Path]) -> list[Callable[[], Rows]]:
+            return [functools.partial(TableRows, file, self._reader, carried, self._sure) for file in files]
+
+        if not path.exists():
+            raise InputError(f"{path} does not exist")
+        if packed.is_pack(path):
+            return [functools.partial(PackRows, packed.Pack(path), self._reader.columns)]
+        if path.suffix.lower() in (".npy", ".npz") or (path.is_dir() and any(path.glob("*.npy"))):
+            return [functools.partial(ArrayRows, path, self._reader.width)]
+        if path.is_file():
+            if columnar.is_table(path):
+                return each_table([path])
+            refused.check_file(path)
+            return [functools.partial(PictureRows, [path], self._picture)]
+        if files := sources.tables(path):
+            parts = {part: [file for file in files if part_of(path / file.relative_to(path).parts[0]) == part]
+                     for part in ("test", "train")}  # fmt: skip
+            return each_table(parts["test"] or parts["train"] or files)
+        images = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures.SUFFIXES
+                  and not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        if not images:
+            raise InputError(f"{path} holds no tables, arrays or pictures")
+        return [functools.partial(PictureRows, files, self._picture)
+                for files in ([[image] for image in images] if apart else [images])]

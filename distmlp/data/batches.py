@@ -5,7 +5,9 @@ import contextlib
 import ctypes
 import multiprocessing
 import pickle
+import resource
 import signal
+import time
 import traceback
 import warnings
 from collections import deque
@@ -17,12 +19,14 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from distmlp.data.examples import Examples
+from distmlp import machine
+from distmlp.data.examples import Examples, Readable
 from distmlp.data.order import Order
 from distmlp.errors import STOP_SIGNALS, InputError, one_line
 
 _CHUNK = 256  # steps whose indices are computed at once
 _TOLD = 16  # steps whose examples are on their way from the disk
+_LOOKED, _WAITED = 10.0, 0.25  # seconds over which Reading looks, and the share of waiting that it speaks of
 _AT_ONCE = 16  # examples that are read one by one between two signs of life
 Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
 
@@ -48,9 +52,10 @@ class _Rows(torch.utils.data.Dataset[Any]):
     `taken` counts the examples that were read one by one, in all processes; roughly, as nothing locks it.
     """
 
-    def __init__(self, dataset: Examples, shared: bool) -> None:
+    def __init__(self, dataset: Readable, shared: bool) -> None:
         self.dataset = dataset
         self.taken = multiprocessing.RawValue("Q") if shared else ctypes.c_uint64()
+        self.waited, self.bytes = 0.0, 0  # seconds for which other reading waited for the disk, and what it has read
 
     def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | InputError:
         indices, weights = step
@@ -70,7 +75,12 @@ class _Rows(torch.utils.data.Dataset[Any]):
 
     def _take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not self.dataset.one_by_one:
-            return self.dataset.take(indices)
+            begun, worked, waits = time.perf_counter(), time.thread_time(), _waits()
+            images, labels = self.dataset.take(indices)
+            if _waits() > waits:
+                self.waited += time.perf_counter() - begun - (time.thread_time() - worked)
+            self.bytes += images.nbytes
+            return images, labels
         taken = []
         for start in range(0, indices.size, _AT_ONCE):
             taken.append(self.dataset.take(indices.ravel()[start : start + _AT_ONCE]))
@@ -79,10 +89,15 @@ class _Rows(torch.utils.data.Dataset[Any]):
         return images.reshape(*indices.shape, -1), labels.reshape(indices.shape)
 
 
+def _waits() -> int:
+    """How often this thread has waited for something, and not only for its turn."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw if hasattr(resource, "RUSAGE_THREAD") else 0
+
+
 class _Announced(torch.utils.data.Sampler[Step]):
     """Steps whose examples the data set is told of some steps before."""
 
-    def __init__(self, steps: Iterable[Step], dataset: Examples) -> None:
+    def __init__(self, steps: Iterable[Step], dataset: Readable) -> None:
         self._steps, self._dataset = steps, dataset
 
     def __iter__(self) -> Iterator[Step]:
@@ -124,8 +139,8 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
     Where items are read one by one, `num_workers` spawned processes read ahead; `seed` is of their random numbers.
     """
 
-    def __init__(self, dataset: Examples, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
-        self.examples = dataset
+    def __init__(self, dataset: Readable, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
+        self._name = dataset.name
         num_workers = num_workers if dataset.one_by_one else 0
         self._rows = _Rows(dataset, shared=num_workers > 0)
         super().__init__(
@@ -141,7 +156,7 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
             try:
                 steps = super().__iter__()
             except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise InputError(f"{self.examples.name} cannot be sent to the processes of --num_workers="
+                raise InputError(f"{self._name} cannot be sent to the processes of --num_workers="
                                  f"{self.num_workers} ({one_line(error)}): give it functions that can be imported "
                                  "instead of lambdas and open files, or give --num_workers=0") from error
         for rows in steps:
@@ -153,6 +168,12 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
     def taken(self) -> int:
         """How many examples were read so far, where they are read one by one; it grows amid a batch."""
         return int(self._rows.taken.value)
+
+    @property
+    def waited(self) -> tuple[float, int]:
+        """For how many seconds reading has waited for the disk, and how many bytes of features it has read; where
+        examples are not read one by one."""
+        return self._rows.waited, self._rows.bytes
 
     def close(self) -> None:
         """Ends the workers. Left to the garbage collector, they do not end, and torch waits ten seconds for each."""
@@ -185,7 +206,7 @@ class NumpyLoader(ExampleLoader):
         self, dataset: Examples, batch_size: int, num_shards: int = 1, local_shards: Sequence[int] | None = None,
         shuffle: bool = False, seed: int = 0, num_workers: int = 0, weights: np.ndarray | None = None,
     ) -> None:
-        self.weights = weights
+        self.examples, self.weights = dataset, weights
         self.order = Order(len(dataset), batch_size, num_shards, shuffle, seed)
         self.local_shards = range(num_shards) if local_shards is None else local_shards
         self.position = (0, 0)  # epoch and step, both counted from 0
@@ -199,6 +220,15 @@ class NumpyLoader(ExampleLoader):
         """The weights of rows, float32, of which `real` is 0 where they are no examples, and else 1."""
         return real if self.weights is None else real * self.weights[indices]
 
+    def read(self, epoch: int, step: int, shards: Sequence[int]) -> Batch:
+        """A batch's rows in these shards, read in this process, here and now."""
+        [indices], [real] = self.order.indices(epoch, step, step + 1, shards)
+        found = self._rows[indices, real]
+        if isinstance(found, InputError):
+            raise found
+        [weight_sum] = self.order.weight_sums(self.weights, epoch, step, step + 1)
+        return Batch(*found[:2], self.weigh(indices, real), weight_sum, indices, real)
+
     def empty_batch(self) -> Batch:
         """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""
         rows = len(self.local_shards), self.order.rows
@@ -210,3 +240,29 @@ class NumpyLoader(ExampleLoader):
         for step, (images, labels, real, indices) in enumerate(super().__iter__(), first):
             [weight_sum] = self.order.weight_sums(self.weights, epoch, step, step + 1)
             yield Batch(images, labels, self.weigh(indices, real), weight_sum, indices, real)
+
+
+class Reading:
+    """Looks whether the disk gives the examples of a loader as fast as they are asked for, where these are more than
+    memory holds."""
+
+    def __init__(self, loader: NumpyLoader) -> None:
+        self._loader, examples = loader, loader.examples
+        size = len(examples) * examples.num_features * examples.dtype.itemsize
+        self._looks = examples.resident is None and size > machine.memory() // 2
+        self._since = (time.monotonic(), *loader.waited)
+
+    def remark(self) -> str:
+        """What to say, once, of the last seconds; "" if that is nothing. To be called amid training."""
+        now = (time.monotonic(), *self._loader.waited)
+        seconds, waited, size = (new - old for new, old in zip(now, self._since, strict=True))
+        if not self._looks or seconds < _LOOKED:
+            return ""
+        self._since = now
+        if waited < _WAITED * seconds:
+            return ""
+        self._looks = False
+        gives, could = size / seconds / 1e6, size / (seconds - waited) / 1e6
+        return (f"training waits for the disk, {waited / seconds:.0%} of the time: it gives {gives:,.1f} MB/s of "
+                f"examples, and the devices could take {could:,.1f}: put {self._loader.examples.name} on a faster "
+                "disk, or give more memory")

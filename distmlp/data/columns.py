@@ -5,27 +5,17 @@ import csv
 import dataclasses
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from distmlp.config import Config
 from distmlp.data.columnar import Raw, counts
-from distmlp.data.typed import MOST_WORDS, Table, looks_like_data
+from distmlp.data.typed import MOST_WORDS, Choice, Table, looks_like_data
 from distmlp.errors import InputError, listed
 
 _LABEL_NAMES = ("label", "target", "class", "y")
 _BLOCK = 8192  # rows that are filled in at a time
-
-
-class Choice(NamedTuple):
-    """Of a table's columns, those that are read."""
-
-    features: list[str]  # in the order of the training set
-    label: str | None
-    empty: list[str]  # columns without a name, which must hold nothing
-    remarks: list[str]  # what the user should know of the others
-    weight: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +199,7 @@ def chosen(raw: Raw, config: Config, labelled: bool = True) -> tuple[Choice, Col
     remarks = [f"{raw.name}: {_columns(index)} pandas' index, no feature, and left out"] if index else []
     left_out = tuple(sorted(name.strip() for name in ignored))
     columns = Columns(tuple(features), label or "", left_out, weight=weight or "")
-    return Choice(features, label, _empty(raw, columns.ignored), remarks, weight), columns
+    return Choice(features, label, weight, _empty(raw, columns.ignored), remarks), columns
 
 
 def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, width: int = 0) -> Choice:
@@ -232,7 +222,7 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
     others = [name for name in raw.names if name not in beside]
     empty, label = _empty(raw, known.ignored), label if labelled else None
     if columns is None:
-        return Choice(others, label, empty, [])
+        return Choice(others, label, None, empty)
     wanted = [by_name.get(name.strip() or "Unnamed: 0") for name in known.names]
     missing = [name for name, found in zip(known.names, wanted, strict=True) if found is None]
     counted = all(name.strip().isdecimal() for name in known.names)
@@ -242,7 +232,7 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
     else:
         by_place = bool(missing) and len(others) == len(wanted) and (counted or counts(others))
     if by_place and not (raw.header is False and label):
-        return Choice(others, label, empty, [])
+        return Choice(others, label, None, empty)
     if missing or not (raw.header or counted):
         several = "s" if len(missing) > 1 else ""
         raise InputError(f"{raw.name} lacks the column{several} {listed(missing or known.names)}: it has "
@@ -251,7 +241,7 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
     remarks = [f"{raw.name}: {_columns(extra)} not known to the run, and ignored"] if extra else []
     if weight:
         remarks.append(f"{raw.name}: column {weight}, the weights of training, is ignored here")
-    return Choice([name for name in wanted if name is not None], label, empty, remarks)
+    return Choice([name for name in wanted if name is not None], label, None, empty, remarks)
 
 
 def _empty(raw: Raw, ignored: Sequence[str]) -> list[str]:

@@ -16,28 +16,19 @@ import torch.utils.data
 from distmlp.data import given
 from distmlp.data.labels import Classes
 from distmlp.data.scaling import BLOCK
+from distmlp.data.streams import NOT_FINITE
 from distmlp.errors import InputError, one_line
 
 _READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
-_NOT_FINITE = "has a value that is NaN or infinite (or beyond float32): remove or mend it"
 
 
-class Examples(Protocol):
-    """A set of examples as all the rest of the package sees it, wherever they lie."""
+class Readable(Protocol):
+    """Examples that can be read, wherever they lie: all that an evaluation needs."""
 
     name: str  # for messages
     num_features: int
-    shape: tuple[int, ...]  # of one example's features, before they were made one row
     dtype: "np.dtype[Any]"  # of the features
     one_by_one: bool  # each example is read by itself, so that processes which read ahead help
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int32 [N]; all 0 where only reading every example would tell."""
-
-    @property
-    def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """The features and labels of all examples, where these lie in memory."""
 
     def __len__(self) -> int: ...
 
@@ -50,11 +41,25 @@ class Examples(Protocol):
     def ask(self, indices: np.ndarray) -> None:
         """These examples will be taken soon: where they lie on a disk, reading them begins. Waits for nothing."""
 
-    def part(self, rows: np.ndarray, name: str) -> "Examples":
-        """The examples at these positions, int64, as a set of their own."""
-
     def fingerprint(self) -> str:
         """A digest that is the same for the same examples, on any host."""
+
+
+class Examples(Readable, Protocol):
+    """A set of examples as all the rest of the package sees it."""
+
+    shape: tuple[int, ...]  # of one example's features, before they were made one row
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N]; all 0 where only reading every example would tell."""
+
+    @property
+    def resident(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The features and labels of all examples, where these lie in memory."""
+
+    def part(self, rows: np.ndarray, name: str) -> "Examples":
+        """The examples at these positions, int64, as a set of their own."""
 
     def modified(self) -> int | None:
         """When the features' file was last written, in ns; None where the fingerprint covers them all. It is no part of
@@ -108,7 +113,7 @@ class ArrayDataset:
             bad = np.argwhere(~np.isfinite(images).all(axis=-1))
             if len(bad):
                 example = bad[0][0] if rows is None else rows[tuple(bad[0])]
-                raise InputError(f"{self.name}: example {example} {_NOT_FINITE}")
+                raise InputError(f"{self.name}: example {example} {NOT_FINITE}")
         return images
 
     def part(self, rows: np.ndarray, name: str) -> "ArrayDataset":
@@ -178,7 +183,7 @@ class ItemDataset:
         if self.num_features and not np.can_cast(image.dtype, self.dtype):
             raise InputError(f"{where} has values of type {image.dtype}, but example 0 of {self.dtype}: give all alike")
         if not np.isfinite(image).all():
-            raise InputError(f"{where} {_NOT_FINITE}")
+            raise InputError(f"{where} {NOT_FINITE}")
         return image, number
 
     def ask(self, indices: np.ndarray) -> None:

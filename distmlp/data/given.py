@@ -9,7 +9,7 @@ import torch.utils.data
 
 from distmlp.config import Config
 from distmlp.data import columnar, refused, tables
-from distmlp.data.arrays import Part, Source
+from distmlp.data.arrays import Part, Source, as_array
 from distmlp.errors import InputError
 
 _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), ("label", "labels", "target", "y")
@@ -31,7 +31,7 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
             if part == "train":
                 found, columns, more = tables.first(raw, config, labelled=False)
             else:
-                found, more = tables.later(raw, columns, config, labelled=False, width=len(raw.names))
+                found, more = tables.Reader(config, columns, len(raw.names)).part(raw, labelled=False)
             if found.weights is not None and arrays[2] is not None:
                 raise InputError(f"--weight_column={config.weight_column}: {name} comes with weights, too: give one of "
                                  "both")
@@ -70,15 +70,6 @@ def _arrays(dataset: Any) -> tuple[Any, Any, np.ndarray | None] | None:
         return None
     x, y, weights = (*dataset, None)[:3]
     return x, y, None if weights is None else as_array(weights)
-
-
-def as_array(value: Any) -> np.ndarray:
-    """An array, tensor of any kind, frame, picture or number as a NumPy array."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())
-    columnar.refuse_sparse(value)
-    return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
 
 
 def pair(item: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 _WINDOWS, _ORDERS, _MARGIN = 64, 10, 0.15  # of far_batch: windows that are looked at, random orders, distance
 _FEW = 16  # examples, of which chance may have any classes
+_HELD = 1 << 27  # examples of which a shuffled order is held in memory, as torch draws it: a GiB
+_ROUNDS = 6  # of Scattered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Order:
         if weights is None:
             return np.array([self.examples(step) for step in range(start, stop)], np.float32)
         order, size = _permutation(self.size, self.shuffle, self.seed + epoch), self.batch_size
-        batches = (weights[order[step * size : (step + 1) * size]] for step in range(start, stop))
+        positions = (np.arange(step * size, step * size + self.examples(step)) for step in range(start, stop))
+        batches = (weights[order[each]] for each in positions)
         return np.array([batch.sum(dtype=np.float64) for batch in batches], np.float32)
 
     def indices(self, epoch: int, start: int, stop: int, shards: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,21 +121,62 @@ class ShardSampler(DistributedSampler[Any]):
     shard s of S holds the positions p of the epoch's permutation with p ≡ s (mod S), ascending.
     """
 
-    def indices(self) -> np.ndarray:
+    def indices(self) -> "np.ndarray | Scattered":
         """This shard's example indices in this epoch, int64: a view of the shared permutation."""
         size = len(self.dataset)  # type: ignore[arg-type] # torch declares no length of a Dataset
         return _permutation(size, self.shuffle, self.seed + self.epoch)[self.rank :: self.num_replicas]
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.indices().tolist())
+        return iter(self.indices()[np.arange(len(self))].tolist())
 
     def __len__(self) -> int:
         return len(self.indices())
 
 
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's
-def _permutation(size: int, shuffle: bool, seed: int) -> np.ndarray:
+def _permutation(size: int, shuffle: bool, seed: int) -> "np.ndarray | Scattered":
     """The order of an epoch, int64 [size]: one array that all shards slice."""
     if not shuffle:
         return np.arange(size)
+    if size > _HELD:
+        return Scattered(size, seed, range(size))
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+class Scattered:
+    """A shuffled order of the numbers from 0 to size - 1, or every so manieth of it: an array whose elements are
+    computed where they are asked for, so that it takes no memory.
+
+    The bits of a position are split in two halves, each of which is changed in turn by a hash of the other (a Feistel
+    network), so that no two positions meet. Where this leads to a number beyond the size, it is done again.
+    """
+
+    def __init__(self, size: int, seed: int, positions: range) -> None:
+        self._size, self._seed, self._positions = size, seed, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, key: Any) -> Any:
+        """A slice is an order again; integers, an array of any shape, are answered by the numbers there, int64."""
+        if isinstance(key, slice):
+            return Scattered(self._size, self._seed, self._positions[key])
+        numbers = (self._positions.start + self._positions.step * key.ravel()).astype(np.uint64)
+        keys = np.random.SeedSequence(self._seed).generate_state(_ROUNDS, np.uint64)
+        bits, places = (self._size - 1).bit_length(), np.arange(len(numbers))
+        while len(places):
+            values, low = numbers[places], bits // 2
+            for each in keys:
+                high, kept = bits - low, values & np.uint64((1 << low) - 1)
+                changed = (values >> np.uint64(low)) ^ (_hashed(kept + each) & np.uint64((1 << high) - 1))
+                values, low = kept << np.uint64(high) | changed, high
+            numbers[places] = values
+            places = places[values >= self._size]
+        return numbers.astype(np.int64).reshape(key.shape)
+
+
+def _hashed(values: np.ndarray) -> np.ndarray:
+    """Numbers of 64 bits, each of which depends on all bits of the given one: the end of splitmix64."""
+    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return values ^ values >> np.uint64(31)

@@ -9,12 +9,14 @@ and the same of test and validation, where there are such parts. A block is some
 verified when one of its rows is read first.
 """
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import io
 import json
 import mmap
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,11 +39,6 @@ BLOCK_BYTES = 1 << 20
 SETTINGS = ("label_column", "weight_column", "ignore_columns", "header", "text_columns", "missing", "image_size",
             "image_mode", "test_fraction", "validation_fraction")  # fmt: skip
 PARTS = ("train", "test", "validation")
-
-
-def block_rows(row_bytes: int) -> int:
-    """How many rows a block has."""
-    return max(1, BLOCK_BYTES // row_bytes)
 
 
 def npy_header(dtype: Any, shape: tuple[int, ...]) -> bytes:
@@ -134,6 +131,77 @@ class Array:
     def digest(self) -> str:
         """Of all values, by the checksums."""
         return f"{self.rows} {self.width} {self.dtype} {self.block} {hashlib.sha256(self.sums.tobytes()).hexdigest()}"
+
+
+class Writer:
+    """Rows that are appended to an .npy file, and a CRC-32 of each block. Until it is closed, the file is none."""
+
+    def __init__(self, path: Path, width: int, dtype: "np.dtype[Any]", rows: int = 0) -> None:
+        """`rows`: so many are in the file already."""
+        self.rows, self._dtype, self._width = rows, dtype, width
+        row_bytes = width * dtype.itemsize
+        self.block = max(1, BLOCK_BYTES // row_bytes)  # rows
+        self._buffer = np.empty((self.block, width), dtype)
+        mode = "r+b" if rows else "w+b"
+        self._files = contextlib.ExitStack()
+        self._file, self._sums = (self._files.enter_context(name.open(mode, buffering=0))
+                                  for name in (path, path.with_suffix(".crc")))
+        self._filled = rows % self.block
+        self._at = HEADER + (rows - self._filled) * row_bytes  # where the block that is being filled begins
+        if self._filled:
+            begun = os.pread(self._file.fileno(), self._filled * row_bytes, self._at)
+            self._buffer[: self._filled] = np.frombuffer(begun, dtype).reshape(self._filled, width)
+        self._sums.truncate(4 * (rows // self.block))
+        self._sums.seek(0, os.SEEK_END)
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._files.close()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Rows [n, width]."""
+        start = 0
+        while start < len(rows):
+            stop = min(len(rows), start + self.block - self._filled)
+            self._buffer[self._filled : self._filled + stop - start] = rows[start:stop]
+            self._filled += stop - start
+            start = stop
+            if self._filled == self.block:
+                self._flush()
+        self.rows += len(rows)
+
+    def _flush(self) -> None:
+        """Ends the block."""
+        data = self._buffer[: self._filled]
+        self._at += self._write(data, self._at)
+        self._sums.write(zlib.crc32(data.data).to_bytes(4, "big"))
+        self._filled = 0
+
+    def _write(self, data: np.ndarray, at: int) -> int:
+        content, written = memoryview(data.reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type] # a buffer
+        while written < len(content):
+            written += os.pwrite(self._file.fileno(), content[written:], at + written)
+        return written
+
+    def settle(self) -> int:
+        """Brings all rows to the disk; how many they are."""
+        self._write(self._buffer[: self._filled], self._at)
+        os.fsync(self._file.fileno())
+        os.fsync(self._sums.fileno())
+        return self.rows
+
+    def end(self) -> dict[str, Any]:
+        """Ends the file; what pack.json says of it."""
+        if self._filled:
+            self._flush()
+        os.pwrite(self._file.fileno(), npy_header(self._dtype, (self.rows, self._width)), 0)
+        os.fsync(self._file.fileno())
+        self._sums.seek(0)
+        sums = self._sums.read()
+        return {"rows": self.rows, "width": self._width, "dtype": str(self._dtype), "block_rows": self.block,
+                "crc32": sums.hex()}  # fmt: skip
 
 
 class Packed:
@@ -263,6 +331,9 @@ class Pack:
 
     def check_settings(self, config: Config) -> None:
         """Raises InputError for a setting that says something else than the pack was made with."""
+        if config.fold and self._learned:
+            raise InputError(f"--fold={config.fold}: {self.folder} was packed with words or means of all its training "
+                             "rows, so also of those to be held out: give the tables themselves")
         default, made = Config(), self.info["settings"]
         for name in SETTINGS:
             value = getattr(config, name)

@@ -13,7 +13,6 @@ import mmap
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,27 +22,17 @@ from tqdm.auto import tqdm
 
 from distmlp import machine
 from distmlp.config import Config, digest_json
-from distmlp.data import scaling, split, streams, weights
+from distmlp.data import scaling, sources, split, streams, weights
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes, Seen
-from distmlp.data.packed import (
-    BLOCK_BYTES,
-    FORMAT,
-    HEADER,
-    MANIFEST,
-    PARTS,
-    SETTINGS,
-    UNFINISHED,
-    Pack,
-    block_rows,
-    npy_header,
-)  # fmt: skip
+from distmlp.data.packed import FORMAT, HEADER, MANIFEST, PARTS, SETTINGS, UNFINISHED, Pack, Writer, npy_header
 from distmlp.data.scaling import BLOCK
-from distmlp.data.streams import Stream, Tables
-from distmlp.data.typed import Words
+from distmlp.data.streams import Stream
+from distmlp.data.tables import Tables
 from distmlp.errors import InputError, WriteError
 
 _NOTED_SECONDS = 10.0  # between notes of how far the writing has come
+_SPAN = 1 << 20  # values of a memory-mapped array that are worked on at a time
 _SPARE = 16 << 20  # bytes that are to stay free on the disk
 
 
@@ -66,7 +55,7 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
     config.validate()
     with _begun(output, None) as work:
         try:
-            with streams.given(batches, config, work) as stream:
+            with sources.of_batches(batches, config, work) as stream:
                 _Packing(config, {"train": stream}, output, work, "", None).run()
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
@@ -75,19 +64,17 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
 
 
 def pack_sources(
-    sources: Sequence[Path], output: Path, config: Config, partitions: bool = False
+    paths: Sequence[Path], output: Path, config: Config, partitions: bool = False
 ) -> tuple[Pack, list[str]]:
     """The same of files and folders; goes on where an earlier call with the same sources and settings was stopped.
     Returns the pack, and what the user should know.
     """
-    from distmlp.data import sources as places
-
-    found = places.found(sources, config, partitions)
+    found = sources.found(paths, config, partitions)
     if found.keys() == {"test"} or "train" not in found:
-        raise InputError(f"{sources[0]} holds no training set, but {', '.join(found)}: name the parts train, test and "
+        raise InputError(f"{paths[0]} holds no training set, but {', '.join(found)}: name the parts train, test and "
                          "val, or none of them")
     listed = [_file(path) for stream in found.values() for path in stream.files]
-    settings = {name: getattr(config, name) for name in (*SETTINGS, "seed", "num_classes")}
+    settings = {name: getattr(config, name) for name in (*SETTINGS, "drawing_seed", "num_classes")}
     key = digest_json([FORMAT, str(output), listed, settings, partitions])
     with _begun(output, key) as work:
         return _Packing(config, found, output, work, key, listed).run()
@@ -147,80 +134,6 @@ def _write_json(path: Path, value: Any) -> None:
     new.replace(path)
 
 
-def _opened(path: Path, mode: str) -> Any:
-    return open(path, mode, buffering=0)
-
-
-class _Writer:
-    """Rows that are appended to an .npy file, and a CRC-32 of each block. Until it is closed, the file is none."""
-
-    def __init__(self, path: Path, width: int, dtype: "np.dtype[Any]", rows: int = 0) -> None:
-        """`rows`: so many are in the file already."""
-        self.rows, self._dtype, self._width = rows, dtype, width
-        row_bytes = width * dtype.itemsize
-        self.block = block_rows(row_bytes)
-        self._buffer = np.empty((self.block, width), dtype)
-        mode = "r+b" if rows else "w+b"
-        self._file, self._sums = _opened(path, mode), _opened(path.with_suffix(".crc"), mode)
-        self._filled = rows % self.block
-        self._at = HEADER + (rows - self._filled) * row_bytes  # where the block that is being filled begins
-        if self._filled:
-            begun = os.pread(self._file.fileno(), self._filled * row_bytes, self._at)
-            self._buffer[: self._filled] = np.frombuffer(begun, dtype).reshape(self._filled, width)
-        self._sums.truncate(4 * (rows // self.block))
-        self._sums.seek(0, os.SEEK_END)
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._sums.close()
-
-    def add(self, rows: np.ndarray) -> None:
-        """Rows [n, width]."""
-        start = 0
-        while start < len(rows):
-            stop = min(len(rows), start + self.block - self._filled)
-            self._buffer[self._filled : self._filled + stop - start] = rows[start:stop]
-            self._filled += stop - start
-            start = stop
-            if self._filled == self.block:
-                self._flush()
-        self.rows += len(rows)
-
-    def _flush(self) -> None:
-        """Ends the block."""
-        data = self._buffer[: self._filled]
-        self._at += self._write(data, self._at)
-        self._sums.write(zlib.crc32(data.data).to_bytes(4, "big"))
-        self._filled = 0
-
-    def _write(self, data: np.ndarray, at: int) -> int:
-        content, written = memoryview(data.reshape(-1).view(np.uint8)), 0  # type: ignore[arg-type] # a buffer
-        while written < len(content):
-            written += os.pwrite(self._file.fileno(), content[written:], at + written)
-        return written
-
-    def settle(self) -> int:
-        """Brings all rows to the disk; how many they are."""
-        self._write(self._buffer[: self._filled], self._at)
-        os.fsync(self._file.fileno())
-        os.fsync(self._sums.fileno())
-        return self.rows
-
-    def end(self) -> dict[str, Any]:
-        """Ends the file; what pack.json says of it."""
-        if self._filled:
-            self._flush()
-        os.pwrite(self._file.fileno(), npy_header(self._dtype, (self.rows, self._width)), 0)
-        os.fsync(self._file.fileno())
-        self._sums.seek(0)
-        sums = self._sums.read()
-        return {"rows": self.rows, "width": self._width, "dtype": str(self._dtype), "block_rows": self.block,
-                "crc32": sums.hex()}  # fmt: skip
-
-
 class _Packing:
     """One data set on its way."""
 
@@ -255,8 +168,6 @@ class _Packing:
 
     def _remarks(self) -> list[str]:
         found = [text for stream in self._parts.values() for text in stream.remarks]
-        found += [text for stream in self._parts.values() if isinstance(stream, Tables)
-                  for text in stream.unseen.remarks(stream.name)]
         if "test" not in self._counts:
             found.append("there is no test set, which training needs: pack with --test_fraction, or give a part named "
                          "test")
@@ -324,14 +235,10 @@ class _Packing:
         seen, path = Seen(stream.name), self._codes(part)
         with path.open("wb") as file, self._weights.open("ab") as weighed, _bar(f"reading labels ({part})") as bar:
             file.write(bytes(HEADER))
-            for labels, given, written in stream.labels():
+            for codes, given in streams.codes(stream, seen):
                 if given is not None and part == "train":
-                    name = f"{stream.name}, from example {seen.examples} on"
+                    name = f"{stream.name}, from example {seen.examples - len(codes)} on"
                     weighed.write(weights.checked(given, len(given), name).data)
-                if isinstance(labels, Words):
-                    codes = seen.add_words(labels.codes, labels.words, written)
-                else:
-                    codes = seen.add(labels)
                 file.write(codes.data)
                 bar.update(len(codes))
             if not seen.examples:
@@ -348,7 +255,7 @@ class _Packing:
         marks = np.lib.format.open_memmap(self._work / "marks.npy", "w+", np.uint8, labels.shape)
         for part, fraction in self._fractions.items():
             if fraction:
-                split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.seed, train.name,
+                split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.drawing_seed, train.name,
                            classes.names)  # fmt: skip
         marks.flush()
 
@@ -367,7 +274,7 @@ class _Packing:
         for part in rows:
             source = part if part in self._parts else "train"
             codes, path = np.load(self._codes(source), mmap_mode="r"), self._path("y", part)
-            with _Writer(path, 1, _INT32) as writer:
+            with Writer(path, 1, _INT32) as writer:
                 for span in _spans(codes):
                     block = codes[span]
                     if marks is not None and source == "train":
@@ -376,7 +283,7 @@ class _Packing:
                 _write_json(path.with_suffix(".json"), writer.end())
         if self._weights.stat().st_size:
             given = np.memmap(self._weights, np.float64, "r")
-            with _Writer(self._path("w", "train"), 1, np.dtype(np.float64)) as writer:
+            with Writer(self._path("w", "train"), 1, np.dtype(np.float64)) as writer:
                 for span in _spans(given):
                     block = given[span]
                     writer.add((block if marks is None else block[marks[span] == 0])[:, None])
@@ -399,7 +306,7 @@ class _Packing:
                 row, noted = before["read"], time.monotonic()
                 bar.update(row)
                 with contextlib.ExitStack() as stack:
-                    writers = {each: stack.enter_context(_Writer(self._path("x", each), width, dtype,
+                    writers = {each: stack.enter_context(Writer(self._path("x", each), width, dtype,
                                                                  before["rows"][each])) for each in into}  # fmt: skip
                     for block in streams.ahead(stream.features(row)):
                         block = block.reshape(len(block), -1)
@@ -427,7 +334,7 @@ class _Packing:
         return {
             "format": FORMAT, "made_by": f"distmlp {machine.version('distmlp')}", "parts": parts,
             **{name: plan[name] for name in ("shape", "classes", "num_classes", "numbered", "table", "pictures")},
-            "settings": settings, "seed": self._config.seed, "sources": self._files,
+            "settings": settings, "seed": self._config.drawing_seed, "sources": self._files,
             "statistics": self._statistics(parts["train"]),
         }  # fmt: skip
 
@@ -455,8 +362,8 @@ _INT32 = np.dtype(np.int32)
 
 def _spans(mapped: np.ndarray) -> Iterator[slice]:
     """Parts of a memory-mapped array, a million rows at most, which take no memory once they were worked on."""
-    for start in range(0, len(mapped), BLOCK_BYTES):
-        yield slice(start, min(start + BLOCK_BYTES, len(mapped)))
+    for start in range(0, len(mapped), _SPAN):
+        yield slice(start, min(start + _SPAN, len(mapped)))
         mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined] # a memmap
 
 

@@ -1,4 +1,4 @@
-"""Picture files as arrays, for training and for predictions; and folders of class folders with them.
+"""Picture files as arrays, for training and predictions; class folders with them; and pictures in columns of tables.
 
 What is done to each picture, in this order: the camera's rotation (EXIF) is undone; values of more than 8 bits are
 brought to 8; a palette, CMYK and all other kinds of colour become red, green and blue; transparent parts become white,
@@ -7,10 +7,11 @@ or black where what can be seen is bright. A folder's are then made gray or colo
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,11 +19,16 @@ from tqdm.auto import tqdm
 
 from distmlp import machine
 from distmlp.config import Config
+from distmlp.data import typed
 from distmlp.data.arrays import Part, Source, by_part, visible
+from distmlp.data.columnar import Raw
+from distmlp.data.streams import Labels
+from distmlp.data.typed import Choice, Rules
 from distmlp.errors import InputError, listed, one_line
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Picture = Callable[[Path], np.ndarray]  # makes a row of a file
+AT_ONCE = 256  # pictures that are decoded at a time, where not all are held
 _DEPTHS = (8, 12, 16, 24, 32)  # bits of a value
 
 
@@ -205,3 +211,67 @@ class ImageFolder:
             for _ in tqdm(pool.map(decode, range(len(self))), "decoding", len(self), leave=False, disable=None):
                 pass
         return pixels
+
+
+class Pictures:
+    """The pictures of class folders."""
+
+    classes, pictures = None, True
+
+    def __init__(self, folder: ImageFolder) -> None:
+        self._folder, self.files, self.remarks = folder, folder.paths, list[str]()
+        self.name = str(folder.root)
+
+    def labels(self) -> Iterator[Labels]:
+        yield Labels(np.array(self._folder.targets, object))
+
+    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+        count = len(self._folder)
+        with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow decodes without Python's lock
+            for begin in range(start, count, AT_ONCE):
+                rows = range(begin, min(begin + AT_ONCE, count))
+                yield np.stack([pixels for pixels, _ in pool.map(self._folder.__getitem__, rows)])
+
+
+class StoredPictures:
+    """Pictures that lie in a column of a table, as those of a Hugging Face data set: their files' bytes, or paths."""
+
+    pictures = True
+
+    def __init__(
+        self, raws: Sequence[Callable[[], Raw]], files: Sequence[Path], column: str, label: str,
+        classes: Sequence[str] | None, config: Config, like: "StoredPictures | None" = None,
+    ) -> None:
+        self._raws, self.files, self._column, self._label = raws, files, column, label
+        self.classes, self.name, self.remarks = classes, str(files[0].parent), list[str]()
+        self._sizing: Sizing = Sizing(config, like._sizing if like else None)
+
+    def labels(self) -> Iterator[Labels]:
+        for opened in self._raws:
+            raw = opened()
+            for block in typed.stream(raw, Choice([], self._label), Rules(frozenset(), False, False)):
+                if block.labels is not None:
+                    yield Labels(block.labels)
+
+    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+        with ThreadPoolExecutor(machine.cores()) as pool:
+            row = 0
+            for opened in self._raws:
+                for [column] in opened().read([self._column]):
+                    for begin in range(0, len(column), AT_ONCE):
+                        cells = column.slice(begin, AT_ONCE)
+                        begin, row = row, row + len(cells)
+                        if row <= start:
+                            continue
+                        cells = cells.slice(max(0, start - begin)).to_pylist()
+                        first = max(start, begin)
+                        self._sizing.begin(self._picture(cells[0], first)[0])
+                        yield np.stack([*pool.map(lambda place, cell: self._sizing.array(*self._picture(cell, place)),
+                                                  range(first, row), cells)])  # fmt: skip
+
+    def _picture(self, cell: Any, row: int) -> tuple[Any, str]:
+        content = cell.get("bytes") if isinstance(cell, dict) else cell
+        name = f"{self.name}: the picture of row {row}"
+        if content is None and isinstance(cell, dict) and cell.get("path"):
+            return read(Path(cell["path"])), name
+        return read(BytesIO(content or b""), name), name

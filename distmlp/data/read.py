@@ -1,14 +1,13 @@
-"""What lies at a path, table, arrays or pictures: read with labels to train and evaluate, and without to predict."""
+"""What lies at a path, tables, arrays, pictures or a pack: read with its labels, to train and to evaluate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from distmlp import machine
 from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
-from distmlp.data import arrays, columnar, packed, refused, tables
+from distmlp.data import arrays, columnar, packed, tables
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
 from distmlp.data.packed import Pack
@@ -31,7 +30,7 @@ def source(
                          "has made")
     if path.is_dir() and packed.is_pack(path):
         return _packed(config, known, columns, Pack(path))
-    if files := _tables(path):
+    if files := tables_at(path):
         return tables.source_for_model(config, files, columns) if known else tables.source(config, files)
     if path.is_dir() and not any(path.glob("*.npy")) and arrays.visible(path):
         from distmlp.data import pictures
@@ -55,7 +54,7 @@ def _packed(config: Config, known: bool, columns: Columns | None, pack: Pack) ->
     return Source(parts, columns=pack.columns, pictures=pack.info["pictures"], pack=pack)
 
 
-def _tables(path: Path) -> dict[str, Path]:
+def tables_at(path: Path) -> dict[str, Path]:
     """The tables at a path by the part that they are, or by name if they are none; a file is the training set. Beside
     folders of pictures, as stray lists of them are, tables without a part are none.
     """
@@ -74,47 +73,3 @@ def _tables(path: Path) -> dict[str, Path]:
                              f"give --dataset={named['train']}, or move it away")
         return {}
     return named or {columnar.stem(file): file for file in files}
-
-
-class Rows(NamedTuple):
-    """What is to be predicted of one file."""
-
-    path: Path
-    features: np.ndarray | None  # [N, ...]; None: the file is a picture
-    remarks: list[str]
-
-
-def rows(
-    path: Path, config: Config, columns: Columns | None, width: int, sure: bool = False
-) -> Iterator[Rows]:
-    """What a model of `width` features is to predict of a file or folder: of a data set in parts its test set, as for
-    evaluation; of a folder of pictures all that lie below it. `sure`: --header is said of these very files.
-
-    Raises:
-      InputError: it cannot be read, or a table does not fit the columns that training knew.
-    """
-    if not path.exists():
-        raise InputError(f"{path} does not exist")
-    files = _tables(path)
-    if files:
-        for file in [files.get("test") or files["train"]] if {"test", "train"} & {*files} else files.values():
-            raw = tables.opened(file, config, columns, sure)
-            part, remarks = tables.later(raw, columns, config, labelled=False, width=width)
-            found, more = tables.encoded(part.features, columns, remarks)
-            if not len(found):
-                raise InputError(f"{file} holds no rows")
-            yield Rows(file, found, more)
-    elif path.suffix.lower() in (".npy", ".npz") or (path.is_dir() and any(path.glob("*.npy"))):
-        found = arrays.features(path)
-        yield Rows(path, found[None] if found.shape == (width,) else found, [])
-    elif not path.is_dir():
-        refused.check_file(path)
-        yield Rows(path, None, [])
-    else:
-        from distmlp.data import pictures
-
-        found_pictures = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures.SUFFIXES
-                          and not any(part.startswith(".") for part in file.relative_to(path).parts)]
-        if not found_pictures:
-            raise InputError(f"{path} holds no tables, arrays or pictures")
-        yield from (Rows(picture, None, []) for picture in found_pictures)

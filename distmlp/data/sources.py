@@ -1,21 +1,29 @@
-"""Which streams of rows lie at files and folders: one for each part of the data set."""
+"""Which streams of rows lie at files and folders, one for each part of the data set; and batches as a stream."""
 
+import contextlib
 import functools
 import json
-import zipfile
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from distmlp.config import Config
-from distmlp.data import arrays, columnar, pictures, refused
-from distmlp.data.arrays import part_of
+from distmlp.data import arrays, columnar, packed, pictures, read, refused
+from distmlp.data.arrays import Batches, Stored, as_array, part_of
 from distmlp.data.columnar import Raw
-from distmlp.data.columns import is_header
-from distmlp.data.streams import Arrays, Pictures, Stored, StoredPictures, Stream, Tables
+from distmlp.data.columns import Columns
+from distmlp.data.pictures import Pictures, StoredPictures
+from distmlp.data.streams import Stream
+from distmlp.data.tables import Reader, Tables
 from distmlp.errors import InputError
 
 PARTS = ("train", "test", "validation")  # in the order in which they are read
+
+
+def for_model(path: Path, config: Config, columns: Columns) -> dict[str, Stream]:
+    """The streams of the parts of tables at a path, for a model that has learned from such columns."""
+    return _tables({"train": [path]} if path.is_file() else _parts(path), config, known=columns)
 
 
 def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> dict[str, Stream]:
@@ -42,11 +50,9 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
         parts.setdefault(part, []).append(path)
     kinds = {_kind(path) for path in sources}
     if kinds == {".npy"}:
-        return _named_arrays({path.stem: Stored(path) for path in sources}, sources, str(sources[0].parent))
+        return arrays.streams([{path.stem: Stored(path) for path in sources}], [sources[0].parent], sources)
     if kinds == {".npz"}:
-        archives = [_pairs(archived(path), path) for path in sources]
-        return {part: Arrays([each for archive in archives for each in archive.get(part, ())], sources)
-                for part in PARTS if any(part in archive for archive in archives)}
+        return arrays.streams([*map(arrays.stored, sources)], sources, sources)
     if kinds != {"table"}:
         for path in sources:
             if _kind(path) not in ("table", ".npy", ".npz"):
@@ -64,6 +70,16 @@ def _kind(path: Path) -> str:
     return suffix if suffix in (".npy", ".npz") else "table" if columnar.is_table(path) else "other"
 
 
+def tables(path: Path) -> list[Path]:
+    """The tables at a path and below it; none where it is a pack, or arrays or pictures lie there, which are meant."""
+    if path.is_file():
+        return [path] if columnar.is_table(path) else []
+    if packed.is_pack(path) or any(path.glob("*.npy")):
+        return []
+    pictured = any(map(pictures.holds_pictures, arrays.visible(path)))
+    return below(path) if read.tables_at(path) or not pictured else []
+
+
 def below(path: Path) -> list[Path]:
     """The tables at a path and below it, in the order of their names; what begins with . or _ is none, as Spark's
     _SUCCESS and _temporary."""
@@ -76,9 +92,8 @@ def below(path: Path) -> list[Path]:
 def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]:
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         return _saved(folder, config)
-    stored = {file.stem: Stored(file) for file in sorted(folder.glob("*.npy"))}
-    if stored:
-        return _named_arrays(stored, sorted(folder.glob("*.npy")), str(folder))
+    if files := sorted(folder.glob("*.npy")):
+        return arrays.streams([arrays.stored(folder)], [folder], files)
     inner = arrays.visible(folder)
     if any(map(pictures.holds_pictures, inner)):
         like: pictures.ImageFolder | None = None
@@ -87,40 +102,49 @@ def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]
             images = pictures.ImageFolder(root, config, like)
             like, streams[part] = like or images, Pictures(images)
         return streams
-    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and columnar.is_table(file)
-              and not file.name.startswith((".", "_"))]
-    parts: dict[str, list[Path]] = {}
-    for path in [*tables, *inner]:
-        if files := below(path):
-            parts.setdefault(part_of(path), []).extend(files)
-    if "train" not in parts:
-        parts = {"train": below(folder)}
-    elif strangers := parts.pop("", None):
-        raise InputError(f"{folder} holds {strangers[0].name} beside {parts['train'][0].name}: name all of them train, "
-                         "test or val, or move it away")
+    parts = _parts(folder)
     if not parts["train"]:
         archives = sorted(folder.glob("*.npz"))
         if archives:
             return found(archives, config)
         raise InputError(f"{folder} holds no tables, arrays or folders of pictures")
-    return _tables(parts, config, partitions, folder)
+    return _tables(parts, config, partitions)
 
 
-def _tables(files: dict[str, list[Path]], config: Config, partitions: bool, root: Path | None = None
-            ) -> dict[str, Stream]:  # fmt: skip
+def _parts(folder: Path) -> dict[str, list[Path]]:
+    """The tables in a folder by part; all are of the training set, if none is named so."""
+    tables = [file for file in sorted(folder.iterdir()) if file.is_file() and columnar.is_table(file)
+              and not file.name.startswith((".", "_"))]
+    parts: dict[str, list[Path]] = {}
+    for path in [*tables, *arrays.visible(folder)]:
+        if files := below(path):
+            parts.setdefault(part_of(path), []).extend(files)
+    if "train" not in parts:
+        return {"train": below(folder)}
+    if strangers := parts.pop("", None):
+        raise InputError(f"{folder} holds {strangers[0].name} beside {parts['train'][0].name}: name all of them train, "
+                         "test or val, or move it away")
+    return parts
+
+
+def _tables(
+    files: dict[str, list[Path]], config: Config, partitions: bool = False, known: Columns | None = None
+) -> dict[str, Stream]:
+    """`known`: the columns of the training set, where it is not among these."""
     streams: dict[str, Stream] = {}
     train: Tables | None = None
     for part in sorted(files, key=PARTS.index):
-        stream = Tables([_opener(file, config, train, partitions) for file in files[part]], files[part], config, train)
-        streams[part] = stream
-        train = train or stream
+        opened = [_opener(file, config, train, known, partitions) for file in files[part]]
+        streams[part] = stream = Tables(opened, files[part], config, train.columns if train else known)
+        train = train if train or known else stream
     return streams
 
 
-def _opener(file: Path, config: Config, train: Tables | None, partitions: bool) -> Callable[[], Raw]:
+def _opener(
+    file: Path, config: Config, train: Tables | None, known: Columns | None, partitions: bool
+) -> Callable[[], Raw]:
     def opened() -> Raw:
-        known = train.columns if train is not None else None
-        raw = columnar.file(file, lambda cells: is_header(cells, str(file), config, known, sure=True))
+        raw = Reader(config, train.columns if train else known).opened(file, sure=known is None)
         return columnar.with_constants(raw, _partitions(file)) if partitions else raw
 
     return opened
@@ -130,26 +154,6 @@ def _partitions(file: Path) -> dict[str, str]:
     """What the names of a file's folders say, as COLUMN=VALUE."""
     pairs = (part.partition("=") for part in file.parent.parts)
     return {name: value for name, equals, value in pairs if equals and name}
-
-
-def archived(path: Path) -> dict[str, Stored]:
-    """The arrays in an .npz file by name."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as NumPy arrays, it may be damaged or truncated ({error}): bring back "
-                         "an intact copy") from None
-    return {name.removesuffix(".npy"): Stored(path, name) for name in members}
-
-
-def _pairs(stored: dict[str, Stored], path: Path) -> dict[str, list[tuple[Stored, Stored, Stored | None]]]:
-    return {part: [(stored[x], stored[y], stored[weights] if weights else None)]
-            for part, (x, y, weights) in arrays.pairs(path, [*stored]).items()}
-
-
-def _named_arrays(stored: dict[str, Stored], files: Sequence[Path], place: str) -> dict[str, Stream]:
-    return {part: Arrays(sets, files) for part, sets in _pairs(stored, Path(place)).items()}
 
 
 def _saved(folder: Path, config: Config) -> dict[str, Stream]:
@@ -181,5 +185,49 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
         else:
             like: Any = streams.get("train")
             classes = {name: kind["names"] for name, kind in features.items() if kinds.get(name) == "ClassLabel"}
-            streams[part] = Tables(raws, files, config, like, classes)
+            streams[part] = Tables(raws, files, config, like.columns if like else None, classes)
     return streams
+
+
+@contextlib.contextmanager
+def of_batches(batches: Iterable[Any], config: Config, folder: Path) -> Iterator[Stream]:
+    """Batches as a stream. Frames, and what can be gone through once only, are kept in `folder` meanwhile."""
+    iterator = iter(batches)
+    once = iterator is batches
+    first = next(iterator, None)
+    frames = first is not None and columnar.is_frame(first)
+    if not once:
+        iterator = iter(batches)
+    else:
+        iterator = (batch for rest in ([first] if first is not None else [], iterator) for batch in rest)
+    spool = folder / "batches.arrow"
+    if frames:
+        import pyarrow as pa
+
+        writer = None
+        for number, batch in enumerate(iterator):
+            try:
+                table = pa.Table.from_pandas(batch, preserve_index=False) if hasattr(batch, "iloc") else (
+                    batch.to_arrow() if hasattr(batch, "to_arrow") else pa.table(batch))  # fmt: skip
+                if writer is None:
+                    writer = pa.ipc.new_file(str(spool), table.schema)
+                writer.write_table(table.cast(writer.schema) if hasattr(writer, "schema") else table)
+            except (pa.ArrowException, TypeError, ValueError) as error:
+                raise InputError(f"batch {number} is no frame like the first ({error}): give all alike") from None
+        assert writer is not None  # the first is a frame
+        writer.close()
+        yield Tables([lambda: columnar.file(spool, lambda cells: True)._replace(name="batches")], [], config)
+    elif once:
+        with spool.open("wb") as file:
+            for batch in iterator:
+                pickle.dump(tuple(map(as_array, batch)) if isinstance(batch, (tuple, list)) else batch, file)
+        yield Batches(lambda: _unpickled(spool))
+    else:
+        yield Batches(lambda: batches)
+
+
+def _unpickled(path: Path) -> Iterator[Any]:
+    """What `of_batches` has just written itself."""
+    with path.open("rb") as file, contextlib.suppress(EOFError):
+        while True:
+            yield pickle.load(file)

@@ -68,6 +68,20 @@ def joined(tables: Sequence[Table]) -> Table:
     return tables[0]._replace(numbers=np.concatenate([table.numbers for table in tables]), texts=texts)
 
 
+class Choice(NamedTuple):
+    """Of a table's columns, those that are read."""
+
+    features: list[str]  # in the order of the training set
+    label: str | None = None
+    weight: str | None = None
+    empty: Sequence[str] = ()  # columns without a name, which must hold nothing
+    remarks: Sequence[str] = ()  # what the user should know of the others
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.features, *filter(None, (self.label, self.weight)), *self.empty]
+
+
 class Rules(NamedTuple):
     """What the cells of a table may be."""
 
@@ -81,18 +95,16 @@ def looks_like_data(cell: str) -> bool:
     return bool(_NUMBER.fullmatch(cell)) or cell.strip() in _ABSENT or cell.strip().lower() in ("true", "false")
 
 
-def read(
-    raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str], rules: Rules
-) -> tuple[Table, np.ndarray | None, np.ndarray | None]:
-    """These columns of a table, and the labels and the weights if there are such columns; `empty` ones must be so.
+def read(raw: Raw, choice: Choice, rules: Rules) -> tuple[Table, np.ndarray | None, np.ndarray | None]:
+    """A table's features, and its labels and weights if such columns are chosen.
 
     Raises:
       InputError: a cell is not what the rules allow: its row, the first being 1, and its column are named.
     """
     texts = set(rules.texts or ())
     while True:
-        reading = _Reading(raw, features, label, weight, empty, rules, texts)
-        for block in raw.read([*features, *filter(None, (label, weight)), *empty]):
+        reading = _Reading(raw, choice, rules, texts)
+        for block in raw.read(choice.names):
             reading.add(block)
             if reading.found and reading.first:
                 break  # begin again: these columns are text
@@ -119,8 +131,8 @@ class TextFound(Exception):
 
 
 def stream(
-    raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str], rules: Rules, *,
-    texts: frozenset[str] = frozenset(), carried: Sequence[str] = (), start: int = 0,
+    raw: Raw, choice: Choice, rules: Rules, *, texts: frozenset[str] = frozenset(), carried: Sequence[str] = (),
+    start: int = 0,
 ) -> Iterator[Block]:
     """As `read`, but block by block, so that the table need not fit in memory.
 
@@ -133,8 +145,7 @@ def stream(
       InputError: as `read`.
       TextFound: a column is text that is not among `texts`, and may be.
     """
-    reading = _Reading(raw, features, label, weight, empty, rules, {*(rules.texts or texts)})
-    wanted = [*features, *filter(None, (label, weight)), *empty]
+    reading, wanted = _Reading(raw, choice, rules, {*(rules.texts or texts)}), choice.names
     once = [*dict.fromkeys([*wanted, *carried])]
     for read in raw.read(once):
         skipped = min(start, len(read[0]))
@@ -154,18 +165,16 @@ def stream(
 class _Reading:
     """One pass over a table."""
 
-    def __init__(
-        self, raw: Raw, features: Sequence[str], label: str | None, weight: str | None, empty: Sequence[str],
-        rules: Rules, texts: set[str],
-    ) -> None:
-        self._raw, self._features, self._empty, self._rules, self._rows = raw, features, empty, rules, 0
+    def __init__(self, raw: Raw, choice: Choice, rules: Rules, texts: set[str]) -> None:
+        self._raw, self._choice, self._rules, self._rows = raw, choice, rules, 0
+        features, label = choice.features, choice.label
         self._texts: dict[str, tuple[list[np.ndarray], dict[Any, int]]] = {
             name: ([], {}) for name in features if name in texts}  # fmt: skip
         numbers = [name for name in features if name not in texts]
         self._places = {name: place for place, name in enumerate(numbers)}
         self._numbers = np.empty((0, len(numbers)), raw.dtype)
         self._labels: _Labels | None = _Labels(raw.name, label, raw.text) if label else None
-        self._weight, self._weights = weight, [np.zeros(0)]
+        self._weights = [np.zeros(0)]
         self._truths: set[str] = set()  # columns in which True or False were seen as text
         self._written: set[str] = set()  # columns of numbers that came as text
         self._counts: set[str] = set()  # of these, those in which others than 0 and 1 were among the rows taken
@@ -177,19 +186,19 @@ class _Reading:
         begin, rows = len(self._numbers), len(block[0]) if block else 0
         # The system moves pages instead of copying them, so that no second array of this size is ever needed.
         self._numbers.resize((begin + rows, len(self._places)), refcheck=False)
-        for name, values in zip(self._features, block, strict=False):
+        for name, values in zip(self._choice.features, block, strict=False):
             if name in self._texts:
                 self._add_words(name, values)
             elif name not in self.found:
                 self._add_numbers(name, values, begin)
-        rest = block[len(self._features) :]
+        rest = block[len(self._choice.features) :]
         if self._labels is not None:
             self._labels.add(rest[0], self._rows)
             rest = rest[1:]
-        if self._weight:
-            self._add_weights(self._weight, rest[0])
+        if self._choice.weight:
+            self._add_weights(self._choice.weight, rest[0])
             rest = rest[1:]
-        for name, values in zip(self._empty, rest, strict=True):
+        for name, values in zip(self._choice.empty, rest, strict=True):
             self._check_nameless(name, values)
         self._rows += rows
 
@@ -266,10 +275,10 @@ class _Reading:
     def _table(self) -> Table:
         texts = {name: Words(np.concatenate([np.zeros(0, np.int32), *codes]), [*words])
                  for name, (codes, words) in self._texts.items()}
-        return Table(self._raw.name, list(self._features), self._numbers, texts)
+        return Table(self._raw.name, list(self._choice.features), self._numbers, texts)
 
     def _weighed(self) -> np.ndarray | None:
-        return np.concatenate(self._weights) if self._weight else None
+        return np.concatenate(self._weights) if self._choice.weight else None
 
     def skip(self, rows: int) -> None:
         """Counts rows that are left out."""

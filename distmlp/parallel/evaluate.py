@@ -1,9 +1,10 @@
-"""Exact evaluation: every example counted once, with the same result on any number of devices."""
+"""Exact evaluation: every example counted once, with the same result on any number of devices and processes, in memory
+that does not grow with the examples."""
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,15 @@ import numpy as np
 from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import ExampleLoader, Step
-from distmlp.data.examples import Examples
+from distmlp.data.examples import Readable
 from distmlp.kept import kept
 from distmlp.parallel import by_layer, sharded
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import DEALT, STATE, State, hashable
 
 _AHEAD = 4  # steps in flight; emulated devices can deadlock when dozens are
+_ADDED = 1 << 13  # losses that NumPy adds at once; at least 128
+_COUNTED = 1 << 20  # pairs of classes that are counted at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +29,23 @@ class Evaluation:
     loss: float  # mean over examples (and classes, as the tutorial's)
     correct: int
     total: int
-    predicted: np.ndarray = dataclasses.field(compare=False)  # int32 [N]: each example's most probable class
-    labels: np.ndarray | None = dataclasses.field(default=None, compare=False)  # int32 [N], if asked for
+    # If asked for: int64 [pairs that occur, 3], true and most probable class, and how often; in order
+    pairs: np.ndarray | None = dataclasses.field(default=None, compare=False)
+    labels: np.ndarray | None = dataclasses.field(default=None, compare=False)  # int32 [N], with log_probs
     log_probs: np.ndarray | None = dataclasses.field(default=None, compare=False)  # float32 [N, classes], if asked for
 
     @property
     def accuracy(self) -> float:
         return self.correct / self.total
+
+
+class Seen(NamedTuple):
+    """Some examples of an evaluation, in the data set's order."""
+
+    images: np.ndarray | None  # uint8 or float32 [rows, features]; None where other processes have some of them
+    labels: np.ndarray  # int32 [rows]
+    predicted: np.ndarray  # int32 [rows]: the most probable class
+    log_probs: np.ndarray  # float32 [rows, classes]
 
 
 class Evaluator:
@@ -48,11 +61,11 @@ class Evaluator:
         """`specs` say how the state lies; where it is sharded, the parameters have so many `rows` when they are whole.
         """
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
-        self._loaders: dict[Examples, ExampleLoader] = {}  # each keeps its workers
+        self._loaders: dict[Readable, ExampleLoader] = {}  # each keeps its workers
         programs = kept(_programs, config.compute_dtype, layout, rows, *hashable(specs))
         self._losses, self._labels, self._log_probs = programs
 
-    def lower(self, state: State, dataset: Examples) -> jax.stages.Lowered:
+    def lower(self, state: State, dataset: Readable) -> jax.stages.Lowered:
         """The program of a step, ready to be compiled, for states like this one, which may be abstract."""
         rows = self.rows * len(self.layout.local_positions)
         images = jax.ShapeDtypeStruct((rows, dataset.num_features), dataset.dtype)
@@ -70,30 +83,37 @@ class Evaluator:
             loader.close()
 
     def __call__(
-        self, state: State, dataset: Examples, poll: Callable[[], None] = lambda: None, ask: str = "",
-        watch: Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None = None,
+        self, state: State, dataset: Readable, poll: Callable[[], None] = lambda: None, ask: str = "",
+        watch: Callable[[Seen], None] | None = None,
     ) -> Evaluation:
         """Calls `poll` before each step, which may raise to stop the evaluation.
 
-        It may `ask` for "labels", or for "log_probs", too. `watch`, in a single process, asks for both: it is called
-        with the images, labels and log-probabilities of each step's examples, which are then not kept.
+        It may `ask` for "labels", and gets the pairs; or for "log_probs", too, which are kept with the labels. `watch`
+        is shown each step's examples, which are then not kept.
         """
         if dataset not in self._loaders:
             self._loaders[dataset] = ExampleLoader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
         asked = {"": (), "labels": (self._labels,), "log_probs": (self._log_probs,)}["log_probs" if watch else ask]
         pending: deque[tuple[np.ndarray, list[jax.Array]]] = deque()
-        losses: list[np.ndarray] = []
-        answers: list[np.ndarray] = []
+        loss, pairs, kept = Sum(len(dataset)), _Pairs(), list[Seen]()
+        done = correct = 0
+        whole = len(self.layout.local_positions) == len(self.layout.devices)
 
         def read() -> None:
+            nonlocal done, correct
             images, results = pending.popleft()
-            left = len(dataset) - sum(found.shape[1] for found in losses)  # behind them are rows that are no examples
-            found, *more = (np.asarray(result)[:, :left] for result in results)
-            losses.append(found)
-            if watch is None:
-                answers.extend(more)
-            else:
-                watch(images[:left], more[0][0].astype(np.int32), more[0][1:].T)
+            left = len(dataset) - done  # behind them are rows that are no examples
+            (losses, right, predicted), *more = (np.asarray(result)[:, :left] for result in results)
+            loss.add(losses.astype(np.float64))
+            done, correct = done + len(losses), correct + int(right.sum(dtype=np.int64))
+            for labels, *log_probs in more:
+                seen = Seen(images[:left] if whole else None, labels.astype(np.int32), predicted.astype(np.int32),
+                            np.array(log_probs, np.float32).T)  # fmt: skip
+                pairs.add(seen.labels, seen.predicted)
+                if watch is not None:
+                    watch(seen)
+                elif log_probs:
+                    kept.append(seen._replace(images=None))
 
         for images, labels, _, _ in self._loaders[dataset]:
             poll()
@@ -103,12 +123,71 @@ class Evaluator:
                 read()
         while pending:
             read()
-        each, correct, predicted = np.concatenate(losses, axis=1).astype(np.float64)
-        told, *log_probs = np.concatenate(answers, axis=1) if answers else (None,)
+        assert done == len(dataset), "examples are missing"
         return Evaluation(
-            float(each.sum() / len(dataset)), int(correct.sum()), len(dataset), predicted.astype(np.int32),
-            None if told is None else told.astype(np.int32), np.stack(log_probs, axis=1) if log_probs else None,
+            loss.value / len(dataset), correct, len(dataset), pairs.counted() if asked else None,
+            *(np.concatenate(parts) for parts in zip(*((seen.labels, seen.log_probs) for seen in kept), strict=True)),
         )
+
+
+class Sum:
+    """The sum of `count` float64 numbers that come in pieces: to the last digit NumPy's of all at once, which adds by
+    halves. It holds some thousands of them."""
+
+    def __init__(self, count: int) -> None:
+        self.value = 0.0  # once all have come
+        self._pieces: list[np.ndarray] = []
+        self._adding = _by_halves(count)
+        self._wanted = next(self._adding)
+
+    def add(self, numbers: np.ndarray) -> None:
+        self._pieces.append(numbers)
+        if sum(map(len, self._pieces)) < self._wanted:
+            return
+        there = np.concatenate(self._pieces)
+        try:
+            while len(there) >= self._wanted:
+                now, there = there[: self._wanted], there[self._wanted :]
+                self._wanted = self._adding.send(now)
+        except StopIteration as ended:
+            self.value = ended.value
+        self._pieces = [there]
+
+
+def _by_halves(count: int) -> Generator[int, np.ndarray, float]:
+    """Yields how many numbers are to be sent next; returns the sum of `count` in all."""
+    if count <= _ADDED:
+        return float((yield count).sum())
+    half = count // 2 // 8 * 8
+    first = yield from _by_halves(half)
+    return first + (yield from _by_halves(count - half))
+
+
+class _Pairs:
+    """How often each pair of a true and a predicted class occurs."""
+
+    def __init__(self) -> None:
+        self._codes, self._counts = np.zeros((2, 0), np.int64)
+        self._more: list[np.ndarray] = []  # that are not counted yet
+        self._waiting = 0
+
+    def add(self, labels: np.ndarray, predicted: np.ndarray) -> None:
+        self._more.append((labels.astype(np.int64) << 32) + predicted)
+        self._waiting += len(labels)
+        if self._waiting >= _COUNTED:
+            self._count()
+
+    def _count(self) -> None:
+        codes, counts = np.unique(np.concatenate([self._codes[:0], *self._more]), return_counts=True)
+        self._codes, places = np.unique(np.concatenate([self._codes, codes]), return_inverse=True)
+        before, self._counts = self._counts, np.zeros(len(self._codes), np.int64)
+        np.add.at(self._counts, places, np.concatenate([before, counts]))
+        self._more, self._waiting = [], 0
+
+    def counted(self) -> np.ndarray:
+        """int64 [pairs that occur, 3]: true class, predicted class, how often; in order."""
+        self._count()
+        return np.stack([self._codes >> 32, self._codes & 0xFFFFFFFF, self._counts], axis=1)
 
 
 def _programs(
@@ -126,10 +205,7 @@ def _programs(
         return model.batched_predict(params, inputs, compute_dtype)
 
     def losses(state: State, images: jax.Array, labels: jax.Array) -> Any:
-        log_probs = predict(state, images)
-        losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
-        predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
-        return of_all(jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))]))
+        return of_all(judged(predict(state, images), labels))
 
     def only_labels(state: State, images: jax.Array, labels: jax.Array) -> Any:
         return of_all(labels[None].astype(jnp.float32))
@@ -147,6 +223,14 @@ def _programs(
         for function in (losses, only_labels, with_log_probs)
     )  # fmt: skip
     return one, two, three
+
+
+def judged(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Of log-probabilities [N, classes] and labels int32 [N]: each example's loss, whether what is predicted is right,
+    and what that is; float32 [3, N]."""
+    losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
+    predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
+    return jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
 
 
 @dataclasses.dataclass

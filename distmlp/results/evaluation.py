@@ -12,9 +12,9 @@ from sklearn import metrics
 
 from distmlp import scores
 from distmlp.config import Config
-from distmlp.data import datasets
+from distmlp.data.examples import Readable
 from distmlp.parallel import backend
-from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel.evaluate import Evaluation, Evaluator, Seen
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
 
@@ -22,8 +22,7 @@ _WIDTH = 80  # columns of a terminal
 _MATRIX = 1000  # classes of which JSON has the whole confusion matrix
 _MANY = 10  # classes, from which on the three most probable ones are looked at
 
-# Is shown the images, labels and log-probabilities [rows, classes] of each step of an evaluation.
-Watch = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+Watch = Callable[[Seen], None]  # is shown the examples of each step of an evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +37,6 @@ class ClassificationReport:
     classes: tuple[Any, ...]
     pairs: np.ndarray  # int64 [pairs that occur, 3]: numbers of the true and the predicted class, how often; in order
     per_class: dict[str, np.ndarray]  # precision, recall, f1, support: [classes]
-    predicted: np.ndarray  # int32 [N]: the number of each example's most probable class
-    confidence: np.ndarray  # float32 [N]: its probability
     accuracy_interval: tuple[float, float]  # Wilson's, 95 %
     log_loss: float
     balanced_accuracy: float
@@ -47,6 +44,7 @@ class ClassificationReport:
     average_precision: float | None  # likewise
     top_3_accuracy: float | None  # None of fewer than ten classes
     calibration_error: float
+    calibration: tuple[list[float], list[float]]  # by range of probability: how sure, and how often right
     left_out: str = ""  # why roc_auc and average_precision are None
 
     @property
@@ -57,9 +55,9 @@ class ClassificationReport:
         return matrix
 
     def as_json(self) -> dict[str, Any]:
-        """All but the predictions, as JSON values; of many classes, the pairs instead of the confusion matrix."""
+        """As JSON values; of many classes, the pairs instead of the confusion matrix."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del fields["predicted"], fields["confidence"], fields["pairs"], fields["left_out"]
+        del fields["calibration"], fields["pairs"], fields["left_out"]
         many = len(self.classes) > _MATRIX
         return fields | {
             "classes": list(self.classes), "accuracy_interval": list(self.accuracy_interval),
@@ -91,13 +89,17 @@ class ClassificationReport:
                 for name, value, text in rows if value is not None]
 
     def __str__(self) -> str:
-        lines = [f"checkpoint of step {self.checkpoint_step}: {self.correct:,} of {self.count:,} correct, "
+        lines = [f"{self._of}: {self.correct:,} of {self.count:,} correct, "
                  f"accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.5f}", ""]
         for name, value, text in self.measures:
             lines += textwrap.wrap(f"{name:<17}  {value:<16}  {text}", _WIDTH, subsequent_indent=" " * 37)
         if self.left_out:
             lines.append(f"ROC AUC and average precision are left out: {self.left_out}")
         return "\n".join([*lines, "", *self._classes(), "", *self._confusion()])
+
+    @property
+    def _of(self) -> str:
+        return f"checkpoint of step {self.checkpoint_step}"
 
     def _classes(self) -> list[str]:
         width = max(5, *(len(str(name)) for name in self.classes))
@@ -131,58 +133,100 @@ class ClassificationReport:
                   for true, predicted, count in wrong.tolist())]
 
 
+@dataclasses.dataclass(frozen=True)
+class EnsembleReport(ClassificationReport):
+    """An ensemble's results on a data set, and its members'."""
+
+    members: int = 0
+    alone: list[float] = dataclasses.field(default_factory=list)  # the accuracy of each member by itself
+    disagreement: float = 0.0  # the mean over the examples, see ensemble.py
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in super().as_json().items() if name != "checkpoint_step"}
+
+    @property
+    def measures(self) -> list[tuple[str, str, str]]:
+        mean = sum(self.alone) / self.members
+        return [
+            ("members alone", f"{100 * min(self.alone):.2f} to {100 * max(self.alone):.2f} %",
+             f"The accuracies of the members, each by itself; their mean is {100 * mean:.2f} %."),
+            ("disagreement", f"{self.disagreement:.4f}",
+             "How often two of the members, drawn at random, predict different classes."),
+            *super().measures,
+        ]
+
+    @property
+    def _of(self) -> str:
+        return f"mean of {self.members} members"
+
+
+class Tally:
+    """What is counted of the examples of an evaluation, some at a time; memory does not grow with them."""
+
+    def __init__(self, examples: int, classes: tuple[Any, ...], watch: Watch | None = None) -> None:
+        """`watch` is shown them, too."""
+        self._classes, self._watch, self._kept = classes, watch, list[Seen]()
+        self._calibration = scores.Calibration()
+        self._among_3, self._many = 0, len(classes) >= _MANY
+        self._few = not scores.too_many(examples, len(classes))
+
+    def look(self, seen: Seen) -> None:
+        log_probs = seen.log_probs
+        self._calibration.add(np.exp(log_probs.max(axis=1)), seen.labels == seen.predicted)
+        if self._few:
+            self._kept.append(seen._replace(images=None))
+        if self._many:
+            own = np.take_along_axis(log_probs, seen.labels[:, None], axis=1)
+            self._among_3 += int(((log_probs > own).sum(axis=1) < 3).sum())  # scikit-learn would sort all classes
+        if self._watch is not None:
+            self._watch(seen)
+
+    def fields(self, step: int, result: Evaluation) -> dict[str, Any]:
+        """Those of a ClassificationReport, once all examples were seen, of which `result` has the pairs."""
+        classes = self._classes
+        pairs = np.zeros((0, 3), np.int64) if result.pairs is None else result.pairs
+        true, predicted, counts = pairs.T
+        *values, support = metrics.precision_recall_fscore_support(
+            true, predicted, labels=range(len(classes)), sample_weight=counts, zero_division=0)
+        support = support.astype(np.int64)
+        left_out = scores.undefined(support, classes)
+        roc_auc = average_precision = None
+        if not left_out:
+            labels, log_probs = (np.concatenate([getattr(seen, name) for seen in self._kept])
+                                 for name in ("labels", "log_probs"))  # fmt: skip
+            roc_auc, average_precision = scores.roc_auc(labels, log_probs), scores.average_precision(labels, log_probs)
+        return {
+            "checkpoint_step": step, "loss": result.loss, "accuracy": result.accuracy, "correct": result.correct,
+            "count": result.total, "classes": classes, "pairs": pairs,
+            "per_class": dict(zip(("precision", "recall", "f1", "support"), (*values, support), strict=True)),
+            "accuracy_interval": scores.wilson(result.correct, result.total), "log_loss": result.loss * len(classes),
+            "balanced_accuracy": scores.balanced_accuracy(pairs), "roc_auc": roc_auc,
+            "average_precision": average_precision,
+            "top_3_accuracy": self._among_3 / result.total if self._many else None,
+            "calibration_error": self._calibration.error, "calibration": self._calibration.ranges,
+            "left_out": left_out,
+        }  # fmt: skip
+
+
 def evaluate(
-    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: datasets.Examples,
-    watch: Watch | None = None,
+    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: Readable,
+    watch: Watch | None = None, together: bool = False,
 ) -> ClassificationReport:
-    """Evaluates parameters after `step` steps by the program that training evaluates with.
+    """Evaluates parameters after `step` steps by the program that training evaluates with, on all devices of this
+    process, or of all of several processes, which then do this `together`.
 
-    On the same kind of processor, the numbers that training logs are the same to the last digit. Each example is read
-    once; `watch` is called for some hundred at a time, in the data set's order.
+    On the same kind of processor, the numbers that training logs are the same to the last digit, on any number of
+    devices and processes. Each example is read once; `watch` is called for some hundred at a time, in the data set's
+    order. Memory does not grow with the examples.
     """
-    seen: list[np.ndarray] = []
-    confidences: list[np.ndarray] = []
-    kept: list[np.ndarray] = []
-    among_3, many = 0, len(classes) >= _MANY
-    few = not scores.too_many(len(dataset), len(classes))
-
-    def keep(images: np.ndarray, labels: np.ndarray, log_probs: np.ndarray) -> None:
-        nonlocal among_3
-        seen.append(labels)
-        confidences.append(np.exp(log_probs.max(axis=1)))
-        if few:
-            kept.append(log_probs)
-        if many:
-            own = np.take_along_axis(log_probs, labels[:, None], axis=1)
-            among_3 += int(((log_probs > own).sum(axis=1) < 3).sum())  # scikit-learn would sort all classes
-        if watch is not None:
-            watch(images, labels, log_probs)
-
+    tally = Tally(len(dataset), classes, watch)
     with backend.prepared(config):
-        devices = tuple(jax.local_devices())
+        devices = tuple(jax.devices() if together else jax.local_devices())
         layout = Layout(devices, "shard_map" if len(devices) > 1 else "single", len(devices))
         state = layout.put(State(params, (), jnp.int32(step), scaling), STATE)
         evaluator = Evaluator(config, layout)
         try:
-            result = evaluator(state, dataset, watch=keep)
+            result = evaluator(state, dataset, watch=tally.look)
         finally:
             evaluator.close()
-    labels, confidence = np.concatenate(seen), np.concatenate(confidences)
-    pairs, counts = np.unique(labels.astype(np.int64) * len(classes) + result.predicted, return_counts=True)
-    numbers = range(len(classes))
-    values = metrics.precision_recall_fscore_support(labels, result.predicted, labels=numbers, zero_division=0)
-    log_probs = np.concatenate(kept) if kept else np.zeros((0, len(classes)), np.float32)
-    left_out = scores.undefined(labels, classes)
-    return ClassificationReport(
-        step, result.loss, result.accuracy, result.correct, result.total, classes,
-        np.stack([*np.divmod(pairs, len(classes)), counts], axis=1),
-        dict(zip(("precision", "recall", "f1", "support"), values, strict=True)), result.predicted, confidence,
-        accuracy_interval=scores.wilson(result.correct, result.total),
-        log_loss=result.loss * len(classes),
-        balanced_accuracy=scores.balanced_accuracy(labels, result.predicted),
-        roc_auc=None if left_out else scores.roc_auc(labels, log_probs),
-        average_precision=None if left_out else scores.average_precision(labels, log_probs),
-        top_3_accuracy=among_3 / result.total if many else None,
-        calibration_error=scores.calibration(confidence, result.predicted == labels)[2],
-        left_out=left_out,
-    )
+    return ClassificationReport(**tally.fields(step, result))

@@ -1,6 +1,8 @@
 """Files that the verbs write."""
 
 import contextlib
+import errno
+import itertools
 import os
 import stat
 import sys
@@ -11,6 +13,7 @@ from typing import TextIO
 from distmlp.errors import InputError
 
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+_NUMBERS = itertools.count()  # of the files that are being written
 
 
 def remarks(output: Path) -> TextIO:
@@ -22,34 +25,29 @@ def remarks(output: Path) -> TextIO:
 def whole(output: Path) -> Iterator[Path]:
     """The file to write within this context; it becomes what --output names at the end, unless an exception comes.
 
-    A link stays a link, and permissions are kept, as by `write`.
+    A link stays a link: the file that it leads to is replaced, and keeps its permissions.
 
     Raises:
       InputError: it cannot be written.
     """
     target = Path(os.path.realpath(output))
-    new = target.with_name(f".distmlp-{os.getpid()}-{target.name}.tmp")
-    try:
+    new = target.with_name(f".distmlp-{os.getpid()}-{next(_NUMBERS)}.tmp") if target.name else target
+    with _said(output):
         mode = _mode(output)
         if mode and not stat.S_ISREG(mode):
-            raise InputError(f"--output={output} is no file: give another name")
-        yield new
-        if mode:
-            new.chmod(stat.S_IMODE(mode))
-        new.replace(target)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's text is long
-        raise InputError(f"--output={output} cannot be written ({reason}): give another file, or make room") from None
-    finally:
-        with contextlib.suppress(OSError):
-            new.unlink()
+            raise OSError(errno.EISDIR, "") if stat.S_ISDIR(mode) else OSError("it is no file")
+        try:
+            yield new
+            if mode:
+                new.chmod(stat.S_IMODE(mode))
+            new.replace(target)
+        finally:
+            with contextlib.suppress(OSError):
+                new.unlink()
 
 
 def write(output: Path, content: bytes, beside: dict[str, bytes] | None = None) -> None:
-    """Writes what --output names, whole or not at all.
-
-    A link stays a link: the file that it leads to is replaced, and keeps its permissions. A device or a pipe stays one:
-    it is written to.
+    """Writes what --output names, whole or not at all, as `whole` does. A device or a pipe stays one: it is written to.
 
     Args:
       beside: contents of files beside it, by what is added to its name; a device or a pipe has none.
@@ -60,29 +58,25 @@ def write(output: Path, content: bytes, beside: dict[str, bytes] | None = None) 
     if str(output) in _STANDARD_OUTPUT:
         sys.stdout.buffer.write(content)  # the descriptor itself leads nowhere: see launch/command.py
         return
-    files = {output: content} | {
-        output.with_name(output.name + ending): more for ending, more in (beside or {}).items() if output.name
-    }
-    temporary: dict[Path, Path] = {}  # and the files that they become
+    with _said(output):
+        mode = _mode(output)
+        if mode and not stat.S_ISREG(mode):
+            output.write_bytes(content)  # a device or a pipe; a folder raises
+            return
+    with contextlib.ExitStack() as stack:
+        for ending, data in {"": content, **(beside or {})}.items():
+            stack.enter_context(whole(output.with_name(output.name + ending))).write_bytes(data)
+
+
+@contextlib.contextmanager
+def _said(output: Path) -> Iterator[None]:
+    """An OSError within this context is an InputError that names --output."""
     try:
-        for path, data in files.items():
-            mode = _mode(path)
-            if mode and not stat.S_ISREG(mode):
-                path.write_bytes(data)  # a device or a pipe; a folder raises
-                return
-            target = Path(os.path.realpath(path))
-            new = target.with_name(f".distmlp-{os.getpid()}-{len(temporary)}.tmp")
-            temporary[new] = target
-            new.write_bytes(data)
-            if mode:
-                new.chmod(stat.S_IMODE(mode))
-        for new, target in temporary.items():
-            new.replace(target)
+        yield
     except OSError as error:
-        for new in temporary:
-            with contextlib.suppress(OSError):
-                new.unlink()
-        raise InputError(f"--output={path} cannot be written ({error.strerror}): give another file") from None
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's text is long
+        room = ", or make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise InputError(f"--output={output} cannot be written ({reason}): give another file{room}") from None
 
 
 def _mode(path: Path) -> int:

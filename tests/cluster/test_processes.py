@@ -50,6 +50,15 @@ def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(data:
     assert "Gloo" not in group.output
     assert f"hosts        1 ({HOST}), 2 processes" in group.output
     assert "devices      6 x cpu" in group.output
+    given = ("evaluate", str(tmp_path / "one"), "--json", "--split=train", "--output=e.csv")
+    both = groups.torchrun(("-m", "launch.cli", *given), tmp_path, processes=2, devices=3)
+    assert both.wait(TIMEOUT) == 0, both.output
+    by_both = (tmp_path / "e.csv").read_text()
+    alone = groups.Process((sys.executable, "-m", "launch.cli", *given), tmp_path, runs.environment(1))
+    assert alone.wait(TIMEOUT) == 0, alone.output
+    assert [line for _, line in both.lines if line.startswith("{")] == [line for _, line in alone.lines]
+    assert by_both == (tmp_path / "e.csv").read_text()
+    assert len(by_both.splitlines()) == 97
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

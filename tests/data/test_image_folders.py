@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import small_config
+from conftest import asked_rows, small_config
 from PIL import Image
 
 from distmlp import Config, InputError, machine, train
 from distmlp import load as load_run
 from distmlp.data import examples, pictures
 from distmlp.data.datasets import load
-from distmlp.results import rows, run_data
+from distmlp.results import run_data
 from distmlp.results.pictures import for_model
 
 RNG = np.random.default_rng(0)
@@ -313,12 +313,11 @@ def test_class_folders_are_evaluated_by_their_names(tmp_path: Path) -> None:
         train(config)
         model = load_run(config.workdir)
         assert model.classes == tuple(sorted(names))
-        whole = run_data.split(model, "train", str(root))
+        whole: Any = run_data.split(model, "train", str(root))
         assert (len(whole), np.bincount(whole.labels).tolist()) == (16, [8, 8])
         result = model.evaluate_set(whole)
         files = sorted(path for path in root.rglob("*.png"))
-        read = [found for path in files for found in rows.read(path, model) if isinstance(found, rows.Rows)]
-        guesses = [model.predict(found.features).classes[0] for found in read]
+        guesses = [model.predict(x).classes[0] for path in files for _, x in asked_rows(path, model)]
         assert result.correct == sum(guess == path.parent.name for guess, path in zip(guesses, files, strict=True))
 
 

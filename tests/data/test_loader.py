@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data.distributed import DistributedSampler
 
+from distmlp.data import order as order_module
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.datasets import ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes
-from distmlp.data.order import Order, ShardSampler
+from distmlp.data.order import Order, Scattered, ShardSampler
 
 
 def numbered(size: int) -> ArrayDataset:
@@ -127,8 +128,33 @@ def test_torchs_global_random_numbers_are_left_alone() -> None:
 
 
 def test_shards_slice_one_permutation() -> None:
-    samplers = [ShardSampler(range(1000), 4, shard, shuffle=True) for shard in range(4)]
-    assert len({id(sampler.indices().base) for sampler in samplers}) == 1
+    orders: Any = [ShardSampler(range(1000), 4, shard, shuffle=True).indices() for shard in range(4)]
+    assert len({id(order.base) for order in orders}) == 1
+
+
+def test_of_very_many_examples_the_order_is_computed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in (1, 2, 3, 5, 64, 65, 1000, 4096, 5000):
+        orders = [Scattered(size, seed, range(size))[np.arange(size)] for seed in (0, 1)]
+        assert sorted(orders[0]) == sorted(orders[1]) == [*range(size)]
+        if size > 60:
+            assert (orders[0] == orders[1]).mean() < 0.1
+            chance = np.random.default_rng(0).permutation(size)
+            for order in orders:  # each part of the order has as many of each part of the numbers as chance gives
+                found, expected = (np.histogram2d(np.arange(size), each, 4)[0] for each in (order, chance))
+                assert abs(found - size / 16).max() <= max(5, 3 * abs(expected - size / 16).max())
+                assert abs((np.diff(order) == 1).mean()) < 0.1
+    far = Scattered(10**12, 0, range(10**12))[np.array([[0, 10**12 - 1], [5, 6]])]
+    assert (far.shape, far.dtype) == ((2, 2), np.int64)
+    assert len({*far.ravel().tolist()}) == 4
+    monkeypatch.setattr(order_module, "_HELD", 40)
+    order_module._permutation.cache_clear()
+    weights = np.arange(50, dtype=np.float32)
+    whole, dealt = ([members(batch) for batch in loader(50, 7, shards, 3, shuffle=True)] for shards in (1, 3))
+    assert [sorted(batch) for batch in whole] == [sorted(batch) for batch in dealt]
+    assert sorted(i for batch in whole for i in batch) == [*range(50)]
+    sums = Order(50, 7, 1, shuffle=True, seed=5).weight_sums(weights, 3, 2, 8)
+    assert sums.tolist() == [sum(batch) for batch in whole[2:]]
+    order_module._permutation.cache_clear()
 
 
 def test_an_order_is_a_function_of_the_position() -> None:

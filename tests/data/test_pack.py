@@ -6,9 +6,11 @@ import io
 import itertools
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+import time
 import zipfile
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -24,7 +26,8 @@ from PIL import Image
 from pyarrow import feather
 
 from distmlp import Config, InputError, pack
-from distmlp.data import datasets, packed, packing, split, streams
+from distmlp.data import batches as loading
+from distmlp.data import datasets, packed, packing, split, tables
 from distmlp.data.batches import NumpyLoader
 from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
@@ -329,7 +332,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
 
 def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    features = streams.Tables.features
+    features = tables.Tables.features
 
     def stopped(self: Any, start: int = 0) -> Iterator[np.ndarray]:
         blocks = iter([block[begin : begin + 50] for block in features(self, start) for begin in range(0, 400, 50)])
@@ -338,7 +341,7 @@ def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytes
         if start < 300:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(streams.Tables, "features", stopped)
+    monkeypatch.setattr(tables.Tables, "features", stopped)
     monkeypatch.setattr(packing, "_NOTED_SECONDS", 0.0)
     table, output = tmp_path / "t.parquet", tmp_path / "again"
     for _ in range(2):
@@ -369,14 +372,14 @@ def test_another_command_begins_anew(made: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_write_one_pack(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    features = streams.Tables.features
+    features = tables.Tables.features
 
     def meanwhile(self: Any, start: int = 0) -> Iterator[np.ndarray]:
         with pytest.raises(InputError, match=r"again\.unfinished is being written by another process: wait"):
             run(tmp_path / "again", tmp_path / "t.parquet")
         yield from features(self, start)
 
-    monkeypatch.setattr(streams.Tables, "features", meanwhile)
+    monkeypatch.setattr(tables.Tables, "features", meanwhile)
     again = run(tmp_path / "again", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
     assert (again / "x_train.npy").read_bytes() == (made / "x_train.npy").read_bytes()
 
@@ -558,6 +561,40 @@ def test_a_set_that_memory_cannot_hold(verify: bool, made: Path, monkeypatch: py
     if verify:
         with pytest.raises(InputError, match="is damaged: rows 224 to 239"):
             datasets.load(Config(dataset=str(made))).train.take(np.array([239]))
+
+
+def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = datasets.load(Config(dataset=str(made))).train
+    monkeypatch.setattr("distmlp.machine.memory", lambda: 100)
+    monkeypatch.setattr(loading, "_LOOKED", 0.0)
+    part = datasets.load(Config(dataset=str(made))).train
+    loader = NumpyLoader(part, 10, shuffle=True)
+    list(loader)
+    reading = loading.Reading(loader)
+    assert reading.remark() == ""
+    take, size = packed.Packed.take, 240 * 5 * 4
+
+    def slowly(self: Any, indices: np.ndarray) -> Any:
+        time.sleep(0.02)
+        return take(self, indices)
+
+    monkeypatch.setattr(packed.Packed, "take", slowly)
+    reading = loading.Reading(loader)
+    started = time.monotonic()
+    list(loader)
+    said, rate = reading.remark(), size / (time.monotonic() - started) / 1e6
+    found = re.fullmatch(r"training waits for the disk, (\d+)% of the time: it gives (\S+) MB/s of examples, and the "
+                         r"devices could take \S+: put \S+ on a faster disk, or give more memory", said)  # fmt: skip
+    assert found, said
+    waits, gives = found.groups()
+    assert int(waits) > 50
+    assert float(gives) == pytest.approx(rate, abs=0.11)
+    list(loader)
+    assert reading.remark() == ""
+    monkeypatch.setattr("distmlp.machine.memory", lambda: 1 << 40)  # all of it stays in memory
+    reading = loading.Reading(loader)
+    list(loader)
+    assert reading.remark() == ""
 
 
 @pytest.mark.parametrize("balanced", ["none", "balanced"])

@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from conftest import asked_rows
 from pyarrow import parquet
 
 import distmlp
 from distmlp import Config, InputError, train
 from distmlp.data import columnar, read
 from distmlp.data.datasets import Data, load
-from distmlp.results import rows, run_data
-from distmlp.results.load import Model
+from distmlp.results import run_data
+from distmlp.results.models import Model
 
 Capture = pytest.CaptureFixture[str]
 COLOURS = ["red", "green", "blue"]
@@ -60,9 +61,7 @@ def examples(data: Data) -> np.ndarray:
 
 def predicted(path: Path, model: Model, header: str = "") -> np.ndarray:
     """The features that predict reads of a file."""
-    found = list(rows.read(path, model, header))
-    assert not any(isinstance(each, InputError) for each in found), found
-    return np.concatenate([each.features for each in found if not isinstance(each, InputError)])
+    return np.concatenate([features for _, features in asked_rows(path, model, header)])
 
 
 # What train takes, predict takes.
@@ -137,11 +136,13 @@ def test_folders_of_arrays_and_of_pictures_are_predicted(digits_run: Path, tmp_p
     for part in ("one", "two"):
         (tmp_path / "pictures" / part).mkdir(parents=True)
         Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "pictures" / part / "a.png")
-    found = list(rows.read(tmp_path / "pictures", model))
-    assert [each.file.parent.name for each in found if not isinstance(each, InputError)] == ["one", "two"]
+    found = [Path(name) for name, _ in asked_rows(tmp_path / "pictures", model)]
+    (tmp_path / "pictures" / "labels.csv").write_text("a,b\n1,2\n")  # a stray list of the pictures
+    assert found == [Path(name) for name, _ in asked_rows(tmp_path / "pictures", model)]
+    assert [path.parent.name for path in found] == ["one", "two"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no tables, arrays or pictures"):
-        list(rows.read(tmp_path / "empty", model))
+        asked_rows(tmp_path / "empty", model)
 
 
 # Columns by name.
@@ -214,7 +215,7 @@ def test_a_header_of_numbers_is_no_row(model: Model, digits_run: Path, tmp_path:
 
 def test_a_first_row_with_a_gap_is_a_row(model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="row 1 of column 1 has no value: remove the row, or fill it in"):
-        list(rows.read(written(tmp_path, "1,NA,2\n1,2,3\n"), model))
+        asked_rows(written(tmp_path, "1,NA,2\n1,2,3\n"), model)
     assert len(predicted(written(tmp_path, "1,2,3\n4,5,6\n"), model)) == 2
 
 
@@ -270,7 +271,7 @@ def test_predict_can_be_told_that_a_file_has_no_header(model: Model, tmp_path: P
 )
 def test_one_line_with_the_row(text: str, words: str, model: Model, tmp_path: Path) -> None:
     path = written(tmp_path, text)
-    for use in (lambda: load(config(path)), lambda: list(rows.read(path, model)),
+    for use in (lambda: load(config(path)), lambda: asked_rows(path, model),
                  lambda: run_data.split(model, dataset=str(path))):  # fmt: skip
         with pytest.raises(InputError, match=words) as caught:
             use()
@@ -591,7 +592,7 @@ def test_a_training_says_which_features_and_classes_it_has(tmp_path: Path, capsy
 )  # fmt: skip
 def test_files_that_are_no_tables(name: str, content: bytes, model: Model, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    for use in (lambda: load(config(tmp_path / name)), lambda: list(rows.read(tmp_path / name, model))):
+    for use in (lambda: load(config(tmp_path / name)), lambda: asked_rows(tmp_path / name, model)):
         with pytest.raises(InputError, match=f"{name} (cannot be read as a table|lacks the columns)") as caught:
             use()
         assert "\n" not in str(caught.value)

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import tutorial
 from conftest import make_arrays
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distmlp import Config, model
 from distmlp.data.datasets import ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes
-from distmlp.parallel.evaluate import Evaluator
+from distmlp.parallel import evaluate as evaluate_module
+from distmlp.parallel.evaluate import Evaluator, Sum
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import STATE, State
 
@@ -58,6 +61,27 @@ def test_item_by_item_sets_give_the_same() -> None:
     evaluate = Evaluator(CONFIG, make_layout(CONFIG))
     whole = evaluate(state(), ArrayDataset(arrays["x_test"], arrays["y_test"], "x"))
     assert evaluate(state(), ItemDataset(items, "x", Classes(4))) == whole
+
+
+@settings(deadline=None, max_examples=60)
+@given(count=st.integers(1, 60_000), piece=st.integers(1, 9_000), seed=st.integers(0, 9))
+def test_losses_that_come_in_pieces_are_added_as_numpy_adds_all_of_them(count: int, piece: int, seed: int) -> None:
+    losses = np.random.default_rng(seed).lognormal(0, 3, count)
+    added = Sum(count)
+    for start in range(0, count, piece):
+        added.add(losses[start : start + piece])
+    assert added.value == losses.sum()
+
+
+def test_pairs_of_classes_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate_module, "_COUNTED", 100)
+    true, predicted = np.random.default_rng(0).integers(0, 7, (2, 1234)).astype(np.int32)
+    pairs = evaluate_module._Pairs()
+    for start in range(0, 1234, 90):
+        pairs.add(true[start : start + 90], predicted[start : start + 90])
+    matrix = np.zeros((7, 7), int)
+    np.add.at(matrix, (true, predicted), 1)
+    assert pairs.counted().tolist() == [[i, j, matrix[i, j]] for i in range(7) for j in range(7)]
 
 
 def test_poll_is_called_before_each_step_and_may_stop_it() -> None:

@@ -14,9 +14,9 @@ from sklearn.datasets import load_wine
 
 from distmlp import InputError, load
 from distmlp.data import columnar
+from distmlp.data.streams import Streamed
 from distmlp.parallel.layout import Layout
-from distmlp.results import bulk, files, run_data
-from distmlp.results import load as load_module
+from distmlp.results import bulk, files, models, run_data
 from launch import evaluate, pack, predict
 
 Capture = pytest.CaptureFixture[str]
@@ -114,7 +114,7 @@ def test_each_process_has_its_part(
 
 def test_all_devices_work(wine_run: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model, used = load(wine_run), set()
-    made = load_module._program
+    made = models._program
 
     def watched(compute_dtype: str, logarithms: bool) -> Any:
         def program(*arguments: Any) -> Any:
@@ -124,7 +124,7 @@ def test_all_devices_work(wine_run: Path, small_blocks: None, monkeypatch: pytes
 
         return program
 
-    monkeypatch.setattr(load_module, "_program", watched)
+    monkeypatch.setattr(models, "_program", watched)
     x = wine().drop(columns=["id", "name"]).to_numpy(np.float32)
     blocks = [np.concatenate([x] * 8)] * 2
     found = np.concatenate([*model.probabilities(blocks)])
@@ -207,7 +207,7 @@ def test_a_link_stays_and_permissions_are_kept(tmp_path: Path) -> None:
         new.write_text("all")
     assert (tmp_path / "link").is_symlink()
     assert ((tmp_path / "file").read_text(), (tmp_path / "file").stat().st_mode & 0o777) == ("all", 0o600)
-    with pytest.raises(InputError, match="is no file"), files.whole(tmp_path):
+    with pytest.raises(InputError, match="Is a directory"), files.whole(tmp_path):
         pass
 
 
@@ -223,7 +223,7 @@ def test_each_example_of_an_evaluation(form: str, wine_run: Path, tmp_path: Path
     output, model = tmp_path / f"e{form}", load(wine_run)
     assert evaluate.main([str(wine_run), "--json", f"--output={output}", "--probabilities"]) == 0
     told = json.loads(capsys.readouterr().out)
-    test = run_data.split(model, "test")
+    test: Any = run_data.split(model, "test")
     known = model.predict(test.take(np.arange(len(test)))[0])
     if form == ".npy":
         np.testing.assert_allclose(np.load(output), known.probabilities, rtol=1e-5)
@@ -237,6 +237,36 @@ def test_each_example_of_an_evaluation(form: str, wine_run: Path, tmp_path: Path
     assert found.columns[3:].tolist() == [f"p_{name}" for name in model.classes]
     with pytest.raises(InputError, match="--probabilities goes with --output"):
         evaluate.main([str(wine_run), "--probabilities"])
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "folder"])
+def test_an_evaluation_reads_tables_as_it_goes(
+    form: str, wine_run: Path, tmp_path: Path, small_blocks: None, capsys: Capture
+) -> None:
+    frame, model = load_wine(as_frame=True).frame, load(wine_run)
+    names = np.array(list(model.classes))
+    frame = frame.assign(label=names[frame["target"]], id=range(178)).drop(columns="target")
+    frame = frame.rename(columns={"od280/od315_of_diluted_wines": "od280"})
+    path = tmp_path / f"t.{form}"
+    if form == "folder":
+        path.mkdir()
+        for place, rows in enumerate((frame[:60], frame[60:])):
+            rows.to_parquet(path / f"part-{place}.parquet")
+    else:
+        frame.to_csv(path, index=False) if form == "csv" else frame.to_parquet(path)
+    examples = run_data.split(model, "test", str(path))
+    assert isinstance(examples, Streamed)
+    labels = frame["label"].to_numpy()
+    expected = model.evaluate(frame.drop(columns=["label", "id"]), labels)
+    capsys.readouterr()
+    assert model.evaluate_set(examples).as_json() == expected.as_json()
+    assert "column id is not known to the run, and ignored" in capsys.readouterr().err
+    found, numbers = examples.take(np.array([3, 9, 170]))
+    again, _ = examples.take(np.array([[0, 3]]))  # what lies before is read again
+    assert (again.shape, numbers.dtype) == ((1, 2, 13), np.int32)
+    np.testing.assert_array_equal(again[0, 1], found[0])
+    assert [model.classes[number] for number in numbers] == labels[[3, 9, 170]].tolist()
+    assert run_data.split(model, "train", str(path)).fingerprint() == examples.fingerprint()
 
 
 def test_an_evaluation_uses_all_devices_and_says_the_same(wine_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

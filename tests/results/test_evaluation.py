@@ -10,9 +10,9 @@ def report(classes: tuple[str, ...], pairs: list[list[int]]) -> str:
     per_class = {"precision": each, "recall": each, "f1": each, "support": each.astype(int) * 1200}
     return str(ClassificationReport(
         checkpoint_step=120, loss=0.0123456, accuracy=0.75, correct=3000, count=4000, classes=classes,
-        pairs=np.array(pairs), per_class=per_class, predicted=np.zeros(4, np.int32), confidence=np.zeros(4, np.float32),
-        accuracy_interval=(0.7363, 0.7632), log_loss=0.0246912, balanced_accuracy=0.7512345, roc_auc=None,
-        average_precision=None, top_3_accuracy=None, calibration_error=0.03456, left_out="there are too many",
+        pairs=np.array(pairs), per_class=per_class, accuracy_interval=(0.7363, 0.7632), log_loss=0.0246912,
+        balanced_accuracy=0.7512345, roc_auc=None, average_precision=None, top_3_accuracy=None,
+        calibration_error=0.03456, calibration=([], []), left_out="there are too many",
     ))
 
 

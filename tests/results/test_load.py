@@ -26,8 +26,7 @@ from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, host_digest
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import REPLICATED
-from distmlp.results import load as load_module
-from distmlp.results import run_data
+from distmlp.results import models, run_data
 from distmlp.run import store
 
 
@@ -304,7 +303,7 @@ def test_many_classes_are_counted_by_the_pairs_that_occur() -> None:
     count, scaling = 12_000, (np.zeros(1, np.float32), np.ones(1, np.float32))
     params = [(np.zeros((count, 1), np.float32), np.arange(count, dtype=np.float32) == 7)]
     params = [(weights, biases.astype(np.float32)) for weights, biases in params]
-    known = load_module.Model(Path("run"), 3, params, scaling, Config(eval_batch_size=50), {})
+    known = models.Model(Path("run"), 3, params, scaling, Config(eval_batch_size=50), {})
     known.evaluate(np.zeros((50, 1), np.float32), np.full(50, 7))  # compiles
     tracemalloc.start()
     result = known.evaluate(np.zeros((100, 1), np.float32), np.arange(100))

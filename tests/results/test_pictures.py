@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import asked_rows
 from PIL import Image
 
 from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
-from distmlp.results import rows, shown
-from distmlp.results.load import Model
+from distmlp.results import shown
+from distmlp.results.models import Model
 from distmlp.results.pictures import PictureShape, picture_shape, read_picture
 
 MNIST = PictureShape(28, 28, 1, False, 255.0, True, 0.0)
@@ -124,10 +125,8 @@ def test_what_pictures_are_like() -> None:
 
 def features(path: Path, model: Model) -> np.ndarray:
     """What predict reads of a file, or what is wrong with it."""
-    (found,) = rows.read(path, model)
-    if isinstance(found, InputError):
-        raise found
-    return found.features
+    ((_, found),) = asked_rows(path, model)
+    return found
 
 
 def test_rows_of_npy_npz_and_csv_are_those_of_the_array(digits_run: Path, tmp_path: Path) -> None:

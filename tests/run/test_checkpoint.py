@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, on any devices, exactly; which are kept; what is refused."""
 
+import contextlib
 import sys
 import threading
 from pathlib import Path
@@ -168,12 +169,26 @@ def test_what_check_meta_refuses_stays_where_it_is(tmp_path: Path) -> None:
     checkpoints.close()
 
 
-def test_what_threads_say_of_a_failed_save_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
-    """TensorStore's threads print errors by sys.excepthook."""
-    with quiet():
+@pytest.mark.parametrize("afterwards", [False, True])
+def test_what_threads_say_of_a_failed_save_is_hidden(
+    afterwards: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorStore's threads print errors by sys.excepthook, some of them when the program has already given up."""
+    before = sys.excepthook
+    monkeypatch.setattr(sys, "excepthook", before)  # put back after the test
+
+    def say() -> None:
         for text in ("Event loop is closed", "something else"):
             sys.excepthook(RuntimeError, RuntimeError(text), None)
+
+    with contextlib.suppress(WriteError), quiet():
+        if afterwards:
+            raise WriteError("run", "no room")
+        say()
+    if afterwards:
+        say()
     assert capsys.readouterr().err == "RuntimeError: something else\n"
+    assert (sys.excepthook is before) != afterwards
 
 
 def test_a_checkpoint_of_other_shapes_is_never_taken_for_good(tmp_path: Path) -> None:
