@@ -114,7 +114,16 @@ def test_invariant_gathers_and_exchanges_a_sharded_state_once() -> None:
     module, memory, parts = compiled("h100:8", **(SHARDED | {"reduction": "invariant"}))
     assert {kind: count for kind, (count, _) in module.messages().items()} == {"all-gather": 1, "all-to-all": 1}
     assert memory.alias_size_in_bytes >= parts.held.bytes
-    assert module.kernels_per_step() <= 42
+    replicated, _, _ = compiled("h100:8", batch_size=1024, optimizer="adam", reduction="invariant")
+    assert module.kernels_per_step() <= replicated.kernels_per_step()
+
+
+def test_layer_by_layer_a_tpu_scatters_the_large_gradients() -> None:
+    """Those of biases, and of the last layer's ten units, its compiler adds up whole."""
+    module, _, _ = compiled("v5e:2x4", by_layer=True, **SHARDED)
+    sent = module.messages()
+    assert sent["reduce-scatter"] == (2, 4 * (512 * 784 + 512 * 512) // 8)
+    assert sent["all-reduce"][1] < 50_000
 
 
 @pytest.mark.parametrize(("layers", "most"), [(3, 1.4), (8, 2.1)])
