@@ -1,4 +1,5 @@
-"""How the cost of a step grows with the batch, the width and the devices. (With the data set: loader.py.)
+"""How the cost of a step grows with the batch, the width and the devices, and what a sharded state costs. (With the
+data set: loader.py.)
 
     python benchmarks/scaling.py
 """
@@ -8,16 +9,21 @@ from typing import Any
 import harness
 from harness import Worker
 
+FLAGS = ["--dataset=synthetic"]
+
+
+def emulated(devices: int) -> dict[str, str]:
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} if devices > 1 else {}
+
 
 def main() -> None:
     args = harness.arguments(__doc__, repetitions=3, largest_batch=32768, largest_width=8192)
     rows, results = [], {}
 
     def measure(what: str, batch_size: int, width: int, devices: int) -> None:
-        flags = ["--dataset=synthetic", f"--synthetic_examples={max(1024, batch_size)}", f"--batch_size={batch_size}",
+        flags = [*FLAGS, f"--synthetic_examples={max(1024, batch_size)}", f"--batch_size={batch_size}",
                  f"--hidden_sizes={width},{width}"]
-        env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} if devices > 1 else {}
-        worker = Worker(what, "steps:steps", {"flags": flags, "at_least": 0.2}, env)
+        worker = Worker(what, "steps:steps", {"flags": flags, "at_least": 0.2}, emulated(devices))
         measured: list[dict[str, Any]] = harness.compare([worker], args.repetitions, args.patience)[what]
         results[what] = measured
         rows.append([what, harness.spread([1e3 * row["seconds"] for row in measured]),
@@ -32,7 +38,19 @@ def main() -> None:
     for devices in (1, 2) if args.quick else (1, 2, 4, 8):
         measure(f"batch 1024, width 512, {devices} devices", 1024, 512, devices)
     table = harness.table(["", "ms per step", "µs per example"], rows)
-    harness.report(args, "How cost grows", [table], results)
+    held = []
+    for devices, processes in ((8, 1), (1, 2)):
+        work = {"flags": [*FLAGS, "--synthetic_examples=1024", "--batch_size=1024", "--hidden_sizes=512,512"],
+                "processes": processes, "steps": 5 if args.quick else 20}
+        what = f"batch 1024, width 512, {f'{processes} processes' if processes > 1 else f'{devices} devices'}"
+        found = harness.compare([Worker(what, "steps:states", work, emulated(devices))], args.repetitions,
+                                args.patience)[what]
+        results[what] = found
+        held += [[f"{what}, {state}", harness.spread([1e3 * row[state] for row in found]),
+                  harness.spread([row[state] / row["replicated"] for row in found])]
+                 for state in found[0] if state != "others"]  # fmt: skip
+    by_state = harness.table(["how the state lies", "ms per step", "times replicated"], held)
+    harness.report(args, "How cost grows", [table, by_state], results)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,9 @@ class Config:
     validation_fraction: float = _setting(
         0.0, "part of the training examples to hold out, likewise, and to choose the best checkpoint by",
         minimum=0, maximum=0.9)
+    fold: str = _setting(
+        "", "I/K, as 1/5: of the training examples in K parts, drawn likewise, hold out the I-th, and choose the best "
+        "checkpoint by it")
     label_column: str = _setting("", "a table's column of labels; empty: the one named label, target, class or y")
     ignore_columns: str = _setting("", "columns of a table to leave out, separated by commas")
     weight_column: str = _setting(
@@ -100,6 +103,8 @@ class Config:
                                              topic="Model")
     seed: int = _setting(0, "of the initial parameters, of the order of the examples (--shuffle), of those held out, "
                          "and of --dataset=synthetic itself", minimum=0, maximum=2**31 - 1)
+    data_seed: int = _setting(-1, "of those held out, and of --dataset=synthetic, so that runs with several seeds have "
+                              "the same data; -1: that of --seed", rare=True, minimum=-1, maximum=2**31 - 1)
     prng: str = _setting(
         "threefry",
         "JAX's random numbers for the initial parameters: threefry as today; threefry_original as before JAX 0.5, "
@@ -157,6 +162,10 @@ class Config:
     check_replicas_every: int = _setting(
         1000, "compare the devices' copies of the state every so many steps (and at each save); 0: only at saves",
         "conduct", rare=True, minimum=0)
+
+    audit_every: int = _setting(
+        0, "with --reduction=invariant, compute one step in so many, and one before each save, on other devices too; "
+        "stop if they differ; 0: off", "conduct", rare=True, minimum=0)
 
     workdir: str | None = _setting(
         "", "folder of the run; empty: runs/<dataset>-<UTC time>, new each time (from Python, None: no folder)",
@@ -222,7 +231,13 @@ class Config:
         profiled = first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)
         place = (bool(self.coordinator_address), self.num_processes > 0, self.process_id >= 0)
         constant = self.schedule == "constant"
+        of_folds = re.fullmatch(r"(\d+)/(\d+)", self.fold)
         for wrong, text in (
+            (self.fold and not (of_folds and 1 <= int(of_folds[1]) <= int(of_folds[2]) and int(of_folds[2]) > 1),
+             f"--fold={self.fold}: give I/K, the I-th of K parts, as in 1/5"),
+            (self.fold and self.validation_fraction,
+             f"--fold={self.fold} makes a validation set, and so does "
+             f"--validation_fraction={self.validation_fraction}: leave one of them out"),
             (self.momentum >= 1, f"--momentum={self.momentum} must be below 1"),
             (self.momentum and self.optimizer != "sgd",
              f"--momentum goes with --optimizer=sgd, not with {self.optimizer}"),
@@ -240,6 +255,9 @@ class Config:
              f"--process_id={self.process_id} must be below --num_processes={self.num_processes}"),
             *((self.workdir is None and getattr(self, name), f"--{name} goes with a folder: give a workdir")
               for name in ("ledger", "profile_steps", "checkpoint_every_steps", "checkpoint_every_seconds")),
+            (self.audit_every and self.reduction != "invariant",
+             f"--audit_every={self.audit_every} goes with --reduction=invariant: with {self.reduction} devices may "
+             "differ in the last bits"),
             (self.parallelism == "single" and self.num_devices > 1,
              f"--parallelism=single uses one device: give --num_devices=1, not {self.num_devices}, "
              "or --parallelism=shard_map"),
@@ -272,6 +290,11 @@ class Config:
         """The settings that decide the result, as JSON values: what a resumed run must share."""
         length_decides = self.schedule != "constant" and not self.schedule_steps
         return self.settings("experiment", *(["length"] if length_decides else []))
+
+    @property
+    def drawing_seed(self) -> int:
+        """The seed by which examples are held out, and by which a synthetic data set is made."""
+        return self.seed if self.data_seed < 0 else self.data_seed
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.max_steps or self.num_epochs * steps_per_epoch

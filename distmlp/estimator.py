@@ -26,7 +26,7 @@ from distmlp.errors import InputError, listed
 if TYPE_CHECKING:  # they import jax and torch
     from distmlp.data.datasets import Data
     from distmlp.progress import Line
-    from distmlp.results.load import Model
+    from distmlp.results.models import Model
 
 T = TypeVar("T")
 _SEEDS = 2**31 - 1  # a seed is below
@@ -275,7 +275,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
                 for weights, biases in zip(self.coefs_, self.intercepts_, strict=True)]
 
     def _model(self) -> "Model":
-        from distmlp.results.load import Model
+        from distmlp.results.models import Model
 
         info = {"classes": self.classes_.tolist()}
         return Model(Path(), 0, self._network(), self._scaling, self._settings, {"data_info": info})

@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from distmlp import training
+from distmlp.account import Account
 from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
@@ -58,15 +59,21 @@ def train(
 
 
 def run(
-    config: Config, load: Callable[[Config], datasets.Data], on_line: OnLine | None = None, silent: bool = False
+    config: Config, load: Callable[[Config], datasets.Data], on_line: OnLine | None = None, silent: bool = False,
+    began: float | None = None, group: Group | None = None,
 ) -> Result:
-    """`train`, with the data that `load` reads for the config with its paths resolved; `silent`: it prints nothing."""
+    """`train`, with the data that `load` reads for the config with its paths resolved; `silent`: it prints nothing.
+
+    `began` is when the start began of which goodput tells, by time.monotonic; None: now. `group`: the processes that
+    train, where it is not for the launcher to say.
+    """
     started = time.monotonic()
+    account = Account(began)
     config.validate()
     shared = config.settings("experiment", "length", "conduct")
     config = resolve_paths(config)
     with backend.prepared(config):
-        group = Group.join(config)
+        group = group or Group.join(config)
         with group.together():
             if group.several and not config.workdir:
                 raise InputError("--workdir must be given with several processes: a folder that all of them see")
@@ -87,7 +94,7 @@ def run(
                     compiled.result()
                     return _in_memory(config, data, parts, on_line)
                 with quiet(), Keeping(config, data, parts, group, silent) as kept:
-                    return _in_folder(kept, compiled, started, on_line)
+                    return _in_folder(kept, compiled, started, account, on_line)
 
 
 def _in_memory(config: Config, data: datasets.Data, parts: Program, on_line: OnLine | None) -> Result:
@@ -107,25 +114,30 @@ def _in_memory(config: Config, data: datasets.Data, parts: Program, on_line: OnL
     return training.in_memory(parts, parts.initial_state(parts.scaling()), show)
 
 
-def _in_folder(kept: Keeping, compiled: "Future[None]", started: float, on_line: OnLine | None) -> Result:
+def _in_folder(
+    kept: Keeping, compiled: "Future[None]", started: float, account: Account, on_line: OnLine | None
+) -> Result:
     """The run of a folder: goes on from its newest checkpoint, and keeps lines and states there."""
     parts, group = kept.parts, kept.group
-    restored = kept.restored()
+    with account.of("restore"):
+        restored = kept.restored()
     if restored is None:
         scaling = group.computed_by_first(parts.scaling, parts.state.scaling)
         restored = parts.initial_state(scaling), 0, Totals(), Standing()
     state, step, totals, standing = restored
     lines = group.decide(kept.log.found.values)  # what depends on the lines is the same in all processes
-    progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss, standing)
+    progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss, standing, account)
     if progress.finished:
         if damage := kept.log.found.damage:
             kept.log.warn(damage)
         kept.log.say(f"{kept.workdir.path} holds this run finished, at step {step}: nothing to do")
-        return Result(parts.held.whole(state.params), progress.history)
+        return Result(parts.held, state, progress.history)
     kept.begin(progress)
-    compiled.result()
-    group.barrier()
-    parts.digest.check(state, step)  # compiles it, too
+    with account.of("compile"):
+        compiled.result()
+        group.barrier()
+        parts.digest.check(state, step)  # compiles it, too
+    account.to("other")
 
     def poll() -> None:
         kept.watchdog.beat()
@@ -142,11 +154,12 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float, on_line:
                         kept.save(state, progress)
                     kept.before_line(progress)
                 elif moment.line is not None:
+                    kept.compare_processes(moment.line, state, progress)
                     kept.log.line(moment.line)
                     if progress.at_best or progress.at_end:
                         kept.save(state, progress)
                     if on_line and kept.ends(on_line, state, progress):
-                        return Result(parts.held.whole(state.params), progress.history)
+                        return Result(parts.held, state, progress.history)
                 else:
                     kept.stop_if_signalled(state, progress)
                     kept.profile(progress)
@@ -154,5 +167,5 @@ def _in_folder(kept: Keeping, compiled: "Future[None]", started: float, on_line:
             if on_line:
                 kept.ends(on_line, state, progress)
     except DivergedError as error:
-        raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
-    return Result(parts.held.whole(state.params), progress.history)
+        raise type(error)(f"{error}; {kept.left_after(error)}") from None
+    return Result(parts.held, state, progress.history)

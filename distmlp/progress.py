@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from distmlp import scores
+from distmlp.account import Account
 from distmlp.config import Config
 from distmlp.errors import DivergedError, InputError
 
 if TYPE_CHECKING:  # they import torch, which those who only read lines do not need
     from distmlp.data.datasets import Data, Examples
-    from distmlp.parallel.evaluate import Evaluator
+    from distmlp.parallel.evaluate import Evaluation, Evaluator
     from distmlp.parallel.feed import Steps
     from distmlp.parallel.specs import State
 
@@ -97,13 +98,24 @@ class Cadence:
         for_ledger = _every(self._ledger_digests, step) or (self._config.ledger and step == self.total_steps)
         return for_ledger or _every(self._config.check_replicas_every, step)
 
+    def audit(self, step: int) -> bool:
+        """Whether the step that this one completes is to be computed twice: by --audit_every, or as there may be a save
+        after it."""
+        every = self._config.audit_every
+        return every > 0 and (_every(every, step) or self.line(step) or self.save(step))
+
     def next(self, step: int) -> int:
-        """The next step after which something may be due: a dispatch must not go beyond it."""
+        """The next step after which something may be due: a dispatch must not go beyond it. One that is audited has a
+        dispatch of its own."""
         config = self._config
         intervals = (self.per_epoch, config.eval_every_steps, config.checkpoint_every_steps,
                      config.check_replicas_every, self._ledger_digests)
         due = [step - step % interval + interval for interval in intervals if interval]
-        return min(self.total_steps, *due, *(n for n in self.profile if n > step))
+        end = min(self.total_steps, *due, *(n for n in self.profile if n > step))
+        if not config.audit_every:
+            return end
+        end = min(end, step - step % config.audit_every + config.audit_every)
+        return end - 1 if self.audit(end) and end - 1 > step else end
 
 
 def _every(interval: int, number: int) -> bool:
@@ -119,6 +131,7 @@ class Totals:
     epoch_examples: int = 0
     epoch_seconds: float = 0.0
     total_seconds: float = 0.0
+    trained_seconds: float = 0.0  # of all steps up to here, each counted once
 
 
 class Progress:
@@ -131,14 +144,17 @@ class Progress:
       standing: of the evaluations that a checkpoint counts; those of later lines, up to its step, are added.
       started: when the clock of total_seconds began to run, by time.monotonic; None: now.
       record: is called with each completed step's number and loss, in their order.
+      account: of this start's time; None: a new one.
     """
 
     def __init__(
         self, cadence: Cadence, step: int = 0, totals: Totals | None = None, history: Sequence[Line] = (),
         started: float | None = None, record: Callable[[int, float], None] = lambda step, loss: None,
-        standing: Standing | None = None,
+        standing: Standing | None = None, account: Account | None = None,
     ) -> None:
         self.cadence, self.step, self.totals, self.history = cadence, step, totals or Totals(), list(history)
+        self.account = account or Account()
+        self.kept_seconds = self.totals.trained_seconds  # of steps that earlier starts have left
         self.standing = standing or Standing()
         best_step = self.standing.best["step"]
         if best_step and not any(line["step"] == best_step and not line.get("final") for line in self.history):
@@ -196,6 +212,7 @@ class Progress:
             self._begin_sums()
         if self._training_since is None:
             self._training_since = time.monotonic()
+            self.account.to("train")
 
     def add(self, steps: Steps) -> None:
         """Counts the steps of a dispatch, and reads the losses of those before it; raises as `settle`."""
@@ -214,6 +231,7 @@ class Progress:
         if self._training_since is not None:
             self.totals.epoch_seconds += time.monotonic() - self._training_since
             self._training_since = None
+            self.account.to("other")
 
     def _read_losses(self, in_flight: int) -> None:
         while len(self._pending) > in_flight:
@@ -230,7 +248,8 @@ class Progress:
                 self.totals.epoch_examples += size
 
     def count_seconds(self) -> None:
-        """Brings total_seconds up to date."""
+        """Brings total_seconds and trained_seconds up to date."""
+        self.totals.trained_seconds = self.kept_seconds + self.account.seconds.get("train", 0.0)
         now = time.monotonic()
         self.totals.total_seconds += now - self._total_clock
         self._total_clock = now
@@ -301,13 +320,17 @@ class Measures:
         return line | self._measure("test", last, self._data.test, poll)
 
     def _measure(self, name: str, state: State, examples: Examples, poll: Poll) -> Line:
-        found = self._evaluator(state, examples, poll, scores.NEEDS[self._choose_by])
-        line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
-                f"{name}_count": found.total}  # fmt: skip
-        if found.pairs is not None:
-            value = scores.score(self._choose_by, found.pairs, found.labels, found.log_probs)
-            line |= {} if value is None else {f"{name}_{self._choose_by}": value}
-        return line
+        return measured(name, self._evaluator(state, examples, poll, scores.NEEDS[self._choose_by]), self._choose_by)
+
+
+def measured(name: str, found: Evaluation, choose_by: str) -> Line:
+    """What an evaluation of the set `name` has found, as a line has it."""
+    line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
+            f"{name}_count": found.total}  # fmt: skip
+    if found.pairs is not None:
+        value = scores.score(choose_by, found.pairs, found.labels, found.log_probs)
+        line |= {} if value is None else {f"{name}_{choose_by}": value}
+    return line
 
 
 def _undefined(examples: Examples, why: str) -> InputError:

@@ -7,6 +7,7 @@ from distmlp import machine
 
 VERBS = {
     "train": "train a network, or go on with a run",
+    "sweep": "train many networks: settings, seeds and folds, and choose the best",
     "pack": "make a data set of any size ready for training: tables, arrays, pictures",
     "plan": "what a run will do, on hardware that need not be here",
     "evaluate": "exact loss and accuracy of a run, and precision and recall of each class",
@@ -15,6 +16,7 @@ VERBS = {
     "report": "one page that shows one run or several",
     "configs": "the configs that come along: lists them, or copies them",
     "compare": "the first step at which two runs part",
+    "verify": "whether the devices that are here keep what is promised",
 }
 _USAGE = "usage: distmlp VERB [arguments], distmlp VERB --help, or distmlp --version"
 

@@ -22,6 +22,7 @@ from launch.help import HelpRequested
 if TYPE_CHECKING:
     from distmlp.cluster.group import Group
 
+BEGAN = time.monotonic()
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 
 

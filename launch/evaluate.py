@@ -3,7 +3,10 @@
     python -m launch.evaluate RUN
 
 The numbers are those that training logged at the checkpoint's step, to the last digit (on the same kind of processor),
-on any number of devices and processes, as under torchrun or Slurm. --output also writes a file with a row for each
+on any number of devices and processes, as under torchrun or Slurm. Of a sweep's folder, the refitted model is
+evaluated; with --ensemble, it is the mean of the members that were kept, and how far these disagree.
+
+--output also writes a file with a row for each
 example, in the order of the set: its label, the class that was predicted, and its probability. Memory does not grow
 with the examples.
 """
@@ -21,6 +24,7 @@ def main(argv: list[str]) -> int:
     arguments = verb.parser("evaluate", __doc__)
     arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
     verb.add_checkpoint(arguments)
+    verb.add_ensemble(arguments)
     arguments.add_argument("--dataset", default="", help="other data than the run's, named as for training")
     arguments.add_argument("--split", default="test", help="train, test (the default) or validation")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
@@ -37,13 +41,14 @@ def main(argv: list[str]) -> int:
 
     group = Group.join(Config())
     with group.together(), contextlib.ExitStack() as stack:
-        model = load.load(Path(given.run), given.checkpoint)
-        examples = run_data.split(model, given.split, given.dataset)
-        group.agree({"the run": str(model.step), "the examples": examples.fingerprint() if group.several else ""})
+        model = load.load(Path(given.run), given.checkpoint, given.ensemble)
+        sets = run_data.sets(model, given.split, given.dataset)
+        prints = [examples.fingerprint() for examples in sets if group.several]
+        group.agree({"the run": str(model.step), "the examples": " ".join(prints)})
         watch = None
         if given.output and group.first:
             watch = stack.enter_context(bulk.of_examples(model, Path(given.output), given.probabilities))
-        result = model.evaluate_set(examples, watch, together=group.several)
+        result = run_data.evaluate_sets(model, sets, watch, together=group.several)
     if group.first:
         print(json.dumps(result.as_json()) if given.json else result)
     return 0

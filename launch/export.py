@@ -14,6 +14,9 @@ npz          w0, b0, w1, b1, ... and classes for NumPy:
 onnx         the whole model: x [N, features] to probabilities [N, classes] and class [N]
 stablehlo    the same for jax.export.deserialize(FILE's bytes).call(x); what it is, is in FILE.json
 
+Of a sweep's folder, the refitted model is exported, with --ensemble the mean of the probabilities of the members that
+were kept, as onnx, stablehlo or npz: onnx is one graph, and npz has m0.w0, m0.b0, ..., m1.w0, ...
+
 Where the scaling cannot be put into the first layer's weights without losing digits, safetensors and npz have shift and
 scale beside them: the network's inputs are (x - shift) * scale. A line says so. Before a file is written, it is read
 back and has to predict what the run does.
@@ -32,14 +35,15 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("--format", required=True, help="safetensors, npz, onnx or stablehlo")
     arguments.add_argument("--output", required=True, metavar="FILE", help="the file to write")
     verb.add_checkpoint(arguments)
+    verb.add_ensemble(arguments)
     given = arguments.parse_args(argv)
 
     from distmlp.results import export, files, load
 
-    model, output = load.load(Path(given.run), given.checkpoint), Path(given.output)
+    model, output = load.load(Path(given.run), given.checkpoint, given.ensemble), Path(given.output)
     apart = export.export(model, given.format, output)
     scaling = "; its inputs are (x - shift) * scale, with shift and scale from the file" if apart else ""
-    print(f"{output}: the checkpoint of step {model.step} as {given.format}{scaling}", file=files.remarks(output))
+    print(f"{output}: {export.subject(model)} as {given.format}{scaling}", file=files.remarks(output))
     if model.columns and (model.columns.words or model.columns.fill):
         features = model.columns.features
         remark(f"the file takes {len(features):,} numbers a row, text and absent values encoded: {listed(features)}; "

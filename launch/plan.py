@@ -22,6 +22,8 @@ def main(argv: list[str]) -> int:
                            "devices that are here")
     arguments.add_argument("--figure", action="append", default=[], metavar="NAME=NUMBER",
                            help="another figure of the card than the table's, as in --figure=link=4e11")
+    arguments.add_argument("--members", type=int, metavar="N",
+                           help="plan so many members of a sweep like this run, instead of the run")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
     given, rest = arguments.parse_known_args(argv)
     if not rest:
@@ -32,8 +34,9 @@ def main(argv: list[str]) -> int:
 
     from distmlp.plan import plan, text
 
-    result = plan.make(config, given.target, figures)
-    print(json.dumps(result) if given.json else text.text(result))
+    result = plan.make(config, given.target, figures, given.members)
+    words = text.text if given.members is None else text.members_text
+    print(json.dumps(result) if given.json else words(result))
     return 0
 
 

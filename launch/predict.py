@@ -10,6 +10,9 @@ if nothing could be predicted.
 
     python -m launch.predict RUN FILE... --output=FILE --columns=ID
 
+Of a sweep's folder, the refitted model predicts, with --ensemble the mean of the members that were kept; then
+disagreement is how often two of them, drawn at random, predict different classes.
+
 --output writes one file instead, of any number of rows in constant memory: with a row for each, in their order, the
 columns asked for, class and probability. It is written whole or not at all. An .npy file holds probabilities only. Of
 several processes, as under torchrun or Slurm, each predicts its part of the rows and writes FILE.i-of-n.
@@ -29,7 +32,8 @@ from launch import verb
 
 if TYPE_CHECKING:  # import jax: --help need not wait for it
     from distmlp.data.asked import Rows
-    from distmlp.results.load import Model
+    from distmlp.results.ensemble import Ensemble
+    from distmlp.results.models import Model
 
 T = TypeVar("T")
 
@@ -40,6 +44,7 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
     arguments.add_argument("files", metavar="FILE", nargs="+", help="a picture, a table, an array, or a folder of them")
     verb.add_checkpoint(arguments)
+    verb.add_ensemble(arguments)
     verb.add_header(arguments)
     arguments.add_argument("--json", action="store_true", help="print one JSON object for each picture or row")
     arguments.add_argument("--output", default="", metavar="FILE", help="write a .parquet, .csv, .jsonl or .npy file")
@@ -54,7 +59,7 @@ def main(argv: list[str]) -> int:
 
     from distmlp.results import bulk, load
 
-    model, failed, predicted = load.load(Path(given.run), given.checkpoint), 0, 0
+    model, failed, predicted = load.load(Path(given.run), given.checkpoint, given.ensemble), 0, 0
     sources = bulk.sources(model, given.header)
 
     def attempt(function: Callable[..., T], *arguments: Any) -> T | None:
@@ -80,7 +85,7 @@ def _write(given: argparse.Namespace) -> int:
     from distmlp.config import Config
     from distmlp.results import bulk, files, load
 
-    model, output = load.load(Path(given.run), given.checkpoint), Path(given.output)
+    model, output = load.load(Path(given.run), given.checkpoint, given.ensemble), Path(given.output)
     columns = [name.strip() for name in next(csv.reader([given.columns]), []) if name.strip()]
     place = find_place(Config())
     which = (place.process, place.processes) if place else (0, 1)
@@ -90,19 +95,22 @@ def _write(given: argparse.Namespace) -> int:
     return 0
 
 
-def _show(opened: "Callable[[], Rows]", model: "Model", as_json: bool) -> int:
+def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool) -> int:
     """Prints what is predicted of the rows that are opened; how many they are."""
     from distmlp.results import bulk
 
     rows, row = opened(), 0
-    for found, _ in bulk.answers(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize))):
-        for probabilities in found:
+    for found, disagreement, _ in bulk.answers(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize))):
+        for at, probabilities in enumerate(found):
             where: dict[str, Any] = {"file": rows.name} if rows.picture else {"file": rows.name, "row": row}
             name, most = model.classes[probabilities.argmax()], float(probabilities.max())
+            apart = {} if disagreement is None else {"disagreement": float(disagreement[at])}
             if as_json:
-                print(json.dumps(where | {"class": name, "probability": most, "probabilities": probabilities.tolist()}))
+                print(json.dumps(where | {"class": name, "probability": most, "probabilities": probabilities.tolist()}
+                                 | apart))  # fmt: skip
             else:
-                print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * most:.2f} %")
+                more = "".join(f"  {what} {100 * share:.0f} %" for what, share in apart.items())
+                print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * most:.2f} %{more}")
             row += 1
     if not row:
         raise InputError(f"{rows.name} holds no rows")

@@ -12,9 +12,10 @@ def main(argv: list[str]) -> None:
     help.check(argv)
     config = flags.parse(argv)
     config.validate()
-    from distmlp.loop import train  # slow
+    from distmlp import loop  # slow
+    from distmlp.data import datasets
 
-    train(config)
+    loop.run(config, datasets.load, began=command.BEGAN)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ def add_checkpoint(arguments: argparse.ArgumentParser) -> None:
                            help="which checkpoint; default: best if the run knows one, else newest")
 
 
+def add_ensemble(arguments: argparse.ArgumentParser) -> None:
+    arguments.add_argument("--ensemble", action="store_true",
+                           help="of a sweep's folder, the mean of the members that it has kept, not the refitted model")
+
+
 def add_header(arguments: argparse.ArgumentParser) -> None:
     arguments.add_argument("--header", choices=("auto", "none"), default="",
                            help="none: a text table's first line is a row; default: as the run was trained")

@@ -176,7 +176,9 @@ def test_a_store_is_closed_alone_or_where_all_close(
     """Closing waits for the other processes: after an error of this one alone, they do not come."""
     closed: list[bool] = []
     store = SimpleNamespace(close=lambda: closed.append(True))
-    keeping = SimpleNamespace(_begun=None, _open=ExitStack(), group=SimpleNamespace(several=several), store=store)
+    keeping = SimpleNamespace(
+        _begun=None, _open=ExitStack(), _pulse=ExitStack(), group=SimpleNamespace(several=several), store=store
+    )
     Keeping.__exit__(keeping, None, error, None)  # type: ignore[arg-type] # of a Keeping, what is used here
     assert closed == [True] * closes
 

@@ -17,7 +17,7 @@ from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, c
 from distmlp.data.labels import Classes, find_classes
 from distmlp.data.order import far_batch
 from distmlp.data.packed import Pack, Packed, Statistics
-from distmlp.data.split import hold_out
+from distmlp.data.split import hold_out, hold_out_fold
 from distmlp.data.typed import Table
 from distmlp.errors import InputError, listed
 
@@ -301,8 +301,8 @@ def _given_weights(config: Config, train: Part, count: int, table: bool) -> np.n
 def _hold_out(
     config: Config, parts: "dict[str, Examples | _TableRows]", names: list[Any] | None
 ) -> np.ndarray | slice:
-    """Takes the parts that --test_fraction and --validation_fraction ask for out of the training set. Returns which
-    examples stay in it.
+    """Takes the parts that --test_fraction and --validation_fraction or --fold ask for out of the training set. Returns
+    which examples stay in it.
 
     They are drawn by the seed, with the classes (of these names) in proportion, and are in the order of the set. Labels
     that are not known are all alike, and so have no influence.
@@ -310,12 +310,16 @@ def _hold_out(
     staying: np.ndarray | slice = slice(None)
     for part in ("test", "validation"):
         fraction, whole = getattr(config, f"{part}_fraction"), parts["train"]
-        if not fraction:
+        fold = config.fold if part == "validation" else ""
+        if not fraction and not fold:
             continue
         if part in parts:
-            raise InputError(f"--{part}_fraction={fraction}: {whole.name} comes with a {part} set, {parts[part].name}: "
-                             "leave the flag out")
-        stay, held = hold_out(whole.labels, part, fraction, config.seed, whole.name, names)
+            flag = f"--fold={fold}" if fold else f"--{part}_fraction={fraction}"
+            raise InputError(f"{flag}: {whole.name} comes with a {part} set, {parts[part].name}: leave the flag out")
+        if fold:
+            stay, held = hold_out_fold(whole.labels, fold, config.drawing_seed, whole.name, names)
+        else:
+            stay, held = hold_out(whole.labels, part, fraction, config.drawing_seed, whole.name, names)
         parts[part] = whole.part(held, f"{whole.name} ({part} part)")
         parts["train"] = whole.keep(stay) if isinstance(whole, _TableRows) else whole.part(stay, whole.name)
         staying = stay if isinstance(staying, slice) else staying[stay]

@@ -73,7 +73,7 @@ def _torchvision(config: Config, class_name: str) -> Source:
 
 def _synthetic(config: Config) -> Source:
     """Uniform uint8 features whose label is the largest of `classes` random projections: learnable, any size."""
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(config.drawing_seed)
     projections = rng.standard_normal((config.synthetic_features, config.synthetic_classes), dtype=np.float32)
 
     def draw(examples: int) -> _Arrays:

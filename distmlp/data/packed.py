@@ -329,6 +329,9 @@ class Pack:
 
     def check_settings(self, config: Config) -> None:
         """Raises InputError for a setting that says something else than the pack was made with."""
+        if config.fold and self._learned:
+            raise InputError(f"--fold={config.fold}: {self.folder} was packed with words or means of all its training "
+                             "rows, so also of those to be held out: give the tables themselves")
         default, made = Config(), self.info["settings"]
         for name in SETTINGS:
             value = getattr(config, name)

@@ -74,7 +74,7 @@ def pack_sources(
         raise InputError(f"{paths[0]} holds no training set, but {', '.join(found)}: name the parts train, test and "
                          "val, or none of them")
     listed = [_file(path) for stream in found.values() for path in stream.files]
-    settings = {name: getattr(config, name) for name in (*SETTINGS, "seed", "num_classes")}
+    settings = {name: getattr(config, name) for name in (*SETTINGS, "drawing_seed", "num_classes")}
     key = digest_json([FORMAT, str(output), listed, settings, partitions])
     with _begun(output, key) as work:
         return _Packing(config, found, output, work, key, listed).run()
@@ -255,7 +255,7 @@ class _Packing:
         marks = np.lib.format.open_memmap(self._work / "marks.npy", "w+", np.uint8, labels.shape)
         for part, fraction in self._fractions.items():
             if fraction:
-                split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.seed, train.name,
+                split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.drawing_seed, train.name,
                            classes.names)  # fmt: skip
         marks.flush()
 
@@ -334,7 +334,7 @@ class _Packing:
         return {
             "format": FORMAT, "made_by": f"distmlp {machine.version('distmlp')}", "parts": parts,
             **{name: plan[name] for name in ("shape", "classes", "num_classes", "numbered", "table", "pictures")},
-            "settings": settings, "seed": self._config.seed, "sources": self._files,
+            "settings": settings, "seed": self._config.drawing_seed, "sources": self._files,
             "statistics": self._statistics(parts["train"]),
         }  # fmt: skip
 

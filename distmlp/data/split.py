@@ -21,16 +21,47 @@ def hold_out(
       part: test or validation.
       name: of the set, for messages.
     """
-    check_single(np.bincount(labels), part, fraction, name, names)
-    return _drawn(labels, f"--{part}_fraction={fraction}", fraction, seed, name)
+    flag = f"--{part}_fraction={fraction}"
+    _check_single(np.bincount(labels), flag, name, names)
+    return _drawn(labels, flag, fraction, seed, name)
 
 
-def check_single(counts: np.ndarray, part: str, fraction: float, name: str, names: Sequence[Any] | None) -> None:
+def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """The fold of each example, from 1 to `count`, int32 [N]: drawn by the seed, with each class in proportion, so that
+    of a class, and of all, two folds differ by one example at most.
+
+    Args:
+      labels: the numbers of the examples' classes, int32 [N].
+    """
+    order = np.random.RandomState(seed).permutation(len(labels))  # the same in all versions of NumPy
+    order = order[np.argsort(labels[order], kind="stable")]  # class by class, which are dealt to the folds in turn
+    numbers = np.empty(len(labels), np.int32)
+    numbers[order] = 1 + np.arange(len(labels), dtype=np.int32) % count
+    return numbers
+
+
+def hold_out_fold(
+    labels: np.ndarray, fold: str, seed: int, name: str, names: Sequence[Any] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same as `hold_out` of the examples in a fold, which is given as --fold is: each of the K has others.
+
+    Raises:
+      InputError: there are fewer examples than folds, or a class has a single one.
+    """
+    number, count = map(int, fold.split("/"))
+    if count > len(labels):
+        raise InputError(f"--fold={fold}: {name} has {len(labels)} examples: give at most so many folds")
+    _check_single(np.bincount(labels), f"--fold={fold}", name, names)
+    inside = folds(labels, count, seed) == number
+    return np.flatnonzero(~inside), np.flatnonzero(inside)
+
+
+def _check_single(counts: np.ndarray, flag: str, name: str, names: Sequence[Any] | None) -> None:
     """Raises InputError if a class has a single example."""
     single = np.flatnonzero(counts == 1)
     if len(single):
-        raise InputError(f"--{part}_fraction={fraction}: class {names[single[0]] if names else single[0]} of {name} "
-                         "has a single example, and each part needs one: remove it, or give the parts as files")
+        raise InputError(f"{flag}: class {names[single[0]] if names else single[0]} of {name} has a single example, "
+                         "and each part needs one: remove it, or give the parts as files")
 
 
 def mark(
@@ -54,12 +85,13 @@ def mark(
         more = np.bincount(labels[span][marks[span] == 0], minlength=len(counts))
         more[: len(counts)] += counts
         counts = more
-    check_single(counts, part, fraction, name, names)
+    flag = f"--{part}_fraction={fraction}"
+    _check_single(counts, flag, name, names)
     for span in spans:
         rest = np.flatnonzero(marks[span] == 0)
         chosen = labels[span][rest]
         rest = rest[np.bincount(chosen)[chosen] > 1]  # of a class's only example here nothing can be held out
-        _, held = _drawn(labels[span][rest], f"--{part}_fraction={fraction}", fraction, seed, name)
+        _, held = _drawn(labels[span][rest], flag, fraction, seed, name)
         marks[span.start + rest[held]] = number
 
 

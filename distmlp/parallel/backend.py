@@ -124,6 +124,11 @@ def devices() -> list[jax.Device]:
     return jax.devices()
 
 
+def device_memory(device: jax.Device) -> int | None:
+    """Bytes that a device has for arrays; None where it says none, as a CPU's, whose memory is the host's."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def check_platform(config: Config) -> None:
     """Starts the backend; raises InputError unless it is that of config.platform."""
     kind = devices()[0].platform

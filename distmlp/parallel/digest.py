@@ -27,20 +27,28 @@ def array_digest(array: jax.Array) -> jax.Array:
     return jnp.sum(_mixed(jax.lax.bitcast_convert_type(array, jnp.uint32).ravel(), jnp), dtype=jnp.uint32)
 
 
-def part_digest(part: jax.Array, start: jax.Array, rows: int, one_by_one: bool) -> jax.Array:
-    """What a part adds to the digest of an array of so many rows: its own are those from number `start` on, and behind
-    the last row they do not count. `one_by_one`: they are taken so where XLA would write down what it adds up."""
+def part_digest(part: jax.Array, start: jax.Array, rows: int, one_by_one: bool) -> tuple[jax.Array, jax.Array]:
+    """What a part adds to the digest of an array of so many rows, and whether all its values are finite.
+
+    Its own rows are those from number `start` on; behind the last one they do not count. `one_by_one`: they are taken
+    so where XLA would write down, for all arrays at once, what it then adds up.
+    """
     size = part.size // len(part)
 
-    def of(some: jax.Array, first: jax.Array) -> jax.Array:
+    def of(some: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
         words = jax.lax.bitcast_convert_type(some, jnp.uint32).ravel()
         mixed = _mixed(words, jnp, first.astype(jnp.uint32) * jnp.uint32(size))
         count = jnp.clip(rows - first, 0, words.size // size) * size
-        return jnp.sum(jnp.where(jnp.arange(words.size) < count, mixed, jnp.uint32(0)), dtype=jnp.uint32)
+        digest = jnp.sum(jnp.where(jnp.arange(words.size) < count, mixed, jnp.uint32(0)), dtype=jnp.uint32)
+        return digest, jnp.isfinite(some).all()
+
+    def add(i: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        digest, finite = of(part[i], start + i)
+        return total[0] + digest, total[1] & finite
 
     if not one_by_one or part.ndim == 1:
         return of(part, start)
-    return jax.lax.fori_loop(0, len(part), lambda i, total: total + of(part[i], start + i), jnp.uint32(0))
+    return jax.lax.fori_loop(0, len(part), add, (jnp.uint32(0), jnp.array(True)))
 
 
 def host_digest(array: np.ndarray) -> str:
@@ -112,16 +120,16 @@ def _digests(layout: "Layout", leaves: tuple[Any, ...], structure: Any) -> Any:
 
     specs, shapes = jax.tree.unflatten(structure, leaves)
 
-    def digest(leaf: jax.Array, spec: Any, shape: Any) -> jax.Array:
+    def digest(leaf: jax.Array, spec: Any, shape: Any) -> tuple[jax.Array, jax.Array]:
         if spec == BY_ROWS:
             start = jax.lax.axis_index(AXIS) * len(leaf)
             return part_digest(leaf, start, shape.shape[0], one_by_one=not layout.accelerated)
-        return array_digest(leaf)
+        return array_digest(leaf), jnp.isfinite(leaf).all()
 
     def body(state: Any) -> jax.Array:
-        finite = jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
-        digests = jax.tree.map(digest, state, jax.tree.broadcast(specs, state), state if shapes is None else shapes)
-        return jnp.append(jnp.stack(jax.tree.leaves(digests)), finite.astype(jnp.uint32))[None]
+        trees = (state, jax.tree.broadcast(specs, state), state if shapes is None else shapes)
+        digests, finite = zip(*map(digest, *map(jax.tree.leaves, trees)), strict=True)
+        return jnp.append(jnp.stack(digests), jnp.array(finite).all().astype(jnp.uint32))[None]
 
     return layout.wrap_each(body, (specs,))
 

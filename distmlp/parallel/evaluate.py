@@ -205,10 +205,7 @@ def _programs(
         return model.batched_predict(params, inputs, compute_dtype)
 
     def losses(state: State, images: jax.Array, labels: jax.Array) -> Any:
-        log_probs = predict(state, images)
-        losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
-        predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
-        return of_all(jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))]))
+        return of_all(judged(predict(state, images), labels))
 
     def only_labels(state: State, images: jax.Array, labels: jax.Array) -> Any:
         return of_all(labels[None].astype(jnp.float32))
@@ -226,6 +223,14 @@ def _programs(
         for function in (losses, only_labels, with_log_probs)
     )  # fmt: skip
     return one, two, three
+
+
+def judged(log_probs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Of log-probabilities [N, classes] and labels int32 [N]: each example's loss, whether what is predicted is right,
+    and what that is; float32 [3, N]."""
+    losses = -jnp.mean(log_probs * model.one_hot(labels, log_probs.shape[1]), axis=1)
+    predicted = jax.lax.argmax(log_probs, 1, jnp.int32)
+    return jnp.stack([losses, *(n.astype(jnp.float32) for n in (predicted == labels, predicted))])
 
 
 @dataclasses.dataclass

@@ -5,12 +5,13 @@ is told which examples to take (`DeviceBatches`). Both give the same steps the s
 differs.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from distmlp.errors import InputError
 from distmlp.kept import kept
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, hashable, stacked
-from distmlp.parallel.step import TrainStep
+from distmlp.parallel.step import OwnWork, TrainStep
 
 _DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
 _DISPATCHES = 16  # at most, of the largest size, between two looks at the clock
@@ -33,6 +34,14 @@ _ACCELERATOR_DISPATCH = 64  # steps: some milliseconds of a GPU's, each of which
 _LARGEST_CHUNK = 16  # steps per dispatch, of data from the host
 _CHUNK_BYTES = 4 << 20  # of images per dispatch, over all processes
 _PREFETCH = 2  # chunks on their way to the devices while one is worked on
+
+
+class OwnSeconds(NamedTuple):
+    """What a step takes this process by itself: none of this is waiting for another one."""
+
+    load: float  # to read its examples
+    send: float  # to hand them to its devices
+    compute: float  # its devices, all at once: the gradients of their shards; NaN where that was not measured
 
 
 class Steps(NamedTuple):
@@ -55,6 +64,22 @@ class Taken(NamedTuple):
     weight_sums: np.ndarray
     indices: np.ndarray
     real: np.ndarray
+
+
+@dataclasses.dataclass
+class Spent:
+    """Seconds that a process has spent by itself on some steps."""
+
+    steps: int = 0  # that were loaded and sent
+    load: float = 0.0
+    send: float = 0.0
+    computed: int = 0  # steps
+    compute: float = 0.0
+
+    def a_step(self) -> OwnSeconds:
+        loaded = max(self.steps, 1)  # short lines may be of steps that were loaded before
+        return OwnSeconds(self.load / loaded, self.send / loaded,
+                          self.compute / self.computed if self.computed else math.nan)  # fmt: skip
 
 
 class Pace:
@@ -97,18 +122,65 @@ class Feed:
     """
 
     def __init__(
-        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace, specs: State
+        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace, specs: State,
+        own_work: OwnWork | None = None,
     ) -> None:
-        self._layout, self._batches, self._pace = layout, batches, pace
+        """`own_work`, if it is to be measured: what a device does for a step before it waits for others."""
+        self._layout, self.batches, self._pace = layout, batches, pace
+        self._last: Taken | None = None  # by the newest dispatch
+        self._granted, self._shortest = 0.0, math.inf  # seconds left to compute again; and what a step takes at best
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
         kind: Any = type(batches)
         self._any, self._whole = kept(_programs, layout, train_step, kind, pace.largest, *hashable(specs))
+        self._own: Any = own_work and kept(_own_program, layout, own_work, kind, *hashable(specs))
 
     def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
         """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
-        arrays = self._layout.abstract(self._batches.like(), self._batches.specs)
-        bounds = self._layout.abstract(jax.ShapeDtypeStruct((2,), np.int32), REPLICATED)
+        arrays, bounds = self._arguments()
         return self._whole.lower(state, arrays) if whole and self._whole else self._any.lower(state, arrays, bounds)
+
+    def _arguments(self) -> tuple[Any, Any]:
+        """The data of a dispatch and which of its steps are meant, abstract."""
+        arrays = self._layout.abstract(self.batches.like(), self.batches.specs)
+        return arrays, self._layout.abstract(jax.ShapeDtypeStruct((2,), np.int32), REPLICATED)
+
+    @property
+    def computes_alone(self) -> bool:
+        """Whether it can be measured how long a step's computing takes this process by itself."""
+        return self._own is not None
+
+    def own_seconds(self, state: State, granted: float) -> OwnSeconds:
+        """What a step takes this process by itself, the mean since `forget_own_seconds`; the devices are to be idle.
+
+        To measure it, steps of the newest dispatch are computed again, as many as fit into the seconds that were
+        granted so far and not used; at first one, in any case. All processes call this equally often, for a TPU wants
+        the same programs from all; none waits for another.
+        """
+        spent = self.batches.spent
+        if self._own and self._last:
+            self._granted += granted
+            count = max(0, int(min(self._granted / self._shortest, len(self._last.sizes))))
+            if self._shortest == math.inf:
+                self._compute_again(state, self._last, 1)  # programs and memory are still to be found
+                self._granted, count = 0.0, 1
+            seconds = self._compute_again(state, self._last, count)
+            if count:
+                self._granted -= seconds
+                self._shortest = min(self._shortest, seconds / count)
+                spent.compute += seconds
+                spent.computed += count
+        return spent.a_step()
+
+    def forget_own_seconds(self) -> None:
+        self.batches.spent = Spent()
+
+    def _compute_again(self, state: State, taken: Taken, count: int) -> float:
+        """How many seconds this process's devices take for its part of so many of these steps, without an exchange."""
+        bounds = self._layout.put(np.array([0, count], np.int32) + taken.start, REPLICATED)
+        jax.block_until_ready(bounds)
+        started = time.monotonic()
+        jax.block_until_ready(self._own(state, taken.arrays, bounds))
+        return time.monotonic() - started
 
     def compile(self, state: State) -> None:
         """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch. The second
@@ -119,16 +191,19 @@ class Feed:
         lowered = [self.lower(state, whole) for whole in ((True, False) if self._whole else (False,))]
         *whole, self._any = [each.compile(options) for each in lowered]
         self._whole = whole[0] if whole else None
+        if self._own:
+            self._own = self._own.lower(state, *self._arguments()).compile(options)
 
     @property
     def bytes_needed(self) -> int:
         """What the compiled programs need of a device's memory."""
-        return max(bytes_needed(each) for each in (self._any, self._whole) if each)
+        return max(bytes_needed(each) for each in (self._any, self._whole, self._own) if each)
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
         paced = self._pace.tick()
-        taken = self._batches.take(step, limit)
+        taken = self.batches.take(step, limit)
+        self._last = taken if self._own else None
         arrays, start, count = taken.arrays, taken.start, len(taken.sizes)
         if self._whole and count == self._pace.largest:
             state, losses = self._whole(state, arrays)
@@ -165,6 +240,18 @@ def _programs(
     return layout.wrap(run, (specs, kind.specs, REPLICATED), **results), whole
 
 
+def _own_program(layout: Layout, own_work: OwnWork, kind: Any, leaves: tuple[Any, ...], structure: Any) -> Any:
+    """Of the steps bounds[0]..bounds[1]-1 of a dispatch, what the devices do without waiting for one another."""
+
+    def run(state: State, arrays: Any, bounds: Any) -> jax.Array:
+        def body(i: jax.Array, found: jax.Array) -> jax.Array:
+            return jnp.maximum(found, own_work(state, kind.batch(arrays, i)))
+
+        return jax.lax.fori_loop(bounds[0], bounds[1], body, jnp.float32(0))[None]
+
+    return layout.wrap_each(run, (jax.tree.unflatten(structure, leaves), kind.specs, REPLICATED))
+
+
 def bytes_needed(compiled: jax.stages.Compiled) -> int:
     """What a compiled program needs of a device's memory, its arguments included."""
     sizes: Any = compiled.memory_analysis()
@@ -180,6 +267,7 @@ class HostBatches:
 
     def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, total_steps: int) -> None:
         self._layout, self._loader, self._pace, self._total_steps = layout, loader, pace, total_steps
+        self.spent = Spent()
         self._chunks: Iterator[Taken] = iter(())
         self._chunk = Taken(None, 0, [], *[np.empty(0)] * 3)  # of whose steps the first `start` are used up
         self._next = -1  # the step that comes next
@@ -206,25 +294,45 @@ class HostBatches:
         self._chunk, self._next = self._chunk._replace(start=stop), step + stop - start
         return Taken(arrays, start, *(each[start:stop] for each in told))
 
+    def again(self, step: int, shards: Sequence[int]) -> Batch:
+        """A dispatch's arrays of this step alone, in which this process has other shards than its own; they are read
+        here and now."""
+        batch = self._loader.read(*divmod(step, self._loader.order.steps_per_epoch), shards)
+        return self._layout.put(jax.tree.map(lambda part: np.asarray(part)[None], batch.on_devices()), self.specs)
+
+    def like_again(self) -> Batch:
+        """Shapes and dtypes like this process's part of what `again` gives."""
+        return jax.tree.map(lambda part: jax.ShapeDtypeStruct((1, *part.shape[1:]), part.dtype), self.like())
+
     def _sent_ahead(self, step: int) -> Iterator[Taken]:
         queue: deque[Taken] = deque()
         while step < self._total_steps:
             epoch, first = divmod(step, self._loader.order.steps_per_epoch)
             self._loader.set_position(epoch, first)
             batches = enumerate(itertools.islice(self._loader, self._total_steps - step), first)
-            while chunk := list(itertools.islice(batches, self._pace.steps)):
+            while chunk := self._loaded(batches):
                 queue.append(self._send(chunk))
                 if len(queue) > _PREFETCH:
                     yield queue.popleft()
                 step += len(chunk)
         yield from queue
 
+    def _loaded(self, batches: Iterator[tuple[int, Batch]]) -> list[tuple[int, Batch]]:
+        """Those of the next dispatch, by the numbers of their steps."""
+        started = time.monotonic()
+        chunk = list(itertools.islice(batches, self._pace.steps))
+        self.spent.load += time.monotonic() - started
+        self.spent.steps += len(chunk)
+        return chunk
+
     def _send(self, chunk: list[tuple[int, Batch]]) -> Taken:
         """The arrays of an epoch's steps, by their numbers, of one static shape: what lies behind them is not read."""
+        started = time.monotonic()
         steps, batches = zip(*chunk, strict=True)
         filled = [batch.on_devices() for batch in (*batches, *[batches[-1]] * (self._pace.largest - len(batches)))]
         arrays = self._layout.put(jax.tree.map(lambda *parts: np.stack(parts), *filled), self.specs)
         told = zip(*((batch.weight_sum, batch.indices, batch.real) for batch in batches), strict=True)
+        self.spent.send += time.monotonic() - started
         return Taken(arrays, 0, [self._loader.order.examples(step) for step in steps], *map(np.stack, told))
 
 
@@ -234,7 +342,7 @@ class DeviceBatches:
     specs, held = SELECTION, 2
 
     def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, data: tuple[np.ndarray, np.ndarray]) -> None:
-        self._layout, self._pace, self._host_data = layout, pace, data
+        self._layout, self._pace, self._host_data, self.spent = layout, pace, data, Spent()
         self._loader, self._order, self._shards = loader, loader.order, loader.local_shards
         self.resident_bytes = sum(array.nbytes for array in data)
 
@@ -244,7 +352,8 @@ class DeviceBatches:
         return self._layout.put(self._host_data, (SELECTION.images, SELECTION.labels))
 
     def like(self) -> Selection:
-        return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), np.empty(0)))
+        nothing = *self._order.indices(0, 0, 0, self._shards), np.empty(0)
+        return Selection(*self._host_data, *self._chosen(*nothing, self._pace.largest))
 
     @staticmethod
     def batch(arrays: Selection, i: Any) -> Batch:
@@ -256,40 +365,56 @@ class DeviceBatches:
         return Batch(images, labels, arrays.weights[i], arrays.weight_sums[i])
 
     def take(self, step: int, limit: int) -> Taken:
+        data, started = self._data, time.monotonic()
         epoch, start = divmod(step, self._order.steps_per_epoch)
         stop = min(start + self._pace.steps, start + limit - step, self._order.steps_per_epoch)
         indices, real = self._order.indices(epoch, start, stop, self._shards)
         sizes = [self._order.examples(k) for k in range(start, stop)]
         sums = self._order.weight_sums(self._loader.weights, epoch, start, stop)
-        chosen = self._layout.put(self._chosen(indices, real, sums), tuple(SELECTION[2:]))
-        return Taken(Selection(*self._data, *chosen), 0, sizes, sums, indices, real)
+        loaded = time.monotonic()
+        chosen = self._layout.put(self._chosen(indices, real, sums, self._pace.largest), tuple(SELECTION[2:]))
+        self.spent.steps += stop - start
+        self.spent.load += loaded - started
+        self.spent.send += time.monotonic() - loaded
+        return Taken(Selection(*data, *chosen), 0, sizes, sums, indices, real)
 
-    def _chosen(self, indices: np.ndarray, real: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The dispatch's own arrays, of one static shape: rows behind the last step are not read."""
+    def again(self, step: int, shards: Sequence[int]) -> Selection:
+        epoch, at = divmod(step, self._order.steps_per_epoch)
+        sums = self._order.weight_sums(self._loader.weights, epoch, at, at + 1)
+        chosen = self._chosen(*self._order.indices(epoch, at, at + 1, shards), sums, 1)
+        return Selection(*self._data, *self._layout.put(chosen, tuple(SELECTION[2:])))
+
+    def like_again(self) -> Selection:
+        nothing = *self._order.indices(0, 0, 0, self._shards), np.empty(0)
+        return Selection(*self._host_data, *self._chosen(*nothing, 1))
+
+    def _chosen(self, indices: np.ndarray, real: np.ndarray, sums: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+        """The own arrays of a dispatch of up to `size` steps: rows behind the last one are not read."""
         arrays = indices.astype(np.int32), self._loader.weigh(indices, real), sums.astype(np.float32)
         return tuple(
-            np.concatenate([array, np.zeros((self._pace.largest - len(array), *array.shape[1:]), array.dtype)])
+            np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
             for array in arrays
         )
 
 
 def make_feed(
     config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int,
-    lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE,
+    lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE, own_work: OwnWork | None = None,
 ) -> Feed:
     """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says, and whose
     state lies as `specs` say.
 
-    `lead` gives several processes the first one's number of steps.
+    `lead` gives several processes the first one's number of steps; for `own_work` see Feed.
     """
     given, examples = config.steps_per_dispatch, loader.examples
     if placement == "device" and examples.resident is not None:
         largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
         pace = Pace(given, largest, lead)
-        return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace, specs)
+        return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace, specs,
+                    own_work)  # fmt: skip
     batch_bytes = loader.order.num_shards * loader.order.rows * examples.num_features * examples.dtype.itemsize
     pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)), lead)
-    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs)
+    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs, own_work)
 
 
 def choose_placement(config: Config, examples: Examples, memory: int) -> tuple[str, str]:

@@ -97,8 +97,8 @@ class Layout:
         """Bytes of memory of a device; emulated ones share the host's."""
         if self.memory:
             return self.memory
-        stats = self.devices[self.local_positions[0]].memory_stats() or {}
-        return int(stats.get("bytes_limit", machine.memory() // len(self.local_positions)))
+        own = backend.device_memory(self.devices[self.local_positions[0]])
+        return own or machine.memory() // len(self.local_positions)
 
     def sharding(self, spec: PartitionSpec) -> jax.sharding.Sharding:
         """Where the parts of an array with this spec lie."""
@@ -146,11 +146,11 @@ class Layout:
             body = jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=checked)
         return jax.jit(body, donate_argnums=donated, compiler_options=self.compiler_options)
 
-    def wrap_each(self, body: Callable[..., Any], in_specs: tuple[Any, ...]) -> Any:
-        """`body`, compiled likewise; the results [1, ...] of all devices are put together as [devices, ...]."""
+    def wrap_each(self, body: Callable[..., Any], in_specs: tuple[Any, ...], donate: bool = False) -> Any:
+        """`body`, compiled likewise; the results [n, ...] of all devices are put together as [devices * n, ...]."""
         if self.axis is not None:  # check_vma=False: copies that should be the same may differ
             body = jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=DEALT, check_vma=False)
-        return jax.jit(body)
+        return jax.jit(body, donate_argnums=(0,) if donate else ())
 
     def _shape(self, shape: Sequence[int], spec: PartitionSpec) -> tuple[int, ...]:
         """The shape of an array on the devices: pmap wants the dealt axis split into [devices, part of a device]."""
@@ -203,6 +203,9 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
     if num_shards < wanted:
         raise InputError(f"--num_shards={num_shards} is fewer than the {wanted} devices: "
                          f"give --num_shards={wanted} or more, or --num_devices={num_shards}")
+    if config.audit_every and wanted == 1:
+        raise InputError(f"--audit_every={config.audit_every} needs another device to compute shards on again, but "
+                         f"there {are(1)}: give more devices, or 0")
     if config.reduction == "invariant" and kind == "cpu":
         backend.check_cpu_threads()
     return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant", memory)

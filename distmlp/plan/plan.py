@@ -15,7 +15,8 @@ from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.parallel.feed import bytes_needed
 from distmlp.parallel.layout import Layout, make_layout, states
-from distmlp.plan import cards, cost, rates, targets
+from distmlp.parallel.members import layout_of
+from distmlp.plan import cards, cost, members, rates, targets
 from distmlp.plan.advice import warnings
 from distmlp.plan.cards import Card
 from distmlp.plan.hlo import Module
@@ -23,8 +24,10 @@ from distmlp.plan.hlo import Module
 _SHOWN_SHARDS, _SHOWN_EXAMPLES = 8, 4
 
 
-def make(config: Config, target: str = "", figures: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """What the run of `config` will do, as JSON values.
+def make(
+    config: Config, target: str = "", figures: Mapping[str, float] | None = None, count: int | None = None
+) -> dict[str, Any]:
+    """What the run of `config` will do, as JSON values; or if a `count` is given, so many members of a sweep like it.
 
     Args:
       config: the run.
@@ -46,17 +49,20 @@ def make(config: Config, target: str = "", figures: Mapping[str, float] | None =
     # Everything is compiled anew: the time of it is to be seen, and a program for devices that are not here cannot be
     # read from a cache.
     with backend.settings({"jax_enable_compilation_cache": False}), backend.prepared(config):
-        return _make(config, target, figures or {})
+        return _make(config, target, figures or {}, count)
 
 
-def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str, Any]:
+def _make(config: Config, target: str, figures: Mapping[str, float], count: int | None) -> dict[str, Any]:
     card, devices = targets.find(target) if target else (None, ())
     config = resolve_paths(config)
     data = datasets.load(config)
+    if count is not None:
+        found = members.make(config, data, layout_of(config, devices, card.memory if card else 0), card, figures, count)
+        return found | {"target": target or found["target"]}
     layout = make_layout(config, devices, card.memory if card else 0)
     parts, compiled, seconds, needed = _compiled(config, data, layout)
     evaluated = parts.evaluator.lower(parts.state, data.test).compile(layout.compiler_options)
-    module, sizes, count = Module(compiled.as_text() or ""), parts.sizes, len(layout.devices)
+    module, sizes, there = Module(compiled.as_text() or ""), parts.sizes, len(layout.devices)
     rows = -(-config.batch_size // layout.num_shards)
     examples = rows * layout.shards_per_device
     state_bytes = _bytes(parts.state)  # on a device
@@ -73,10 +79,10 @@ def _make(config: Config, target: str, figures: Mapping[str, float]) -> dict[str
         module.kernels_per_step(), module.messages() or {"all-reduce": (1, _bytes(parts.state.params) + 4)},
     )  # fmt: skip
     rate = card.products(config.compute_dtype, config.matmul_precision)
-    predicted = cost.predict(step, card, rate, count)
+    predicted = cost.predict(step, card, rate, there)
     plan: dict[str, Any] = {
-        "target": target or f"{layout.devices[0].platform}:{count}",
-        "devices": count,
+        "target": target or f"{layout.devices[0].platform}:{there}",
+        "devices": there,
         "card": card.kind,
         "mesh": {"parallelism": layout.parallelism, "reduction": config.reduction, "num_shards": layout.num_shards,
                  "shards_per_device": layout.shards_per_device},
@@ -142,6 +148,7 @@ def _memory_of(step: Any, evaluation: Any, parts: training.Program, card: Card) 
     resident = parts.feed.resident_bytes
     data = resident + (step.argument_size_in_bytes - state - resident) * parts.feed.held
     temporary = step.temp_size_in_bytes + step.output_size_in_bytes - step.alias_size_in_bytes
+    temporary += state if parts.audit else 0  # an audited step keeps the state before it
     used = _bytes((parts.state.params, parts.state.scaling))  # of the state, by an evaluation
     rows = evaluation.argument_size_in_bytes - used + evaluation.output_size_in_bytes
     evaluating = rows * parts.evaluator.held + evaluation.temp_size_in_bytes

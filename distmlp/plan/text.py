@@ -44,6 +44,27 @@ def text(plan: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(_row("WARNING", warning) for warning in plan["warnings"])])
 
 
+def members_text(plan: Mapping[str, Any]) -> str:
+    """The same of a sweep's members."""
+    memory, predicted, each = plan["memory"], plan["predicted"], plan["members_per_device"]
+    way = "together" if plan["together"] else "one after the other"
+    rows = {
+        "target": f"{plan['target']}: {plan['devices']:,} x {plan['card']}",
+        "members": f"{plan['members']:,}, {each:,} on a device, {way}; room for {plan['most_members']:,} at a time",
+        "memory": f"{_bytes(memory['total'])} of {_bytes(memory['available'])} a device: states "
+                  f"{_bytes(memory['state'])} and the best ones once more, data {_bytes(memory['data'])}",
+        "a step": f"{plan['kernels_per_step']} kernels a device, of {'all members' if plan['together'] else 'each'}",
+        "compiled": f"in {plan['compile_seconds']:.1f} s",
+        "predicted": f"{_time(plan['predicted_step_seconds'])} a step of all members, bound by {predicted['bound']}; "
+                     f"{plan['total_steps']:,} steps take {_long(plan['predicted_training_seconds'])}",
+    }  # fmt: skip
+    return "\n".join(_row(name, value) for name, value in rows.items())
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds:,.1f} s" if seconds < 600 else f"{seconds / 3600:,.1f} h"
+
+
 def _state(plan: Mapping[str, Any]) -> str:
     needed, available = plan["memory_by_state"], plan["memory"]["available"]
     ways = [f"{state} needs {_bytes(size)} a device" for state, size in needed.items()]

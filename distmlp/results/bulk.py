@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -16,7 +16,8 @@ from distmlp.data.packed import HEADER, npy_header
 from distmlp.data.streams import ahead
 from distmlp.errors import InputError, remark
 from distmlp.results import files
-from distmlp.results.load import Model
+from distmlp.results.ensemble import Ensemble
+from distmlp.results.models import Model
 
 if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
     from distmlp.parallel.evaluate import Seen
@@ -39,14 +40,14 @@ def output_of(output: Path, process: int, processes: int) -> Path:
 
 
 def write(
-    model: Model, paths: Sequence[Path], output: Path, columns: Sequence[str] = (), probabilities: bool = False,
-    header: str = "", process: int = 0, processes: int = 1,
+    model: Model | Ensemble, paths: Sequence[Path], output: Path, columns: Sequence[str] = (),
+    probabilities: bool = False, header: str = "", process: int = 0, processes: int = 1,
 ) -> int:
     """Predicts the rows at `paths`, and writes what --output names, whole or not at all; how many rows there are.
 
-    The file has a row for each, in their order: the `columns` of the source, its class, its probability, and with
-    `probabilities` that of each class; an .npy file has the probabilities alone, float32 [N, classes]. Of several
-    processes, each predicts so many rows in a row, and writes FILE.i-of-n.
+    The file has a row for each, in their order: the `columns` of the source, its class, its probability, of an ensemble
+    the members' disagreement, and with `probabilities` that of each class; an .npy file has the probabilities alone,
+    float32 [N, classes]. Of several processes, each predicts so many rows in a row, and writes FILE.i-of-n.
 
     Raises:
       InputError: the rows cannot be read or predicted, or the file cannot be written.
@@ -55,7 +56,7 @@ def write(
     if suffix == ".npy" and columns:
         raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
                          "or .jsonl file")
-    names = _names(columns, model, probabilities)
+    names = _names(columns, model.classes, probabilities, isinstance(model, Ensemble))
     target, texts = output_of(output, process, processes), set[str]()
     while True:
         rows = sources(model, header).rows(paths, columns)
@@ -71,13 +72,13 @@ def write(
 
 
 @contextlib.contextmanager
-def of_examples(model: Model, output: Path, probabilities: bool = False) -> "Iterator[Watch]":
+def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = False) -> "Iterator[Watch]":
     """What an evaluation within this context shows is written to what --output names, whole or not at all: for each
     example its label, the class that was predicted, its probability, and with `probabilities` that of each class.
     """
     import pyarrow as pa
 
-    suffix, names = _suffix(output), _names(["label"], model, probabilities)
+    suffix, names = _suffix(output), _names(["label"], model.classes, probabilities)
     classes = pa.array(list(model.classes))
     with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
 
@@ -96,19 +97,25 @@ def _suffix(output: Path) -> str:
     return suffix
 
 
-def _answers(found: np.ndarray, classes: Any, names: Sequence[str], best: np.ndarray | None = None) -> list[Any]:
-    """The columns class and probability, and those of each class if they are among the names."""
+def _answers(
+    found: np.ndarray, classes: Any, names: Sequence[str], best: np.ndarray | None = None,
+    apart: np.ndarray | None = None,
+) -> list[Any]:
+    """The columns class and probability, the disagreement if there is one, and the columns of each class if they are
+    among the names."""
     import pyarrow as pa
 
     best = found.argmax(axis=1) if best is None else best
     chosen = np.take_along_axis(found, best[:, None], axis=1)[:, 0]
-    each = found.T if len(names) - names.index("probability") > 1 else ()
-    return [classes.take(pa.array(best)), pa.array(chosen), *map(pa.array, map(np.ascontiguousarray, each))]
+    each = found.T if names[-1].startswith("p_") else ()
+    more = [] if apart is None else [pa.array(apart)]
+    return [classes.take(pa.array(best)), pa.array(chosen), *more, *map(pa.array, map(np.ascontiguousarray, each))]
 
 
-def _names(columns: Sequence[str], model: Model, probabilities: bool) -> list[str]:
-    """Of the file's columns."""
-    names = [*columns, "class", "probability", *([f"p_{name}" for name in model.classes] if probabilities else [])]
+def _names(columns: Sequence[str], classes: Sequence[Any], probabilities: bool, apart: bool = False) -> list[str]:
+    """Of the file's columns; `apart`: with the disagreement."""
+    names = [*columns, "class", "probability", *["disagreement"] * apart,
+             *([f"p_{name}" for name in classes] if probabilities else [])]  # fmt: skip
     twice = [name for name in names if names.count(name) > 1] if len(names) < 1000 else []
     if len({*names}) < len(names):
         raise InputError(f"--columns={','.join(columns)}: the file would have several columns named "
@@ -116,7 +123,7 @@ def _names(columns: Sequence[str], model: Model, probabilities: bool) -> list[st
     return names
 
 
-def sources(model: Model, header: str = "") -> asked.Sources:
+def sources(model: Model | Ensemble, header: str = "") -> asked.Sources:
     """Finds what there is to predict; `header` is said of it (--header)."""
     from distmlp.results import pictures
 
@@ -124,7 +131,7 @@ def sources(model: Model, header: str = "") -> asked.Sources:
     return asked.Sources(model.reader(header), picture, sure=bool(header))
 
 
-def checked(model: Model, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[asked.Asked]:
+def checked(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[asked.Asked]:
     """Blocks of rows, each given with the name of its source, as the model takes them."""
     rows: Counter[str] = Counter()  # seen of each source
     for name, block in blocks:
@@ -135,8 +142,16 @@ def checked(model: Model, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator
         rows[name] += len(block.features)
 
 
-def answers(model: Model, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[tuple[np.ndarray, list[Any]]]:
-    """The probabilities of such blocks, float32 [rows, classes]; and the other columns that come along."""
+class Answers(NamedTuple):
+    """What is predicted of some rows."""
+
+    probabilities: np.ndarray  # float32 [rows, classes]
+    disagreement: np.ndarray | None  # float32 [rows], of an ensemble's members
+    carried: list[Any]  # the other columns that come along
+
+
+def answers(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[Answers]:
+    """Those of blocks, each given with the name of its source."""
     carried: list[list[Any]] = []  # of the blocks that are on their way
 
     def features() -> Iterator[np.ndarray]:
@@ -144,12 +159,16 @@ def answers(model: Model, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator
             carried.append(beside)
             yield found
 
-    for probabilities in model.probabilities(features()):
-        yield probabilities, carried.pop(0)
+    if isinstance(model, Ensemble):
+        for probabilities, apart in model.answers(features()):
+            yield Answers(probabilities, apart, carried.pop(0))
+    else:
+        for probabilities in model.probabilities(features()):
+            yield Answers(probabilities, None, carried.pop(0))
 
 
 def _write(
-    model: Model, rows: Sequence[asked.Rows], columns: Sequence[str], names: Sequence[str],
+    model: Model | Ensemble, rows: Sequence[asked.Rows], columns: Sequence[str], names: Sequence[str],
     add: Callable[[list[Any]], None], texts: set[str], process: int, processes: int, array: bool,
 ) -> int:
     """Predicts and adds; how many rows."""
@@ -172,9 +191,9 @@ def _write(
     classes = pa.array(list(model.classes))
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for found, beside in answers(model, blocks()):
+        for found, apart, beside in answers(model, blocks()):
             beside = [_typed(*each, texts, whole) for each in zip(beside, columns, strict=True)]
-            add([found] if array else [*beside, *_answers(found, classes, names)])
+            add([found] if array else [*beside, *_answers(found, classes, names, apart=apart)])
             done += len(found)
             bar.update(len(found))
     if not done and processes == 1:
@@ -183,7 +202,8 @@ def _write(
         add([np.zeros((0, len(model.classes)), np.float32)])
     elif not done:  # more processes than rows
         none = np.zeros((0, len(model.classes)), np.float32)
-        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names)])
+        apart = none[:, 0] if isinstance(model, Ensemble) else None
+        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names, apart=apart)])
     return done
 
 

@@ -47,6 +47,66 @@ def calibration(sure: Sequence[float], right: Sequence[float], colour: str) -> s
     return chart(curves, "how often it is right", x_label="how sure it is")
 
 
+class Dots(NamedTuple):
+    """Scores against the values of a setting."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    bars: Sequence[tuple[float, float, float]]  # x, mean, error
+    log: bool = False  # whether the values' axis is logarithmic
+    names: Sequence[str] = ()  # of the values 0, 1, ..., where they are no numbers
+
+
+def scores(dots: Dots, x_label: str, y_label: str, colour: str, lowest: float | None, highest: float | None) -> str:
+    """A dot for each score, and bars with their errors, joined by a line. What lies beyond `lowest` or `highest` is a
+    triangle at the edge."""
+    with _figure() as (figure, axes):
+        y = np.asarray(dots.y, np.float64)
+        shown = np.clip(y, lowest, highest) if (lowest, highest) != (None, None) else y
+        inside = shown == y
+        for which, marker in ((inside, "o"), (shown > y, "v"), (shown < y, "^")):
+            size, alpha = (3.2, 0.55) if len(y) > 50 else (4.5, 0.9)
+            axes.plot(np.asarray(dots.x)[which], shown[which], marker, color="#888888", alpha=alpha, markersize=size,
+                      markeredgewidth=0)  # fmt: skip
+        if dots.bars:
+            x, means, errors = map(np.array, zip(*sorted(dots.bars), strict=True))
+            axes.errorbar(x, means, errors, color=colour, marker="o", markersize=4.5, linewidth=1.2, capsize=3)
+        if (lowest, highest) != (None, None):
+            margin = 0.06 * (shown.max() - shown.min())
+            axes.set_ylim(shown.min() - margin, shown.max() + margin)
+        if dots.log:
+            axes.set_xscale("log")
+        if dots.names:
+            every = -(-len(dots.names) // 12)
+            long = max(map(len, dots.names)) * len(dots.names[::every]) > 55
+            axes.set_xticks(range(0, len(dots.names), every), dots.names[::every], rotation=30 if long else 0,
+                            ha="right" if long else "center")  # fmt: skip
+            axes.set_xlim(-0.5, len(dots.names) - 0.5)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(True, linewidth=0.5, alpha=0.25)
+        return _svg(figure)
+
+
+def bundle(
+    curves: Sequence[tuple[Sequence[float], Sequence[float]]], chosen: Sequence[bool], y_label: str, colour: str, *,
+    log: bool = False,
+) -> str:
+    """Many curves, of which those that are chosen have the colour, and the others are grey, behind them."""
+    collections = need("matplotlib.collections", "report", "the report")
+    with _figure() as (figure, axes):
+        for which, own, alpha, width in ((False, "#888888", 0.35, 0.9), (True, colour, 0.8, 1.2)):
+            lines = [np.column_stack(curve) for curve, picked in zip(curves, chosen, strict=True) if picked is which]
+            axes.add_collection(collections.LineCollection(lines, colors=own, alpha=alpha, linewidths=width))
+        axes.autoscale()
+        if log:
+            axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel(y_label)
+        axes.grid(True, linewidth=0.5, alpha=0.25)
+        return _svg(figure)
+
+
 def picture(values: np.ndarray, largest: float, smallest: float = 0) -> str:
     """The address of a PNG of pixel values [height, width] or [height, width, 3], from `smallest` to `largest`."""
     shares = (values.astype(np.float64) - smallest) / ((largest - smallest) or 1)

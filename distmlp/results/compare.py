@@ -10,6 +10,7 @@ import numpy as np
 from distmlp.config import Config
 from distmlp.errors import InputError, listed
 from distmlp.results import checkpoints
+from distmlp.results.load import run_of
 from distmlp.run import ledger
 from distmlp.run.ledger import examples_sum
 from distmlp.run.log import read_lines
@@ -36,12 +37,12 @@ class Comparison:
 
 
 def compare(a: Path, b: Path) -> Comparison:
-    """Compares two runs, which may still be training, as far as both go.
+    """Compares two runs, which may still be training, as far as both go; of a sweep's folder, the refitted model's.
 
     Raises:
       InputError: one is no run, or they have no step in common to compare.
     """
-    found, runs = Comparison(), (a, b)
+    found, runs = Comparison(), (run_of(a), run_of(b))
     steps = [checkpoints.steps(run) for run in runs]
     for name, run, have in zip("AB", runs, steps, strict=True):
         found.say(name, f"{run}: checkpoints of step {', '.join(map(str, sorted(have)))}")

@@ -14,7 +14,7 @@ from distmlp import scores
 from distmlp.config import Config
 from distmlp.data.examples import Readable
 from distmlp.parallel import backend
-from distmlp.parallel.evaluate import Evaluator, Seen
+from distmlp.parallel.evaluate import Evaluation, Evaluator, Seen
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
 
@@ -89,13 +89,17 @@ class ClassificationReport:
                 for name, value, text in rows if value is not None]
 
     def __str__(self) -> str:
-        lines = [f"checkpoint of step {self.checkpoint_step}: {self.correct:,} of {self.count:,} correct, "
+        lines = [f"{self._of}: {self.correct:,} of {self.count:,} correct, "
                  f"accuracy {100 * self.accuracy:.2f} %, loss {self.loss:.5f}", ""]
         for name, value, text in self.measures:
             lines += textwrap.wrap(f"{name:<17}  {value:<16}  {text}", _WIDTH, subsequent_indent=" " * 37)
         if self.left_out:
             lines.append(f"ROC AUC and average precision are left out: {self.left_out}")
         return "\n".join([*lines, "", *self._classes(), "", *self._confusion()])
+
+    @property
+    def _of(self) -> str:
+        return f"checkpoint of step {self.checkpoint_step}"
 
     def _classes(self) -> list[str]:
         width = max(5, *(len(str(name)) for name in self.classes))
@@ -129,6 +133,81 @@ class ClassificationReport:
                   for true, predicted, count in wrong.tolist())]
 
 
+@dataclasses.dataclass(frozen=True)
+class EnsembleReport(ClassificationReport):
+    """An ensemble's results on a data set, and its members'."""
+
+    members: int = 0
+    alone: list[float] = dataclasses.field(default_factory=list)  # the accuracy of each member by itself
+    disagreement: float = 0.0  # the mean over the examples, see ensemble.py
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in super().as_json().items() if name != "checkpoint_step"}
+
+    @property
+    def measures(self) -> list[tuple[str, str, str]]:
+        mean = sum(self.alone) / self.members
+        return [
+            ("members alone", f"{100 * min(self.alone):.2f} to {100 * max(self.alone):.2f} %",
+             f"The accuracies of the members, each by itself; their mean is {100 * mean:.2f} %."),
+            ("disagreement", f"{self.disagreement:.4f}",
+             "How often two of the members, drawn at random, predict different classes."),
+            *super().measures,
+        ]
+
+    @property
+    def _of(self) -> str:
+        return f"mean of {self.members} members"
+
+
+class Tally:
+    """What is counted of the examples of an evaluation, some at a time; memory does not grow with them."""
+
+    def __init__(self, examples: int, classes: tuple[Any, ...], watch: Watch | None = None) -> None:
+        """`watch` is shown them, too."""
+        self._classes, self._watch, self._kept = classes, watch, list[Seen]()
+        self._calibration = scores.Calibration()
+        self._among_3, self._many = 0, len(classes) >= _MANY
+        self._few = not scores.too_many(examples, len(classes))
+
+    def look(self, seen: Seen) -> None:
+        log_probs = seen.log_probs
+        self._calibration.add(np.exp(log_probs.max(axis=1)), seen.labels == seen.predicted)
+        if self._few:
+            self._kept.append(seen._replace(images=None))
+        if self._many:
+            own = np.take_along_axis(log_probs, seen.labels[:, None], axis=1)
+            self._among_3 += int(((log_probs > own).sum(axis=1) < 3).sum())  # scikit-learn would sort all classes
+        if self._watch is not None:
+            self._watch(seen)
+
+    def fields(self, step: int, result: Evaluation) -> dict[str, Any]:
+        """Those of a ClassificationReport, once all examples were seen, of which `result` has the pairs."""
+        classes = self._classes
+        pairs = np.zeros((0, 3), np.int64) if result.pairs is None else result.pairs
+        true, predicted, counts = pairs.T
+        *values, support = metrics.precision_recall_fscore_support(
+            true, predicted, labels=range(len(classes)), sample_weight=counts, zero_division=0)
+        support = support.astype(np.int64)
+        left_out = scores.undefined(support, classes)
+        roc_auc = average_precision = None
+        if not left_out:
+            labels, log_probs = (np.concatenate([getattr(seen, name) for seen in self._kept])
+                                 for name in ("labels", "log_probs"))  # fmt: skip
+            roc_auc, average_precision = scores.roc_auc(labels, log_probs), scores.average_precision(labels, log_probs)
+        return {
+            "checkpoint_step": step, "loss": result.loss, "accuracy": result.accuracy, "correct": result.correct,
+            "count": result.total, "classes": classes, "pairs": pairs,
+            "per_class": dict(zip(("precision", "recall", "f1", "support"), (*values, support), strict=True)),
+            "accuracy_interval": scores.wilson(result.correct, result.total), "log_loss": result.loss * len(classes),
+            "balanced_accuracy": scores.balanced_accuracy(pairs), "roc_auc": roc_auc,
+            "average_precision": average_precision,
+            "top_3_accuracy": self._among_3 / result.total if self._many else None,
+            "calibration_error": self._calibration.error, "calibration": self._calibration.ranges,
+            "left_out": left_out,
+        }  # fmt: skip
+
+
 def evaluate(
     config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: Readable,
     watch: Watch | None = None, together: bool = False,
@@ -140,51 +219,14 @@ def evaluate(
     devices and processes. Each example is read once; `watch` is called for some hundred at a time, in the data set's
     order. Memory does not grow with the examples.
     """
-    kept: list[Seen] = []
-    calibration = scores.Calibration()
-    among_3, many = 0, len(classes) >= _MANY
-    few = not scores.too_many(len(dataset), len(classes))
-
-    def look(seen: Seen) -> None:
-        nonlocal among_3
-        log_probs = seen.log_probs
-        calibration.add(np.exp(log_probs.max(axis=1)), seen.labels == seen.predicted)
-        if few:
-            kept.append(seen._replace(images=None))
-        if many:
-            own = np.take_along_axis(log_probs, seen.labels[:, None], axis=1)
-            among_3 += int(((log_probs > own).sum(axis=1) < 3).sum())  # scikit-learn would sort all classes
-        if watch is not None:
-            watch(seen)
-
+    tally = Tally(len(dataset), classes, watch)
     with backend.prepared(config):
         devices = tuple(jax.devices() if together else jax.local_devices())
         layout = Layout(devices, "shard_map" if len(devices) > 1 else "single", len(devices))
         state = layout.put(State(params, (), jnp.int32(step), scaling), STATE)
         evaluator = Evaluator(config, layout)
         try:
-            result = evaluator(state, dataset, watch=look)
+            result = evaluator(state, dataset, watch=tally.look)
         finally:
             evaluator.close()
-    pairs = np.zeros((0, 3), np.int64) if result.pairs is None else result.pairs
-    true, predicted, counts = pairs.T
-    *values, support = metrics.precision_recall_fscore_support(
-        true, predicted, labels=range(len(classes)), sample_weight=counts, zero_division=0)
-    support = support.astype(np.int64)
-    left_out = scores.undefined(support, classes)
-    roc_auc = average_precision = None
-    if not left_out:
-        labels, log_probs = (np.concatenate([getattr(seen, name) for seen in kept]) for name in ("labels", "log_probs"))
-        roc_auc, average_precision = scores.roc_auc(labels, log_probs), scores.average_precision(labels, log_probs)
-    return ClassificationReport(
-        step, result.loss, result.accuracy, result.correct, result.total, classes, pairs,
-        dict(zip(("precision", "recall", "f1", "support"), (*values, support), strict=True)),
-        accuracy_interval=scores.wilson(result.correct, result.total),
-        log_loss=result.loss * len(classes),
-        balanced_accuracy=scores.balanced_accuracy(pairs),
-        roc_auc=roc_auc, average_precision=average_precision,
-        top_3_accuracy=among_3 / result.total if many else None,
-        calibration_error=calibration.error,
-        calibration=calibration.ranges,
-        left_out=left_out,
-    )
+    return ClassificationReport(**tally.fields(step, result))

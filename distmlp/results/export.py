@@ -10,11 +10,14 @@ word, and else 0), the run's settings, the step and the version, as JSON texts. 
 stablehlo scale the inputs as training does. In the other two the first layer does it: its weights and biases are
 computed in float64 and rounded once. Where that would lose digits, they have shift and scale [features] instead, and
 the network's inputs are (x - shift) * scale.
+
+An ensemble's probabilities are the mean of its members'. npz has their arrays as m0.w0, m0.b0, ..., m1.w0, ...; onnx
+and stablehlo are one program. safetensors is for a single network.
 """
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,37 +30,62 @@ from distmlp import model as network
 from distmlp.errors import InputError
 from distmlp.parallel import backend
 from distmlp.results import exported
+from distmlp.results.ensemble import Ensemble
 from distmlp.results.extras import need
 from distmlp.results.files import write
-from distmlp.results.load import Model
+from distmlp.results.models import Model
 
 _OPSET, _IR_VERSION = 17, 8  # of ONNX: what runtimes since 2022 read
 
 
-def export(model: Model, form: str, output: Path) -> bool:
+def export(model: Model | Ensemble, form: str, output: Path) -> bool:
     """Writes the model to a file, whole or not at all, once the file predicts what the model does.
 
     Returns:
       whether the file leaves the scaling of its inputs to who uses it: it has shift and scale.
 
     Raises:
-      InputError: an unknown format, a package that it needs is missing, or the file cannot be written.
+      InputError: an unknown format, one that an ensemble cannot have, a package that it needs is missing, or the file
+        cannot be written.
     """
     if form not in FORMATS:
         raise InputError(f"--format={form}: choose one of {', '.join(FORMATS)}")
+    if isinstance(model, Ensemble):
+        if form == "safetensors":
+            raise InputError("--format=safetensors is for a single network: export an ensemble as onnx, npz or "
+                             "stablehlo")
+        if not model.alike:
+            raise InputError(f"the members of {model.run} encode text or absent values as each has learned to, so that "
+                             f"they have no inputs in common: export one of them, as {model.members[0].run}")
     content = FORMATS[form](model)
     exported.check(model, form, content)
     write(output, content, {".json": json.dumps(metadata(model)).encode()} if form == "stablehlo" else {})
-    return form in ("safetensors", "npz") and bool(parameters(model)[0])
+    return form in ("safetensors", "npz") and any(parameters(each)[0] for each in exported.networks(model))
 
 
-def metadata(model: Model) -> dict[str, str]:
-    """What travels with the arrays: JSON texts by name."""
+def subject(model: Model | Ensemble) -> str:
+    """What is exported, for people."""
+    if isinstance(model, Ensemble):
+        return f"the mean of {len(model.members)} members"
+    return f"the checkpoint of step {model.step}"
+
+
+def metadata(model: Model | Ensemble) -> dict[str, str]:
+    """What travels with the arrays: JSON texts by name; an ensemble's settings and steps are lists, of its members'."""
     columns = {"columns": json.dumps(model.data_info["columns"])} if model.data_info.get("columns") else {}
+    settings, steps = zip(*((own.config.settings(), own.step) for own in exported.networks(model)), strict=True)
+    several = isinstance(model, Ensemble)
     return columns | {
-        "classes": json.dumps(model.classes), "settings": json.dumps(model.config.settings()),
-        "step": json.dumps(model.step), "distmlp": json.dumps(version("distmlp")),
+        "classes": json.dumps(model.classes), "settings": json.dumps(settings if several else settings[0]),
+        "step": json.dumps(steps if several else steps[0]), "distmlp": json.dumps(version("distmlp")),
     }
+
+
+def _named(model: Model | Ensemble) -> list[tuple[str, Model]]:
+    """The networks, and what the names of each one's arrays begin with."""
+    if isinstance(model, Ensemble):
+        return [(f"m{number}.", member) for number, member in enumerate(model.members)]
+    return [("", model)]
 
 
 def parameters(model: Model) -> tuple[dict[str, Any], exported.Layers]:
@@ -83,35 +111,31 @@ def _safetensors(model: Model) -> bytes:
     return numpy.save(arrays, metadata(model))
 
 
-def _npz(model: Model) -> bytes:
-    arrays, layers = parameters(model)
-    for layer, (weights, biases) in enumerate(layers):
-        arrays |= {f"w{layer}": weights, f"b{layer}": biases}
+def _npz(model: Model | Ensemble) -> bytes:
+    arrays: dict[str, Any] = {}
+    for begin, each in _named(model):
+        own, layers = parameters(each)
+        for layer, (weights, biases) in enumerate(layers):
+            own |= {f"w{layer}": weights, f"b{layer}": biases}
+        arrays |= {begin + name: array for name, array in own.items()}
     file = io.BytesIO()
     np.savez(file, classes=np.array(model.classes), metadata=np.array(json.dumps(metadata(model))), **arrays)
     return file.getvalue()
 
 
-def _onnx(model: Model) -> bytes:
+def _onnx(model: Model | Ensemble) -> bytes:
     onnx = need("onnx", "export", "--format=onnx")
     helper, kind = onnx.helper, onnx.TensorProto
     arrays: dict[str, np.ndarray] = {}
-    nodes, name = [], "x"
-    if model.scaling:
-        arrays |= dict(zip(("shift", "scale"), model.scaling, strict=True))
-        nodes += [helper.make_node("Sub", [name, "shift"], ["shifted"]),
-                  helper.make_node("Mul", ["shifted", "scale"], ["inputs"])]
-        name = "inputs"
-    last = len(model.params) - 1
-    for layer, (weights, biases) in enumerate(model.params):
-        arrays |= {f"w{layer}": weights, f"b{layer}": biases}
-        product = "logits" if layer == last else f"product{layer}"
-        nodes.append(helper.make_node("Gemm", [name, f"w{layer}", f"b{layer}"], [product], transB=1))
-        if layer < last:
-            name = f"layer{layer}"
-            nodes.append(helper.make_node("Relu", [product], [name]))
-    nodes += [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-              helper.make_node("ArgMax", ["logits"], ["class"], axis=1, keepdims=0)]
+    nodes, most = [], "logits"
+    for begin, each in _named(model):
+        own, layers = _onnx_layers(helper, each, begin)
+        arrays |= own
+        nodes += [*layers, helper.make_node("Softmax", [f"{begin}logits"], [f"{begin}probabilities"], axis=1)]
+    if isinstance(model, Ensemble):
+        most = "probabilities"
+        nodes.append(helper.make_node("Mean", [f"{begin}{most}" for begin, _ in _named(model)], [most]))
+    nodes.append(helper.make_node("ArgMax", [most], ["class"], axis=1, keepdims=0))
     graph = helper.make_graph(
         nodes, "distmlp", [helper.make_tensor_value_info("x", kind.FLOAT, ["N", model.num_features])],
         [helper.make_tensor_value_info("probabilities", kind.FLOAT, ["N", len(model.classes)]),
@@ -125,21 +149,44 @@ def _onnx(model: Model) -> bytes:
     return proto.SerializeToString()
 
 
-def _stablehlo(model: Model) -> bytes:
+def _onnx_layers(helper: Any, model: Model, begin: str) -> tuple[dict[str, np.ndarray], list[Any]]:
+    """The arrays and the nodes between x and logits, whose names begin so."""
+    arrays: dict[str, np.ndarray] = {}
+    nodes: list[Any] = []
+    name, last = "x", len(model.params) - 1
+
+    def add(kind: str, inputs: Sequence[str], output: str, **more: int) -> str:
+        nodes.append(helper.make_node(kind, [*inputs], [begin + output], **more))
+        return begin + output
+
+    if model.scaling:
+        arrays |= {f"{begin}shift": model.scaling[0], f"{begin}scale": model.scaling[1]}
+        name = add("Mul", [add("Sub", [name, f"{begin}shift"], "shifted"), f"{begin}scale"], "inputs")
+    for layer, (weights, biases) in enumerate(model.params):
+        own = {f"{begin}w{layer}": weights, f"{begin}b{layer}": biases}
+        arrays |= own
+        name = add("Gemm", [name, *own], "logits" if layer == last else f"product{layer}", transB=1)
+        if layer < last:
+            name = add("Relu", [name], f"layer{layer}")
+    return arrays, nodes
+
+
+def _stablehlo(model: Model | Ensemble) -> bytes:
     need("flatbuffers", "export", "--format=stablehlo")
     from jax import export as jax_export
 
     def probabilities(x: jax.Array) -> jax.Array:
-        return jnp.exp(network.batched_predict(
-            model.params, network.scale_inputs(x, model.scaling), model.config.compute_dtype  # type: ignore[arg-type]
-        ))
+        each = [jnp.exp(network.batched_predict(
+            own.params, network.scale_inputs(x, own.scaling), own.config.compute_dtype  # type: ignore[arg-type]
+        )) for own in exported.networks(model)]  # fmt: skip
+        return sum(each[1:], each[0]) / np.float32(len(each)) if len(each) > 1 else each[0]
 
     shape = jax.ShapeDtypeStruct(jax_export.symbolic_shape(f"N, {model.num_features}"), np.float32)
-    with backend.prepared(model.config):
-        exported = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda", "rocm", "tpu"))(shape)
-    return bytes(exported.serialize())
+    with backend.prepared(model.config_here):
+        program = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda", "rocm", "tpu"))(shape)
+    return bytes(program.serialize())
 
 
-FORMATS: dict[str, Callable[[Model], bytes]] = {
+FORMATS: dict[str, Callable[[Any], bytes]] = {
     "safetensors": _safetensors, "npz": _npz, "onnx": _onnx, "stablehlo": _stablehlo,
 }

@@ -13,14 +13,20 @@ import numpy as np
 
 from distmlp.errors import InputError
 from distmlp.parallel import backend
+from distmlp.results.ensemble import Ensemble
 from distmlp.results.extras import need
-from distmlp.results.load import Model
+from distmlp.results.models import Model
 
 LOSS = 1e-5  # of a probability, which folding the scaling into the first layer may cost
 _ROWS = 64
 _SPREADS = np.array([1, 0.3, 0.1, 0], np.float32)  # of rows, in turn: near the mean the network is least sure of itself
 
 Layers = Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+def networks(model: Model | Ensemble) -> Sequence[Model]:
+    """The model itself, or an ensemble's members."""
+    return model.members if isinstance(model, Ensemble) else [model]
 
 
 def rows(model: Model) -> np.ndarray:
@@ -67,16 +73,17 @@ def loses(model: Model, folded: Layers) -> bool:
     return not (lost - apart) / 2 <= LOSS  # a softmax passes on half of it at most; NaN is lost, too
 
 
-def check(model: Model, form: str, content: bytes) -> None:
+def check(model: Model | Ensemble, form: str, content: bytes) -> None:
     """Raises InputError unless an exported file gives the probabilities that predict gives, as far as float32 has them.
 
     A network that computes in bfloat16 is asked in float32 where it was exported so.
     """
     if form != "stablehlo":
         model = model.in_float32()
-    x = rows(model)
+    x = rows(networks(model)[0])
     expected = model.predict(x).probabilities
-    exact = softmax(logits(model.params, scaled(model, x.astype(np.float64))))
+    exact = np.mean([softmax(logits(each.params, scaled(each, x.astype(np.float64)))) for each in networks(model)],
+                    axis=0)
     allowed = 2 * LOSS + 4 * np.abs(expected - exact).max()
     worst = np.abs(_READERS[form](content, x, model) - expected).max()
     if not worst <= allowed:
@@ -95,25 +102,29 @@ def _arrays(arrays: dict[str, np.ndarray], x: np.ndarray, weights: str, biases: 
     return softmax(logits(layers, x))
 
 
-def _npz(content: bytes, x: np.ndarray, model: Model) -> np.ndarray:
-    with np.load(io.BytesIO(content)) as arrays:
-        return _arrays(dict(arrays), x, "w{}", "b{}", 1)
+def _npz(content: bytes, x: np.ndarray, model: Model | Ensemble) -> np.ndarray:
+    with np.load(io.BytesIO(content)) as file:
+        arrays = dict(file)
+    begins = [f"m{number}." for number in range(len(model.members))] if isinstance(model, Ensemble) else [""]
+    own = [{name.removeprefix(begin): array for name, array in arrays.items() if name.startswith(begin)}
+           for begin in begins]
+    return np.mean([_arrays(each, x, "w{}", "b{}", 1) for each in own], axis=0)
 
 
-def _safetensors(content: bytes, x: np.ndarray, model: Model) -> np.ndarray:
+def _safetensors(content: bytes, x: np.ndarray, model: Model | Ensemble) -> np.ndarray:
     arrays = need("safetensors.numpy", "export", "--format=safetensors").load(content)
     return _arrays(arrays, x, "{}.weight", "{}.bias", 2)
 
 
-def _onnx(content: bytes, x: np.ndarray, model: Model) -> np.ndarray:
+def _onnx(content: bytes, x: np.ndarray, model: Model | Ensemble) -> np.ndarray:
     evaluator: Any = need("onnx.reference", "export", "--format=onnx").ReferenceEvaluator(content)
     return np.asarray(evaluator.run(["probabilities"], {"x": x})[0])
 
 
-def _stablehlo(content: bytes, x: np.ndarray, model: Model) -> np.ndarray:
+def _stablehlo(content: bytes, x: np.ndarray, model: Model | Ensemble) -> np.ndarray:
     from jax import export
 
-    with backend.prepared(model.config):
+    with backend.prepared(model.config_here):
         return np.asarray(export.deserialize(bytearray(content)).call(x))
 
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from distmlp import optim
 from distmlp.config import Config
-from distmlp.results import charts, planned
+from distmlp.results import charts, planned, shown_sweep
 from distmlp.results.extras import need
-from distmlp.results.load import Model
+from distmlp.results.models import Model
 from distmlp.results.shown import Run, show
+from distmlp.run import swept
 
 _WIDEST = 40  # classes of a confusion matrix that is shown
 _POINTS = 300  # of the learning rate's curve
@@ -23,7 +24,7 @@ def report(runs: list[Path], checkpoint: str = "", plan: Path | None = None) -> 
     """The page, HTML, of these runs.
 
     Args:
-      runs: their folders.
+      runs: their folders. Of a sweep's, the page shows the sweep, and the refitted model's run.
       checkpoint: see load.
       plan: a file with what `distmlp plan --json` printed, to be shown beside what the runs did.
 
@@ -34,7 +35,15 @@ def report(runs: list[Path], checkpoint: str = "", plan: Path | None = None) -> 
     need("matplotlib", "report", "the report")
     expected = planned.read(plan) if plan else None
     names = _names(runs)
-    shown = [show(path, names[n], charts.COLOURS[n % len(charts.COLOURS)], checkpoint) for n, path in enumerate(runs)]
+    sweeps, shown = [], []
+    for n, (path, name) in enumerate(zip(runs, names, strict=True)):
+        colour = charts.COLOURS[n % len(charts.COLOURS)]
+        if swept.is_sweep(path):
+            sweeps.append(shown_sweep.show(path, name, colour))
+            if sweeps[-1].found.refit is None:
+                continue
+            path, name = swept.refitted(path), f"{name}, refitted"
+        shown.append(show(path, name, colour, checkpoint))
     environment = jinja2.Environment(
         autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -43,7 +52,8 @@ def report(runs: list[Path], checkpoint: str = "", plan: Path | None = None) -> 
     environment.filters["svg"] = jinja2.utils.markupsafe.Markup  # of charts only, which hold no text of the user's
     defaults = Config().settings()
     return environment.get_template("report.html").render(
-        runs=shown, planned=planned.rows(expected, shown) if expected else [], curves=_curves(shown),
+        names=names, sweeps=sweeps, runs=shown, curves=_curves(shown),
+        planned=planned.rows(expected, shown) if expected else [],
         validated=any("validation_accuracy" in run.best for run in shown), widest=_WIDEST,
         settings=list(defaults), defaults=defaults,
         different=[name for name in Config().settings("experiment", "length", "conduct")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distmlp.config import FROM_PYTHON, NAMED_DATASETS
 from distmlp.data import datasets, sources
@@ -13,9 +13,13 @@ from distmlp.data.streams import Streamed
 from distmlp.data.tables import Tables
 from distmlp.errors import InputError, remark
 from distmlp.results import pictures
-from distmlp.results.load import Model
+from distmlp.results.ensemble import Ensemble
+from distmlp.results.models import Model
 
-SPLITS = ("train", "test", "validation")
+if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
+    from distmlp.results.evaluation import ClassificationReport, Watch
+
+SPLITS = ("train", "test", "validation")  # as Data.fingerprint has them
 
 
 def read(model: Model, dataset: str = "") -> datasets.Data:
@@ -63,3 +67,31 @@ def split(model: Model, name: str = "test", dataset: str = "") -> Readable:
     stream = found[name]
     return Streamed(stream, Classes.of(model.data_info, len(model.classes)),
                     ended=lambda: [*map(remark, stream.remarks)])
+
+
+def sets(model: Model | Ensemble, name: str = "test", dataset: str = "") -> list[Readable]:
+    """What `evaluate_sets` is to be given: one of the sets, of an ensemble whose members take other features as each
+    one does. Raises InputError as `split`, or if the members do not share the set."""
+    if isinstance(model, Model):
+        return [split(model, name, dataset)]
+    first, members = split(model.members[0], name, dataset), model.members
+    prints = {str(member.meta["data"]).split()[SPLITS.index(name)] for member in members}
+    drawn = {(member.config.dataset, member.config.test_fraction, member.config.drawing_seed) for member in members}
+    if not dataset and len(prints) > 1 and (model.alike or name != "test" or len(drawn) > 1):
+        raise InputError(f"--split={name}: the members of {model.run} have other {name} sets than one another: "
+                         f"{'give test, or name' if name != 'test' else 'name'} data to use with --dataset")
+    return [first] if model.alike else [first, *(split(member, name, dataset) for member in members[1:])]
+
+
+def evaluate_sets(
+    model: Model | Ensemble, sets: list[Readable], watch: "Watch | None" = None, together: bool = False
+) -> "ClassificationReport":
+    """The results on what `sets` gives; `together` is for a single model, of an ensemble each process computes all."""
+    if isinstance(model, Ensemble):
+        return model.evaluate_sets(sets, watch)
+    return model.evaluate_set(sets[0], watch, together)
+
+
+def evaluate(model: Model | Ensemble, name: str = "test", dataset: str = "") -> "ClassificationReport":
+    """The results on one of its sets; raises InputError as `sets`."""
+    return evaluate_sets(model, sets(model, name, dataset))

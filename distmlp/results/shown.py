@@ -13,8 +13,10 @@ from distmlp.errors import InputError
 from distmlp.parallel.evaluate import Seen
 from distmlp.progress import best
 from distmlp.results import charts, checkpoints, run_data
-from distmlp.results.load import Model, load
+from distmlp.results.load import load
+from distmlp.results.models import Model
 from distmlp.results.pictures import PictureShape, picture_shape
+from distmlp.run import goodput
 from distmlp.run.log import read_lines, read_sessions
 
 _MISTAKES, _NEURONS = 24, 32  # that are shown
@@ -43,7 +45,8 @@ class Run:
     final: dict[str, Any]
     best: dict[str, Any]
     checkpoints: list[tuple[int, str]]  # steps and when they were written
-    sessions: list[dict[str, Any]]
+    sessions: list[dict[str, Any]]  # its starts and ends
+    goodput: dict[str, float]  # see run/goodput.py
     left_out: list[str]  # which lines of its files are damaged
     steps_per_epoch: int = 0
     problem: str = ""  # why there are no data, if there are none
@@ -89,6 +92,29 @@ class Run:
         return [name for name, value in self.settings.items() if value != defaults[name]]
 
     @property
+    def time(self) -> list[tuple[str, float, float]]:
+        """What the run's time went to: seconds, and their share of all; steps that were kept first, then the most."""
+        wall = sum(self.goodput.values())
+        parts = sorted(self.goodput.items(), key=lambda part: (part[0] != "train", -part[1]))
+        return [(name, seconds, seconds / wall) for name, seconds in parts if wall and (seconds or name == "train")]
+
+    @property
+    def processes(self) -> list[tuple[str, dict[str, float], int]]:
+        """Of each of several processes, by the lines with as many as the last one: its host, where a line names it;
+        what a step took it by itself, in milliseconds by part, the median of the lines; and how many lines name it as
+        the slowest."""
+        timed = [line["process_seconds"] for line in self.lines if "process_seconds" in line]
+        alike = [each for each in timed if len(each["load"]) == len(timed[-1]["load"])]
+        named = [line["slowest"] for line in self.lines if "slowest" in line]
+        found = []
+        for process in range(len(timed[-1]["load"]) if timed else 0):
+            usual = {part: 1000 * float(np.median([each[part][process] for each in alike if part in each]))
+                     for part in timed[-1]}
+            hosts = [slow["host"] for slow in named if slow["process"] == process]
+            found.append((hosts[-1] if hosts else "", usual, len(hosts)))
+        return found
+
+    @property
     def end(self) -> str:
         """How the run ended, or that it has not."""
         last = self.lines[-1]["step"] if self.lines else 0
@@ -107,7 +133,9 @@ def show(path: Path, name: str, colour: str, checkpoint: str) -> Run:
     final: dict[str, Any] = next((line for line in found.values if line.get("final")), {})
     times = [(step, _time(path / "checkpoints" / str(step))) for step in checkpoints.steps(path)]
     left_out = [file.damage for file in (found, sessions) if file.damaged]
-    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, sessions.values, left_out)
+    ends = [line for line in sessions.values if line.keys() & {"start", "end"}]
+    spent = goodput.parts(sessions.values)
+    run = Run(name, str(path.absolute()), colour, model, lines, final, best(lines), times, ends, spent, left_out)
     run.neurons = _neurons(model)
     try:
         data = run_data.read(model)

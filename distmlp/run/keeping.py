@@ -1,5 +1,6 @@
 """What a run keeps in its folder, lines, ledger and checkpoints; how it stops when asked to, and how it goes on."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -13,18 +14,20 @@ from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, balance_remark, order_remark
-from distmlp.errors import InputError, Interrupted
+from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
-from distmlp.progress import Poll, Progress, Standing, Totals
+from distmlp.progress import Line, Poll, Progress, Standing, Totals
+from distmlp.run import goodput
 from distmlp.run.ledger import Ledger
-from distmlp.run.log import Log, banner, header, summary, versions
+from distmlp.run.log import Log, banner, header, read_sessions, summary, versions
 from distmlp.run.meta import Meta, check_form, standing, totals, unknown
 from distmlp.run.profile import Profile
 from distmlp.run.signals import Signals, Watchdog
 from distmlp.run.store import Store, suited
+from distmlp.run.stragglers import Stragglers
 from distmlp.run.workdir import Workdir
 from distmlp.training import OnLine, Program, ends
 
@@ -36,7 +39,9 @@ class Keeping:
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
+        self._audited = 0  # the last step whose audit agreed in earlier starts
         self._begun: Progress | None = None
+        self._pulse = ExitStack()  # while the run goes on
         self._reading = Reading(parts.loader)
         self.signals, self.watchdog = Signals(group.request_stop), self._new_watchdog()
         with ExitStack() as opened:
@@ -44,6 +49,7 @@ class Keeping:
             opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
             path = self.workdir.path
             self.log = Log(path, group.first, silent)
+            self._stragglers = Stragglers(parts.feed, group, self.log.warn) if group.several else None
             self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
             self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
             self.store = Store(path, parts.digest, config.keep_checkpoints, group, parts.held)
@@ -59,9 +65,10 @@ class Keeping:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._pulse.close()
         if self._begun is not None:
             reason = "" if error is None else f"{type(error).__name__}: {error}"
-            self.log.session(end=self._begun.step, reason=reason)
+            self.log.session(end=self._begun.step, reason=reason, **_account(self._begun))
             if error is not None:
                 self.log.note(f"distmlp: {error}")
         with self._open:
@@ -97,6 +104,7 @@ class Keeping:
         for note in notes:
             self.log.warn(note)
         self._saved_step, self._lines = meta["step"], meta.get("lines", {})
+        self._audited = meta.get("audited", 0)
         return state, meta["step"], totals(meta), standing(meta)
 
     @functools.cached_property
@@ -106,13 +114,16 @@ class Keeping:
 
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
-        return {
-            "state": self.parts.layout.state,
-            "settings": self.config.settings(), "num_shards": self.parts.layout.num_shards,
-            "data": self._fingerprint, "data_modified": self.data.modified(), "data_info": self.data.info(),
-            "totals": dataclasses.asdict(progress.totals), "standing": progress.standing._asdict(),
-            "lines": {"metrics": len(progress.history), "ledger": self.ledger.count}, "versions": _versions(),
-        }  # fmt: skip
+        layout, counts = self.parts.layout, {"metrics": len(progress.history), "ledger": self.ledger.count}
+        return ({"audited": self._agreed} if self._agreed else {}) | meta_of(
+            self.config, self.data, self._fingerprint, layout.num_shards, layout.state, progress.totals,
+            progress.standing, counts,
+        )  # fmt: skip
+
+    @property
+    def _agreed(self) -> int:
+        """The last step, of this start or an earlier one, whose audit agreed; 0: none."""
+        return max(self._audited, self.parts.audit.agreed if self.parts.audit else 0)
 
     def _check_meta(self, meta: Meta) -> None:
         """Raises InputError if a checkpoint is another run's, of another form, or beyond this one's end."""
@@ -151,8 +162,10 @@ class Keeping:
         self.log.say(banner(config, self.data, self.parts, self.workdir.path, self.group))
         devices = self.parts.layout.devices
         self.log.session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
-                         devices=f"{len(devices)} x {devices[0].device_kind}")
+                         devices=f"{len(devices)} x {devices[0].device_kind}", **_account(progress))
         self._begun = progress
+        if self.group.first:
+            self._pulse.enter_context(goodput.Pulse(lambda: self.log.session(**_account(progress))))
         for remark in filter(None, (order_remark(config, self.data), balance_remark(config, self.data))):
             if not step:
                 self.log.warn(remark)
@@ -181,11 +194,25 @@ class Keeping:
         """Begins a checkpoint unless there is one of this step, once the ledger's lines up to it are on disk."""
         if self._saved_step < progress.step:
             progress.settle()
+            if self.parts.audit and self.parts.audit.agreed < progress.step:
+                self.parts.audit.repeat(state, progress.step)
             progress.count_seconds()
-            self.ledger.flush()
-            self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
+            with progress.account.of("save"):
+                self.ledger.flush()
+                self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
             self._saved_step, self._saved_at = progress.step, time.monotonic()
             self.watchdog.beat()
+
+    def compare_processes(self, line: Line, state: State, progress: Progress) -> None:
+        """Adds to a line what each process took by itself, if there are several and steps were made; a collective."""
+        trained = progress.account.seconds.get("train", 0.0)
+        if self._stragglers and trained:
+            self._stragglers.add(line, state, trained)
+
+    def _saved(self, progress: Progress) -> None:
+        """Waits until the newest checkpoint is on disk."""
+        with progress.account.of("save"):
+            self.store.wait()
 
     def profile(self, progress: Progress) -> None:
         """To be called before each dispatch: a profile may begin or end here."""
@@ -196,7 +223,7 @@ class Keeping:
         if self.cadence.line(progress.step):
             self.log.close_bar()
         if self.group.several and self.cadence.evaluation(progress.step) and not progress.standing.step:
-            self.store.wait()  # a process that now finds an error in the test set could not wait with the others
+            self._saved(progress)  # a process that now finds an error in the test set could not wait with the others
 
     def stop_if_signalled(self, state: State, progress: Progress) -> None:
         """Saves and raises if a signal came; the state must be that of a step boundary."""
@@ -205,7 +232,7 @@ class Keeping:
         progress.settle()
         self.log.close_bar()
         self.save(state, progress)
-        self.store.wait()
+        self._saved(progress)
         raise Interrupted(signum, f"stopped after step {progress.step} of {self.cadence.total_steps}; "
                           f"{self.store.last_checkpoint()}; the same command with --workdir={self.workdir.path} goes "
                           "on from there")
@@ -228,7 +255,7 @@ class Keeping:
         if verdict == "go on" or (verdict == "end" and progress.history[-1].get("final")):
             return False
         self.save(state, progress)
-        self.store.wait()
+        self._saved(progress)
         if failed is not None:
             raise failed
         self.group.barrier()  # where the others learn that the first one failed
@@ -236,18 +263,56 @@ class Keeping:
                      f"with workdir={self.workdir.path} goes on from there")
         return True
 
+    def left_after(self, error: DivergedError) -> str:
+        """What the run can go on from after this error, as a part of a message; checkpoints that it puts in doubt are
+        set aside."""
+        aside = self.store.set_aside(self._agreed) if isinstance(error, AuditError) else []
+        told = f"no audit has confirmed checkpoint {listed(aside)}: set aside in {self.workdir.path / 'damaged'}; "
+        return (told if aside else "") + self.store.last_checkpoint()
+
     def finish(self, state: State, progress: Progress, poll: Poll) -> None:
         """Tests what a validation set has chosen, and writes the last line and the summary."""
-        self.store.wait()
+        self._saved(progress)
         chosen: State | None = state
         step = progress.standing.best["step"]
         if self.data.validation is not None and step != progress.step:
-            chosen = self.store.intact(step, self.parts.state)
+            with progress.account.of("restore"):
+                chosen = self.store.intact(step, self.parts.state)
             if chosen is None:
                 self.log.warn(f"checkpoint {step}, the best, cannot be read: its test accuracy is left out")
-        tested = self.parts.measures.tested(state, chosen, poll)
+        with progress.account.of("evaluate"):
+            tested = self.parts.measures.tested(state, chosen, poll)
         self.log.line(progress.add_final_line(params_sha256(self.parts.held.arrays(state.params)), tested))
-        self.log.say(summary(progress.history, self.workdir.path))
+        text = ""
+        if self.group.first:
+            with contextlib.suppress(InputError):  # the file cannot be read
+                sessions = [*read_sessions(self.workdir.path).values, _account(progress)]
+                text = goodput.described(goodput.parts(sessions))
+        self.log.say(summary(progress.history, self.workdir.path, text))
+
+
+def _account(progress: Progress) -> dict[str, Any]:
+    """How this start's time has gone until now, as sessions.jsonl has it."""
+    seconds = {cause: round(part, 3) for cause, part in progress.account.seconds.items()}
+    return {"began": round(progress.account.began, 3), "seconds": seconds, "kept": round(progress.kept_seconds, 3)}
+
+
+def meta_of(
+    config: Config, data: Data, fingerprint: str, num_shards: int, state: str, sums: Totals, standing: Standing,
+    counts: dict[str, int],
+) -> Meta:
+    """What a checkpoint says beside its arrays.
+
+    Args:
+      fingerprint: of the data.
+      state: how it lay.
+      counts: of the lines in the run's files.
+    """
+    return {
+        "state": state, "settings": config.settings(), "num_shards": num_shards,
+        "data": fingerprint, "data_modified": data.modified(), "data_info": data.info(),
+        "totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts, "versions": _versions(),
+    }  # fmt: skip
 
 
 def _versions() -> dict[str, str]:

@@ -28,6 +28,7 @@ class Found(NamedTuple):
     values: list[Value]  # of the lines that are what was written, in their order
     torn: bool = False  # whether it ends amid a line: that is being written, or a crash has cut it off
     damaged: tuple[int, ...] = ()  # numbers, from 1, of the other lines that are not what was written
+    summed: bool = True  # whether lines have checksums: those of version 0.2.0 have none
 
     @property
     def damage(self) -> str:
@@ -50,11 +51,11 @@ def read(path: Path, *kinds: Kind) -> Found:
         raise InputError(f"{path} cannot be read ({error.strerror}): mend it, or move it away") from None
     ended = texts[-1] == b""
     parsed = [_parsed(text, kinds) for text in (texts[:-1] if ended else texts)]
-    summed = any(_SUM in value for value in parsed)  # version 0.2.0 wrote no checksums
+    summed = any(_SUM in value for value in parsed)
     values = [value if not summed or value.pop(_SUM, "") == _sum(value) else {} for value in parsed]
     bad = [number for number, value in enumerate(values, start=1) if not value]
     torn = not ended and len(values) in bad
-    return Found(path, [value for value in values if value], torn, tuple(bad[:-1] if torn else bad))
+    return Found(path, [value for value in values if value], torn, tuple(bad[:-1] if torn else bad), summed)
 
 
 def _parsed(text: bytes, kinds: Iterable[Kind]) -> Value:

@@ -9,6 +9,7 @@ import operator
 import platform
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm  # in a notebook, a bar of its own
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config
-from distmlp.errors import listed, printable
+from distmlp.errors import InputError, WriteError, listed, printable
 from distmlp.parallel import backend
 from distmlp.progress import Line, Progress, best
 from distmlp.run import lines
@@ -38,9 +39,11 @@ def read_lines(run: Path) -> Found:
 
 
 def read_sessions(run: Path) -> Found:
-    """The lines of its sessions.jsonl: the starts, which have `start`, and the ends."""
+    """The lines of its sessions.jsonl: the starts, which have `start`; the ends; and what goodput.py has of both, and
+    in between."""
     start: Kind = {"time": str, "start": operator.index, "hosts": "".join, "processes": operator.index, "devices": str}
-    return lines.read(run / "sessions.jsonl", start, {"time": str, "end": operator.index, "reason": str})
+    between: Kind = {"time": str, "began": float, "seconds": dict, "kept": float}
+    return lines.read(run / "sessions.jsonl", start, {"time": str, "end": operator.index, "reason": str}, between)
 
 
 class Log:
@@ -54,6 +57,7 @@ class Log:
         self.workdir, self._first, self._shown = workdir, first, first and not silent
         self._events: Any = None
         self._bar: Any = None
+        self._session = threading.Lock()  # threads add to the same file
 
     @functools.cached_property
     def found(self) -> Found:
@@ -79,6 +83,10 @@ class Log:
             there = sum(line["step"] <= step and not line.get("final") for line in found.values)
             if remark := lines.renew(found, history, expected - there):
                 self.warn(remark)
+            with contextlib.suppress(InputError, WriteError):  # these are needed for no result
+                sessions = read_sessions(self.workdir)
+                if sessions.values and not sessions.summed:
+                    lines.renew(sessions, sessions.values)  # else their lines would look damaged beside new ones
             with writing(self.workdir):
                 self._events = EventFile(self.workdir / "tensorboard", step + 1, config)
 
@@ -114,7 +122,7 @@ class Log:
     def session(self, **facts: Any) -> None:
         """Adds a line to sessions.jsonl: when, where and how training started or ended. A full disk is no error."""
         if self._first:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._session:
                 now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
                 lines.append(self.workdir / "sessions.jsonl", [lines.sealed({"time": now, **facts})])
 
@@ -158,6 +166,7 @@ def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Gro
         "versions": ", ".join(f"{name}\u00a0{version}" for name, version in versions().items()),
         "hosts": f"{len(hosts)} ({', '.join(hosts)}), {_count(jax.process_count(), 'process', 'processes')}",
         "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
+        "audit": config.audit_every and f"of every {_count(config.audit_every, 'step')}, and before each save",
         "NVIDIA GPU": (reason := backend.unused_gpu(config)) and f"not used: {reason}",
         "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
                 "training set on the {} ({})".format(*parts.placement),
@@ -206,8 +215,9 @@ def describe(line: Line) -> str:
     return f"epoch {line['epoch']:>3}{''.join(cells)}".rstrip()
 
 
-def summary(history: Sequence[Line], workdir: Path) -> str:
-    """The end of a run: its accuracy, the parameters' SHA-256, the time it took, and what there is to go on with."""
+def summary(history: Sequence[Line], workdir: Path, goodput: str = "") -> str:
+    """The end of a run: its accuracy, the parameters' SHA-256, the time it took, `goodput`'s lines about it, and what
+    there is to go on with."""
     (*_, last, final), top = history, best(history)
     chosen_by = top.get("choose_by", "accuracy")
 
@@ -237,6 +247,7 @@ def summary(history: Sequence[Line], workdir: Path) -> str:
         *texts,
         f"parameters {final['params_sha256']}",
         f"time         {final['total_seconds']:.1f} s, of which {training:.1f} s training steps",
+        *([goodput] if goodput else []),
         f"checkpoints  {steps} in {workdir / 'checkpoints'}",
         f"next         python -m launch.evaluate {workdir}",
         f"workdir      {workdir}",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint._src.arrays import fragments
@@ -50,6 +51,23 @@ class _Handler(ocp.type_handlers.ArrayHandler):  # type: ignore[misc]
             use_replica_parallel=self._use_replica_parallel, ext_metadata={})  # fmt: skip
         return [ocp.future.CommitFutureAwaitingContractedSignals(writing, name="rows")]
 
+    async def deserialize(
+        self, infos: Sequence[Any], args: Sequence[ocp.RestoreArgs] | None = None
+    ) -> Sequence[jax.Array]:
+        """One after the other, for the memory in which one was read is free for the next one only once it is moved."""
+        return [moved(*await super(_Handler, self).deserialize([info], [arg]))
+                for info, arg in zip(infos, args or [], strict=True)]
+
+
+def moved(array: jax.Array) -> jax.Array:
+    """A copy of an array, whose own memory is freed. (Orbax's may not be donatable.)"""
+    copy = jax.block_until_ready(_copy(array))
+    array.delete()
+    return copy
+
+
+_copy = jax.jit(jnp.copy)
+
 
 def _rows(array: jax.Array, rows: int) -> _HostRows:
     pieces = []
@@ -69,11 +87,11 @@ def handler(shapes: Any) -> ocp.PyTreeCheckpointHandler:
 
     What it writes is as the usual one's. In between, it holds about one array in the host's memory.
     """
-    # Who reads a few rows may have to read all of an array: at most twice as many, as Orbax counts, with its chunks.
-    gigabytes = (2 * max(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(shapes)) + (1 << 20)) / 1e9
+    largest = max(shape.size * shape.dtype.itemsize for shape in jax.tree.leaves(shapes)) + (1 << 20)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, _Handler()))
+    # Who reads a few rows may have to read all of an array: at most twice as many, as Orbax counts, with its chunks.
     return ocp.PyTreeCheckpointHandler(
-        save_concurrent_gb=gigabytes, restore_concurrent_gb=gigabytes, type_handler_registry=registry)
+        save_concurrent_gb=largest / 1e9, restore_concurrent_gb=2 * largest / 1e9, type_handler_registry=registry)
 
 
 def to_save(state: Any, shapes: Any) -> ocp.args.PyTreeSave:

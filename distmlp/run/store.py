@@ -51,7 +51,7 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
 
     def __init__(self, folder: Path, shapes: Any = None, **options: Any) -> None:
         """`shapes`, if the states that are written and read are sharded: of their arrays when they are whole."""
-        self._shapes = shapes
+        self._shapes, self.whole = shapes, shapes is None
         state_handler = ocp.StandardCheckpointHandler() if shapes is None else rows.handler(shapes)
         handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
         super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
@@ -223,9 +223,9 @@ class Store:
             except DamageError as error:
                 damaged.append((step, str(error)))
             else:
-                copy = self._copy(state)  # Orbax's arrays may not be donatable
-                _delete(state)
-                return copy, meta, [self._move_away(*item) for item in damaged]
+                state = jax.tree.map(rows.moved, state) if self._manager.whole else state
+                return state, meta, [f"checkpoint {step} is damaged ({reason}): moved to {self._move_away(step)}"
+                                     for step, reason in damaged]  # fmt: skip
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
             raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "
@@ -250,14 +250,23 @@ class Store:
         state = twice("it", lambda: self._reader.read_state(step, target), self._group, check)
         return state, meta
 
-    def _move_away(self, step: int, reason: str) -> str:
+    def set_aside(self, after: int) -> list[int]:
+        """Moves the checkpoints of the steps after this one to WORKDIR/damaged; returns their steps."""
+        with contextlib.suppress(WriteError, DivergedError):  # what is saved by now is listed
+            self.wait()
+        steps = [step for step in self._group.decide(self.steps()) if step > after]
+        for step in steps:
+            self._move_away(step)
+        return steps[::-1]
+
+    def _move_away(self, step: int) -> Path:
         target = new_path(self.workdir / "damaged" / str(step))
         if self._group.first:
             target.parent.mkdir(exist_ok=True)
             (self.path / str(step)).rename(target)
         target = Path(self._group.decide(str(target)))
         self._manager.reload()
-        return f"checkpoint {step} is damaged ({reason}): moved to {target}"
+        return target
 
     def close(self) -> None:
         try:
@@ -292,7 +301,7 @@ def quiet() -> Iterator[None]:
     """Hides what Orbax logs of errors, which it also raises, and what the coroutines that it then abandons complain of.
 
     TensorStore's threads print errors of these by sys.excepthook, as if the program had failed. They may do so until
-    the process ends; so where the context ends with an error, that filter stays.
+    the process ends; so that filter stays where the context ends with a WriteError.
     """
     hook, printing, absl = sys.unraisablehook, sys.excepthook, logging.getLogger("absl")
 
@@ -310,11 +319,14 @@ def quiet() -> Iterator[None]:
 
     sys.unraisablehook, sys.excepthook = unraisable, printed
     absl.addFilter(from_others)
+    afterwards = printing
     try:
         yield
-        sys.excepthook = printing
+    except WriteError:
+        afterwards = printed
+        raise
     finally:
-        sys.unraisablehook = hook
+        sys.unraisablehook, sys.excepthook = hook, afterwards
         absl.removeFilter(from_others)
 
 

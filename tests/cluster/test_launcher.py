@@ -2,10 +2,13 @@
 
 import os
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import pytest
+from conftest import REPOSITORY
 
 from distmlp import Config, InputError
 from distmlp.cluster import place as places
@@ -157,3 +160,17 @@ def test_giving_up_is_said_on_standard_error(
     monkeypatch.setattr("distmlp.cluster.place.os._exit", ends.append)
     places._give_up("not all came")
     assert (capsys.readouterr().err, ends) == ("distmlp: error: not all came\n", [2])
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (3, False), (138, True), (143, False)])
+def test_the_batch_job_queues_again_when_its_time_is_up_only(code: int, again: bool, tmp_path: Path) -> None:
+    """138: SIGUSR1, which Slurm is asked to send then. With made-up commands; drills/launchers.py has real ones."""
+    for name, text in (("srun", f"exit {code}"), ("scontrol", 'echo "$@" > asked')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = REPOSITORY / "configs" / "slurm.sbatch"
+    assert "#SBATCH --signal=USR1@60" in script.read_text()
+    env = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    assert subprocess.run(["bash", script], env=env, cwd=tmp_path, check=False).returncode == code
+    assert (tmp_path / "asked").exists() == again
+    assert not again or (tmp_path / "asked").read_text() == "requeue 7\n"

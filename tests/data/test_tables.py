@@ -18,7 +18,7 @@ from distmlp import Config, InputError, train
 from distmlp.data import columnar, read
 from distmlp.data.datasets import Data, load
 from distmlp.results import run_data
-from distmlp.results.load import Model
+from distmlp.results.models import Model
 
 Capture = pytest.CaptureFixture[str]
 COLOURS = ["red", "green", "blue"]

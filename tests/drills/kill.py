@@ -2,7 +2,8 @@
 
 Each run is started, killed, and started again until a start comes to its end. Then the parameters and every line of
 metrics.jsonl must be those of a run that nobody killed; and after each kill the newest committed checkpoint must be
-there still and be the one from which the next start goes on.
+there still and be the one from which the next start goes on. At the end the parts of goodput must add up to the time
+that the drill has measured.
 """
 
 import argparse
@@ -12,6 +13,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from distmlp.run import goodput
+from distmlp.run.log import read_lines, read_sessions
 
 from . import runs
 
@@ -31,15 +35,19 @@ class Drill:
         self.lines = runs.lines(self.reference)
         self.kills: collections.Counter[str] = collections.Counter()
         self.cut_saves = self.finished = 0
+        self.goodput: collections.Counter[str] = collections.Counter()  # the seconds of all runs
+        self.seconds = 0.0  # of the same, by the drill's clock
 
     def one_run(self, wanted: int) -> None:
         """Kills a new run until it ends or `wanted` kills are done, after which it is left to end."""
-        workdir, newest, starts = self.folder / f"run{self.finished}", 0, 0
+        workdir, newest = self.folder / f"run{self.finished}", 0
+        starts: list[tuple[float, float]] = []  # when each began and ended
         while True:
             devices, way = runs.random_devices(self.rng)
-            child, starts = runs.Child(workdir, [*self.flags, *way], devices), starts + 1
+            began, child = time.time(), runs.Child(workdir, [*self.flags, *way], devices)
             killed = self.kills.total() < wanted and self._kill(child)
             child.process.wait(timeout=300)
+            starts.append((began, time.time()))
             self._check_start(child, newest)
             if not killed:
                 break
@@ -58,8 +66,10 @@ class Drill:
             raise runs.DrillError(f"metrics.jsonl is\n{found_lines}\nshould be\n{self.lines}")
         if list(workdir.glob("damaged")) or list(workdir.glob("checkpoints/*tmp*")):
             raise runs.DrillError(f"{workdir} has damaged or temporary checkpoints")
+        self._check_goodput(workdir, starts)
         self.finished += 1
-        print(f"run {self.finished}: {starts} starts, right to the bit; kills so far: {dict(self.kills)}", flush=True)
+        print(f"run {self.finished}: {len(starts)} starts, right to the bit; kills so far: {dict(self.kills)}",
+              flush=True)
 
     def _kill(self, child: "runs.Child") -> bool:
         """Waits for a random instant and kills; False if the run has ended by itself."""
@@ -81,6 +91,27 @@ class Drill:
             return False
         child.process.kill()
         return True
+
+    def _check_goodput(self, workdir: Path, starts: list[tuple[float, float]]) -> None:
+        """Against the drill's clock, which also sees a process begin and end, and against metrics.jsonl."""
+        sessions = read_sessions(workdir).values
+        accounts = {line["began"]: sum(line["seconds"].values()) for line in sessions if "began" in line}
+        told = [next((spent for at, spent in accounts.items() if began <= at <= ended), None)
+                for began, ended in starts]  # each start's own seconds; None: it was killed before it trained, or after
+        trained = [number for number, spent in enumerate(told) if spent is not None]
+        wall = starts[trained[-1]][1] - starts[trained[0]][0]
+        found = goodput.parts(sessions)
+        if abs(sum(found.values()) - wall) > 0.01 * wall + 1:  # a second for Python to begin and to end
+            raise runs.DrillError(f"goodput of {workdir}: {found} should add up to {wall} s")
+        kept = sum(line.get("seconds", 0.0) for line in read_lines(workdir).values)
+        if abs(found["train"] - kept) > 0.01 * kept:
+            raise runs.DrillError(f"goodput of {workdir}: {found['train']} s were kept, by metrics.jsonl {kept}")
+        for number in trained:
+            seconds = starts[number][1] - starts[number][0]
+            if (told[number] or 0.0) < 0.9 * seconds - 2:  # a second may be unknown
+                raise runs.DrillError(f"goodput of {workdir}: of a start's {seconds} s {told[number]} are known")
+        self.goodput.update(found)
+        self.seconds += wall
 
     def _check_start(self, child: "runs.Child", newest: int) -> None:
         if "is damaged" in child.output:
@@ -108,6 +139,8 @@ def main(argv: list[str]) -> int:
     print(f"kill drill: {drill.kills.total()} kills ({', '.join(f'{n} in {p}' for p, n in drill.kills.most_common())}; "
           f"{drill.cut_saves} left a save half written), {drill.finished} runs ended, all with parameters "
           f"{drill.sha256} and the same metrics; {time.monotonic() - started:.0f} s")
+    print(f"{goodput.described(drill.goodput)}\n"
+          f"             ({100 * sum(drill.goodput.values()) / drill.seconds:.2f} % of the time by the drill's clock)")
     return 0
 
 

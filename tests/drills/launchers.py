@@ -1,7 +1,8 @@
 """The same bits under real Open MPI and real Slurm as in one process: python -m tests.drills.launchers
 
 Needs root, and Debian's packages openmpi-bin, slurm-wlm and munge: it starts a Slurm of its own on this machine, with
-two processes under srun, and configs/slurm.sbatch, which is also cancelled (SIGTERM) and submitted again.
+two processes under srun, and configs/slurm.sbatch, whose time runs out, so that it queues itself again and goes on;
+which is then cancelled (SIGTERM), and submitted again.
 """
 
 import contextlib
@@ -95,18 +96,25 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def batch(folder: Path, env: dict[str, str], sha256: str, lines: list[dict[str, object]]) -> None:
-    """configs/slurm.sbatch on one node without GPUs, cancelled while it trains, and submitted again."""
+    """configs/slurm.sbatch on one node without GPUs: its time over, cancelled while it trains, and submitted again."""
     workdir, log = folder / "batch", folder / "batch.out"
     submit = ["sbatch", "--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1",
-              f"--output={log}", "configs/slurm.sbatch", *FLAGS, f"--workdir={workdir}"]  # fmt: skip
+              "--time=3", f"--output={log}", "configs/slurm.sbatch", *FLAGS, f"--workdir={workdir}"]  # fmt: skip
     (job,) = re.findall(r"\d+", output_of([*submit, "--num_epochs=100000", "--checkpoint_every_steps=50"], env))
-    deadline = time.monotonic() + 120
-    while not (workdir / "checkpoints" / "50").exists():
+    deadline = time.monotonic() + 600
+    while not (found := re.findall(r"^resuming after step (\d+) of", log.read_text() if log.exists() else "", re.M)):
         if time.monotonic() > deadline:
-            raise runs.DrillError(f"the batch job does not train:\n{log.read_text()[-4000:] if log.exists() else ''}")
+            raise runs.DrillError(f"the batch job was not queued again:\n{log.read_text()[-4000:]}")
+        time.sleep(0.2)
+    if f"distmlp: stopped after step {found[0]} " not in log.read_text():
+        raise runs.DrillError(f"went on after step {found[0]}, but said:\n{log.read_text()[-4000:]}")
+    if "Restarts=1" not in output_of(["scontrol", "show", "job", job], env):
+        raise runs.DrillError(f"not queued again: {output_of(['scontrol', 'show', 'job', job], env)}")
+    print(f"configs/slurm.sbatch, its time over: saved after step {found[0]}, queued again, and resumed", flush=True)
+    while max(runs.committed(workdir)) < int(found[0]) + 100:
         time.sleep(0.2)
     output_of(["scancel", job], env)
-    while "distmlp: stopped after step " not in log.read_text():
+    while log.read_text().count("distmlp: stopped after step ") < 2:
         if time.monotonic() > deadline + 60:
             raise runs.DrillError(f"the cancelled job did not save:\n{log.read_text()[-4000:]}")
         time.sleep(0.2)

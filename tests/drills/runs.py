@@ -13,7 +13,8 @@ from typing import Any
 
 SKIPPED = 77  # exit code of a drill that this machine cannot run, as in automake: it has shown nothing
 REPOSITORY = Path(__file__).resolve().parents[2]
-TIMINGS = ("seconds", "examples_per_second", "total_seconds", "crc32")  # and the checksum of all
+# And the checksum of all.
+TIMINGS = ("seconds", "examples_per_second", "total_seconds", "process_seconds", "slowest", "crc32")
 # A run of the handwritten digits: 1,437 examples, so that each epoch of 12 steps ends with an uneven batch.
 DIGITS = (
     "--dataset=digits", "--input_scaling=unit", "--shuffle", "--hidden_sizes=128,64", "--batch_size=128",

@@ -1,6 +1,7 @@
 """Sharded state: the bits and the numbers of replicated. The long form is drills/states.py."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tutorial
 from conftest import small_config
+from drills import runs
 from drills.states import OPTIMIZERS
 from parallel.test_parity import CLASSES, SIZES, assert_close, dataset, params  # type: ignore[import-not-found]
 
@@ -17,31 +19,59 @@ from distmlp.data import datasets
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.errors import DivergedError, ReplicaError
 from distmlp.parallel import backend
+from distmlp.parallel import sharded as sharding
 from distmlp.parallel.digest import StateDigest, array_digest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.layout import Layout, make_layout
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import BATCH, REPLICATED, STATE, State
 from distmlp.parallel.step import gradients, initial_state
+from distmlp.results import checkpoints
+from distmlp.run import ledger
 
 # No number of devices divides 33; 4 classes leave blocks of the last layer empty.
 SETTINGS: dict[str, Any] = {"hidden_sizes": (50, 33), "reduction": "invariant", "max_steps": 7, "eval_train": True}
 
 
 def trained(data: str, **changes: Any) -> list[dict[str, Any]]:
-    """The lines of a run, less its timings; the last has the parameters' SHA-256."""
+    """The lines of a run, less its timings; the last has the parameters' SHA-256, and that of the best is added."""
     result = train(small_config(data, workdir=None, **(SETTINGS | changes)))
     assert params_sha256(result.params) == result.history[-1]["params_sha256"]
-    return [{name: value for name, value in line.items() if "second" not in name} for line in result.history]
+    lines = [{name: value for name, value in line.items() if "second" not in name} for line in result.history]
+    return [*lines, {"best": params_sha256(result.best_params)}]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_the_bits_and_the_numbers_of_replicated(optimizer: str, npz: str) -> None:
-    settings = OPTIMIZERS[optimizer]
-    expected = trained(npz, num_devices=1, state="sharded", **settings)
-    assert trained(npz, num_devices=2, state="replicated", **settings) == expected
-    for devices in (3, 8):  # of 3, the last has an empty block
-        assert trained(npz, num_devices=devices, state="sharded", **settings) == expected
+@pytest.mark.parametrize(("optimizer", "hidden", "ways"), [
+    ("momentum", (50, 33), [(8, "sharded")]),
+    ("adam", (5, 3), [(2, "sharded"), (8, "sharded")]),  # narrower than there are blocks
+    ("adamw", (50, 33), [(2, "replicated"), (3, "sharded"), (8, "sharded")]),  # of 3, the last has an empty block
+])  # fmt: skip
+def test_the_bits_and_the_numbers_of_replicated(
+    optimizer: str, hidden: tuple[int, ...], ways: list[tuple[int, str]], npz: str
+) -> None:
+    settings = OPTIMIZERS[optimizer] | {"hidden_sizes": hidden}
+    expected = trained(npz, num_devices=1, **settings)
+    for devices, state in ways:
+        assert trained(npz, num_devices=devices, state=state, **settings) == expected
+
+
+def test_a_run_of_a_folder_is_that_of_replicated(npz: str) -> None:
+    """In bfloat16, with weights: its lines, its ledger with digests, and its checkpoints, the best among them."""
+    settings = SETTINGS | OPTIMIZERS["adam"] | {
+        "compute_dtype": "bfloat16", "class_weight": "balanced", "eval_every_steps": 2, "keep_checkpoints": 1,
+        "ledger": True, "ledger_digests_every": 3}  # fmt: skip
+
+    def found(workdir: str, **changes: Any) -> list[Any]:
+        train(small_config(npz, workdir=workdir, **settings, **changes))
+        folder = Path(workdir)
+        saved = [(step, checkpoints.read(folder, step).meta["digests"]) for step in checkpoints.steps(folder)]
+        return [runs.lines(folder), ledger.read(folder)[:2], saved]
+
+    way = {"num_devices": 3, "state": "sharded"}
+    assert found("sharded", **way) == found("replicated", num_devices=2, state="replicated")
+    longer = small_config(npz, workdir="sharded", **(settings | {"max_steps": 9}), **way)
+    ended = train(longer, on_line=lambda line: True)
+    assert [w.shape for w, _ in ended.params] == [(50, 12), (33, 50), (4, 33)]
 
 
 def sharded(devices: int, by_layer: bool = False, shards: int = 0, reduction: str = "fast") -> Layout:
@@ -61,8 +91,8 @@ def by_rows(state: Any, layout: Layout) -> tuple[State, StateLayout]:
     return jax.tree.map(put, state, held.abstract), held
 
 
-@pytest.mark.parametrize(("devices", "by_layer", "shards"), [
-    (2, False, 0), (3, False, 0), (8, False, 16), (2, True, 0), (3, True, 0), (8, True, 16),
+@pytest.mark.parametrize(("by_layer", "devices", "shards"), [
+    (False, 3, 0), (False, 8, 16), (True, 3, 0), (True, 8, 16),
 ])  # fmt: skip
 def test_the_gradients_of_fast_are_the_tutorials(devices: int, by_layer: bool, shards: int) -> None:
     layout, data = sharded(devices, by_layer, shards), dataset(128)
@@ -91,21 +121,27 @@ def test_an_evaluation_is_that_of_replicated(by_layer: bool) -> None:
 
 
 @pytest.mark.parametrize("prng", ["threefry", "threefry_original", "rbg"])
-def test_initial_values_are_those_of_replicated(prng: str, npz: str) -> None:
-    """At the end of a run of one step, with a rate that leaves the parameters as they are."""
-    runs = [trained(npz, prng=prng, max_steps=1, learning_rate=1e-30, **changes)[-1]["params_sha256"]
-            for changes in ({"num_devices": 1}, {"num_devices": 3, "state": "sharded"})]
-    assert runs[0] == runs[1]
+def test_initial_values_are_those_of_replicated(prng: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_SMALL", 1000)  # then the first two layers are made where they lie
+    layout, optimizer = sharded(3), optim.make(Config(), 5)
+    with backend.pinned(Config(prng=prng)):
+        whole = initial_state(SIZES, 7, optimizer, ())
+        held = StateLayout(layout, jax.eval_shape(lambda: whole))
+        parts = initial_state(SIZES, 7, optimizer, (), held.normal)
+    for part, array in zip(held.arrays(parts.params), jax.tree.leaves(whole.params), strict=True):
+        np.testing.assert_array_equal(part, array)
 
 
-def test_initial_values_are_made_where_they_lie() -> None:
+def test_initial_values_are_made_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_SMALL", 1)
+    monkeypatch.setattr(jax, "make_array_from_callback", None)  # by which an array made whole is cut
     layout, optimizer = sharded(8), optim.make(Config(optimizer="adam"), 5)
     shapes = jax.eval_shape(lambda: initial_state(SIZES, 0, optimizer, ()))
     held = StateLayout(layout, shapes)
-    made = held.normal(jax.random.key(3), (33, 20), jnp.float32)
+    made = held.normal(jax.random.key(3), (33, 70), jnp.float32)
     assert made.sharding == held.abstract.params[0][0].sharding
-    assert {shard.data.shape for shard in made.addressable_shards} == {(5, 20)}
-    np.testing.assert_array_equal(made[:33], jax.random.normal(jax.random.key(3), (33, 20)))
+    assert {shard.data.shape for shard in made.addressable_shards} == {(5, 70)}
+    np.testing.assert_array_equal(made[:33], jax.random.normal(jax.random.key(3), (33, 70)))
     assert not np.asarray(made[33:]).any()
 
 
@@ -128,14 +164,13 @@ def test_digests_are_those_of_the_whole_arrays() -> None:
         digest.check(state._replace(step=step), 0)
 
 
-@pytest.mark.parametrize("reduction", ["fast", "invariant"])
-def test_a_gradient_that_is_not_finite_is_named_by_its_step(reduction: str, npz: str) -> None:
-    messages = []
-    for changes in ({"state": "replicated"}, {"state": "sharded"}):
+def test_a_gradient_that_is_not_finite_is_named_by_its_step(npz: str) -> None:
+    messages = set()
+    for reduction, state in (("fast", "replicated"), ("fast", "sharded"), ("invariant", "sharded")):
         with pytest.raises(DivergedError, match="not finite at step") as error:
-            trained(npz, learning_rate=1e30, num_devices=3, reduction=reduction, **changes)
-        messages.append(str(error.value))
-    assert messages[0] == messages[1]
+            trained(npz, learning_rate=1e30, num_devices=3, reduction=reduction, state=state)
+        messages.add(str(error.value))
+    assert len(messages) == 1
 
 
 def test_pmap_has_no_sharded_state() -> None:

@@ -11,6 +11,9 @@ import pytest
 from compiled import NEEDS_TARGETS, arithmetic, compiled, kernels, state_bytes
 from conftest import REPOSITORY, RunTrain, process_env
 
+from distmlp import Config
+from distmlp.plan import plan
+
 pytestmark = NEEDS_TARGETS
 
 TARGETS = {"h100:1": "single", "h100:8": "shard_map", "v5e:1x1": "single", "v5e:2x4": "shard_map"}
@@ -142,6 +145,22 @@ def test_a_step_computes_the_same_in_a_whole_dispatch_and_in_any_other(target: s
 @pytest.mark.parametrize(("target", "most", "settings"), MOST_KERNELS)
 def test_kernels_per_step_do_not_grow(target: str, most: int, settings: dict[str, Any]) -> None:
     assert compiled(target, **settings)[0].kernels_per_step() <= most
+
+
+@pytest.mark.parametrize(("target", "count", "most", "optimizer"), [("h100:1", 256, 26, "sgd"),
+                                                                    ("h100:8", 2048, 27, "adam")])  # fmt: skip
+def test_256_members_on_a_device_need_hardly_more_kernels_than_one(
+    target: str, count: int, most: int, optimizer: str
+) -> None:
+    found = plan.make(Config(dataset="synthetic", optimizer=optimizer), target, count=count)
+    assert found["members_per_device"] == 256
+    assert found["together"]
+    assert found["kernels_per_step"] <= most
+    assert 9 * count < found["most_members"] < 60 * count  # of the tutorial's network
+    states = 256 * {"sgd": 1, "adam": 3}[optimizer] * 2.55 * 2**20
+    assert found["memory"]["state"] == pytest.approx(states, rel=0.01)
+    assert 2 * states < found["memory"]["total"] < 2 * states + 2 * 2**30
+    assert 0 < found["predicted_step_seconds"] < 0.01
 
 
 def test_training_on_a_cpu_beside_these_packages_is_quiet(run_train: RunTrain, npz: str) -> None:

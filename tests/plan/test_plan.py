@@ -196,3 +196,19 @@ def test_a_target_without_its_compiler_names_the_extra(monkeypatch: pytest.Monke
     for target in ("h100:8", "v5e:2x4"):
         with pytest.raises(InputError, match=r"pip install 'distmlp\[targets\]'"):
             main(["--dataset=digits", f"--target={target}"])
+
+
+def test_members_of_a_sweep_are_planned(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan.make(small_config(npz, validation_fraction=0.25), count=30)
+    assert (found["members"], found["members_per_device"], found["devices"]) == (30, 4, 8)
+    assert not found["together"]  # on a CPU
+    parameters = 4 * (12 * 8 + 8 + 8 * 4 + 4)
+    assert found["memory"]["parameters"] == 4 * parameters
+    assert found["memory"]["data"] == 96 * (12 + 4)
+    assert found["most_members"] > 10**6
+    assert main([f"--dataset={npz}", "--batch_size=20", "--validation_fraction=0.25", "--members=3"]) == 0
+    out = capsys.readouterr().out
+    assert "3, 1 on a device, one after the other; room for" in out.replace("\n" + " " * 13, " ")
+    assert max(map(len, out.splitlines())) <= 80
+    with pytest.raises(InputError, match="--members=0: give 1 or more"):
+        plan.make(small_config(npz), count=0)

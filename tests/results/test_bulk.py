@@ -16,8 +16,7 @@ from distmlp import InputError, load
 from distmlp.data import columnar
 from distmlp.data.streams import Streamed
 from distmlp.parallel.layout import Layout
-from distmlp.results import bulk, files, run_data
-from distmlp.results import load as load_module
+from distmlp.results import bulk, files, models, run_data
 from launch import evaluate, pack, predict
 
 Capture = pytest.CaptureFixture[str]
@@ -115,7 +114,7 @@ def test_each_process_has_its_part(
 
 def test_all_devices_work(wine_run: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model, used = load(wine_run), set()
-    made = load_module._program
+    made = models._program
 
     def watched(compute_dtype: str, logarithms: bool) -> Any:
         def program(*arguments: Any) -> Any:
@@ -125,7 +124,7 @@ def test_all_devices_work(wine_run: Path, small_blocks: None, monkeypatch: pytes
 
         return program
 
-    monkeypatch.setattr(load_module, "_program", watched)
+    monkeypatch.setattr(models, "_program", watched)
     x = wine().drop(columns=["id", "name"]).to_numpy(np.float32)
     blocks = [np.concatenate([x] * 8)] * 2
     found = np.concatenate([*model.probabilities(blocks)])

@@ -15,7 +15,7 @@ from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
 from distmlp.results import exported
 from distmlp.results.export import FORMATS, export, parameters
-from distmlp.results.load import Model, Predictions
+from distmlp.results.models import Model, Predictions
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,11 @@ from conftest import flip_bit, process_env, small_config, snapshot, write_lines
 from distmlp import Config, InputError, load, model, train
 from distmlp.config import digest_json
 from distmlp.data import datasets
+from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest, host_digest
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import REPLICATED
-from distmlp.results import load as load_module
-from distmlp.results import run_data
+from distmlp.results import models, run_data
 from distmlp.run import store
 
 
@@ -53,6 +53,31 @@ def test_predictions_are_those_of_the_checkpoints_network(digits_run: Path) -> N
     one = loaded.predict(data.test.images[5:6])  # in another block size
     np.testing.assert_allclose(one.probabilities[0], expected[5], atol=1e-6)
     assert loaded.predict(data.test.images[:0]).probabilities.shape == (0, 10)
+
+
+def test_a_network_for_which_a_device_has_no_room_is_refused(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that only fits sharded: no device here says how much it has, so one is made to."""
+    loaded, rows, labels = load(digits_run), np.zeros((3, 64), np.uint8), np.zeros(3, np.int64)
+    needed = sum(w.nbytes + 1025 * b.nbytes for w, b in loaded.params)  # of 512 rows, twice
+    calls = (lambda: loaded.predict(rows), lambda: list(loaded.probabilities([rows])),
+             lambda: loaded.evaluate(rows, labels))  # fmt: skip
+    for memory in (needed - 1, needed):
+        monkeypatch.setattr(backend, "device_memory", lambda device, memory=memory: memory)
+        for call in calls:
+            if memory == needed:
+                call()
+                continue
+            with pytest.raises(InputError, match=r"GiB, and a cpu device has [\d.]+: set JAX_PLATFORMS=cpu"):
+                call()
+
+
+def test_what_was_trained_on_a_gpu_is_used_on_the_cpu(copy: Path) -> None:
+    path = copy / "checkpoints" / "69" / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    del meta["digest"]
+    meta["settings"]["platform"] = "gpu"
+    path.write_text(json.dumps(meta | {"digest": digest_json(meta)}))
+    assert len(load(copy, 69).predict(np.zeros((3, 64), np.uint8)).classes) == 3
 
 
 def test_threads_can_share_a_model(digits_run: Path) -> None:
@@ -278,7 +303,7 @@ def test_many_classes_are_counted_by_the_pairs_that_occur() -> None:
     count, scaling = 12_000, (np.zeros(1, np.float32), np.ones(1, np.float32))
     params = [(np.zeros((count, 1), np.float32), np.arange(count, dtype=np.float32) == 7)]
     params = [(weights, biases.astype(np.float32)) for weights, biases in params]
-    known = load_module.Model(Path("run"), 3, params, scaling, Config(eval_batch_size=50), {})
+    known = models.Model(Path("run"), 3, params, scaling, Config(eval_batch_size=50), {})
     known.evaluate(np.zeros((50, 1), np.float32), np.full(50, 7))  # compiles
     tracemalloc.start()
     result = known.evaluate(np.zeros((100, 1), np.float32), np.arange(100))

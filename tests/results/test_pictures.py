@@ -13,7 +13,7 @@ from PIL import Image
 from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
 from distmlp.results import shown
-from distmlp.results.load import Model
+from distmlp.results.models import Model
 from distmlp.results.pictures import PictureShape, picture_shape, read_picture
 
 MNIST = PictureShape(28, 28, 1, False, 255.0, True, 0.0)

@@ -8,14 +8,13 @@ import statistics
 import sys
 import tracemalloc
 from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_arrays, small_config, write_lines
+from conftest import Page, make_arrays, small_config, write_lines
 
 from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
@@ -26,45 +25,14 @@ from distmlp.results.report import report
 from launch.plan import main
 
 
-class Page(HTMLParser):
-    """The tags, addresses and text of a page; raises for elements that do not close as they were opened."""
-
-    VOID = ("meta", "link", "img", "br")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.addresses: list[str] = []
-        self.text = ""
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_a_run_on_pictures(digits_run: Path) -> None:
     page = report([digits_run])
     parsed = Page(page)
     model = load(digits_run)
     result = model.evaluate_set(run_data.split(model))
     for heading in ("Loss", "Accuracy", "Throughput", "Learning rate", "Calibration", "Confusion matrix",
-                    "Worst mistakes", "Weights of the first layer", "Starts and ends", "Checkpoints", "Versions"):
+                    "Worst mistakes", "Weights of the first layer", "Goodput", "Starts and ends", "Checkpoints",
+                    "Versions"):
         assert heading in parsed.text
     assert parsed.tags.count("svg") == 5
     assert parsed.tags.count("img") == min(24, result.count - result.correct) + 32
@@ -144,7 +112,7 @@ def test_a_data_sets_items_are_read_once(digits_run: Path, monkeypatch: pytest.M
 
 def test_torn_lines_of_sessions_are_left_out_and_counted(digits_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(digits_run, tmp_path / "run"))
-    start, end = (run / "sessions.jsonl").read_text().splitlines()
+    start, *_, end = (run / "sessions.jsonl").read_text().splitlines()  # and what a slow machine writes in between
     torn = b"\n".join([start.encode(), b'{"time": "20', b"\xff\xfe", b"[]", b'{"start": 4}', end.encode(), b'{"tim'])
     (run / "sessions.jsonl").write_bytes(torn)
     page = report([run])
@@ -152,6 +120,38 @@ def test_torn_lines_of_sessions_are_left_out_and_counted(digits_run: Path, tmp_p
     assert f"{run / 'sessions.jsonl'}: lines 2, 3, 4, 5 are not what was written, and left out" in page
     (run / "sessions.jsonl").write_bytes(b"\0" * 9)
     assert "the run has no record of them" in report([run])
+
+
+def test_where_the_time_went_and_which_process_was_slow(digits_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(digits_run, tmp_path / "run"))
+    seconds = {"start": 20, "train": 60, "save": 20}
+    between = {"time": "2026-01-01 00:00:00", "began": 1767225600.0, "seconds": seconds, "kept": 0}
+    restarted = {**between, "began": 1767225750.0, "kept": 50, "start": 23, "hosts": ["a"], "processes": 2,
+                 "devices": "2 x cpu", "seconds": {"restore": 25, "train": 25}}  # fmt: skip
+    write_lines(run / "sessions.jsonl", [between, restarted])
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    for line, slow in zip(lines[:-1], (1, None, 1), strict=True):
+        line["process_seconds"] = {"load": [0.001, 0.004], "send": [0.0, 0.0], "compute": [0.002, 0.0025]}
+        if slow is not None:
+            line["slowest"] = {"process": slow, "host": "node<7>", "times_median": 2.17}
+    write_lines(run / "metrics.jsonl", lines)
+    page = report([run])
+    text = Page(page).text
+    assert "37.50 % of the time since the first start trained steps that were kept" in text  # 75 of 200 s
+    rows = [re.sub("<[^>]*>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", page)]
+    for name, spent, share in (("train", "75.0", "37.50"), ("lost", "10.0", "5.00"), ("down", "50.0", "25.00"),
+                               ("restore", "25.0", "12.50"), ("start", "20.0", "10.00"), ("save", "20.0", "10.00")):
+        assert [name, spent, share, "%"] in rows
+    assert ["0", "1.000", "0.000", "2.000", "0"] in rows
+    assert ["1", "4.000", "0.000", "2.500", "2", "node&lt;7&gt;"] in rows
+    assert page.count("resumed on 2 x cpu") == 1  # what was written between is no start
+    for unknown in (digits_run / "metrics.jsonl", digits_run / "sessions.jsonl"):  # as version 0.2.0 wrote them
+        old = [{name: value for name, value in json.loads(text).items() if name not in between or name == "time"}
+               for text in unknown.read_text().splitlines()]
+        write_lines(run / unknown.name, old if unknown.name == "metrics.jsonl" else [old[0], old[-1]])
+    page = report([run])
+    assert "Goodput" not in page
+    assert "Processes" not in page
 
 
 def test_names_with_html_are_text_and_rows_are_listed(wine_run: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_run_that_is_not_finished_and_whose_data_are_gone(wine_run: Path, tmp_
     run = Path(shutil.copytree(wine_run, tmp_path / "run"))
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join(lines[:-1]) + "\n")
-    start, end = map(json.loads, (run / "sessions.jsonl").read_text().splitlines())
+    start, *_, end = map(json.loads, (run / "sessions.jsonl").read_text().splitlines())
     write_lines(run / "sessions.jsonl", [start, end | {"reason": "Interrupted: SIGTERM"}])
     data = wine_run.parent / "wine.csv"
     data.rename(tmp_path / "wine.csv")

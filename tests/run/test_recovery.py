@@ -121,9 +121,7 @@ def test_adam_and_its_schedule_go_on_where_they_were(npz: str) -> None:
 
 def scripted(monkeypatch: pytest.MonkeyPatch, correct: dict[int, int]) -> None:
     """Makes evaluations find so many of 10 right, by the step."""
-    monkeypatch.setattr(Evaluator, "__call__", lambda self, state, *_: Evaluation(
-        1.0, correct[int(state.step)], 10, np.zeros(10, np.int32)
-    ))
+    monkeypatch.setattr(Evaluator, "__call__", lambda self, state, *_: Evaluation(1.0, correct[int(state.step)], 10))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+"""FOLDER/members/N: a member that is kept, as an ordinary run's folder, with its last and its best checkpoint."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from distmlp.config import run_flags
+from distmlp.data.datasets import Data
+from distmlp.machine import sync
+from distmlp.many.course import Course
+from distmlp.parallel.digest import array_names, host_digest
+from distmlp.progress import Standing, Totals
+from distmlp.run import lines
+from distmlp.run.keeping import meta_of
+from distmlp.run.store import Manager, quiet
+from distmlp.run.workdir import replace_file, writing
+
+
+def there(folder: Path) -> list[int]:
+    """The numbers of the members that are kept."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
+
+
+def discard(folder: Path, number: int) -> None:
+    shutil.rmtree(folder / str(number), ignore_errors=True)
+
+
+def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> None:
+    """Makes FOLDER/members/N of a member whose states are there; a crash leaves all of it or nothing."""
+    assert course.last is not None
+    assert course.best is not None
+    target = folder / str(course.member.number)
+    for left in folder.glob(".*"):  # by a crash
+        shutil.rmtree(left, ignore_errors=True)
+    new = folder / f".{course.member.number}-{os.getpid()}"
+    config = dataclasses.replace(course.member.config, workdir=str(target))
+    data, found, best = course.share.data(), course.finished_lines(), course.standing.best
+    print_of_data = fingerprint(data)
+    with writing(target):
+        new.mkdir(parents=True)
+        (new / "metrics.jsonl").write_text("".join(f"{lines.sealed(line)}\n" for line in found))
+    replace_file(new / "run.flags", run_flags(config))
+    states = {best["step"]: (course.best, Standing(best, 0, best["step"])), course.step: (course.last, course.standing)}
+    with quiet(), writing(target), Manager(new / "checkpoints") as manager:
+        for step, (state, standing) in sorted(states.items()):
+            sums = Totals(total_seconds=course.seconds)
+            counts = {"metrics": sum(line["step"] <= step and not line.get("final") for line in found), "ledger": 0}
+            meta = meta_of(config, data, print_of_data, course.order.num_shards, "replicated", sums, standing, counts)
+            digests = dict(zip(array_names(state), map(host_digest, jax.tree.leaves(state)), strict=True))
+            manager.write(step, jax.tree.map(jnp.asarray, state), meta, digests)
+            manager.wait_until_finished()
+            manager.check_for_errors()
+    with writing(target):
+        for path in [*new.rglob("*"), new]:
+            sync(path)
+        new.replace(target)
+        sync(folder)

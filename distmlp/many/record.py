@@ -1,0 +1,192 @@
+"""The folder of a sweep: which members are done, and the states of those that may be kept.
+
+FOLDER/sweep.json says what the sweep is. FOLDER/sweep.jsonl has a line for each member, once it is done, in the form of
+run/lines.py; with --halving, FOLDER/rungs.jsonl has one for each stage of each. Of several processes, each but the
+first has such files of its own in FOLDER/processes/N. FOLDER/candidates has the states of the best members so far.
+"""
+
+import json
+import operator
+import os
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from distmlp.config import as_text
+from distmlp.errors import InputError, remark
+from distmlp.machine import sync
+from distmlp.many.course import Course
+from distmlp.parallel.specs import State
+from distmlp.progress import Standing
+from distmlp.run import lines, swept
+from distmlp.run.lines import Kind, Value
+from distmlp.run.workdir import writing
+
+_MEMBER: Kind = {"member": operator.index, "settings": dict, "steps": operator.index}
+_REFIT: Kind = {"refit": bool, "settings": dict}
+_FINAL: Kind = {"final": bool, "best": dict}
+
+
+class Record:
+    """What this process writes of a sweep, and what all of them have written."""
+
+    def __init__(self, folder: Path, process: int, keep: int) -> None:
+        """`process`: its number; `keep`: how many of the best members are kept."""
+        self.folder, self._keep, self._first = folder, keep, process == 0
+        self._own = folder if self._first else folder / "processes" / str(process)
+        self._own.mkdir(parents=True, exist_ok=True)
+        self._candidates = folder / "candidates"
+        self._lock = threading.Lock()
+        self.done: dict[int, Value] = {}  # the members' lines, by their numbers
+        self.rungs: dict[tuple[int, int], Value] = {}  # with --halving: by number and stage
+        self.ended: list[Value] = []  # the refitted model's line and the last one, if they are there
+
+    def describe(self, what: dict[str, Any]) -> None:
+        """Writes what the sweep is, unless that is written.
+
+        Raises:
+          InputError: the folder holds another sweep.
+        """
+        path, text = self.folder / "sweep.json", lines.sealed(what) + "\n"
+        if not path.exists():
+            temporary = self._own / f"sweep.json.tmp{os.getpid()}"
+            with writing(path):
+                temporary.write_text(text)
+                sync(temporary)
+                try:
+                    os.link(temporary, path)  # of several processes, one succeeds
+                except FileExistsError:
+                    pass
+                except OSError:  # a file system without links
+                    temporary.replace(path)
+                temporary.unlink(missing_ok=True)
+                sync(self.folder)
+        there = lines.read(path, {}).values
+        if not there:
+            raise InputError(f"{path} is damaged: bring it back from a copy, or give another --workdir")
+        own = json.loads(text)
+        changed = [f"{name} was {_told(there[0].get(name))}, is {_told(own[name])}" for name in own
+                   if name != "crc32" and there[0].get(name) != own[name]]  # fmt: skip
+        if changed:
+            raise InputError(f"--workdir={self.folder} holds another sweep ({'; '.join(changed)}): give the same "
+                             "flags, or another --workdir")
+
+    def read(self) -> None:
+        """Takes over what all processes have written so far."""
+        for folder in (self.folder, *sorted(self.folder.glob("processes/*"))):
+            for value in lines.read(folder / "sweep.jsonl", _MEMBER, _REFIT, _FINAL).values:
+                if "member" in value:
+                    self.done.setdefault(value["member"], value)
+                elif folder == self.folder:
+                    self.ended.append(value)
+            for value in lines.read(folder / "rungs.jsonl", _MEMBER | {"rung": operator.index}).values:
+                self.rungs.setdefault((value["member"], value["rung"]), value)
+
+    def begin(self) -> None:
+        """Mends this process's files where a crash has torn a line, or the last one was written too early."""
+        for name in ("sweep.jsonl", "rungs.jsonl"):
+            found = lines.read(self._own / name, _MEMBER, _REFIT, _FINAL)
+            once: dict[Any, Value] = {}
+            for value in found.values:
+                once.setdefault((value["member"], value.get("rung")) if "member" in value else len(once), value)
+            kept = [value for value in once.values() if "member" in value]
+            changes = found.torn or found.damaged or len(kept) != len(found.values)
+            if changes and (text := lines.renew(found, kept)):
+                remark(text)
+        self.ended = []
+
+    def add(self, courses: Iterable[Course], rung: int | None = None) -> None:
+        """Writes the lines of members that are done, or with a stage's number of those that have come so far. They are
+        on disk when this returns, and before them the states of those that may be kept."""
+        with self._lock:
+            values = {course.member.number: course.told() for course in courses}
+            if rung is not None:
+                self._append("rungs.jsonl", [{**value, "rung": rung} for value in values.values()])
+                self.rungs |= {(number, rung): value for number, value in values.items()}
+                return
+            best = self.best(self.done | values)
+            with writing(self._candidates):
+                for course in courses:
+                    if course.member.number in best:
+                        self._save(course)
+            self._append("sweep.jsonl", values.values())
+            self.done |= values
+            for number in self._saved() & self.done.keys() - set(best):  # other processes' may be better
+                self._path(number).unlink(missing_ok=True)
+
+    def add_lines(self, values: Sequence[Value]) -> None:
+        """Writes lines as they are, at the end of sweep.jsonl."""
+        self._append("sweep.jsonl", values)
+        self.done |= {value["member"]: value for value in values if "member" in value}
+
+    def add_end(self, value: Value) -> None:
+        """Writes one of the lines behind those of the members."""
+        self._append("sweep.jsonl", [value])
+        self.ended.append(value)
+
+    def own_values(self) -> list[Value]:
+        """The members' lines in this process's file."""
+        return lines.read(self._own / "sweep.jsonl", _MEMBER).values
+
+    def _append(self, name: str, values: Iterable[Value]) -> None:
+        with writing(self._own / name):
+            lines.append(self._own / name, [lines.sealed(value) for value in values], durable=True)
+
+    def best(self, done: dict[int, Value]) -> list[int]:
+        """The numbers of the members to keep, the best first: of those that were trained to their end."""
+        scored = [(-value["score"] if swept.higher_is_better(value["choose_by"]) else value["score"], number)
+                  for number, value in done.items() if value["score"] is not None and value.get("halted") is None]
+        return [number for _, number in sorted(scored)[: self._keep]]
+
+    def _path(self, number: int) -> Path:
+        return self._candidates / f"{number}.npz"
+
+    def _saved(self) -> set[int]:
+        return {int(path.stem) for path in self._candidates.glob("*.npz") if path.stem.isdecimal()}
+
+    def _save(self, course: Course) -> None:
+        self._candidates.mkdir(exist_ok=True)
+        path = self._path(course.member.number)
+        told = {"lines": course.lines, "standing": course.standing._asdict(), "step": course.step,
+                "seconds": course.seconds}  # fmt: skip
+        arrays: dict[str, Any] = {"told": np.frombuffer(json.dumps(told).encode(), np.uint8)}
+        for name, state in (("last", course.last), ("best", course.best)):
+            arrays |= {f"{name}{at}": leaf for at, leaf in enumerate(jax.tree.leaves(state))}
+        temporary = path.with_suffix(f".tmp{os.getpid()}")
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def restore(self, course: Course, like: State) -> bool:
+        """Gives a course the states that were saved of it; whether there are any. `like` is a state, maybe abstract."""
+        try:
+            with np.load(self._path(course.member.number)) as saved:
+                told = json.loads(bytes(saved["told"]))
+                wanted = jax.tree.leaves(like)
+                states = [[saved[f"{name}{at}"] for at in range(len(wanted))] for name in ("last", "best")]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            return False
+        if any(a.shape != b.shape for leaves in states for a, b in zip(leaves, wanted, strict=True)):
+            return False
+        last, best = (jax.tree.unflatten(jax.tree.structure(like), leaves) for leaves in states)
+        course.restored(told["step"], told["lines"], Standing(**told["standing"]), told["seconds"], last, best)
+        return True
+
+    def forget(self) -> None:
+        """Deletes what is of no use once all is done."""
+        shutil.rmtree(self._candidates, ignore_errors=True)
+        shutil.rmtree(self.folder / "processes", ignore_errors=True)
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {as_text(each)}" for name, each in value.items()) or "nothing"
+    return as_text(value) if value not in (None, "") else "nothing"

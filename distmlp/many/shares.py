@@ -1,0 +1,112 @@
+"""Which examples each member learns from, and which it is scored by: positions in a pool that members share."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from distmlp.config import Config
+from distmlp.data import weights
+from distmlp.data.datasets import Data, Examples, input_scaling
+from distmlp.data.split import hold_out_fold
+from distmlp.errors import InputError
+from distmlp.parallel.members import Pool
+
+# Settings that decide which examples there are; the other settings of a run have the same.
+_DATA = ("dataset", "test_fraction", "validation_fraction", "fold", "label_column", "ignore_columns", "weight_column",
+         "header", "text_columns", "missing", "image_size", "image_mode", "class_weight", "num_classes",
+         "synthetic_examples", "synthetic_features", "synthetic_classes")  # fmt: skip
+
+Load = Callable[[Config], Data]  # what a run alone would read
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Share:
+    """What the members of one fold share."""
+
+    pool: Pool | None  # NumPy's; None: the examples are not in memory
+    rows: np.ndarray  # int64: the positions of those to learn from
+    held: np.ndarray  # int64: of those to score by
+    weights: np.ndarray | None  # float32 [rows]: what each counts in the loss; None: each 1
+    data: Callable[[], Data]  # as a run alone has it; its arrays may be copies
+    _scalings: dict[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
+
+    def scaling(self, config: Config) -> tuple[np.ndarray, ...]:
+        """By what inputs are scaled: found from the examples to learn from."""
+        kind = config.input_scaling
+        if kind not in self._scalings:
+            self._scalings[kind] = () if kind == "none" else input_scaling(config, self.data())
+        return self._scalings[kind]
+
+
+class Shares:
+    """The shares of all members; what a fold only takes a part of is read once."""
+
+    def __init__(self, load: Load, room: int) -> None:
+        """`room`: bytes that a pool may have."""
+        self._load, self._room = load, room
+        self._loaded: dict[Any, Data] = {}
+        self._pools: dict[int, Pool | None] = {}
+        self._shares: dict[Any, Share] = {}
+
+    def whole(self, config: Config) -> Data:
+        """What the run reads, before a fold is held out of it."""
+        config = dataclasses.replace(config, fold="")
+        key = _key(config)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(config)
+        return self._loaded[key]
+
+    def of(self, config: Config) -> Share:
+        key = _key(config)
+        if key not in self._shares:
+            self._shares[key] = self._made(config)
+        return self._shares[key]
+
+    def _made(self, config: Config) -> Share:
+        if not config.fold:
+            whole = self.whole(config)
+            if whole.validation is None:
+                raise InputError("a sweep needs examples to score by, other than the test set's: give --folds=5, "
+                                 "--validation_fraction=0.2, or a validation set beside the training set")
+            return self._two(whole)
+        raw = self.whole(dataclasses.replace(config, class_weight="none"))
+        learned = raw.table is not None and bool(raw.table.fill or raw.table.words)  # from all rows
+        balanced = config.class_weight == "balanced"
+        if raw.validation is not None or learned or (balanced and raw.weights is not None):
+            return self._two(self._load(config))
+        train = raw.train
+        stay, held = hold_out_fold(train.labels, config.fold, config.drawing_seed, train.name, raw.classes)
+        given = None if raw.weights is None else raw.weights[stay].astype(np.float64)
+        counted = weights.of_training(given, train.labels[stay], balanced, train.name)
+
+        def data() -> Data:
+            return dataclasses.replace(raw, train=train.part(stay, train.name), weights=counted, statistics=None,
+                                       validation=train.part(held, f"{train.name} (validation part)"))
+
+        return Share(self._pool(raw, [train]), stay, held, counted, data)
+
+    def _two(self, data: Data) -> Share:
+        """Of data whose training and validation sets are apart."""
+        assert data.validation is not None
+        sizes = [len(data.train), len(data.validation)]
+        rows, held = np.split(np.arange(sum(sizes)), sizes[:1])
+        return Share(self._pool(data, [data.train, data.validation]), rows, held, data.weights, lambda: data)
+
+    def _pool(self, data: Data, parts: list[Examples]) -> Pool | None:
+        """These sets one behind the other, in memory if they fit there: the same object for the same data."""
+        if id(data) not in self._pools:
+            size = sum(len(part) * part.num_features * part.dtype.itemsize for part in parts)
+            fits = size <= self._room and not any(part.one_by_one for part in parts)
+            taken = [part.resident or part.take(np.arange(len(part))) for part in parts] if fits else []
+            self._pools[id(data)] = Pool(*map(_joined, zip(*taken, strict=True))) if taken else None
+        return self._pools[id(data)]
+
+
+def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _key(config: Config) -> Any:
+    return (*(getattr(config, name) for name in _DATA), config.drawing_seed)

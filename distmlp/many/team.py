@@ -1,0 +1,263 @@
+"""Trains members whose programs are the same: some at a time, on this process's devices."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from distmlp import optim
+from distmlp.config import Config
+from distmlp.errors import InputError
+from distmlp.many.course import Course, evaluated
+from distmlp.parallel import backend, members
+from distmlp.parallel.layout import Layout
+from distmlp.parallel.members import Members, Orders, Pool, Shape
+from distmlp.parallel.specs import REPLICATED, State
+from distmlp.parallel.step import initial_state
+from distmlp.plan import cost
+from distmlp.progress import Line, score
+
+_CPU_SECONDS = 4.0  # that members of a core take together, about: what a crash costs, and what shows no progress
+_CPU_RATE, _CPU_STEP = 3e10, 3e-5  # FLOP/s of a core; seconds that a step takes at least
+_CPU_MEMBERS = 32  # of a core at most: more win nothing
+_KEPT_ORDERS = 128 << 20  # bytes of orders that are not made again
+
+# Settings in which members of one program may differ: they enter as arrays, or as numbers of steps.
+_ARRAYS = {"learning_rate", "momentum", "weight_decay", "seed", "data_seed", "shuffle", "fold", "input_scaling",
+           "class_weight"}  # fmt: skip
+
+
+def key(course: Course) -> Any:
+    """Equal for members that one program trains."""
+    config, share = course.member.config, course.share
+    assert share.pool is not None
+    rest = tuple(value for name, value in config.settings("experiment").items() if name not in _ARRAYS)
+    length = course.cadence.total_steps if config.schedule != "constant" and not config.schedule_steps else 0
+    return (tuple(map(_hashable, rest)), length, config.momentum > 0, config.weight_decay > 0,
+            config.input_scaling != "none", config.patience > 0, id(share.pool))  # fmt: skip
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _cadence(course: Course) -> Any:
+    """Equal for members that are trained in one dispatch: something is due for all of them after the same steps."""
+    config = course.member.config
+    return (course.cadence.per_epoch, course.cadence.total_steps, config.eval_every_epochs, config.eval_every_steps)
+
+
+class Team:
+    """Members of one program, and this program; nothing is compiled or placed by making it."""
+
+    def __init__(self, courses: Sequence[Course], layout: Layout, num_classes: int, lanes: int) -> None:
+        """`lanes`: how many calls of `train` there may be at once."""
+        first = courses[0]
+        self.courses, self._layout, self._lanes, self._config = courses, layout, lanes, first.member.config
+        config, pool = self._config, first.share.pool
+        assert pool is not None
+        self._host_pool: Pool = pool
+        self._one_by_one = members.one_by_one(layout)
+        self._orders: dict[Any, tuple[np.ndarray, ...]] = {}
+        self._initial: dict[int, Any] = {}
+        self._compiled = False
+        held = max(len(course.share.held) for course in courses)
+        rows = config.eval_batch_size if layout.invariant else min(config.eval_batch_size, held)
+        dispatch = members.largest_dispatch(config, layout)
+        longest = max(min(course.cadence.per_epoch, course.cadence.total_steps) for course in courses)
+        weights = [course.share.weights for course in courses]
+        self._shape = Shape(
+            sizes=(pool.images.shape[1], *config.hidden_sizes, num_classes), scaled=config.input_scaling != "none",
+            members=1, steps=min(dispatch, longest), shards=first.order.num_shards, rows=first.order.rows,
+            blocks=-(-held // rows), block_rows=rows, weightless=any(w is not None and not w.all() for w in weights),
+            pauses=config.patience > 0, log_probs=config.choose_by == "roc_auc",
+        )  # fmt: skip
+
+    def _made(self, count: int) -> Members:
+        """The programs of so many members on each device."""
+        shape, total = dataclasses.replace(self._shape, members=count), self.courses[0].cadence.total_steps
+        return Members(self._config, self._layout, shape, self._host_pool, total)
+
+    def compile(self) -> None:
+        """Compiles the programs, of as many members as there is room and use for.
+
+        Raises:
+          InputError: not even one has room.
+        """
+        if self._compiled:
+            return
+        memory = self._layout.device_memory
+        count = max(1, math.ceil(len(self.courses) / (len(self._layout.devices) * self._lanes)))
+        if self._one_by_one:
+            count = min(count, self._most_in_turn(memory))
+        with backend.pinned(self._config):
+            while True:
+                self._members = self._made(count)
+                self._members.compile()
+                if self._layout.accelerated:
+                    needed = self._members.bytes_needed
+                    if needed > members.FREE * memory and count > 1:
+                        count = max(1, min(count - 1, int(count * members.FREE * memory / needed)))
+                        continue
+                    if needed > memory:
+                        raise InputError(f"a member needs {needed / 2**30:,.1f} GiB, and a device has "
+                                         f"{memory / 2**30:,.1f}: train it alone, with launch.train")
+                break
+            self._pool = self._layout.put(Pool(*self._host_pool), REPLICATED)
+        self._compiled = True
+
+    def _most_in_turn(self, memory: int) -> int:
+        """How many members, one after the other, are worth a program."""
+        config, course = self._config, self.courses[0]
+        step = max(_CPU_STEP, cost.flops(list(self._shape.sizes), config.batch_size) / _CPU_RATE)
+        useful = int(_CPU_SECONDS / (step * course.cadence.total_steps))
+        fits = memory // (8 * self._lanes * self._made(1).bytes)
+        return max(1, min(_CPU_MEMBERS, useful, fits))
+
+    def chunks(self, courses: Sequence[Course]) -> list[list[Course]]:
+        """These members, as many together as are trained at a time."""
+        alike: dict[Any, list[Course]] = {}
+        for course in courses:
+            alike.setdefault((_cadence(course), course.step), []).append(course)
+        size = self._members.count
+        return [found[at : at + size] for found in alike.values() for at in range(0, len(found), size)]
+
+    def train(self, courses: Sequence[Course], stop: int, beat: Callable[[], None]) -> None:
+        """Trains these, which `chunks` has put together, up to a step after which they are evaluated. `beat` is called
+        now and then, and may raise.
+
+        Their last and best states are then in the host's memory.
+        """
+        with backend.pinned(self._config):  # a thread's own
+            self._train(courses, stop, beat)
+
+    def _train(self, courses: Sequence[Course], stop: int, beat: Callable[[], None]) -> None:
+        team, devices = self._members, len(self._layout.devices)
+        places = [at % devices * (team.count // devices) + at // devices for at in range(len(courses))]
+        slots: list[Course] = [courses[0]] * team.count  # those of no member are like the first one's
+        for place, course in zip(places, courses, strict=True):
+            slots[place] = course
+        states = team.placed(self._stacked([course.last or self._begin(course) for course in slots]))
+        best = team.placed(self._stacked([course.best or course.last or self._begin(course) for course in slots]))
+        rates = team.placed(optim.Rates(*(np.array(values, np.float32) for values in zip(
+            *(optim.rates(course.member.config) for course in slots), strict=True))))  # fmt: skip
+        judged = team.placed(np.stack([self._blocks(course.share.held)[0] for course in slots]))
+        cadence, step = courses[0].cadence, courses[0].step
+        while any(not course.ended for course in courses) and step < stop:
+            began = time.monotonic()
+            until = min(cadence.next(step), step + self._shape.steps, stop)
+            going = [not course.ended for course in courses]
+            orders = self._taken(slots, step, until, [p for p, goes in zip(places, going, strict=True) if goes])
+            states, losses = team.advance(states, rates, self._pool, orders)
+            told = np.asarray(losses)[:, : until - step]
+            spent = (time.monotonic() - began) / sum(going)
+            for place, course, goes in zip(places, courses, going, strict=True):
+                if goes:
+                    course.add(told[place], orders.weight_sums[place, : until - step], spent)
+            beat()
+            step = until
+            if cadence.line(step):
+                best = self._with_lines(step, places, courses, going, states, best, judged)
+                beat()
+        last, top = (jax.tree.map(np.asarray, tree) for tree in (states, best))
+        for place, course in zip(places, courses, strict=True):
+            course.last, course.best = (
+                jax.tree.map(lambda leaf, at=place: leaf[at].copy(), tree) for tree in (last, top))  # fmt: skip
+
+    def _with_lines(
+        self, step: int, places: Sequence[int], courses: Sequence[Course], going: Sequence[bool], states: State,
+        best: State, judged: jax.Array,
+    ) -> State:
+        """Writes the lines that are due after this step; returns the best states."""
+        config, better = self._config, np.zeros(self._members.count, bool)
+        due = courses[0].cadence.evaluation(step)
+        found = np.asarray(self._members.evaluate(states, self._pool, judged)) if due else None
+        trained = self._train_accuracies(places, courses, states) if due and config.eval_train else {}
+        for place, course, goes in zip(places, courses, going, strict=True):
+            if not goes or course.diverged:
+                continue
+            line: Line = {}
+            if found is not None:
+                labels = self._host_pool.labels[course.share.held]
+                line = trained.get(place, {}) | evaluated(found[place], labels, config.choose_by)
+                if score(line) is None:
+                    raise InputError(f"--choose_by={config.choose_by} is not defined for the examples of member "
+                                     f"{course.member.number}: give another of its values")
+            better[place] = course.add_line(line)
+        return self._members.choose(best, states, better) if better.any() else best
+
+    def _train_accuracies(self, places: Sequence[int], courses: Sequence[Course], states: State) -> dict[int, Line]:
+        blocks = {place: self._blocks(course.share.rows) for place, course in zip(places, courses, strict=True)}
+        right: dict[int, int] = dict.fromkeys(places, 0)
+        for turn in range(max(map(len, blocks.values()))):
+            rows = np.zeros((self._members.count, self._shape.blocks, self._shape.block_rows), np.int32)
+            for place, parts in blocks.items():
+                rows[place] = parts[min(turn, len(parts) - 1)]
+            found = np.asarray(self._members.evaluate(states, self._pool, self._members.placed(rows)))
+            for place, course in zip(places, courses, strict=True):
+                if turn < len(blocks[place]):
+                    left = len(course.share.rows) - turn * rows[0].size
+                    right[place] += int(found[place][:, 1].reshape(-1)[:left].sum())
+        return {place: {"train_accuracy": right[place] / len(course.share.rows)}
+                for place, course in zip(places, courses, strict=True)}
+
+    def _blocks(self, positions: np.ndarray) -> np.ndarray:
+        """Positions in the pool as evaluations take them, int32 [times, blocks, rows], filled up."""
+        size = self._shape.blocks * self._shape.block_rows
+        filled = np.zeros(-(-len(positions) // size) * size, np.int32)
+        filled[: len(positions)] = positions
+        return filled.reshape(-1, self._shape.blocks, self._shape.block_rows)
+
+    def _taken(self, slots: Sequence[Course], start: int, stop: int, going: Sequence[int]) -> Orders:
+        """What all are trained on in steps start..stop-1; those at other places than `going` make none."""
+        counts = np.zeros(len(slots), np.int32)
+        counts[list(going)] = stop - start
+        orders = [self._order(course, start, stop) for course in slots]
+        return Orders(counts, *(np.stack(parts) for parts in zip(*orders, strict=True)))
+
+    def _order(self, course: Course, start: int, stop: int) -> tuple[np.ndarray, ...]:
+        """Of one member, as Orders has it: positions, weights and their sums."""
+        order, share = course.order, course.share
+        epoch, first = divmod(start, order.steps_per_epoch)
+        known = (order, id(share), epoch if order.shuffle else 0, first, stop - start)
+        if (found := self._orders.get(known)) is not None:
+            return found
+        indices, real = order.indices(epoch, first, first + stop - start, range(order.num_shards))
+        weights = real if share.weights is None else real * share.weights[indices]
+        sums = order.weight_sums(share.weights, epoch, first, first + stop - start)
+        behind = self._shape.steps - (stop - start)
+        made = tuple(
+            np.concatenate([part, np.zeros((behind, *part.shape[1:]), part.dtype)])
+            for part in (share.rows[indices].astype(np.int32), weights, sums)
+        )
+        if sum(part.nbytes for part in made) * (len(self._orders) + 1) > _KEPT_ORDERS:
+            self._orders = {}
+        self._orders[known] = made
+        return made
+
+    def _begin(self, course: Course) -> State:
+        """Its state before the first step, NumPy's."""
+        config, optimizer = course.member.config, self._members.optimizer
+        if config.seed not in self._initial:
+            state = initial_state(self._shape.sizes, config.seed, optimizer, ())
+            self._initial[config.seed] = jax.tree.map(np.asarray, state)
+        return self._initial[config.seed]._replace(scaling=course.share.scaling(config))
+
+    @staticmethod
+    def _stacked(states: Sequence[State]) -> State:
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+
+
+def teams(
+    courses: Sequence[Course], layout: Layout, num_classes: Callable[[Config], int], lanes: int
+) -> Iterator[Team]:
+    """The members that are trained by the same program together."""
+    alike: dict[Any, list[Course]] = {}
+    for course in courses:
+        alike.setdefault(key(course), []).append(course)
+    for found in alike.values():
+        yield Team(found, layout, num_classes(found[0].member.config), lanes)

@@ -1,0 +1,104 @@
+"""kill -9 of sweeps at random instants, on 1 to 8 devices, in one process and under torchrun:
+python -m tests.drills.sweep --kills=20
+
+Each sweep is started, killed, and started again, each time on other devices and in one or two processes, until a start
+comes to its end. Then each member has one line, and all lines and kept members are those of a sweep that nobody killed,
+to the bit.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from . import groups, runs
+
+SWEEP = ("--dataset=digits", "--input_scaling=standard", "--shuffle", "--hidden_sizes=32", "--batch_size=64",
+         "--num_epochs=12", "--optimizer=adam", "--reduction=invariant", "--vary", "learning_rate", "0.001", "0.01",
+         "--vary", "hidden_sizes", "16", "32", "--vary", "seed", "0", "1", "2", "--folds=4", "--keep=5")  # fmt: skip
+
+
+def start(workdir: Path, devices: int, processes: int, more: list[str]) -> groups.Process:
+    options = (f"--nproc_per_node={processes}",) if processes > 1 else ()
+    launcher = (*groups.TORCHRUN, *options) if processes > 1 else (sys.executable,)
+    command = (*launcher, "-m", "launch.sweep", *SWEEP, *more, f"--workdir={workdir}")
+    return groups.Process(command, workdir.parent, runs.environment(devices) | {"OMP_NUM_THREADS": "1"})
+
+
+def end(process: groups.Process) -> None:
+    if process.wait(900):
+        raise runs.DrillError(f"exit code {process.popen.returncode}:\n{process.output[-4000:]}")
+
+
+def kill(process: groups.Process, after: float) -> bool:
+    """Whether it was still running after so many seconds, and is killed now."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.popen.wait(after)
+        return False
+    for pid in [*groups.workers(process.popen.pid), process.popen.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.popen.wait()
+    return True
+
+
+def found(workdir: Path) -> dict[str, Any]:
+    """All that must be the same; the order of the members' lines may differ."""
+    lines = runs.lines(workdir, "sweep.jsonl")
+    if not lines[-1].get("final") or not lines[-2].get("refit"):
+        raise runs.DrillError(f"{workdir}: sweep.jsonl ends with {lines[-2:]}")
+    numbers = [line["member"] for line in lines[:-2]]
+    if sorted(numbers) != list(range(len(numbers))):
+        raise runs.DrillError(f"{workdir}: sweep.jsonl has the members {numbers}")
+    kept = {path.name: runs.sha256(path) for path in sorted((workdir / "members").iterdir())}
+    left = sorted(path.name for path in workdir.iterdir())
+    return {"lines": sorted(map(json.dumps, lines)), "kept": kept, "files": left}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--halving", action="store_true", help="of sweeps with --halving=2")
+    args = parser.parse_args(argv)
+    rng, began, kills, sweeps = random.Random(args.seed), time.monotonic(), 0, 0
+    more = ["--halving=2"] if args.halving else []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            measured = time.monotonic()
+            end(start(folder / "reference", 1, 1, more))
+            length, reference = time.monotonic() - measured, found(folder / "reference")
+            while kills < args.kills:
+                workdir, ways = folder / f"sweep{sweeps}", []
+                while True:
+                    ways.append((rng.choice([1, 8, rng.randint(2, 7)]), rng.choice([1, 1, 2])))
+                    process = start(workdir, *ways[-1], more)
+                    if kills == args.kills or not kill(process, rng.uniform(0.2, 1.2) * length):
+                        end(process)
+                        break
+                    kills += 1
+                ours = found(workdir)
+                if odd := [name for name in reference if ours[name] != reference[name]]:
+                    raise runs.DrillError(f"{workdir} differs in {odd[0]} after {ways}: {ours[odd[0]]}, not "
+                                          f"{reference[odd[0]]}")
+                sweeps += 1
+                print(f"sweep {sweeps}: right to the bit after {len(ways)} starts: {ways}", flush=True)
+        except runs.DrillError as error:
+            print(f"sweep drill FAILED after {kills} kills: {error}")
+            return 1
+    print(f"sweep drill: {kills} kills, {sweeps} sweeps ended, all with the same lines and members; "
+          f"{time.monotonic() - began:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

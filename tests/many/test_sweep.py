@@ -1,0 +1,279 @@
+"""Sweeps: members are the runs that `train` makes alone, each is trained once, and what is asked for makes sense."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import small_config
+
+from distmlp import Config, InputError, load, sweep, train
+from distmlp.config import run_flags
+from distmlp.many import record, vary
+from distmlp.parallel import members
+from distmlp.run import swept
+from distmlp.run.log import read_lines
+from launch import flags
+
+VARIED = {  # one of each kind of setting that enters a program as numbers, and one that needs a program of its own
+    "sgd": (
+        {"weight_decay": 1e-3, "class_weight": "balanced", "patience": 1, "num_epochs": 6},
+        {"learning_rate": [0.003, 0.03], "momentum": [0.5, 0.9], "shuffle": [True, False]},
+    ),
+    "adam": (
+        {"optimizer": "adam", "schedule": "warmup_cosine", "warmup_steps": 3, "clip_norm": 0.05, "num_epochs": 3},
+        {"learning_rate": [0.003, 0.01], "seed": [0, 3], "hidden_sizes": [(8,), (5, 6)]},
+    ),
+}
+
+
+def given(npz: str, name: str = "run", **changes: Any) -> Config:
+    defaults: dict[str, Any] = {"input_scaling": "standard", "shuffle": True, "reduction": "invariant", "workdir": name}
+    return small_config(npz, **(defaults | changes))
+
+
+def alone(config: Config, line: dict[str, Any], folds: int) -> Any:
+    """The run that is a member's, trained by `train`."""
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in line["settings"].items()}
+    fold = {"fold": f"{line['fold']}/{folds}"} if folds else {}
+    own = dataclasses.replace(config, **settings, **fold, data_seed=config.drawing_seed, workdir=None)
+    return train(own)
+
+
+def told(folder: Path | str) -> list[dict[str, Any]]:
+    """The lines of a sweep, without the timings."""
+    lines = [json.loads(line) for line in (Path(folder) / "sweep.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "crc32")} for line in lines]
+
+
+@pytest.mark.parametrize("kind", VARIED)
+def test_a_member_has_the_bits_of_the_run_alone_under_invariant(npz: str, kind: str, compilations: list[str]) -> None:
+    changes, varied = VARIED[kind]
+    config = given(npz, **changes)
+    found = sweep(config, varied, folds=2, keep=0, refit=False)  # on 8 devices
+    assert len([name for name in compilations if "advance" in name]) == len(varied.get("hidden_sizes", [()]))
+    assert len(found.members) == 16
+    assert len({line["params_sha256"] for line in found.members}) == 16
+    config = dataclasses.replace(config, num_devices=1, workdir="one")
+    for line in found.members[1::6]:  # of each fold, seed and setting some
+        history = alone(config, line, 2).history
+        assert line["params_sha256"] == history[-1]["params_sha256"]
+        assert line["steps"] == history[-1]["step"]
+        assert [point[2] for point in line["curve"]] == [each["validation_accuracy"] for each in history[:-1]]
+    if kind == "sgd":
+        again = sweep(config, varied, folds=2, keep=0, refit=False)
+        assert [a["params_sha256"] for a in found.members] == [b["params_sha256"] for b in again.members]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_under_fast_it_is_that_run_within_rounding(npz: str, together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if together:  # as on accelerators
+        monkeypatch.setattr(members, "one_by_one", lambda layout: False)
+    config = given(npz, reduction="fast", momentum=0.9, num_epochs=3, patience=2, eval_train=together, num_devices=2)
+    found = sweep(config, {"learning_rate": [0.003, 0.01], "seed": [0, 1]}, folds=2, keep=3, refit=False)
+    for number in swept.read(found.folder).final["kept"]:  # type: ignore[index] # it is finished
+        run = alone(config, found.members[number], 2)
+        for name in ("step", "train_loss", "validation_loss", "validation_correct"):
+            ours, theirs = ([line[name] for line in lines if name in line] for lines in (
+                read_lines(found.folder / f"members/{number}").values, run.history))  # fmt: skip
+            np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+        kept = load(found.folder / "members" / str(number), "newest")
+        for mine, theirs in zip(kept.params, run.params, strict=True):
+            np.testing.assert_allclose(mine[0], theirs[0], atol=2e-5)
+
+
+def test_kept_members_and_the_refitted_model_are_ordinary_runs(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = given(npz, patience=2, num_epochs=6, num_devices=1)
+    found = sweep(config, {"learning_rate": [0.003, 0.01, 0.03]}, folds=4, keep=2)
+    by_score = sorted(found.members, key=lambda line: (-line["score"], line["member"]))
+    kept = [line["member"] for line in by_score[:2]]
+    assert swept.read(found.folder).final["kept"] == kept  # type: ignore[index] # it is finished
+    assert {path.name for path in (found.folder / "members").iterdir()} == {*map(str, kept), "refit"}
+    for line in by_score[:2]:
+        run = found.folder / "members" / str(line["member"])
+        flagged = flags.parse(["train", f"--flagfile={run}/run.flags", f"--workdir={run}"])
+        capsys.readouterr()
+        history = train(flagged).history  # trains nothing
+        assert "nothing to do" in capsys.readouterr().out
+        assert history[-1]["params_sha256"] == line["params_sha256"]
+        assert run_flags(flagged) == (run / "run.flags").read_text()
+        assert load(run).step == line["best_step"]
+    best = min(found.table, key=lambda row: -row["score"])
+    assert found.best == best["settings"]
+    own = [line for line in found.members if line["settings"] == found.best]
+    assert best["score"] == pytest.approx(np.mean([line["score"] for line in own]))
+    assert best["error"] == pytest.approx(np.std([line["score"] for line in own], ddof=1) / 2)
+    steps = round(np.mean([line["best_step"] for line in own]))
+    again = train(dataclasses.replace(config, **found.best, max_steps=steps, patience=0, workdir=None)).history
+    assert found.refit is not None
+    assert (found.refit["params_sha256"], found.refit["steps"]) == (again[-1]["params_sha256"], steps)
+    assert found.refit["test_accuracy"] == again[-2]["test_accuracy"]
+
+
+def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01], "seed": list(range(10))}
+    whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=2, keep=3)
+    monkeypatch.setattr("distmlp.many.team._CPU_MEMBERS", 4)
+    adds = []
+
+    def add(self: Any, courses: Any, rung: Any = None) -> None:
+        add_whole(self, courses, rung)
+        adds.append([course.member.number for course in courses])
+        if len(adds) == 4:
+            raise OSError("the power fails")
+
+    add_whole = record.Record.add
+    with monkeypatch.context() as patched:
+        patched.setattr(record.Record, "add", add)
+        with pytest.raises(OSError, match="the power fails"):
+            sweep(config, varied, folds=2, keep=3)
+    path = Path("run/sweep.jsonl")
+    done = path.read_text().splitlines()
+    assert 16 <= len(done) < 40
+    path.write_text("\n".join([*done[:-2], done[-1][:40]]))  # one line is lost, one is torn
+    trained: list[int] = []
+    monkeypatch.setattr(record.Record, "add", lambda self, courses, rung=None: (
+        trained.extend(course.member.number for course in courses), add_whole(self, courses, rung)))  # fmt: skip
+    found = sweep(config, varied, folds=2, keep=3)
+    assert len(trained) == 40 - (len(done) - 2)
+    assert (found.best, found.table) == (whole.best, whole.table)
+    ours, theirs = told("run"), told("whole")
+    assert [line.get("member", "end") for line in ours[-2:]] == ["end", "end"]
+    key = lambda line: line.get("member", 1000 + bool(line.get("final")))  # noqa: E731
+    assert sorted(ours, key=key) == sorted(theirs, key=key)
+    trained.clear()
+    assert sweep(config, varied, folds=2, keep=3).table == whole.table  # there is nothing to do
+    more = sweep(config, varied, folds=2, keep=5)  # --keep may change; these two are trained again
+    assert trained == []
+    assert len(list((more.folder / "members").iterdir())) == 6
+    with pytest.raises(InputError, match=r"holds another sweep \(folds was 2, is 3\): give the same flags"):
+        sweep(config, varied, folds=3)
+    with pytest.raises(InputError, match=r"holds another sweep .*batch_size"):
+        sweep(dataclasses.replace(config, batch_size=10), varied, folds=2)
+
+
+def test_processes_share_the_members_and_the_first_one_merges(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01, 0.03]}
+    whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=3)
+    for name, value in (("WORLD_SIZE", "3"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    for process in (2, 1, 0):
+        monkeypatch.setenv("RANK", str(process))
+        found = sweep(config, varied, folds=3)
+        if process:
+            assert not (Path("run") / "sweep.jsonl").exists()
+            assert len(told(f"run/processes/{process}")) == 3
+    (*ours, refit, final), (*theirs, whole_refit, whole_final) = told("run"), told("whole")
+    assert sorted(ours, key=lambda line: line["member"]) == sorted(theirs, key=lambda line: line["member"])
+    assert (refit, final) == (whole_refit, whole_final)
+    assert found.table == whole.table
+    assert not (Path("run") / "processes").exists()
+
+
+def test_halving_ends_all_but_the_best_early(npz: str) -> None:
+    config, rates = given(npz, num_devices=1, num_epochs=9), [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+    halved = sweep(config, {"learning_rate": rates}, folds=2, halving=3, keep=2)
+    by_steps: dict[int, set[float]] = {}
+    for line in halved.members:
+        by_steps.setdefault(line["steps"], set()).add(line["settings"]["learning_rate"])
+    assert sorted((steps, len(settings)) for steps, settings in by_steps.items()) == [(3, 6), (9, 2), (27, 1)]
+    whole = sweep(dataclasses.replace(config, workdir="whole"), {"learning_rate": rates}, folds=2, keep=0, refit=False)
+    finished = {line["member"]: line["params_sha256"] for line in halved.members if line["steps"] == 27}
+    assert finished.items() <= {line["member"]: line["params_sha256"] for line in whole.members}.items()
+    at_three = {line["member"]: line["curve"][0][2] for line in whole.members}
+    assert all(line["score"] == at_three[line["member"]] for line in halved.members if line["steps"] == 3)
+    assert halved.best == {"learning_rate": next(iter(by_steps[27]))}
+
+
+def test_data_that_training_learns_from_or_that_are_not_in_memory(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(90, 2)), columns=["a", "c"])
+    frame["b"] = rng.choice(["red", "blue", "green"], 90)
+    frame.loc[::7, "a"] = None
+    frame["label"] = np.where(frame.c > 0, "yes", "no")
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    config = given(str(tmp_path / "t.csv"), num_devices=1, test_fraction=0.2, missing="mean", text_columns="one_hot",
+                   choose_by="roc_auc")  # fmt: skip
+    found = sweep(config, {"seed": [0, 1]}, folds=2, keep=1)
+    for line in found.members[1:3]:
+        history = alone(config, line, 2).history
+        assert line["params_sha256"] == history[-1]["params_sha256"]
+        assert line["score"] == max(each["validation_roc_auc"] for each in history[:-1])
+    sent = sweep(dataclasses.replace(config, data_placement="host", workdir="host"), {"seed": [0, 1]}, folds=2, keep=1)
+    assert [line["params_sha256"] for line in sent.members] == [line["params_sha256"] for line in found.members]
+    assert sent.refit is not None
+    assert sent.refit["params_sha256"] == found.refit["params_sha256"]  # type: ignore[index] # it is there
+
+
+def test_a_member_that_diverges_is_the_worst_and_no_harm(npz: str) -> None:
+    found = sweep(given(npz, num_devices=1), {"learning_rate": [1e30, 0.01]}, folds=2, keep=1, refit=False)
+    assert [(line["score"], line["params_sha256"]) for line in found.members[:2]] == [(None, None)] * 2
+    assert found.best == {"learning_rate": 0.01}
+    assert found.table[1] == {"settings": {"learning_rate": 1e30}, "score": None, "error": None}
+
+
+REFUSED = {
+    "nothing to vary": {},
+    "no such setting, did you mean learning_rate": {"vary": {"learning_rat": [1.0]}},
+    "it does not decide the result": {"vary": {"num_devices": [1, 2]}},
+    "all members must be scored alike": {"vary": {"choose_by": ["loss", "accuracy"]}},
+    "give its values": {"vary": {"learning_rate": []}},
+    "is given twice": {"vary": {"learning_rate": ["0.1", 0.1]}},
+    "--vary batch_size 1.5: give whole numbers": {"vary": {"batch_size": ["1.5"]}},
+    "--vary shuffle yes: give true or false": {"vary": {"shuffle": ["yes"]}},
+    "--learning_rate=-1.0 must be above 0": {"vary": {"learning_rate": [-1]}},
+    "--momentum goes with --optimizer=sgd": {"vary": {"momentum": [0.0, 0.9], "optimizer": ["sgd", "adam"]}},
+    "say how often": {"vary": {"learning_rate": "log:0.1:1"}},
+    "the smaller one first": {"vary": {"learning_rate": "log:0:1"}, "sample": 2},
+    "a range stands alone": {"vary": {"learning_rate": ["log:0.1:1", 2]}, "sample": 2},
+    "there are 2 settings": {"vary": {"shuffle": [True, False]}, "sample": 3},
+    "--folds=1: give 2 or more": {"folds": 1},
+    "--halving=1: give 2 or more": {"folds": 2, "halving": 1},
+    "needs several settings": {"vary": {"seed": [1, 2]}, "folds": 2, "halving": 2},
+    "--keep=-1": {"folds": 2, "keep": -1},
+    "needs examples to score by": {"vary": {"seed": [1, 2]}},
+    "both hold out examples": {"folds": 2, "config": {"validation_fraction": 0.2}},
+    "--fold=1/2 is a single run's": {"folds": 2, "config": {"fold": "1/2"}},
+    "--state=sharded is for one large model": {"folds": 2, "config": {"state": "sharded"}},
+    "--ledger keeps": {"folds": 2, "config": {"ledger": True}},
+    "--profile_steps looks": {"folds": 2, "config": {"profile_steps": "1:2"}},
+    "give at most 48, the training examples of a fold": {"vary": {"batch_size": [10, 60]}, "folds": 2},
+    "give at most so many folds": {"folds": 1000},
+    "--warmup_steps=9 must be below the schedule's 6 steps": {
+        "folds": 2, "config": {"schedule": "warmup_cosine", "warmup_steps": 9}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_nonsense_is_refused_before_anything_is_trained(npz: str, text: str) -> None:
+    asked = dict(REFUSED[text])
+    with pytest.raises(InputError) as raised:
+        sweep(given(npz, **asked.pop("config", {})), **asked)
+    assert text in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (Path("run") / "sweep.jsonl").exists()
+
+
+def test_a_command_line_becomes_members() -> None:
+    line = "a.flags --vary hidden_sizes 64 256,256 --folds=3 --vary data_seed -1 2 --seed 7"
+    found, rest = vary.from_flags(line.split())
+    assert found == {"hidden_sizes": ["64", "256,256"], "data_seed": ["-1", "2"]}
+    assert rest == ["a.flags", "--folds=3", "--seed", "7"]
+    for wrong in (["--vary"], ["--vary", "seed"], ["--vary", "seed", "--folds=2"], ["--vary=seed", "1"],
+                  ["--vary", "seed", "1", "b.flags"], ["--vary", "seed", "1", "--vary", "seed", "2"]):  # fmt: skip
+        with pytest.raises(InputError, match="--vary"):
+            vary.from_flags(wrong)
+    asked = vary.varied({"hidden_sizes": ["64", "256,256"], "seed": ["0", "1"], "shuffle": ["true", "false"]})
+    made = vary.members(Config(seed=5), asked, folds=2, sample=0)
+    assert len(made) == 16
+    assert made[-1].settings == {"hidden_sizes": [256, 256], "shuffle": False, "seed": 1}
+    assert (made[-1].config.fold, made[-1].config.data_seed, made[-1].config.seed) == ("2/2", 5, 1)
+    asked = vary.varied({"learning_rate": "log:1e-4:1e-1", "batch_size": "uniform:16:64"})
+    drawn = vary.members(Config(), asked, 0, 50)
+    rates = np.array([member.config.learning_rate for member in drawn])
+    assert 10 < (rates < 10**-2.5).sum() < 40
+    assert (rates.min() > 1e-4, rates.max() < 1e-1) == (True, True)
+    assert {type(member.config.batch_size) for member in drawn} == {int}

@@ -1,0 +1,171 @@
+"""What a step takes a process by itself, and which of several is named. Real processes: cluster/test_stragglers.py."""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from conftest import make_arrays
+
+from distmlp import Config, model, optim
+from distmlp.data.batches import NumpyLoader
+from distmlp.data.datasets import ArrayDataset
+from distmlp.parallel.feed import Feed, OwnSeconds, make_feed
+from distmlp.parallel.layout import make_layout
+from distmlp.parallel.sharded import StateLayout, rows_of
+from distmlp.parallel.specs import State
+from distmlp.parallel.step import make_own_work, make_train_step
+from distmlp.run.stragglers import Stragglers, slowest
+
+
+class Slow(ArrayDataset):
+    """Each batch is read in a hundredth of a second."""
+
+    def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        time.sleep(0.01)
+        return super().take(indices)
+
+
+def make(
+    placement: str, reduction: str, dataset: type[ArrayDataset] = ArrayDataset, sharded: bool = False
+) -> tuple[Feed, State]:
+    config = Config(batch_size=20, num_devices=4, reduction=reduction)
+    layout, optimizer = dataclasses.replace(make_layout(config), sharded=sharded), optim.make(config, 10)
+    arrays = make_arrays()
+    params = model.init_network_params([12, 8, 4], jax.random.key(0))
+    whole = jax.tree.map(np.asarray, State(params, optimizer.init(params), np.int32(0), ()))
+    held = StateLayout(layout, jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), whole))
+    rows = rows_of(held.shapes.params)
+    loader = NumpyLoader(dataset(arrays["x_train"], arrays["y_train"], "small"), 20, layout.num_shards,
+                         layout.local_shards)  # fmt: skip
+    feed = make_feed(config, layout, loader, make_train_step(config, layout, 4, optimizer, rows=rows), placement, 10,
+                     specs=held.specs, own_work=make_own_work(config, layout, 4, held.shapes.params))  # fmt: skip
+    filled = jax.tree.map(lambda array, like: np.pad(array, [(0, new - old) for new, old in zip(
+        like.shape, array.shape, strict=True)]) if array.shape else array, whole, held.abstract)  # fmt: skip
+    state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), filled, held.abstract)
+    feed.compile(state)
+    return feed, state
+
+
+@pytest.mark.parametrize(("placement", "reduction", "sharded"), [
+    ("host", "fast", False), ("device", "invariant", False), ("device", "fast", True),
+])  # fmt: skip
+def test_measuring_waits_for_no_device_and_changes_no_bit(placement: str, reduction: str, sharded: bool) -> None:
+    states = []
+    for measured in (False, True):
+        feed, state = make(placement, reduction, sharded=sharded)
+        assert math.isnan(feed.own_seconds(state, 1.0).compute)  # before any step
+        for step in range(0, 10, 2):
+            while int(state.step) < step + 2:
+                state, _ = feed.advance(state, int(state.step), step + 2)
+            if measured:
+                own = feed.own_seconds(state, 0.01)
+                assert all(seconds > 0 for seconds in own)
+        states.append(jax.tree.map(np.asarray, state))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    for program, exchanges in ((feed._own, False), (feed._any, True)):
+        found = re.search(r"all-reduce|all-to-all|all-gather|collective-permute", program.as_text())
+        assert bool(found) == exchanges
+
+
+def test_no_more_time_is_taken_to_measure_than_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed, state = make("host", "fast")
+    state, _ = feed.advance(state, 0, 1)
+    own, counts = feed._own, []
+
+    def noted(state: Any, arrays: Any, bounds: Any) -> Any:
+        counts.append(int(np.diff(np.asarray(bounds))[0]))
+        return own(state, arrays, bounds)
+
+    monkeypatch.setattr(feed, "_own", noted)
+    first = feed.own_seconds(state, 1.0).compute
+    feed.forget_own_seconds()
+    for _ in range(2):
+        assert math.isnan(feed.own_seconds(state, 0.8 * first).compute)
+    assert feed.own_seconds(state, 0.8 * first).compute > 0  # with what the first has taken, two
+    feed.own_seconds(state, 1000.0)
+    assert counts == [1, 1, 0, 0, 1, 1]  # at first twice, once to find its programs; then one of a dispatch of one
+
+
+def test_a_slow_loader_shows_in_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dataset, slow in ((ArrayDataset, False), (Slow, True)):
+        feed, state = make("host", "fast", dataset)
+        for step in range(5):
+            state, _ = feed.advance(state, step, step + 1)
+        load, send, _ = feed.own_seconds(state, 0.0)
+        assert (load >= 0.01) == slow
+        assert send < 0.01
+
+
+@pytest.mark.parametrize(("milliseconds", "named"), [
+    ([(1, 1, 8), (1, 1, 8), (4, 1, 8), (1, 1, 8)], (2, 1.3)),  # 13 of 10
+    ([(1, 1, 8), (1, 1, 8), (3, 1, 8), (1, 1, 8)], None),
+    ([(0, 0, 10), (0, 0, 5)], (0, 2.0)),
+    ([(0, 0, 5), (0, 0, 6)], None),
+    ([(1, 0, math.nan), (2, 1, math.nan), (1, 0, math.nan)], (1, 3.0)),  # computing is not known
+    ([(0, 0, math.nan)] * 2, None),
+])  # fmt: skip
+def test_the_slowest_is_named_from_1_3_times_the_median_on(
+    milliseconds: list[tuple[float, ...]], named: tuple[int, float] | None
+) -> None:
+    found = slowest([OwnSeconds(*(0.001 * part for part in each)) for each in milliseconds])
+    assert found == (named and (named[0], pytest.approx(named[1])))
+
+
+class Group:
+    """Four processes, of which this is the first; what the others take comes from a list."""
+
+    def __init__(self) -> None:
+        self.computing = [0.004] * 4
+
+    def exchange(self, host: str) -> list[str]:
+        return ["a", "a", "b", "b"]
+
+    def gather(self, own: np.ndarray) -> np.ndarray:
+        return np.array([(0.001, 0.0, seconds) for seconds in self.computing], np.float32).view(np.int32)
+
+
+class Own:
+    computes_alone = True
+
+    def __init__(self) -> None:
+        self.granted: list[float] = []
+        self.forgotten = 0
+
+    def own_seconds(self, state: Any, granted: float) -> OwnSeconds:
+        self.granted.append(granted)
+        return OwnSeconds(0.0, 0.0, 0.0)
+
+    def forget_own_seconds(self) -> None:
+        self.forgotten += 1
+
+
+def test_a_line_has_every_process_and_people_hear_of_the_second_line_in_a_row() -> None:
+    said: list[tuple[int, str]] = []
+    lines: list[dict[str, Any]] = []
+    group, own = Group(), Own()
+    found = Stragglers(own, group, lambda text: said.append((len(lines), text)))
+    for number, slow in enumerate((None, 2, None, 2, 2, 2, 3, 3), start=1):
+        group.computing = [0.004] * 4
+        if slow is not None:
+            group.computing[slow] = 0.009
+        lines.append({"step": number, "epoch": number})
+        found.add(lines[-1], None, 10.0 * number)
+    assert lines[0] == {"step": 1, "epoch": 1, "process_seconds": {
+        "load": [0.001] * 4, "send": [0.0] * 4, "compute": [0.004] * 4}}  # fmt: skip
+    assert lines[1]["slowest"] == {"process": 2, "host": "b", "times_median": 2.0}
+    assert lines[1]["process_seconds"]["compute"] == [0.004, 0.004, 0.009, 0.004]
+    assert said == [(number, f"process {process} of 4 on b is slow: by itself a step takes it 2.0 times as long as the "
+                             "median, 1 ms to load, 0 ms to send, 9 ms to compute")
+                    for number, process in ((5, 2), (8, 3))]  # fmt: skip
+    assert own.granted == pytest.approx([0.1] * 8)  # a hundredth of the time since the line before
+    assert own.forgotten == 8
+    group.computing[1] = math.nan
+    line = {"step": 9, "epoch": 9}
+    found.add(line, None, 90.0)
+    assert line == {"step": 9, "epoch": 9}  # until all have measured it
+    assert own.forgotten == 8
