@@ -9,7 +9,6 @@ and the same of test and validation, where there are such parts. A block is some
 verified when one of its rows is read first.
 """
 
-import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -142,10 +141,8 @@ class Writer:
         row_bytes = width * dtype.itemsize
         self.block = max(1, BLOCK_BYTES // row_bytes)  # rows
         self._buffer = np.empty((self.block, width), dtype)
-        mode = "r+b" if rows else "w+b"
-        self._files = contextlib.ExitStack()
-        self._file, self._sums = (self._files.enter_context(name.open(mode, buffering=0))
-                                  for name in (path, path.with_suffix(".crc")))
+        mode = "r+" if rows else "w+"
+        self._file, self._sums = io.FileIO(path, mode), io.FileIO(path.with_suffix(".crc"), mode)
         self._filled = rows % self.block
         self._at = HEADER + (rows - self._filled) * row_bytes  # where the block that is being filled begins
         if self._filled:
@@ -158,7 +155,8 @@ class Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._files.close()
+        self._file.close()
+        self._sums.close()
 
     def add(self, rows: np.ndarray) -> None:
         """Rows [n, width]."""

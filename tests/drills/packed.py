@@ -2,12 +2,14 @@
 
 Makes --gigabytes of them (10 is the real one), and packs them, killed once on the way. Trains on the pack for one epoch
 on 8 emulated devices and in two processes, and once more on a part that fits in memory: there, killed and resumed, to
-the same SHA-256 as from the Parquet parts themselves. Predicts all rows, and joins them by their id. Flips a bit in a
-part, which training must name. Prints rows a second and the peak of the memory of each step.
+the same SHA-256 as from the Parquet parts themselves. Predicts all rows, and joins them by their id; evaluates on the
+pack and on the parts. Flips a bit in a part, which training must name. Prints rows a second and the peak of the memory
+of each step.
 """
 
 import argparse
 import contextlib
+import json
 import re
 import subprocess
 import sys
@@ -139,6 +141,14 @@ def main(argv: list[str]) -> int:
                                "--columns=id")))  # fmt: skip
             steps[0].end()
         _joined(output, rows)
+        said = {}
+        for what, options in (("pack", (f"--dataset={made}", "--split=train")), ("parts", (f"--dataset={source}",))):
+            with told(f"evaluate on the {what}", rows) as steps:
+                steps.append(Step(("launch.evaluate", str(folder / "eight"), "--json", *options)))
+                said[what] = json.loads(steps[0].end()[0].splitlines()[-1])
+        held_out = rows - said["pack"]["count"]
+        if said["parts"]["count"] != rows or not 0 <= said["parts"]["correct"] - said["pack"]["correct"] <= held_out:
+            raise runs.DrillError(f"the evaluations do not agree: {said}")
         _damage(made / "x_train.npy", (*train, f"--workdir={folder / 'damaged'}"))
     print("packed drill: all held")
     return 0
