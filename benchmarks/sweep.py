@@ -114,7 +114,7 @@ def main() -> None:
             grid = [sys.executable, f"{folder}/grid.py", f"{folder}/digits.npz", json.dumps(rates)]
             parts[f"{settings} settings x 5 folds"] = {
                 "distmlp": _swept(folder, rates, ["--folds=5"], [*DIGITS]),
-                "GridSearchCV": _worker("GridSearchCV", folder, [grid], harness.openmp(args)),
+                "GridSearchCV": _worker("GridSearchCV", folder / "grid", [grid], harness.openmp(args)),
             }
         rates = _rates(3 if args.quick else 32)
         held = [*DIGITS, "--validation_fraction=0.2"]
