@@ -163,6 +163,10 @@ class Config:
         1000, "compare the devices' copies of the state every so many steps (and at each save); 0: only at saves",
         "conduct", rare=True, minimum=0)
 
+    audit_every: int = _setting(
+        0, "with --reduction=invariant, compute one step in so many, and one before each save, on other devices too; "
+        "stop if they differ; 0: off", "conduct", rare=True, minimum=0)
+
     workdir: str | None = _setting(
         "", "folder of the run; empty: runs/<dataset>-<UTC time>, new each time (from Python, None: no folder)",
         "start", topic="The run's folder")
@@ -251,6 +255,9 @@ class Config:
              f"--process_id={self.process_id} must be below --num_processes={self.num_processes}"),
             *((self.workdir is None and getattr(self, name), f"--{name} goes with a folder: give a workdir")
               for name in ("ledger", "profile_steps", "checkpoint_every_steps", "checkpoint_every_seconds")),
+            (self.audit_every and self.reduction != "invariant",
+             f"--audit_every={self.audit_every} goes with --reduction=invariant: with {self.reduction} devices may "
+             "differ in the last bits"),
             (self.parallelism == "single" and self.num_devices > 1,
              f"--parallelism=single uses one device: give --num_devices=1, not {self.num_devices}, "
              "or --parallelism=shard_map"),

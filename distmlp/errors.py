@@ -33,6 +33,10 @@ class ReplicaError(DivergedError):
     """The devices' copies of the state are not the same."""
 
 
+class AuditError(DivergedError):
+    """Two devices did not find the same gradient of the same examples."""
+
+
 class WriteError(OSError):
     """A file of the run could not be written; checkpoints saved before are intact."""
 

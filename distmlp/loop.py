@@ -167,5 +167,5 @@ def _in_folder(
             if on_line:
                 kept.ends(on_line, state, progress)
     except DivergedError as error:
-        raise type(error)(f"{error}; {kept.store.last_checkpoint()}") from None
+        raise type(error)(f"{error}; {kept.left_after(error)}") from None
     return Result(parts.held, state, progress.history)

@@ -98,13 +98,24 @@ class Cadence:
         for_ledger = _every(self._ledger_digests, step) or (self._config.ledger and step == self.total_steps)
         return for_ledger or _every(self._config.check_replicas_every, step)
 
+    def audit(self, step: int) -> bool:
+        """Whether the step that this one completes is to be computed twice: by --audit_every, or as there may be a save
+        after it."""
+        every = self._config.audit_every
+        return every > 0 and (_every(every, step) or self.line(step) or self.save(step))
+
     def next(self, step: int) -> int:
-        """The next step after which something may be due: a dispatch must not go beyond it."""
+        """The next step after which something may be due: a dispatch must not go beyond it. One that is audited has a
+        dispatch of its own."""
         config = self._config
         intervals = (self.per_epoch, config.eval_every_steps, config.checkpoint_every_steps,
                      config.check_replicas_every, self._ledger_digests)
         due = [step - step % interval + interval for interval in intervals if interval]
-        return min(self.total_steps, *due, *(n for n in self.profile if n > step))
+        end = min(self.total_steps, *due, *(n for n in self.profile if n > step))
+        if not config.audit_every:
+            return end
+        end = min(end, step - step % config.audit_every + config.audit_every)
+        return end - 1 if self.audit(end) and end - 1 > step else end
 
 
 def _every(interval: int, number: int) -> bool:

@@ -16,13 +16,14 @@ from distmlp.errors import InputError
 from distmlp.kept import kept
 from distmlp.model import Params
 from distmlp.parallel import backend
+from distmlp.parallel.audit import Audit
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout, states
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
-from distmlp.parallel.step import initial_state, make_own_work, make_train_step
+from distmlp.parallel.step import initial_state, make_audited_step, make_own_work, make_train_step
 from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
 
@@ -67,6 +68,10 @@ class Program:
         own_work = make_own_work(config, layout, data.num_classes, self.held.shapes.params) if several else None
         self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
                               lead, specs, own_work)  # fmt: skip
+        self.audit: Audit | None = None
+        if config.audit_every:
+            audited = make_audited_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
+            self.audit = Audit(layout, *audited, self.feed.batches, specs)
         self.evaluator = Evaluator(config, layout, specs, rows)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, specs, self.held.shapes)
@@ -75,13 +80,21 @@ class Program:
         """Compiles the steps, also in a thread beside other work."""
         with backend.pinned(self._config):  # a thread's own
             self.feed.compile(self.state)
+            if self.audit:
+                self.audit.compile(self.state)
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the compiled programs need of a device's memory."""
+        return max(self.feed.bytes_needed, self.audit.bytes_needed if self.audit else 0)
 
     def surely_fits(self, memory: int) -> bool:
         """Whether devices of so many bytes have room by a rough, large estimate, which needs no compilation."""
         params = sum(array.size * 4 for array in jax.tree.leaves(self.held.shapes.params))
         examples = self.loader.order.rows * self.layout.shards_per_device
         sums = self.layout.shards_per_device if self.layout.invariant else 1
-        return 2 * (2 * self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes)) < memory
+        states = 2 if self.audit is None else 3  # an audited step keeps the one before
+        return 2 * (states * self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes)) < memory
 
     def scaling(self) -> tuple[np.ndarray, ...]:
         """By what inputs are scaled: of the training set, all of which is read for it."""
@@ -138,7 +151,7 @@ def fitting(
         if parts.surely_fits(memory):
             return parts
         parts.compile()
-        needed = parts.feed.bytes_needed + parts.held.bytes
+        needed = parts.bytes_needed + parts.held.bytes
         if needed <= memory:
             return parts
         parts.close()
@@ -197,6 +210,7 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
 
     Raises:
       DivergedError: a value is not finite, or the devices no longer agree.
+      AuditError: they did not find the same gradient.
     """
     cadence = progress.cadence
     if not progress.logged and progress.step and cadence.line(progress.step):
@@ -205,7 +219,10 @@ def advance(parts: Program, state: State, progress: Progress, poll: Poll) -> Ite
         yield Moment(state)
         progress.begin_steps()
         with jax.transfer_guard("disallow"):
-            state, steps = parts.feed.advance(state, progress.step, cadence.next(progress.step))
+            if parts.audit and cadence.audit(progress.step + 1):
+                state, steps = parts.audit.advance(state, progress.step)
+            else:
+                state, steps = parts.feed.advance(state, progress.step, cadence.next(progress.step))
         progress.add(steps)
         compared = cadence.comparison(progress.step)
         yield Moment(state, steps, parts.digest.check(state, progress.step) if compared else None)

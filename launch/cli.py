@@ -16,6 +16,7 @@ VERBS = {
     "report": "one page that shows one run or several",
     "configs": "the configs that come along: lists them, or copies them",
     "compare": "the first step at which two runs part",
+    "verify": "whether the devices that are here keep what is promised",
 }
 _USAGE = "usage: distmlp VERB [arguments], distmlp VERB --help, or distmlp --version"
 

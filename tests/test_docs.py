@@ -136,8 +136,8 @@ def check(words: list[str]) -> None:
         assert all((REPOSITORY / path).exists() for path in paths), words
     elif program == "torchrun":
         given = torch.distributed.run.parse_args(rest)
-        assert (given.module, given.training_script) == (True, "launch.train"), words
-        check_flags(given.training_script_args)
+        assert given.module, words
+        check(["python", "-m", given.training_script, *given.training_script_args])
     elif program == "mpirun":
         check(words[words.index("python") :])
     elif program == "sbatch":
@@ -165,8 +165,8 @@ def prose(page: Path) -> str:
 def test_what_the_text_names_is_there(page: Path) -> None:
     known = {f"--{field.name}" for field in dataclasses.fields(Config)}
     known |= {"--help", "--helpfull", "--target", "--figure", "--json", "--checkpoint", "--split", "--format",
-              "--output", "--dataset", "--columns", "--probabilities", "--partitions", "--max-restarts",
-              "--vary", "--folds", "--sample", "--halving", "--keep", "--members",
+              "--output", "--dataset", "--columns", "--probabilities", "--partitions", "--max-restarts", "--minutes",
+              "--vary", "--folds", "--sample", "--halving", "--keep", "--members", "--ensemble",
               "--signal"}  # of other verbs, and of launchers  # fmt: skip
     folders = [REPOSITORY, *(REPOSITORY / name for name in ("distmlp", "docs", "benchmarks", "configs"))]
     for span in SPANS.findall(prose(page)):
@@ -243,8 +243,8 @@ def test_the_session_in_the_readme_is_what_is_printed_today() -> None:
     assert max(len(line) for line in session.splitlines() if "/runs/" not in line) <= 80
 
 
-def test_the_readme_names_everything_in_a_runs_folder(wine_run: Path) -> None:
-    table = re.findall(r"^\| `([\w.-]+)[^|]*\|", README.read_text(), re.MULTILINE)
+def test_the_page_names_everything_in_a_runs_folder(wine_run: Path) -> None:
+    table = re.findall(r"^\| `([\w.-]+)[^|]*\|", (DOCS / "results.md").read_text(), re.MULTILINE)
     found = {path.name for path in wine_run.iterdir()} - {"lock"}
     assert found >= {"metrics.jsonl", "checkpoints", "ledger.jsonl"}
     assert found <= set(table)

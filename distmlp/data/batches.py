@@ -220,6 +220,15 @@ class NumpyLoader(ExampleLoader):
         """The weights of rows, float32, of which `real` is 0 where they are no examples, and else 1."""
         return real if self.weights is None else real * self.weights[indices]
 
+    def read(self, epoch: int, step: int, shards: Sequence[int]) -> Batch:
+        """A batch's rows in these shards, read in this process, here and now."""
+        [indices], [real] = self.order.indices(epoch, step, step + 1, shards)
+        found = self._rows[indices, real]
+        if isinstance(found, InputError):
+            raise found
+        [weight_sum] = self.order.weight_sums(self.weights, epoch, step, step + 1)
+        return Batch(*found[:2], self.weigh(indices, real), weight_sum, indices, real)
+
     def empty_batch(self) -> Batch:
         """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""
         rows = len(self.local_shards), self.order.rows

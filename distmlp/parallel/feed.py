@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -126,7 +126,7 @@ class Feed:
         own_work: OwnWork | None = None,
     ) -> None:
         """`own_work`, if it is to be measured: what a device does for a step before it waits for others."""
-        self._layout, self._batches, self._pace = layout, batches, pace
+        self._layout, self.batches, self._pace = layout, batches, pace
         self._last: Taken | None = None  # by the newest dispatch
         self._granted, self._shortest = 0.0, math.inf  # seconds left to compute again; and what a step takes at best
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
@@ -141,7 +141,7 @@ class Feed:
 
     def _arguments(self) -> tuple[Any, Any]:
         """The data of a dispatch and which of its steps are meant, abstract."""
-        arrays = self._layout.abstract(self._batches.like(), self._batches.specs)
+        arrays = self._layout.abstract(self.batches.like(), self.batches.specs)
         return arrays, self._layout.abstract(jax.ShapeDtypeStruct((2,), np.int32), REPLICATED)
 
     @property
@@ -156,7 +156,7 @@ class Feed:
         granted so far and not used; at first one, in any case. All processes call this equally often, for a TPU wants
         the same programs from all; none waits for another.
         """
-        spent = self._batches.spent
+        spent = self.batches.spent
         if self._own and self._last:
             self._granted += granted
             count = max(0, int(min(self._granted / self._shortest, len(self._last.sizes))))
@@ -172,7 +172,7 @@ class Feed:
         return spent.a_step()
 
     def forget_own_seconds(self) -> None:
-        self._batches.spent = Spent()
+        self.batches.spent = Spent()
 
     def _compute_again(self, state: State, taken: Taken, count: int) -> float:
         """How many seconds this process's devices take for its part of so many of these steps, without an exchange."""
@@ -202,7 +202,7 @@ class Feed:
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
         paced = self._pace.tick()
-        taken = self._batches.take(step, limit)
+        taken = self.batches.take(step, limit)
         self._last = taken if self._own else None
         arrays, start, count = taken.arrays, taken.start, len(taken.sizes)
         if self._whole and count == self._pace.largest:
@@ -294,6 +294,16 @@ class HostBatches:
         self._chunk, self._next = self._chunk._replace(start=stop), step + stop - start
         return Taken(arrays, start, *(each[start:stop] for each in told))
 
+    def again(self, step: int, shards: Sequence[int]) -> Batch:
+        """A dispatch's arrays of this step alone, in which this process has other shards than its own; they are read
+        here and now."""
+        batch = self._loader.read(*divmod(step, self._loader.order.steps_per_epoch), shards)
+        return self._layout.put(jax.tree.map(lambda part: np.asarray(part)[None], batch.on_devices()), self.specs)
+
+    def like_again(self) -> Batch:
+        """Shapes and dtypes like this process's part of what `again` gives."""
+        return jax.tree.map(lambda part: jax.ShapeDtypeStruct((1, *part.shape[1:]), part.dtype), self.like())
+
     def _sent_ahead(self, step: int) -> Iterator[Taken]:
         queue: deque[Taken] = deque()
         while step < self._total_steps:
@@ -342,7 +352,8 @@ class DeviceBatches:
         return self._layout.put(self._host_data, (SELECTION.images, SELECTION.labels))
 
     def like(self) -> Selection:
-        return Selection(*self._host_data, *self._chosen(*self._order.indices(0, 0, 0, self._shards), np.empty(0)))
+        nothing = *self._order.indices(0, 0, 0, self._shards), np.empty(0)
+        return Selection(*self._host_data, *self._chosen(*nothing, self._pace.largest))
 
     @staticmethod
     def batch(arrays: Selection, i: Any) -> Batch:
@@ -361,17 +372,27 @@ class DeviceBatches:
         sizes = [self._order.examples(k) for k in range(start, stop)]
         sums = self._order.weight_sums(self._loader.weights, epoch, start, stop)
         loaded = time.monotonic()
-        chosen = self._layout.put(self._chosen(indices, real, sums), tuple(SELECTION[2:]))
+        chosen = self._layout.put(self._chosen(indices, real, sums, self._pace.largest), tuple(SELECTION[2:]))
         self.spent.steps += stop - start
         self.spent.load += loaded - started
         self.spent.send += time.monotonic() - loaded
         return Taken(Selection(*data, *chosen), 0, sizes, sums, indices, real)
 
-    def _chosen(self, indices: np.ndarray, real: np.ndarray, sums: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The dispatch's own arrays, of one static shape: rows behind the last step are not read."""
+    def again(self, step: int, shards: Sequence[int]) -> Selection:
+        epoch, at = divmod(step, self._order.steps_per_epoch)
+        sums = self._order.weight_sums(self._loader.weights, epoch, at, at + 1)
+        chosen = self._chosen(*self._order.indices(epoch, at, at + 1, shards), sums, 1)
+        return Selection(*self._data, *self._layout.put(chosen, tuple(SELECTION[2:])))
+
+    def like_again(self) -> Selection:
+        nothing = *self._order.indices(0, 0, 0, self._shards), np.empty(0)
+        return Selection(*self._host_data, *self._chosen(*nothing, 1))
+
+    def _chosen(self, indices: np.ndarray, real: np.ndarray, sums: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+        """The own arrays of a dispatch of up to `size` steps: rows behind the last one are not read."""
         arrays = indices.astype(np.int32), self._loader.weigh(indices, real), sums.astype(np.float32)
         return tuple(
-            np.concatenate([array, np.zeros((self._pace.largest - len(array), *array.shape[1:]), array.dtype)])
+            np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
             for array in arrays
         )
 

@@ -203,6 +203,9 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
     if num_shards < wanted:
         raise InputError(f"--num_shards={num_shards} is fewer than the {wanted} devices: "
                          f"give --num_shards={wanted} or more, or --num_devices={num_shards}")
+    if config.audit_every and wanted == 1:
+        raise InputError(f"--audit_every={config.audit_every} needs another device to compute shards on again, but "
+                         f"there {are(1)}: give more devices, or 0")
     if config.reduction == "invariant" and kind == "cpu":
         backend.check_cpu_threads()
     return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant", memory)

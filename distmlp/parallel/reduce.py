@@ -91,8 +91,21 @@ def invariant(
     values (all-to-all), adds the slices along the tree, and hands its sum to all (all-gather). Where the state is
     sharded, the slices are what `specs` say, and the last step is left out: the parameters are gathered instead.
     """
-    isolate, axis = isolated(function, layout), layout.axis
-    parts = _each(lambda shard: then(isolate(shard, *shared)), shards, unrolled=layout.accelerated)
+    return added(each(function, shards, shared, layout, then), layout, specs)
+
+
+def each(
+    function: Callable[..., Sums], shards: Shards, shared: Sequence[Any], layout: Layout,
+    then: Callable[[Sums], Sums] = lambda sums: sums,
+) -> list[Sums]:
+    """then(function(shard, *shared)) of each of this device's shards: the same bits on whatever device that is."""
+    isolate = isolated(function, layout)
+    return _each(lambda shard: then(isolate(shard, *shared)), shards, unrolled=layout.accelerated)
+
+
+def added(parts: list[Sums], layout: Layout, specs: Any = REPLICATED) -> Sums:
+    """The sum, along the tree, of what each device's shards have given; see `invariant`."""
+    axis = layout.axis
     per_device, num_shards, num_devices = len(parts), layout.num_shards, len(layout.devices)
     if num_devices == 1:
         total = _tree_sum(parts[:num_shards])

@@ -24,6 +24,7 @@ from distmlp import model
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import BY_ROWS, REPLICATED, State, of_state
 
+_SMALL, _SHORT = 1 << 20, 64  # numbers of an array, and of a row
 Rows = tuple[int, ...]  # of each array of a tree, in its leaves' order; 0: a single number, which all devices hold
 
 
@@ -116,13 +117,15 @@ class StateLayout:
         return jax.tree.map(place, self.shapes, jax.tree.broadcast(self.specs, self.shapes))
 
     def normal(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-        """jax.random.normal's numbers, of an array that lies by rows: each device makes its own."""
+        """jax.random.normal's numbers, of an array that lies by rows: of a large one each device makes its own."""
         if math.prod(shape) == 1:
             return self.layout.put(np.asarray(jax.random.normal(key, shape, dtype)), REPLICATED)
         size, sharding = self.layout.filled(shape), self.layout.sharding(BY_ROWS)
+        short = math.prod(shape[1:]) < _SHORT and len(shape) > 1
         by_position = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined] # of this thread
-        if not by_position or str(jax.random.key_impl(key)) != "threefry2x32":
-            # Numbers that depend on all of the shape: made whole, one array at a time, and cut.
+        if not by_position or str(jax.random.key_impl(key)) != "threefry2x32" or math.prod(shape) < _SMALL or short:
+            # Numbers that depend on all of the shape: made whole, one array at a time, and cut. Those of small arrays
+            # and of short rows do, for XLA unrolls short loops, and may round there otherwise: with jax 0.12 it does.
             behind = [(0, size[0] - shape[0]), *[(0, 0)] * (len(shape) - 1)]
             whole = np.pad(jax.random.normal(key, shape, dtype), behind)
             return jax.make_array_from_callback(size, sharding, lambda index: whole[index])

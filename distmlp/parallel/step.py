@@ -12,11 +12,17 @@ from distmlp.config import Config
 from distmlp.data.batches import Batch
 from distmlp.kept import kept
 from distmlp.parallel import by_layer, reduce, sharded
+from distmlp.parallel.digest import array_digest
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import REPLICATED, State, hashable
 
+_ROW = 64  # numbers: several of a processor's vectors
+
+# These are for the inside of a wrapping. One update, and its loss []; digests of all shards, uint32 [shards, arrays].
+TrainStep = Callable[..., tuple[State, jax.Array]]  # of State and Batch
+AuditedStep = Callable[[State, Batch], tuple[State, jax.Array, jax.Array]]
+ShardDigests = Callable[[State, Batch], jax.Array]
 OwnWork = Callable[[State, Batch], jax.Array]  # what a device does for a step by itself; its number [] says nothing
-TrainStep = Callable[..., tuple[State, jax.Array]]  # of State and Batch: one update, and its loss [], inside a wrapping
 
 
 def initial_state(
@@ -39,11 +45,41 @@ def gradients(
     is sharded, of parameters of so many `rows`, the gradient is of this device's rows; the loss is then NaN where a
     gradient of a bias is not finite.
     """
-    params, specs = state.params, cast(Any, REPLICATED)  # of the sums
     if layout.by_layer:
         return _gradients_by_layer(state, batch, layout, num_classes, compute_dtype, rows)
+    if layout.invariant:
+        return add_shards(shard_gradients(state, batch, layout, num_classes, compute_dtype, rows), layout, rows)
+    function, shards, shared, checked = _work(state, batch, layout, num_classes, compute_dtype, rows)
+    specs = _specs_of_sums(state.params, layout, rows)
+    return reduce.fast(lambda shard: checked(function(shard, *shared)), shards, layout, specs)
+
+
+def shard_gradients(
+    state: State, batch: Batch, layout: Layout, num_classes: int, compute_dtype: str, rows: sharded.Rows
+) -> list[tuple[jax.Array, model.Params]]:
+    """What each of one device's shards adds to loss and gradient, with --reduction=invariant: the gradient is whole."""
+    function, shards, shared, checked = _work(state, batch, layout, num_classes, compute_dtype, rows)
+    return reduce.each(function, shards, shared, layout, checked)
+
+
+def add_shards(
+    parts: list[tuple[jax.Array, model.Params]], layout: Layout, rows: sharded.Rows
+) -> tuple[jax.Array, model.Params]:
+    """The sum of what `shard_gradients` gave on each device, as `gradients` has it."""
+    return reduce.added(parts, layout, _specs_of_sums(parts[0][1], layout, rows))
+
+
+def _specs_of_sums(params: model.Params, layout: Layout, rows: sharded.Rows) -> Any:
+    return (REPLICATED, sharded.specs_of(params, rows)) if layout.sharded else REPLICATED
+
+
+def _work(
+    state: State, batch: Batch, layout: Layout, num_classes: int, compute_dtype: str, rows: sharded.Rows
+) -> tuple[Callable[..., Any], Batch, tuple[Any, ...], Callable[[Any], Any]]:
+    """Loss and gradient as a function of a shard and what all shards share; a device's shards; what they share; and
+    what is to be done with each result."""
+    params = state.params
     if layout.sharded:
-        specs = REPLICATED, sharded.specs_of(params, rows)
         params = sharded.gather(params, rows, layout)
     elif layout.axis is not None:
         # Marked as differing between devices, else differentiation would already add over devices where shard_map
@@ -52,12 +88,11 @@ def gradients(
 
     shard_gradient = _shard_gradient(num_classes, compute_dtype)
     shards, shared = batch._replace(weight_sum=None), (params, state.scaling, batch.weight_sum)
+
     def checked(sums: Any) -> Any:  # here still whole
         return (_or_nan(*sums), sums[1]) if layout.sharded else sums
 
-    if layout.invariant:
-        return reduce.invariant(shard_gradient, shards, shared, layout, specs, checked)
-    return reduce.fast(lambda shard: checked(shard_gradient(shard, *shared)), shards, layout, specs)
+    return shard_gradient, shards, shared, checked
 
 
 def _shard_gradient(num_classes: int, compute_dtype: str) -> Callable[..., tuple[jax.Array, model.Params]]:
@@ -116,6 +151,31 @@ def _gradients_by_layer(
     return jax.lax.psum(_or_nan(loss, grads), layout.axis), grads
 
 
+def _in_rows(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """The same update, to which biases are one row of numbers, and weights two, filled up with zeros to a multiple of
+    _ROW.
+
+    XLA's CPU compiler unrolls short loops, and what is left at the end of longer ones, and may round there in another
+    way (with jax 0.12 it does). So bits would depend on how many rows of an array a device holds. They also would if
+    all arrays came to have one shape: a number that divides arrays of one shape only may become its reciprocal.
+    """
+
+    def in_rows(grads: Any, opt_state: Any, params: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        def filled(array: jax.Array) -> jax.Array:
+            if not array.ndim:
+                return array
+            row = jnp.pad(array.ravel(), (0, -array.size % (array.ndim * _ROW)))
+            return row.reshape(2, -1) if array.ndim == 2 else row
+
+        def cut(array: jax.Array, like: jax.Array) -> jax.Array:
+            return array.ravel()[: like.size].reshape(like.shape)
+
+        return jax.tree.map(cut, update(*jax.tree.map(filled, (grads, opt_state, params)), options),
+                            (params, opt_state))  # fmt: skip
+
+    return in_rows
+
+
 def _or_nan(loss: jax.Array, grads: model.Params) -> jax.Array:
     """The loss; NaN where the gradient of a bias is not finite."""
     return loss + sum(jnp.sum(bias * 0) for _, bias in grads)
@@ -138,10 +198,48 @@ def make_train_step(
     return kept(_train_step, config.compute_dtype, clips, layout, num_classes, optimizer, weightless, rows)
 
 
+def make_audited_step(
+    config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation, weightless: bool = False,
+    rows: sharded.Rows = (),
+) -> tuple[AuditedStep, ShardDigests]:
+    """The same step, which also tells the digests of its shards; and these digests alone. Both with
+    --reduction=invariant."""
+    clips = config.clip_norm > 0
+    step = kept(_train_step, config.compute_dtype, clips, layout, num_classes, optimizer, weightless, rows, True)
+    return cast(AuditedStep, step), kept(_shard_digests, config.compute_dtype, layout, num_classes, weightless, rows)
+
+
+def _shard_digests(
+    compute_dtype: str, layout: Layout, num_classes: int, weightless: bool, rows: sharded.Rows
+) -> ShardDigests:
+    def digests(state: State, batch: Batch) -> jax.Array:
+        batch = _weighing(batch, weightless)
+        return _digests(batch, shard_gradients(state, batch, layout, num_classes, compute_dtype, rows), layout)
+
+    return digests
+
+
+def _digests(batch: Batch, parts: list[tuple[jax.Array, model.Params]], layout: Layout) -> jax.Array:
+    """Of the shards of all devices, on each of them: uint32 [shards, arrays], of images, labels, weights, the loss and
+    the arrays of the gradient."""
+
+    def of(shard: int) -> jax.Array:
+        given = batch.images[shard].astype(jnp.float32), batch.labels[shard], batch.weights[shard]
+        return jnp.stack([array_digest(array) for array in (*given, *jax.tree.leaves(parts[shard]))])
+
+    own = jnp.stack([of(shard) for shard in range(len(parts))])
+    return jax.lax.all_gather(own, cast(str, layout.axis), tiled=True, to="invarying")
+
+
+def _weighing(batch: Batch, weightless: bool) -> Batch:
+    """The batch; if there may be weightless ones, by what it is divided is not 0."""
+    return batch._replace(weight_sum=jnp.where(batch.weight_sum > 0, batch.weight_sum, 1)) if weightless else batch
+
+
 def _train_step(
     compute_dtype: str, clips: bool, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation,
-    weightless: bool, rows: sharded.Rows,
-) -> TrainStep:
+    weightless: bool, rows: sharded.Rows, audited: bool = False,
+) -> TrainStep | AuditedStep:
     @jax.named_scope("update")
     def update(grads: Any, opt_state: Any, params: Any, options: dict[str, Any]) -> tuple[Any, Any]:
         updates, opt_state = optimizer.update(grads, opt_state, params, **options)
@@ -149,12 +247,16 @@ def _train_step(
 
     if layout.invariant:
         update = reduce.isolated(update, layout)
+        update = update if layout.accelerated else _in_rows(update)
 
-    def train_step(state: State, batch: Batch, **options: Any) -> tuple[State, jax.Array]:  # options: the optimizer's
+    def train_step(state: State, batch: Batch, **options: Any) -> Any:  # options: the optimizer's
         some = batch.weight_sum > 0
-        if weightless:
-            batch = batch._replace(weight_sum=jnp.where(some, batch.weight_sum, 1))
-        loss, grads = gradients(state, batch, layout, num_classes, compute_dtype, rows)
+        batch = _weighing(batch, weightless)
+        if audited:
+            parts = shard_gradients(state, batch, layout, num_classes, compute_dtype, rows)
+            loss, grads = add_shards(parts, layout, rows)
+        else:
+            loss, grads = gradients(state, batch, layout, num_classes, compute_dtype, rows)
         if clips and (layout.invariant or layout.sharded):
             lie = sharded.specs_of(grads, rows) if layout.sharded else REPLICATED
             options["norm"] = reduce.global_norm(grads, layout, lie)
@@ -163,6 +265,7 @@ def _train_step(
             params, opt_state = jax.tree.map(lambda new, old: jnp.where(some, new, old), (params, opt_state),
                                              (state.params, state.opt_state))  # fmt: skip
         loss = loss if layout.sharded else _or_nan(loss, grads)
-        return State(params, opt_state, state.step + 1, state.scaling), loss
+        state = State(params, opt_state, state.step + 1, state.scaling)
+        return (state, loss, _digests(batch, parts, layout)) if audited else (state, loss)
 
     return train_step

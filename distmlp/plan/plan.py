@@ -148,6 +148,7 @@ def _memory_of(step: Any, evaluation: Any, parts: training.Program, card: Card) 
     resident = parts.feed.resident_bytes
     data = resident + (step.argument_size_in_bytes - state - resident) * parts.feed.held
     temporary = step.temp_size_in_bytes + step.output_size_in_bytes - step.alias_size_in_bytes
+    temporary += state if parts.audit else 0  # an audited step keeps the state before it
     used = _bytes((parts.state.params, parts.state.scaling))  # of the state, by an evaluation
     rows = evaluation.argument_size_in_bytes - used + evaluation.output_size_in_bytes
     evaluating = rows * parts.evaluator.held + evaluation.temp_size_in_bytes

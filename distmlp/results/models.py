@@ -162,8 +162,8 @@ class Model:
         needed = sum(weights.nbytes + biases.nbytes * (1 + 2 * rows) for weights, biases in self.params)
         memory = backend.device_memory(device)
         if memory and needed > memory:
-            raise InputError(f"{self.run} holds a network that needs {needed / 2**30:,.1f} GiB, and a "
-                             f"{device.platform} device has {memory / 2**30:,.1f}: set JAX_PLATFORMS=cpu, "
+            raise InputError(f"the network of {self.run} needs {needed / 2**30:,.1f} GiB, and a {device.platform} "
+                             f"device has {memory / 2**30:,.1f}: set JAX_PLATFORMS=cpu, "
                              "to compute in the host's memory")
 
     def check(self, x: Any, first: int = 0) -> np.ndarray:

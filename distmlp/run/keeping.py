@@ -14,7 +14,7 @@ from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, balance_remark, order_remark
-from distmlp.errors import InputError, Interrupted
+from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
@@ -39,6 +39,7 @@ class Keeping:
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
+        self._audited = 0  # the last step whose audit agreed in earlier starts
         self._begun: Progress | None = None
         self._pulse = ExitStack()  # while the run goes on
         self._reading = Reading(parts.loader)
@@ -103,6 +104,7 @@ class Keeping:
         for note in notes:
             self.log.warn(note)
         self._saved_step, self._lines = meta["step"], meta.get("lines", {})
+        self._audited = meta.get("audited", 0)
         return state, meta["step"], totals(meta), standing(meta)
 
     @functools.cached_property
@@ -113,8 +115,15 @@ class Keeping:
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
         layout, counts = self.parts.layout, {"metrics": len(progress.history), "ledger": self.ledger.count}
-        return meta_of(self.config, self.data, self._fingerprint, layout.num_shards, layout.state, progress.totals,
-                       progress.standing, counts)  # fmt: skip
+        return ({"audited": self._agreed} if self._agreed else {}) | meta_of(
+            self.config, self.data, self._fingerprint, layout.num_shards, layout.state, progress.totals,
+            progress.standing, counts,
+        )  # fmt: skip
+
+    @property
+    def _agreed(self) -> int:
+        """The last step, of this start or an earlier one, whose audit agreed; 0: none."""
+        return max(self._audited, self.parts.audit.agreed if self.parts.audit else 0)
 
     def _check_meta(self, meta: Meta) -> None:
         """Raises InputError if a checkpoint is another run's, of another form, or beyond this one's end."""
@@ -185,6 +194,8 @@ class Keeping:
         """Begins a checkpoint unless there is one of this step, once the ledger's lines up to it are on disk."""
         if self._saved_step < progress.step:
             progress.settle()
+            if self.parts.audit and self.parts.audit.agreed < progress.step:
+                self.parts.audit.repeat(state, progress.step)
             progress.count_seconds()
             with progress.account.of("save"):
                 self.ledger.flush()
@@ -251,6 +262,13 @@ class Keeping:
         self.log.say(f"on_line ended the run after step {progress.step} of {self.cadence.total_steps}: the same call "
                      f"with workdir={self.workdir.path} goes on from there")
         return True
+
+    def left_after(self, error: DivergedError) -> str:
+        """What the run can go on from after this error, as a part of a message; checkpoints that it puts in doubt are
+        set aside."""
+        aside = self.store.set_aside(self._agreed) if isinstance(error, AuditError) else []
+        told = f"no audit has confirmed checkpoint {listed(aside)}: set aside in {self.workdir.path / 'damaged'}; "
+        return (told if aside else "") + self.store.last_checkpoint()
 
     def finish(self, state: State, progress: Progress, poll: Poll) -> None:
         """Tests what a validation set has chosen, and writes the last line and the summary."""

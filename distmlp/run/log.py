@@ -166,6 +166,7 @@ def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Gro
         "versions": ", ".join(f"{name}\u00a0{version}" for name, version in versions().items()),
         "hosts": f"{len(hosts)} ({', '.join(hosts)}), {_count(jax.process_count(), 'process', 'processes')}",
         "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
+        "audit": config.audit_every and f"of every {_count(config.audit_every, 'step')}, and before each save",
         "NVIDIA GPU": (reason := backend.unused_gpu(config)) and f"not used: {reason}",
         "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
                 "training set on the {} ({})".format(*parts.placement),

@@ -224,7 +224,8 @@ class Store:
                 damaged.append((step, str(error)))
             else:
                 state = jax.tree.map(rows.moved, state) if self._manager.whole else state
-                return state, meta, [self._move_away(*item) for item in damaged]
+                return state, meta, [f"checkpoint {step} is damaged ({reason}): moved to {self._move_away(step)}"
+                                     for step, reason in damaged]  # fmt: skip
         if damaged:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged)
             raise InputError(f"{self.path} holds no intact checkpoint ({reasons}): "
@@ -249,14 +250,23 @@ class Store:
         state = twice("it", lambda: self._reader.read_state(step, target), self._group, check)
         return state, meta
 
-    def _move_away(self, step: int, reason: str) -> str:
+    def set_aside(self, after: int) -> list[int]:
+        """Moves the checkpoints of the steps after this one to WORKDIR/damaged; returns their steps."""
+        with contextlib.suppress(WriteError, DivergedError):  # what is saved by now is listed
+            self.wait()
+        steps = [step for step in self._group.decide(self.steps()) if step > after]
+        for step in steps:
+            self._move_away(step)
+        return steps[::-1]
+
+    def _move_away(self, step: int) -> Path:
         target = new_path(self.workdir / "damaged" / str(step))
         if self._group.first:
             target.parent.mkdir(exist_ok=True)
             (self.path / str(step)).rename(target)
         target = Path(self._group.decide(str(target)))
         self._manager.reload()
-        return f"checkpoint {step} is damaged ({reason}): moved to {target}"
+        return target
 
     def close(self) -> None:
         try:

@@ -19,6 +19,7 @@ from distmlp.data import datasets
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.errors import DivergedError, ReplicaError
 from distmlp.parallel import backend
+from distmlp.parallel import sharded as sharding
 from distmlp.parallel.digest import StateDigest, array_digest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.layout import Layout, make_layout
@@ -40,12 +41,15 @@ def trained(data: str, **changes: Any) -> list[dict[str, Any]]:
     return [*lines, {"best": params_sha256(result.best_params)}]
 
 
-@pytest.mark.parametrize(("optimizer", "ways"), [
-    ("momentum", [(8, "sharded")]), ("adam", [(3, "sharded")]),  # of 3, the last has an empty block
-    ("adamw", [(2, "replicated"), (3, "sharded"), (8, "sharded")]),
+@pytest.mark.parametrize(("optimizer", "hidden", "ways"), [
+    ("momentum", (50, 33), [(8, "sharded")]),
+    ("adam", (5, 3), [(2, "sharded"), (8, "sharded")]),  # narrower than there are blocks
+    ("adamw", (50, 33), [(2, "replicated"), (3, "sharded"), (8, "sharded")]),  # of 3, the last has an empty block
 ])  # fmt: skip
-def test_the_bits_and_the_numbers_of_replicated(optimizer: str, ways: list[tuple[int, str]], npz: str) -> None:
-    settings = OPTIMIZERS[optimizer]
+def test_the_bits_and_the_numbers_of_replicated(
+    optimizer: str, hidden: tuple[int, ...], ways: list[tuple[int, str]], npz: str
+) -> None:
+    settings = OPTIMIZERS[optimizer] | {"hidden_sizes": hidden}
     expected = trained(npz, num_devices=1, **settings)
     for devices, state in ways:
         assert trained(npz, num_devices=devices, state=state, **settings) == expected
@@ -117,7 +121,8 @@ def test_an_evaluation_is_that_of_replicated(by_layer: bool) -> None:
 
 
 @pytest.mark.parametrize("prng", ["threefry", "threefry_original", "rbg"])
-def test_initial_values_are_those_of_replicated(prng: str) -> None:
+def test_initial_values_are_those_of_replicated(prng: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_SMALL", 1000)  # then the first two layers are made where they lie
     layout, optimizer = sharded(3), optim.make(Config(), 5)
     with backend.pinned(Config(prng=prng)):
         whole = initial_state(SIZES, 7, optimizer, ())
@@ -127,14 +132,16 @@ def test_initial_values_are_those_of_replicated(prng: str) -> None:
         np.testing.assert_array_equal(part, array)
 
 
-def test_initial_values_are_made_where_they_lie() -> None:
+def test_initial_values_are_made_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_SMALL", 1)
+    monkeypatch.setattr(jax, "make_array_from_callback", None)  # by which an array made whole is cut
     layout, optimizer = sharded(8), optim.make(Config(optimizer="adam"), 5)
     shapes = jax.eval_shape(lambda: initial_state(SIZES, 0, optimizer, ()))
     held = StateLayout(layout, shapes)
-    made = held.normal(jax.random.key(3), (33, 20), jnp.float32)
+    made = held.normal(jax.random.key(3), (33, 70), jnp.float32)
     assert made.sharding == held.abstract.params[0][0].sharding
-    assert {shard.data.shape for shard in made.addressable_shards} == {(5, 20)}
-    np.testing.assert_array_equal(made[:33], jax.random.normal(jax.random.key(3), (33, 20)))
+    assert {shard.data.shape for shard in made.addressable_shards} == {(5, 70)}
+    np.testing.assert_array_equal(made[:33], jax.random.normal(jax.random.key(3), (33, 70)))
     assert not np.asarray(made[33:]).any()
 
 

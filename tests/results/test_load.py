@@ -58,7 +58,7 @@ def test_predictions_are_those_of_the_checkpoints_network(digits_run: Path) -> N
 def test_a_network_for_which_a_device_has_no_room_is_refused(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that only fits sharded: no device here says how much it has, so one is made to."""
     loaded, rows, labels = load(digits_run), np.zeros((3, 64), np.uint8), np.zeros(3, np.int64)
-    needed = sum(w.nbytes + 1025 * b.nbytes for w, b in loaded.params)
+    needed = sum(w.nbytes + 1025 * b.nbytes for w, b in loaded.params)  # of 512 rows, twice
     calls = (lambda: loaded.predict(rows), lambda: list(loaded.probabilities([rows])),
              lambda: loaded.evaluate(rows, labels))  # fmt: skip
     for memory in (needed - 1, needed):

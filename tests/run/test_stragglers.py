@@ -145,10 +145,10 @@ class Own:
 
 
 def test_a_line_has_every_process_and_people_hear_of_the_second_line_in_a_row() -> None:
-    said: list[str] = []
-    group, own = Group(), Own()
-    found = Stragglers(own, group, said.append)
+    said: list[tuple[int, str]] = []
     lines: list[dict[str, Any]] = []
+    group, own = Group(), Own()
+    found = Stragglers(own, group, lambda text: said.append((len(lines), text)))
     for number, slow in enumerate((None, 2, None, 2, 2, 2, 3, 3), start=1):
         group.computing = [0.004] * 4
         if slow is not None:
@@ -159,8 +159,9 @@ def test_a_line_has_every_process_and_people_hear_of_the_second_line_in_a_row() 
         "load": [0.001] * 4, "send": [0.0] * 4, "compute": [0.004] * 4}}  # fmt: skip
     assert lines[1]["slowest"] == {"process": 2, "host": "b", "times_median": 2.0}
     assert lines[1]["process_seconds"]["compute"] == [0.004, 0.004, 0.009, 0.004]
-    assert said == [f"process {process} of 4 on b is slow: by itself a step takes it 2.0 times as long as the median, "
-                    "1 ms to load, 0 ms to send, 9 ms to compute" for process in (2, 3)]  # fmt: skip
+    assert said == [(number, f"process {process} of 4 on b is slow: by itself a step takes it 2.0 times as long as the "
+                             "median, 1 ms to load, 0 ms to send, 9 ms to compute")
+                    for number, process in ((5, 2), (8, 3))]  # fmt: skip
     assert own.granted == pytest.approx([0.1] * 8)  # a hundredth of the time since the line before
     assert own.forgotten == 8
     group.computing[1] = math.nan

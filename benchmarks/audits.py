@@ -1,0 +1,27 @@
+"""What --audit_every costs: epochs on emulated devices with an audit of every step, of every tenth, ..., beside none.
+
+    python benchmarks/audits.py
+"""
+
+import harness
+from harness import Worker
+
+
+def main() -> None:
+    args = harness.arguments(__doc__, repetitions=7, batch_size=1024, devices=2, every="100,10,1")
+    steps = 40 if args.quick else 200
+    env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={args.devices}"}
+    flags = ["--dataset=synthetic", f"--synthetic_examples={steps * args.batch_size}", f"--batch_size={args.batch_size}",
+             "--reduction=invariant", "--check_replicas_every=0"]  # fmt: skip
+    names = {0: "none", **{every: f"of every {every} steps" for every in map(int, args.every.split(","))}}
+    workers = [Worker(name, "ours:epochs", {"flags": [*flags, f"--audit_every={every}"], "epochs": 1}, env)
+               for every, name in names.items()]  # fmt: skip
+    measured = harness.compare(workers, 3 if args.quick else args.repetitions, args.patience)
+    rows = [[name, harness.spread([1e3 * row["seconds"] / steps for row in numbers]),
+             harness.spread(harness.ratios(measured, name, "none"))] for name, numbers in measured.items()]  # fmt: skip
+    title = f"Audits at batch {args.batch_size} on {args.devices} devices, {steps} steps an epoch, the last one audited"
+    harness.report(args, title, [harness.table(["audit", "ms per step", "times none"], rows)], measured)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The list of promises, tried out one after the other until all are done or the time is over."""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distmlp.cluster.group import Group
+from distmlp.config import Config
+from distmlp.errors import one_line
+from distmlp.parallel import backend
+from distmlp.parallel.layout import INVARIANT_SHARDS, make_layout
+from distmlp.run.log import versions
+from distmlp.run.store import quiet
+from distmlp.verify import arithmetic, bits, counts, faults, speed
+from distmlp.verify.here import Here, NotHeld, NotHere
+
+Check = Callable[[Here], str]
+CHECKS: dict[str, Check] = {
+    "the tutorial's gradient": arithmetic.gradient,
+    "the same with fewer digits": arithmetic.precision,
+    "collectives": arithmetic.collectives,
+    "every device computes the same": arithmetic.alike,
+    "each training example counts once": counts.training_examples,
+    "each test example counts once": counts.test_examples,
+    "two runs: the same bits": bits.twice,
+    "1, 2, ... devices: the same bits": bits.counts,
+    "replicated and sharded: the same bits": bits.states,
+    "pmap and shard_map: the same bits": bits.wrappings,
+    "long and short dispatches: the same bits": bits.dispatches,
+    "data on the device or the host: the same bits": bits.placements,
+    "audit: two devices find the same": bits.audit,
+    "loader and device path": speed.loader,
+    "a loss that is not finite is found": faults.not_finite,
+    "copies that differ are found": faults.copies,
+    "a flipped bit is found": faults.flipped_bit,
+    "killed and resumed": faults.killed,
+    "memory, by the plan": speed.memory,
+    "time of a step, by the plan": speed.step_time,
+    "matrix products, by the data sheet": speed.products,
+}
+_MARGIN = 2.0  # seconds before the end of the time, in which the result is written
+
+
+@dataclasses.dataclass
+class Row:
+    """What became of a check."""
+
+    name: str
+    held: bool | None = None  # None: it does not apply here, or was not finished
+    detail: str = ""
+    seconds: float = 0.0
+    finished: bool = False
+
+    @property
+    def good(self) -> bool:
+        return self.finished and self.held is not False
+
+
+@dataclasses.dataclass
+class Result:
+    """The rows so far, of all checks, and what they were tried on."""
+
+    rows: list[Row]
+    devices: list[dict[str, Any]]
+    versions: dict[str, str]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all that applies here holds, else 1: also where the time was over before all of it was tried."""
+        return int(not all(row.good for row in self.rows))
+
+    def as_json(self) -> dict[str, Any]:
+        checks = [{"name": row.name, "held": row.held, "detail": row.detail, "seconds": round(row.seconds, 3)}
+                  for row in self.rows]  # fmt: skip
+        return {"checks": checks, "devices": self.devices, "versions": self.versions}
+
+
+def verify(
+    minutes: float, started: float, command: Sequence[str], tell: Callable[[Row], object],
+    write: Callable[[Result], object], checks: dict[str, Check] = CHECKS,
+) -> int:
+    """Tries all promises on the devices of all processes; returns the exit code.
+
+    Args:
+      minutes: when they are over, what is not finished is left, and the process ended.
+      started: when they began, by time.monotonic.
+      command: that which trains, to which flags are added.
+      tell: is called in the first process with each row that is finished.
+      write: is called there at the end, with all of them; also from a thread, where a check hangs.
+      checks: by their names.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # runs in processes of their own need memory, too
+    config = Config(reduction="invariant", heartbeat_seconds=30)  # which a busy machine keeps up, too
+    rows = [Row(name) for name in checks]
+    result = Result(rows, [], versions())
+    end = _End(started + 60 * minutes - _MARGIN, minutes, result, write)
+    with backend.prepared(config), end:
+        group = Group.join(config)
+        end.speaks = group.first
+        with group.together(), quiet():
+            shards = max(INVARIANT_SHARDS, len(backend.devices()))
+            layout = make_layout(dataclasses.replace(config, num_shards=shards))
+            result.devices.extend(_devices(group))
+            with _shared_folder(group) as folder:
+                here = Here(group, layout, folder, command)
+                for row, check in zip(rows, checks.values(), strict=True):
+                    _try(row, check, here)
+                    if group.first:
+                        tell(row)
+        end.write()
+        return int(group.decide(result.exit_code))
+
+
+def _try(row: Row, check: Check, here: Here) -> None:
+    """Fills in the row, of what all processes say."""
+    begun = time.monotonic()
+    try:
+        found: tuple[bool | None, str] = (True, check(here))
+    except NotHere as error:
+        found = None, str(error)
+    except NotHeld as error:
+        found = False, str(error)
+    except Exception as error:  # a check that cannot be made has found something, whatever it is
+        if here.group.ended_elsewhere(error):
+            raise
+        found = False, f"{type(error).__name__}: {one_line(error, 300)}"
+    said = here.group.exchange(found)
+    worst = min(said, key=lambda each: (each[0] is not False, each[0] is not None))
+    row.held, row.detail = worst
+    row.seconds, row.finished = time.monotonic() - begun, True
+
+
+def _devices(group: Group) -> list[dict[str, Any]]:
+    hosts = group.exchange(socket.gethostname())
+    return [{"id": device.id, "kind": device.device_kind, "platform": device.platform,
+             "process": device.process_index, "host": hosts[device.process_index]}
+            for device in jax.devices()]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _shared_folder(group: Group) -> Iterator[Path | None]:
+    """An empty folder that all processes see, or None; it is removed afterwards."""
+    folder = Path(group.decide(tempfile.mkdtemp(prefix="distmlp-verify-") if group.first else ""))
+    try:
+        token = folder / secrets.token_hex(8)
+        if group.first:
+            token.touch()
+        seen = (folder / group.decide(token.name)).exists()
+        yield folder if all(group.exchange(seen)) else None
+    finally:
+        if group.first:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _End:
+    """Within this context, writes what there is and ends the process when the time is over."""
+
+    def __init__(self, at: float, minutes: float, result: Result, write: Callable[[Result], object]) -> None:
+        self._at, self._minutes, self._result, self._write = at, minutes, result, write
+        self._lock, self._written, self._over = threading.Lock(), False, threading.Event()
+        self.speaks = True  # whether this process writes
+
+    def __enter__(self) -> "_End":
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._over.set()
+
+    def write(self) -> None:
+        """Writes the result, once."""
+        with self._lock:
+            if not self._written and self.speaks:
+                self._write(self._result)
+            self._written = True
+
+    def _watch(self) -> None:
+        if self._over.wait(max(0.0, self._at - time.monotonic())):
+            return
+        unfinished = [row for row in self._result.rows if not row.finished]
+        for row in unfinished:
+            how = "finished" if row is unfinished[0] else "reached"
+            row.detail = f"not {how} within --minutes={self._minutes:g}"
+        self.write()
+        os._exit(self._result.exit_code)
