@@ -165,7 +165,7 @@ def members(config: Config, vary: Varied, folds: int, sample: int) -> list[Membe
                                     "several on each: leave it out"),
         (config.ledger, "--ledger keeps the steps of a single run: leave it out of a sweep"),
         (config.profile_steps, "--profile_steps looks at a single run: leave it out of a sweep"),
-        (getattr(config, "audit_every", 0), "--audit_every checks a single run: leave it out of a sweep"),
+        (config.audit_every, "--audit_every checks a single run: leave it out of a sweep"),
     ):  # fmt: skip
         if wrong:
             raise InputError(text)

@@ -240,6 +240,7 @@ REFUSED = {
     "--state=sharded is for one large model": {"folds": 2, "config": {"state": "sharded"}},
     "--ledger keeps": {"folds": 2, "config": {"ledger": True}},
     "--profile_steps looks": {"folds": 2, "config": {"profile_steps": "1:2"}},
+    "--audit_every checks": {"folds": 2, "config": {"audit_every": 5}},
     "give at most 48, the training examples of a fold": {"vary": {"batch_size": [10, 60]}, "folds": 2},
     "give at most so many folds": {"folds": 1000},
     "--warmup_steps=9 must be below the schedule's 6 steps": {
