@@ -43,7 +43,7 @@ def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> N
     print_of_data = fingerprint(data)
     with writing(target):
         new.mkdir(parents=True)
-        (new / "metrics.jsonl").write_text("".join(f"{lines.sealed(line)}\n" for line in found))
+        (new / "metrics.jsonl").write_text("".join(f"{lines.sealed(line)}\n" for line in found), encoding="utf-8")
     replace_file(new / "run.flags", run_flags(config))
     states = {best["step"]: (course.best, Standing(best, 0, best["step"])), course.step: (course.last, course.standing)}
     with quiet(), writing(target), Manager(new / "checkpoints") as manager:

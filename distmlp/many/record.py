@@ -57,7 +57,7 @@ class Record:
         if not path.exists():
             temporary = self._own / f"sweep.json.tmp{os.getpid()}"
             with writing(path):
-                temporary.write_text(text)
+                temporary.write_text(text, encoding="utf-8")
                 sync(temporary)
                 try:
                     os.link(temporary, path)  # of several processes, one succeeds
