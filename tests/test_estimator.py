@@ -41,6 +41,7 @@ from launch import export, flags, report
 OF_FILES = {
     "dataset", "test_fraction", "label_column", "ignore_columns", "header", "text_columns", "missing", "image_size",
     "image_mode", "num_classes", "synthetic_examples", "synthetic_features", "synthetic_classes", "weight_column",
+    "fold", "data_seed",
 }  # fmt: skip
 BESIDE = {"random_state", "verbose", "warm_start", "workdir", "platform", "num_devices", "num_shards", "reduction",
           "patience"}  # fmt: skip

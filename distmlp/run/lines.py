@@ -51,7 +51,7 @@ def read(path: Path, *kinds: Kind) -> Found:
         raise InputError(f"{path} cannot be read ({error.strerror}): mend it, or move it away") from None
     ended = texts[-1] == b""
     parsed = [_parsed(text, kinds) for text in (texts[:-1] if ended else texts)]
-    summed = any(_SUM in value for value in parsed)
+    summed = any(_SUM in value for value in parsed) or not any(parsed)
     values = [value if not summed or value.pop(_SUM, "") == _sum(value) else {} for value in parsed]
     bad = [number for number, value in enumerate(values, start=1) if not value]
     torn = not ended and len(values) in bad

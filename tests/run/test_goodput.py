@@ -22,7 +22,7 @@ from distmlp.run.keeping import Keeping
 from distmlp.run.log import Log, read_sessions
 from distmlp.run.store import Store
 
-HOUR = 3600.0
+HOUR = 30.0  # seconds; of true ones, Orbax would think, while it saves, that its threads hang
 
 
 class Clock:
