@@ -99,9 +99,8 @@ def run(
 
 def _in_memory(config: Config, data: datasets.Data, parts: Program, on_line: OnLine | None) -> Result:
     """The run without a folder, and what it prints."""
-    for text in (*data.remarks, datasets.order_remark(config, data), datasets.balance_remark(config, data)):
-        if text:
-            remark(text)
+    for text in (*data.remarks, *datasets.training_remarks(config, data)):
+        remark(text)
     if text := data.description():
         print(printable(text))
     print(header(config, data.validation is not None))

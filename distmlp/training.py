@@ -23,7 +23,13 @@ from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout, states
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
-from distmlp.parallel.step import initial_state, make_audited_step, make_own_work, make_train_step
+from distmlp.parallel.step import (
+    abstract_state,
+    initial_state,
+    make_audited_step,
+    make_own_work,
+    make_train_step,
+)
 from distmlp.progress import Cadence, Line, Measures, Poll, Progress
 
 
@@ -135,8 +141,7 @@ class Program:
 
 
 def _held(layout: Layout, sizes: tuple[int, ...], optimizer: Any, scaled: bool) -> StateLayout:
-    scaling = (jax.ShapeDtypeStruct(sizes[:1], np.float32),) * 2 if scaled else ()
-    return StateLayout(layout, jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling))
+    return StateLayout(layout, abstract_state(sizes, optimizer, scaled))
 
 
 def fitting(

@@ -123,6 +123,11 @@ class Data:
         return {"largest": largest, "background": background, **({"smallest": smallest} if smallest else {})}
 
 
+def training_remarks(config: Config, data: Data) -> list[str]:
+    """What to say of a training set before it is trained on, as `config` asks."""
+    return [text for text in (order_remark(config, data), balance_remark(config, data)) if text]
+
+
 def order_remark(config: Config, data: Data) -> str:
     """What to say of a training set whose order is not a random one, if that is the order of each epoch; else ""."""
     labels = data.train.labels

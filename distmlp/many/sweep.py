@@ -13,9 +13,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
-
 from distmlp import loop, machine
 from distmlp.cluster.group import Group
 from distmlp.cluster.place import Place, find_place, local_gpus
@@ -33,7 +30,7 @@ from distmlp.optim import make_for_many
 from distmlp.parallel import backend
 from distmlp.parallel.members import layout_of
 from distmlp.parallel.specs import State
-from distmlp.parallel.step import initial_state
+from distmlp.parallel.step import abstract_state
 from distmlp.run import swept
 from distmlp.run.lines import Value
 from distmlp.run.signals import Watchdog
@@ -312,10 +309,8 @@ class _Sweep:
     def _say_begin(self, data: Data, folder: Path, done: int) -> None:
         if self._process:
             return
-        remarks = (datasets.order_remark(self._config, data), datasets.balance_remark(self._config, data))
-        for text in (*data.remarks, *remarks):
-            if text:
-                remark(text)
+        for text in (*data.remarks, *datasets.training_remarks(self._config, data)):
+            remark(text)
         if text := data.description():
             print(printable(text))
         devices, members = self._layout.devices, len(self._found)
@@ -369,10 +364,8 @@ class _Sweep:
         """Abstract: a member's state."""
         config, data = course.member.config, self._shares.whole(self._of_data(course.member.config))
         sizes = (data.num_features, *config.hidden_sizes, data.num_classes)
-        width = jax.ShapeDtypeStruct(sizes[:1], np.float32)
-        scaling = () if config.input_scaling == "none" else (width, width)
         optimizer = make_for_many(config, course.cadence.total_steps)
-        return jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling)
+        return abstract_state(sizes, optimizer, config.input_scaling != "none")
 
     def _fingerprint(self, share: Share, data: Data) -> str:
         if id(share) not in self._fingerprints:

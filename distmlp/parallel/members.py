@@ -26,7 +26,7 @@ from distmlp.parallel.evaluate import judged
 from distmlp.parallel.feed import bytes_needed
 from distmlp.parallel.layout import INVARIANT_SHARDS, Layout, make_layout
 from distmlp.parallel.specs import DEALT, REPLICATED, State
-from distmlp.parallel.step import initial_state, make_train_step
+from distmlp.parallel.step import abstract_state, make_train_step
 
 FREE = 0.9  # of an accelerator's memory, which these programs may take
 _DISPATCH, _ACCELERATOR_DISPATCH = 512, 64  # steps at most, as of a run alone
@@ -88,9 +88,7 @@ class Members:
     @functools.cached_property
     def state(self) -> State:
         """Abstract: of one member, as it lies nowhere."""
-        width = jax.ShapeDtypeStruct((self.shape.sizes[0],), np.float32)
-        scaling = (width, width) if self.shape.scaled else ()
-        return jax.eval_shape(lambda scaling: initial_state(self.shape.sizes, 0, self.optimizer, scaling), scaling)
+        return abstract_state(self.shape.sizes, self.optimizer, self.shape.scaled)
 
     @property
     def bytes(self) -> int:

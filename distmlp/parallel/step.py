@@ -35,6 +35,13 @@ def initial_state(
     return State(params, optimizer.init(params), jnp.int32(0), tuple(scaling))
 
 
+def abstract_state(sizes: Sequence[int], optimizer: optax.GradientTransformation, scaled: bool) -> State:
+    """Shapes and dtypes of a state of these layers; `scaled`: whether it scales inputs."""
+    scaling = (jax.ShapeDtypeStruct((sizes[0],), jnp.float32),) * 2 if scaled else ()
+    state: State = jax.eval_shape(lambda scaling: initial_state(sizes, 0, optimizer, scaling), scaling)
+    return state
+
+
 def gradients(
     state: State, batch: Batch, layout: Layout, num_classes: int, compute_dtype: str = "float32",
     rows: sharded.Rows = (),

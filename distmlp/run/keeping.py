@@ -13,7 +13,7 @@ from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.batches import Reading
-from distmlp.data.datasets import Data, balance_remark, order_remark
+from distmlp.data.datasets import Data, training_remarks
 from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
@@ -166,9 +166,8 @@ class Keeping:
         self._begun = progress
         if self.group.first:
             self._pulse.enter_context(goodput.Pulse(lambda: self.log.session(**_account(progress))))
-        for remark in filter(None, (order_remark(config, self.data), balance_remark(config, self.data))):
-            if not step:
-                self.log.warn(remark)
+        for remark in () if step else training_remarks(config, self.data):
+            self.log.warn(remark)
         if step:
             self.log.say(f"resuming after step {step} of {total}")
         if 0 < config.schedule_steps < total:
