@@ -92,10 +92,13 @@ def by_rows(state: Any, layout: Layout) -> tuple[State, StateLayout]:
     return jax.tree.map(put, state, held.abstract), held
 
 
-@pytest.mark.parametrize(("by_layer", "devices", "shards"), [
-    (False, 3, 0), (False, 8, 16), (True, 3, 0), (True, 8, 16),
+@pytest.mark.parametrize(("by_layer", "devices", "shards", "over_gloo"), [
+    (False, 3, 0, True), (False, 8, 16, False), (True, 3, 0, False), (True, 8, 16, True),
 ])  # fmt: skip
-def test_the_gradients_of_fast_are_the_tutorials(devices: int, by_layer: bool, shards: int) -> None:
+def test_the_gradients_of_fast_are_the_tutorials(
+    devices: int, by_layer: bool, shards: int, over_gloo: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Layout, "over_gloo", over_gloo)  # what several CPU processes compile
     layout, data = sharded(devices, by_layer, shards), dataset(128)
     (batch,) = NumpyLoader(data, 128, layout.num_shards, layout.local_shards)
     state, held = by_rows(State(params(), (), np.int32(0), ()), layout)
