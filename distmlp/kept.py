@@ -2,16 +2,24 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@functools.lru_cache(maxsize=256, typed=True)  # some six entries for each kind of fit
-def kept(make: Callable[..., T], *settings: Any) -> T:
-    """What `make`, a function of a module, returns for these settings: made once, until too many others were asked for.
+def kept(make: Callable[P, T]) -> Callable[P, T]:
+    """Has a function of a module make its result once for the same settings, until too many others were asked for.
 
     The settings are all that it depends on. They are hashable and small: numbers, names, shapes, devices, or what was
     kept before; not arrays, and not a Config, of which most settings would make no difference.
     """
-    return make(*settings)
+    return cast("Callable[P, T]", functools.partial(_made, make))
+
+
+@functools.lru_cache(maxsize=256, typed=True)  # some six entries for each kind of fit
+def _made(make: Callable[..., Any], *settings: Any, **named: Any) -> Any:
+    return make(*settings, **named)
+
+
+forget = _made.cache_clear  # all of it: the next run begins as in a new process

@@ -21,7 +21,7 @@ class Rates(NamedTuple):
 def make(config: Config, total_steps: int) -> optax.GradientTransformation:
     """The optimizer of a run of `total_steps` steps: the same object for the same settings."""
     rate = learning_rate(config, config.schedule_steps or total_steps)
-    return kept(_chain, config.optimizer, rate, config.momentum or None, config.weight_decay or None, config.clip_norm)
+    return _kept_chain(config.optimizer, rate, config.momentum or None, config.weight_decay or None, config.clip_norm)
 
 
 def rates(config: Config) -> Rates:
@@ -33,10 +33,11 @@ def make_for_many(config: Config, total_steps: int) -> optax.GradientTransformat
     whether there are a momentum and a decay at all."""
     steps = 0 if config.schedule == "constant" else config.schedule_steps or total_steps
     learning_rate(config, steps)  # or an InputError
-    return kept(_of_rates, config.optimizer, config.momentum > 0, config.weight_decay > 0, config.clip_norm,
-                config.warmup_steps, steps)  # fmt: skip
+    return _of_rates(config.optimizer, config.momentum > 0, config.weight_decay > 0, config.clip_norm,
+                     config.warmup_steps, steps)  # fmt: skip
 
 
+@kept
 def _of_rates(
     optimizer: str, has_momentum: bool, decays: bool, clip_norm: float, warmup_steps: int, steps: int
 ) -> optax.GradientTransformation:
@@ -80,6 +81,9 @@ def _chain(
     return optax.GradientTransformation(chain.init, update)
 
 
+_kept_chain, _kept_schedule = kept(_chain), kept(optax.warmup_cosine_decay_schedule)  # of numbers, not traced
+
+
 def _clip(limit: float) -> optax.GradientTransformationExtraArgs:
     """optax.clip_by_global_norm, which can be given the norm: where the gradient is in parts, none of them tells it."""
 
@@ -97,4 +101,4 @@ def learning_rate(config: Config, steps: int) -> optax.ScalarOrSchedule:
     if config.warmup_steps >= steps:
         raise InputError(f"--warmup_steps={config.warmup_steps} must be below the schedule's {steps} steps")
     start = 0.0 if config.warmup_steps else config.learning_rate
-    return kept(optax.warmup_cosine_decay_schedule, start, config.learning_rate, config.warmup_steps, steps)
+    return _kept_schedule(start, config.learning_rate, config.warmup_steps, steps)

@@ -65,7 +65,7 @@ class Program:
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch, len(data.chooser) > 0)
         scaled = config.input_scaling != "none"
-        self.held = kept(_held, layout, tuple(self.sizes), self._optimizer, scaled)
+        self.held = _held(layout, tuple(self.sizes), self._optimizer, scaled)
         self.state: State = self.held.abstract
         rows, specs = rows_of(self.held.shapes.params), self.held.specs
         weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
@@ -140,6 +140,7 @@ class Program:
         self.evaluator.close()
 
 
+@kept
 def _held(layout: Layout, sizes: tuple[int, ...], optimizer: Any, scaled: bool) -> StateLayout:
     return StateLayout(layout, abstract_state(sizes, optimizer, scaled))
 

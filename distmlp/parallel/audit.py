@@ -36,7 +36,7 @@ class Audit:
     ) -> None:
         self._layout, self._batches, self.agreed = layout, batches, 0
         kind: Any = type(batches)
-        self._step, self._digests = kept(_programs, layout, step, digests, kind, *hashable(specs))
+        self._step, self._digests = _programs(layout, step, digests, kind, *hashable(specs))
 
     def compile(self, state: State) -> None:
         """Compiles ahead, for states like this one, which may be abstract; the second time it does nothing."""
@@ -135,6 +135,7 @@ class Audit:
         return [each.tobytes().decode().strip() for each in names]
 
 
+@kept
 def _programs(
     layout: Layout, step: AuditedStep, digests: ShardDigests, kind: Any, leaves: tuple[Any, ...], structure: Any
 ) -> tuple[Any, Any]:

@@ -80,7 +80,7 @@ class StateDigest:
         from distmlp.parallel.specs import BY_ROWS, hashable  # imports torch, as below
 
         self._specs, self._by_rows = specs, BY_ROWS
-        self._by_device = kept(_digests, layout, *hashable((specs, shapes)))
+        self._by_device = _digests(layout, *hashable((specs, shapes)))
 
     def lower(self, state: Any) -> jax.stages.Lowered:
         """The program, ready to be compiled, for states like this one, which may be abstract."""
@@ -111,6 +111,7 @@ class StateDigest:
         return {name: f"{int(digest):08x}" for name, digest in zip(arrays, digests[0], strict=True)}
 
 
+@kept
 def _digests(layout: "Layout", leaves: tuple[Any, ...], structure: Any) -> Any:
     """The program: a state -> uint32 [devices, arrays + 1], the last of which says whether all values are finite.
 

@@ -62,7 +62,7 @@ class Evaluator:
         """
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
         self._loaders: dict[Readable, ExampleLoader] = {}  # each keeps its workers
-        programs = kept(_programs, config.compute_dtype, layout, rows, *hashable(specs))
+        programs = _programs(config.compute_dtype, layout, rows, *hashable(specs))
         self._losses, self._labels, self._log_probs = programs
 
     def lower(self, state: State, dataset: Readable) -> jax.stages.Lowered:
@@ -190,6 +190,7 @@ class _Pairs:
         return np.stack([self._codes >> 32, self._codes & 0xFFFFFFFF, self._counts], axis=1)
 
 
+@kept
 def _programs(
     compute_dtype: str, layout: Layout, rows: sharded.Rows, leaves: tuple[Any, ...], structure: Any
 ) -> tuple[Any, Any, Any]:

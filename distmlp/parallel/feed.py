@@ -131,8 +131,8 @@ class Feed:
         self._granted, self._shortest = 0.0, math.inf  # seconds left to compute again; and what a step takes at best
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
         kind: Any = type(batches)
-        self._any, self._whole = kept(_programs, layout, train_step, kind, pace.largest, *hashable(specs))
-        self._own: Any = own_work and kept(_own_program, layout, own_work, kind, *hashable(specs))
+        self._any, self._whole = _programs(layout, train_step, kind, pace.largest, *hashable(specs))
+        self._own: Any = own_work and _own_program(layout, own_work, kind, *hashable(specs))
 
     def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
         """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
@@ -213,6 +213,7 @@ class Feed:
         return state, Steps(losses, *taken[2:], paced)
 
 
+@kept
 def _programs(
     layout: Layout, train_step: TrainStep, kind: Any, size: int, leaves: tuple[Any, ...], structure: Any
 ) -> tuple[Any, Any]:
@@ -240,6 +241,7 @@ def _programs(
     return layout.wrap(run, (specs, kind.specs, REPLICATED), **results), whole
 
 
+@kept
 def _own_program(layout: Layout, own_work: OwnWork, kind: Any, leaves: tuple[Any, ...], structure: Any) -> Any:
     """Of the steps bounds[0]..bounds[1]-1 of a dispatch, what the devices do without waiting for one another."""
 

@@ -81,7 +81,7 @@ class Members:
         self.optimizer = optim.make_for_many(config, total_steps)
         alone = dataclasses.replace(layout, devices=layout.devices[:1], parallelism="single", num_shards=shape.shards)
         step = make_train_step(config, alone, shape.sizes[-1], self.optimizer, shape.weightless)
-        programs = kept(_programs, layout, alone, not self.one_by_one, step, config.compute_dtype, shape)
+        programs = _programs(layout, alone, not self.one_by_one, step, config.compute_dtype, shape)
         self._any, self._whole, self._evaluate, self._choose = programs
         self._pool = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), pool)
 
@@ -186,6 +186,7 @@ def one_by_one(layout: Layout) -> bool:
     return layout.invariant or not layout.accelerated
 
 
+@kept
 def _programs(
     layout: Layout, alone: Layout, together: bool, train_step: Any, compute_dtype: str, shape: Shape
 ) -> tuple[Any, ...]:

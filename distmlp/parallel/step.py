@@ -120,10 +120,10 @@ def make_own_work(config: Config, layout: Layout, num_classes: int, params: mode
     `params` has the shapes of the parameters when they are whole. Where others hold parts of them, made-up numbers take
     their place.
     """
-    return None if layout.by_layer else kept(_own_work, config.compute_dtype, num_classes, layout.sharded,
-                                             *hashable(params))  # fmt: skip
+    return None if layout.by_layer else _own_work(config.compute_dtype, num_classes, layout.sharded, *hashable(params))
 
 
+@kept
 def _own_work(compute_dtype: str, num_classes: int, made_up: bool, leaves: tuple[Any, ...], structure: Any) -> OwnWork:
     shard_gradient = _shard_gradient(num_classes, compute_dtype)
 
@@ -207,7 +207,8 @@ def make_train_step(
     first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
     """
     clips = config.clip_norm > 0
-    return kept(_train_step, config.compute_dtype, clips, layout, num_classes, optimizer, weightless, rows)
+    step = _train_step(config.compute_dtype, clips, layout, num_classes, optimizer, weightless, rows)
+    return cast(TrainStep, step)
 
 
 def make_audited_step(
@@ -217,10 +218,11 @@ def make_audited_step(
     """The same step, which also tells the digests of its shards; and these digests alone. Both with
     --reduction=invariant."""
     clips = config.clip_norm > 0
-    step = kept(_train_step, config.compute_dtype, clips, layout, num_classes, optimizer, weightless, rows, True)
-    return cast(AuditedStep, step), kept(_shard_digests, config.compute_dtype, layout, num_classes, weightless, rows)
+    step = _train_step(config.compute_dtype, clips, layout, num_classes, optimizer, weightless, rows, True)
+    return cast(AuditedStep, step), _shard_digests(config.compute_dtype, layout, num_classes, weightless, rows)
 
 
+@kept
 def _shard_digests(
     compute_dtype: str, layout: Layout, num_classes: int, weightless: bool, rows: sharded.Rows
 ) -> ShardDigests:
@@ -248,6 +250,7 @@ def _weighing(batch: Batch, weightless: bool) -> Batch:
     return batch._replace(weight_sum=jnp.where(batch.weight_sum > 0, batch.weight_sum, 1)) if weightless else batch
 
 
+@kept
 def _train_step(
     compute_dtype: str, clips: bool, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation,
     weightless: bool, rows: sharded.Rows, audited: bool = False,

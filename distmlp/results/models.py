@@ -105,7 +105,7 @@ class Model:
         x = self.check(x)
         with backend.prepared(self.config_here):
             self._check_room()
-            program = kept(_program, self.config.compute_dtype, logarithms)
+            program = _program(self.config.compute_dtype, logarithms)
             network = jax.device_put((self.params, self.scaling))
             parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
         return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
@@ -121,7 +121,7 @@ class Model:
 
         with backend.prepared(self.config_here):
             self._check_room()
-            program = kept(_program, self.config.compute_dtype, False)
+            program = _program(self.config.compute_dtype, False)
             networks = [(jax.device_put((self.params, self.scaling), device), device) for device in jax.local_devices()]
             turns = itertools.cycle(networks)
             for x in blocks:
@@ -188,6 +188,7 @@ class Model:
         return np.asarray(x)
 
 
+@kept
 def _program(compute_dtype: str, logarithms: bool) -> Any:
     """A network's parameters, its scaling and rows [N, features] -> probabilities [N, classes], or their logarithms."""
 

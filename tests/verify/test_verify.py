@@ -22,7 +22,7 @@ from drills.lying_device import lying
 from distmlp import Config, InputError, model
 from distmlp.cluster.group import Group
 from distmlp.data.order import Order
-from distmlp.kept import kept
+from distmlp.kept import forget
 from distmlp.parallel import backend, evaluate, reduce, sharded, step
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.feed import DeviceBatches
@@ -61,10 +61,10 @@ def test_all_that_applies_to_one_device_holds(run_verb: RunTrain, tmp_path: Path
 def here(tmp_path: Path) -> Iterator[Here]:
     """Four devices, and programs that are made anew."""
     config = Config(reduction="invariant", num_devices=4)
-    kept.cache_clear()
+    forget()
     with backend.prepared(config):
         yield Here(Group(), make_layout(config), tmp_path)
-    kept.cache_clear()
+    forget()
 
 
 Break = Callable[[pytest.MonkeyPatch], None]
