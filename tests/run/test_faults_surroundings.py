@@ -17,15 +17,15 @@ from conftest import RunTrain, make_arrays, process_env, small_config
 from drills import runs
 from PIL import Image
 
-from distmlp import InputError, load, train
+from distmlp import InputError, load, machine, train
 from distmlp.cluster.group import Group
 from distmlp.config import resolve_paths
 from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
 from distmlp.run.workdir import Workdir
-from launch import cli
+from launch import cli, flags
 
-FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3"]
+FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3", "--reduction=invariant"]
 
 
 def in_mount(script: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
@@ -44,7 +44,8 @@ def in_mount(script: str, tmp_path: Path) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory: pytest.TempPathFactory) -> str:
     """SHA-256 of the parameters of a run that has all it needs."""
-    return runs.finish(tmp_path_factory.mktemp("roomy") / "run", FLAGS)
+    given = ["train", *FLAGS, "--num_devices=1", f"--workdir={tmp_path_factory.mktemp('roomy') / 'run'}"]
+    return params_sha256(train(flags.parse(given)).params)
 
 
 @pytest.mark.parametrize(("size", "intact"), [("8k", []), ("300k", [12])])
@@ -68,8 +69,9 @@ def test_full_disk(size: str, intact: list[int], parameters: str, tmp_path: Path
 
 
 def test_read_only_disk(tmp_path: Path) -> None:
+    train(flags.parse(["train", *FLAGS, "--num_devices=1", "--max_steps=12", f"--workdir={tmp_path / 'run'}"]))
     done = in_mount(
-        "mount -t tmpfs tmpfs $DISK && $TRAIN --max_steps=12 >/dev/null && mount -o remount,ro $DISK && $TRAIN;"
+        "mount -t tmpfs tmpfs $DISK && cp -r run $DISK && mount -o remount,ro $DISK && $TRAIN;"
         "echo code $?; ls $DISK/run/checkpoints", tmp_path,
     )  # fmt: skip
     assert done.stdout.endswith("code 2\n12\n")
@@ -103,14 +105,11 @@ def test_changed_mapped_data_are_refused(name: str, tmp_path: Path) -> None:
         train(small_config(str(folder), max_steps=6))
 
 
-def test_data_that_are_gone(run_train: RunTrain, npz: str) -> None:
-    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--workdir=run"]
+def test_data_that_are_gone(npz: str) -> None:
     train(small_config(npz, max_steps=3))
     os.rename(npz, npz + ".moved")
-    done = run_train(*flags)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [done.stderr.rstrip("\n")]
-    assert "does not exist" in done.stderr
+    with pytest.raises(InputError, match=r"^--dataset=.* does not exist"):
+        train(small_config(npz))
     assert runs.committed(Path("run")) == [3]
 
 
@@ -130,10 +129,10 @@ def test_clock_set_back(run_train: RunTrain, npz: str, tmp_path: Path) -> None:
         "time.time, time.time_ns = lambda: now() - year, lambda: ns() - year * 10**9\n"
     )
     path = os.pathsep.join([str(tmp_path), process_env()["PYTHONPATH"]])
-    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--momentum=0.9", "--checkpoint_every_steps=1"]
-    assert run_train(*flags, "--workdir=straight", "--max_steps=10").returncode == 0
-    assert run_train(*flags, "--workdir=run", "--max_steps=5").returncode == 0
-    done = run_train(*flags, "--workdir=run", "--max_steps=10", env={"PYTHONPATH": path})
+    settings: dict[str, Any] = {"momentum": 0.9, "checkpoint_every_steps": 1, "reduction": "invariant"}
+    train(small_config(npz, **settings, num_devices=1, workdir="straight"))
+    train(small_config(npz, **settings, num_devices=1, max_steps=5))
+    done = run_train("--flagfile=run/run.flags", "--workdir=run", "--max_steps=10", env={"PYTHONPATH": path})
     assert (done.returncode, done.stderr) == (0, "")
     assert "resuming after step 5 of 10" in done.stdout
     assert runs.committed(Path("run"))[-2:] == [9, 10]
@@ -184,8 +183,8 @@ def test_a_class_with_an_umlaut_in_an_ascii_locale(run_train: RunTrain, tmp_path
         for number in range(8):
             Image.new("L", (4, 4), 200 * (name == "Biene") + number).save(tmp_path / "set" / name / f"{number}.png")
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
-    flags = ("--dataset=set", "--test_fraction=0.25", "--hidden_sizes=4", "--batch_size=6", "--num_epochs=1")
-    done = run_train(*flags, "--workdir=run", env=locale)
+    done = run_train("--dataset=set", "--test_fraction=0.25", "--hidden_sizes=4", "--batch_size=6", "--num_epochs=1",
+                     "--workdir=run", env=locale)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "K\\xe4fer" in done.stdout
     log = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
@@ -202,11 +201,15 @@ def test_from_a_folder_of_its_source_a_version_is_unknown(
         return real(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    train(small_config(npz, max_steps=1))
-    assert f"distmlp unknown, jax {jax.__version__}," in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["distmlp", "--version"])
-    cli.main()
-    assert capsys.readouterr().out == "distmlp unknown\n"
+    machine.version.cache_clear()
+    try:
+        train(small_config(npz, max_steps=1))
+        assert f"distmlp unknown, jax {jax.__version__}," in capsys.readouterr().out
+        cli.main()
+        assert capsys.readouterr().out == "distmlp unknown\n"
+    finally:
+        machine.version.cache_clear()
 
 
 def test_a_save_that_fails_in_the_background(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
