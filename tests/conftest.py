@@ -4,6 +4,7 @@ import atexit
 import functools
 import gc
 import hashlib
+import importlib
 import os
 import shutil
 import subprocess
@@ -44,6 +45,20 @@ from distmlp.errors import STOP_SIGNALS  # noqa: E402
 heed(STOP_SIGNALS)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# The longest files, longest first: whichever process has one of these last, the other would wait for it.
+LONGEST = (
+    "cluster/test_processes.py", "test_docs.py", "test_estimator.py", "verify/test_verify.py", "many/test_sweep.py",
+    "cluster/test_faults.py", "test_accuracy.py", "run/test_faults_crash.py", "parallel/test_sharded.py",
+    "run/test_faults_invariance.py", "run/test_faults_surroundings.py", "run/test_recovery.py", "run/test_signals.py",
+    "cluster/test_slow_process.py", "plan/test_plan.py", "parallel/test_parity.py", "parallel/test_audit.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -111,6 +126,25 @@ def run_verb(tmp_path: Path) -> RunTrain:
         )
 
     return run
+
+
+@pytest.fixture
+def call_verb(capsys: pytest.CaptureFixture[str]) -> RunTrain:
+    """call_verb(verb, *arguments): as `run_verb`, of a verb on a run, called in this process."""
+
+    def call(verb: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        from launch import command
+
+        capsys.readouterr()
+        said = ""
+        try:
+            code = importlib.import_module(f"launch.{verb}").main(list(arguments))
+        except Exception as error:  # `ending` tells them apart
+            code, said = command.ending(error)
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess([verb, *arguments], code, out, err + f"{said}\n" * bool(said))
+
+    return call
 
 
 @pytest.fixture

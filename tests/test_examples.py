@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import re
+import runpy
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,9 +26,20 @@ def start(program: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return done
 
 
-def run(program: str, *arguments: str) -> str:
-    """The last line that it prints."""
-    return start(program, *arguments).stdout.splitlines()[-1]
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run(program, *arguments): the last line that it prints, run in this process."""
+
+    def last(program: str, *arguments: str) -> str:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        runpy.run_path(str(EXAMPLES / program), run_name="__main__")
+        return capsys.readouterr().out.splitlines()[-1]
+
+    return last
 
 
 def test_every_example_is_tested() -> None:
@@ -60,7 +73,7 @@ def test_mlflow_keeps_settings_and_lines(tmp_path: Path) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
+def test_a_dataset_of_ones_own(run: Run, tmp_path: Path) -> None:
     said = run("custom_dataset.py", "--epochs=5", f"--workdir={tmp_path / 'run'}")
     right, total = map(int, re.findall(r"\d+", said))
     assert total == 360
@@ -68,14 +81,14 @@ def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
     assert load(tmp_path / "run").step == 5 * 23
 
 
-def test_a_sweep_finds_a_rate_that_learns() -> None:
+def test_a_sweep_finds_a_rate_that_learns(run: Run) -> None:
     said = run("sweep.py", "--trials=2", "--epochs=2")
     rate, accuracy = re.fullmatch(r"best learning rate (.*): validation accuracy (.*)%", said).groups()  # type: ignore[union-attr]
     assert 1e-5 <= float(rate) <= 1e-1
     assert float(accuracy) > 50
 
 
-def test_an_exported_network_in_pytorch_alone(digits_run: Path, tmp_path: Path) -> None:
+def test_an_exported_network_in_pytorch_alone(run: Run, digits_run: Path, tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
     images, digits = load_digits(return_X_y=True)

@@ -100,14 +100,14 @@ def test_what_train_takes_predict_takes(form: str, model: Model, tmp_path: Path)
                                           found[:, 1].sort())  # fmt: skip
 
 
-def test_evaluate_and_predict_agree_as_commands(run_verb: Any, model: Model, tmp_path: Path) -> None:
+def test_evaluate_and_predict_agree_as_commands(call_verb: Any, model: Model, tmp_path: Path) -> None:
     table = frame(30)[["c", "label", "b", "a"]]
     table.to_csv(tmp_path / "new.csv.gz")
-    done = run_verb("evaluate", str(model.run), "--dataset=new.csv.gz", "--json")
+    done = call_verb("evaluate", str(model.run), "--dataset=new.csv.gz", "--json")
     assert done.returncode == 0, done.stderr
     accuracy = json.loads(done.stdout)["accuracy"]
     assert accuracy > 0.9
-    done = run_verb("predict", str(model.run), "new.csv.gz", "--json")
+    done = call_verb("predict", str(model.run), "new.csv.gz", "--json")
     assert done.returncode == 0, done.stderr
     classes = [json.loads(line)["class"] for line in done.stdout.splitlines()]
     assert np.mean(np.array(classes) == table["label"]) == accuracy
@@ -461,7 +461,7 @@ def test_words_are_learned_from_the_training_set_alone(tmp_path: Path, capsys: C
     assert "in 40 rows, column k has one of 2 words that training did not see, which count as none: v, w" in remark
 
 
-def test_predictions_apply_what_was_learned(mixed: Model, run_verb: Any, tmp_path: Path, capsys: Capture) -> None:
+def test_predictions_apply_what_was_learned(mixed: Model, call_verb: Any, tmp_path: Path, capsys: Capture) -> None:
     table = gaps()[["colour", "n", "label"]]
     table.loc[10, "colour"] = "purple"
     table.to_csv(tmp_path / "t.csv", index=False)
@@ -477,7 +477,7 @@ def test_predictions_apply_what_was_learned(mixed: Model, run_verb: Any, tmp_pat
     np.testing.assert_array_equal(mixed.predict(table).probabilities, expected.probabilities)
     assert mixed.evaluate(table, table["label"].to_numpy()).accuracy > 0.9
     assert run_data.split(mixed, dataset=str(tmp_path / "t.csv")).take(np.arange(80))[0].tolist() == found.tolist()
-    done = run_verb("predict", str(mixed.run), "t.csv", "--json")
+    done = call_verb("predict", str(mixed.run), "t.csv", "--json")
     assert done.returncode == 0
     assert done.stderr.count("\n") == 1
     assert [json.loads(line)["class"] for line in done.stdout.splitlines()] == expected.classes.tolist()

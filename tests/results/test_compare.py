@@ -202,8 +202,8 @@ def test_damaged_lines_are_left_out_and_said(base: Path, tmp_path: Path) -> None
     assert (step, lines["damage"]) == (None, f"{metrics}: line 1 is not what was written, and left out")
 
 
-def test_exit_codes(folder: Path, base: Path, run_verb: RunTrain) -> None:
-    done = run_verb("compare", str(base), str(run(folder, "rate", learning_rate=0.0011)))
+def test_exit_codes(folder: Path, base: Path, call_verb: RunTrain) -> None:
+    done = call_verb("compare", str(base), str(run(folder, "rate", learning_rate=0.0011)))
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.endswith("verdict      the runs part at step 2\n")
 

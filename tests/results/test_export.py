@@ -183,8 +183,8 @@ def test_what_cannot_be_exported(model: Model, tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
 
 
-def test_the_verb_writes_the_file(run_verb: RunTrain, digits_run: Path, tmp_path: Path) -> None:
-    done = run_verb("export", str(digits_run), "--format=npz", "--output=model.npz")
+def test_the_verb_writes_the_file(call_verb: RunTrain, digits_run: Path, tmp_path: Path) -> None:
+    done = call_verb("export", str(digits_run), "--format=npz", "--output=model.npz")
     assert (done.returncode, done.stderr) == (0, "")
     assert "the checkpoint of step 69 as npz" in done.stdout
     with np.load(tmp_path / "model.npz") as arrays:

@@ -24,7 +24,7 @@ def test_evaluate_prints_the_numbers_that_training_logged(run_verb: RunTrain, di
 
 
 def test_predict_takes_pictures_and_rows_and_names_what_it_cannot_read(
-    run_verb: RunTrain, digits_run: Path, tmp_path: Path
+    call_verb: RunTrain, digits_run: Path, tmp_path: Path
 ) -> None:
     images, _ = datasets.load(Config()).test.take(np.arange(10))
     expected = load(digits_run).predict(images)
@@ -32,7 +32,7 @@ def test_predict_takes_pictures_and_rows_and_names_what_it_cannot_read(
         Image.fromarray(np.rint(image * (255 / 16)).astype(np.uint8)).save(tmp_path / f"{n}.png")
     np.save(tmp_path / "rows.npy", images)
     files = [*(f"{n}.png" for n in range(10)), "absent.png", "rows.npy"]
-    done = run_verb("predict", str(digits_run), *files, "--json")
+    done = call_verb("predict", str(digits_run), *files, "--json")
     assert done.returncode == 1
     assert done.stderr == "distmlp: error: absent.png does not exist\n"
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -44,38 +44,38 @@ def test_predict_takes_pictures_and_rows_and_names_what_it_cannot_read(
     assert [line["probability"] for line in lines] == [max(line["probabilities"]) for line in lines]
 
 
-def test_every_verb_on_a_table_with_text_labels(run_verb: RunTrain, wine_run: Path, tmp_path: Path) -> None:
+def test_every_verb_on_a_table_with_text_labels(call_verb: RunTrain, wine_run: Path, tmp_path: Path) -> None:
     *_, last, _ = map(json.loads, (wine_run / "metrics.jsonl").read_text().splitlines())
-    done = run_verb("evaluate", str(wine_run), "--json", "--checkpoint=newest")
+    done = call_verb("evaluate", str(wine_run), "--json", "--checkpoint=newest")
     result = json.loads(done.stdout)
     assert result["classes"] == sorted(WINES)
     assert (result["loss"], result["accuracy"]) == (last["test_loss"], last["test_accuracy"])
-    done = run_verb("predict", str(wine_run), str(wine_run.parent / "wine.csv"), "--json")
+    done = call_verb("predict", str(wine_run), str(wine_run.parent / "wine.csv"), "--json")
     predicted = [json.loads(line)["class"] for line in done.stdout.splitlines()]
     actual = [line.rpartition(",")[2] for line in (wine_run.parent / "wine.csv").read_text().splitlines()[1:]]
     assert (done.returncode, len(predicted)) == (0, 178)
     assert np.mean([p == a for p, a in zip(predicted, actual, strict=True)]) > 0.9
-    done = run_verb("export", str(wine_run), "--format=npz", "--output=wine.npz")
+    done = call_verb("export", str(wine_run), "--format=npz", "--output=wine.npz")
     with np.load(tmp_path / "wine.npz") as arrays:
         assert arrays["classes"].tolist() == sorted(WINES)
-    done = run_verb("report", str(wine_run), "--output=wine.html")
+    done = call_verb("report", str(wine_run), "--output=wine.html")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Barolo &lt;b&gt;" in (tmp_path / "wine.html").read_text()
-    done = run_verb("compare", str(wine_run), str(wine_run))
+    done = call_verb("compare", str(wine_run), str(wine_run))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("the runs are the same as far as they go: up to step 50\n")
 
 
-def test_mnist_accuracy_and_ten_pictures(run_verb: RunTrain, mnist_dir: str, tmp_path: Path) -> None:
+def test_mnist_accuracy_and_ten_pictures(call_verb: RunTrain, mnist_dir: str, tmp_path: Path) -> None:
     config = Config(dataset="mnist", data_dir=mnist_dir, max_steps=40, learning_rate=0.1, input_scaling="unit",
                     workdir=str(tmp_path / "run"), num_devices=1)
     *_, last, _ = train(config).history
-    result = json.loads(run_verb("evaluate", "run", "--json").stdout)
+    result = json.loads(call_verb("evaluate", "run", "--json").stdout)
     assert (result["accuracy"], result["loss"]) == (last["test_accuracy"], last["test_loss"])
     images, _ = datasets.load(config).test.take(np.arange(10))
     for n, image in enumerate(images.reshape(-1, 28, 28)):
         Image.fromarray(image).save(tmp_path / f"{n}.png")
-    done = run_verb("predict", "run", *(f"{n}.png" for n in range(10)), "--json")
+    done = call_verb("predict", "run", *(f"{n}.png" for n in range(10)), "--json")
     assert done.returncode == 0
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     expected = load(tmp_path / "run").predict(images)
@@ -100,9 +100,9 @@ def test_predict_imports_no_torch(run_verb: RunTrain, digits_run: Path, tmp_path
     assert done.stdout.startswith("x.npy  row 0  ")
 
 
-def test_wrong_usage_is_one_line(run_verb: RunTrain, digits_run: Path) -> None:
+def test_wrong_usage_is_one_line(call_verb: RunTrain, digits_run: Path) -> None:
     for verb, *arguments in (["predict", str(digits_run)], ["evaluate", "absent"], ["evaluate"]):
-        done = run_verb(verb, *arguments)
+        done = call_verb(verb, *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("distmlp: error: ")
         assert done.stderr.count("\n") == 1
