@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from conftest import make_arrays, process_env, small_config
+from conftest import make_arrays, small_config
 from drills import groups, runs
 
 from distmlp import train
@@ -119,14 +119,14 @@ except Exception as error:
 def test_all_processes_follow_the_first(tmp_path: Path) -> None:
     np.savez(tmp_path / "small.npz", **make_arrays())
     (tmp_path / "script.py").write_text(SCRIPT.format(dataset=str(tmp_path / "small.npz")))
-    command = [*groups.TORCHRUN, "--nproc_per_node=2", "script.py"]
-    group = groups.Process(command, tmp_path, process_env(1) | {"OMP_NUM_THREADS": "1"})
-    group.wait(240)
-    said = sorted(line for _, line in group.lines if line.startswith(("heard", "ended", "went", "raised")))
+    group = groups.by_variables(("script.py",), tmp_path, processes=2)
+    assert [process.wait(240) for process in group] == [0, 0], [process.output for process in group]
+    said = sorted(line for process in group for _, line in process.lines
+                  if line.startswith(("heard", "ended", "went", "raised")))  # fmt: skip
     assert said[:-1] == [
         *["ended at 10"] * 2, "heard 10", "heard 5",
         next(line for line in said if re.match(r"raised ProcessEnded process 0 of 2 on .* \(RuntimeError\)", line)),
         "raised RuntimeError of the caller", "went on to 15",
-    ], group.output  # fmt: skip
+    ], [process.output for process in group]  # fmt: skip
     assert said[-1] == "went on to 15"
     assert runs.committed(tmp_path / "other") == [5]

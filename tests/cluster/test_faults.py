@@ -12,6 +12,9 @@ import pytest
 from conftest import make_arrays
 from drills import groups, runs
 
+from distmlp import train
+from launch.flags import parse
+
 FLAGS = ("--hidden_sizes=8", "--batch_size=4", "--eval_batch_size=16", "--learning_rate=0.001", "--shuffle",
          "--reduction=invariant", "--eval_every_epochs=0")  # fmt: skip
 TIMEOUT = 240  # of what takes 10 seconds on two idle cores
@@ -26,7 +29,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     folder = tmp_path_factory.mktemp("begun")
     np.savez(folder / "small.npz", **make_arrays())
     flags = [f"--dataset={folder / 'small.npz'}", *FLAGS]
-    runs.finish(folder / "run", [*flags, "--max_steps=4"])
+    train(parse(["train", *flags, "--max_steps=4", "--num_devices=1", f"--workdir={folder / 'run'}"]))
     return flags, folder / "run"
 
 

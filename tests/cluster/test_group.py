@@ -74,6 +74,14 @@ def test_the_first_process_leads_without_waiting_and_old_orders_are_forgotten(st
     assert Group().lead(5) == 5
 
 
+def test_what_the_processes_do_not_share_is_named_and_refused(store: Store, group: Group) -> None:
+    other(store, 1, value={"--seed": 2, "--shuffle": True, "optax": "0.0.1"})
+    said = (r"^--seed is 1 in process 0 and 2 in process 1; optax is 0\.2 in process 0 and 0\.0\.1 in process 1: start "
+            "all with the same flags, data and packages$")  # fmt: skip
+    with pytest.raises(InputError, match=said):
+        group.agree({"--seed": 1, "--shuffle": True, "optax": "0.2"})
+
+
 def test_a_pulse_is_felt_from_every_process(store: Store, group: Group) -> None:
     other = Group(1, 2, store)
     assert [group.pulse(3), other.pulse(10), group.pulse(3), other.pulse(11), group.pulse(4)] == [3, 13, 13, 14, 15]

@@ -1,7 +1,9 @@
 """Who a process is, from made-up environments of the launchers; which GPUs it takes; half configurations refused."""
 
+import itertools
 import os
 import signal
+import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +138,15 @@ def test_gpus_that_cannot_be_divided_equally_are_refused(env: dict[str, str], en
 def test_addresses_may_be_of_ipv6() -> None:
     assert split_address("[fe80::1]:80") == ("fe80::1", 80)
     assert split_address("host:80") == ("host", 80)
+
+
+def test_a_port_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 2)
+    monkeypatch.setattr("distmlp.cluster.place.time.monotonic", lambda: next(clock))  # it may be free in some seconds
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(InputError, match=rf"port {port} cannot be used \(Address already in use\): give another"):
+            join(Place(f"127.0.0.1:{port}", 2, 0), Config())
 
 
 def test_joining_gives_the_signal_back_that_jax_takes(monkeypatch: pytest.MonkeyPatch) -> None:

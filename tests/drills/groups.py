@@ -70,14 +70,17 @@ def under_torchrun(
     workdir: Path, flags: Sequence[str], processes: int, devices: int = 1, restarts: int = 0
 ) -> Process:
     """So many processes with so many emulated devices each."""
-    command = (f"--max_restarts={restarts}", "-m", "launch.train", *flags, f"--workdir={workdir}")
-    return torchrun(command, workdir.parent, processes, devices)
+    command = (*TORCHRUN, f"--nproc_per_node={processes}", f"--max_restarts={restarts}", "-m", "launch.train", *flags,
+               f"--workdir={workdir}")  # fmt: skip
+    return Process(command, workdir.parent, runs.environment(devices) | {"OMP_NUM_THREADS": "1"})
 
 
-def torchrun(command: Sequence[str], cwd: Path, processes: int, devices: int = 1) -> Process:
-    """Any command under torchrun, in so many processes with so many emulated devices each."""
-    env = runs.environment(devices) | {"OMP_NUM_THREADS": "1"}
-    return Process((*TORCHRUN, f"--nproc_per_node={processes}", *command), cwd, env)
+def by_variables(command: Sequence[str], cwd: Path, processes: int, devices: int = 1) -> list[Process]:
+    """Any command in so many processes that are told of one another as torchrun does it, but without its agent."""
+    env = runs.environment(devices) | {
+        "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+    }  # fmt: skip
+    return [Process((sys.executable, *command), cwd, env | {"RANK": str(rank)}) for rank in range(processes)]
 
 
 def by_flags(

@@ -103,6 +103,12 @@ def test_what_is_compared_over_a_network_is_on_the_server_before_the_others_look
     assert len((tmp_path / "synced").read_bytes()) == 16
 
 
+def test_a_folder_that_the_second_process_does_not_see_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "synced").write_bytes(b"of another folder")
+    with pytest.raises(InputError, match=r"^--workdir=.*run is not shared: process 1 does not see what process 0 wrot"):
+        Workdir(config(), Several(tmp_path))
+
+
 @pytest.mark.parametrize("function", ["write", "fsync"])
 def test_a_disk_that_is_full_for_the_lock(function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
