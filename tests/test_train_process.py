@@ -18,11 +18,12 @@ from conftest import RunTrain, make_arrays, process_env, small_config, snapshot
 from drills import runs
 
 from distmlp import Config, InputError, train
-from distmlp.kept import kept
+from distmlp.kept import forget
 from distmlp.parallel import step
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.step import gradients
 from distmlp.run.log import HEADER
+from launch.train import main
 
 FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--num_epochs=3", "--eval_batch_size=16", "--learning_rate=0.001",
          "--momentum=0.9", "--shuffle", "--eval_train", "--workdir=run")  # fmt: skip
@@ -35,7 +36,9 @@ def lines(workdir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in json.loads(t).items() if name not in TIMINGS} for t in texts]
 
 
-def test_a_run_from_start_to_finish_and_then_started_again(npz: str, tmp_path: Path, run_train: RunTrain) -> None:
+def test_a_run_from_start_to_finish_and_then_started_again(
+    npz: str, tmp_path: Path, run_train: RunTrain, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = run_train(f"--dataset={npz}", *FLAGS, devices=2)
     assert (done.returncode, done.stderr) == (0, "")
     run = tmp_path / "run"
@@ -68,10 +71,9 @@ def test_a_run_from_start_to_finish_and_then_started_again(npz: str, tmp_path: P
     assert runs.committed(run) == sorted({10, 15, best_before_the_last})
 
     before = snapshot(run)
-    again = run_train(f"--dataset={npz}", *FLAGS)  # on another number of devices, too
-    assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout.count("\n") == 1
-    assert "finished, at step 15" in again.stdout
+    capfd.readouterr()
+    main(["train", f"--dataset={npz}", *FLAGS])  # on another number of devices, too
+    assert capfd.readouterr() == (f"{run} holds this run finished, at step 15: nothing to do\n", "")
     assert snapshot(run) == before
 
     # run.flags repeats the run elsewhere.
@@ -98,15 +100,16 @@ def test_help_to_a_reader_that_has_gone_ends_quietly() -> None:
 
 
 def test_a_run_that_was_extended_logs_what_an_uninterrupted_one_does(
-    npz: str, tmp_path: Path, run_train: RunTrain
+    npz: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped in the middle of an epoch, then continued by another process."""
-    data = f"--dataset={npz}"
-    assert run_train(data, *FLAGS, "--max_steps=7").returncode == 0
+    """Stopped in the middle of an epoch, then continued."""
+    given = ["train", f"--dataset={npz}", *FLAGS, "--num_devices=1"]
+    main([*given, "--max_steps=7"])
     assert [line["step"] for line in lines(tmp_path / "run")] == [5, 7, 7]
-    resumed = run_train(data, *FLAGS)
-    assert (resumed.returncode, resumed.stderr) == (0, "")
-    assert "resuming after step 7 of 15" in resumed.stdout
+    capfd.readouterr()
+    main(given)
+    out, err = capfd.readouterr()
+    assert ("resuming after step 7 of 15" in out, err) == (True, "")
     train(small_config(npz, num_epochs=3, momentum=0.9, shuffle=True, eval_train=True, workdir="whole",
                        num_devices=1))  # fmt: skip
     assert_same_numbers(tmp_path / "run", tmp_path / "whole", but_for_step=7)
@@ -173,7 +176,7 @@ def test_the_step_is_compiled_once(
                            data_placement=placement))  # fmt: skip
         return list(compilations)
 
-    kept.cache_clear()
+    forget()
     monkeypatch.setattr(step, "gradients", counting)
     first = run(1, "first")
     assert len(traced) == 1
@@ -209,17 +212,19 @@ class Vectors(torch.utils.data.Dataset[Any]):
 
 def test_notebook_style_with_torch_datasets_and_a_spawned_worker(npz: str) -> None:
     """The same parameters as from the file, which is read in whole batches."""
+    test = Vectors("test")
+    tensors = torch.utils.data.TensorDataset(torch.from_numpy(test.images), torch.from_numpy(test.labels))
     given = train(small_config("digits", num_classes=4, num_workers=1, shuffle=True, workdir="given"),
-                  Vectors("train"), Vectors("test"))  # fmt: skip
+                  Vectors("train"), tensors)  # fmt: skip
     plain = train(small_config(npz, shuffle=True, workdir="plain", data_placement="host"))
     assert params_sha256(given.params) == params_sha256(plain.params) == plain.history[-1]["params_sha256"]
     assert [line.get("test_loss") for line in given.history] == [line.get("test_loss") for line in plain.history]
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(given.params))
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_item_ends_in_one_line_also_from_a_worker(workers: int) -> None:
-    config = small_config("digits", num_classes=4, num_workers=workers)
+def test_a_bad_item_ends_in_one_line() -> None:
+    """From a worker, too: data/test_given.py."""
+    config = small_config("digits", num_classes=4)
     with pytest.raises(InputError) as caught:
         train(config, Vectors("train", bad=50), Vectors("test"))
     assert str(caught.value).startswith("train_set: example 50: label 99 is out of range for 4 classes")

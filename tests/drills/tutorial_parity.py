@@ -3,7 +3,7 @@
 On one device the parameters must be the tutorial's to the bit after the last epoch, and the accuracies to 4 decimals
 after each; on 8 emulated devices, pmap and shard_map, within 0.0002 after the first epoch and within 0.0006 after each.
 The tutorial is computed here (tests/tutorial.py), or by a script that prints one JSON object with test_accuracy and
-sha256 per epoch.
+sha256 per epoch. Last, configs/tutorial_published.flags must give the accuracies that the tutorial's page prints.
 """
 
 import argparse
@@ -13,11 +13,17 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from . import runs
 
 RUNS = {"1 device": (1, "single"), "8, shard_map": (8, "shard_map"), "8, pmap": (8, "pmap")}
 FIRST, LATER = 0.0002, 0.0006  # accuracy on 8 devices
+# Accuracies on the training and the test set after each epoch, as the tutorial's page prints them (to 5 digits).
+PUBLISHED = [
+    (0.91575, 0.9195), (0.93722, 0.9384), (0.94917, 0.9469), (0.95682, 0.9534),
+    (0.96313, 0.9577), (0.96750, 0.9616), (0.97083, 0.9650), (0.97372, 0.9672),
+]  # fmt: skip
 
 
 def reference(data_dir: str, epochs: int, script: str) -> list[tuple[float, str]]:
@@ -65,6 +71,14 @@ def check(found: dict[str, list[float]], expected: list[float], sha256: str, exp
     return wrong
 
 
+def check_published(lines: list[dict[str, Any]]) -> list[str]:
+    """Where the lines of a run are not those of the page, in words."""
+    found = [(line["train_accuracy"], line["test_accuracy"]) for line in lines if "test_accuracy" in line]
+    return [f"epoch {epoch}: {accuracies}, the page has {printed}"
+            for epoch, (accuracies, printed) in enumerate(zip(found, PUBLISHED, strict=False), start=1)
+            if any(abs(a - b) > LATER for a, b in zip(accuracies, printed, strict=True))]  # fmt: skip
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default=os.environ.get("DISTMLP_DATA_DIR", "data"))
@@ -85,11 +99,16 @@ def main(argv: list[str]) -> int:
             workdir = Path(folder) / parallelism
             digests[name] = runs.finish(workdir, [*flags, f"--parallelism={parallelism}"], devices)
             found[name] = [line["test_accuracy"] for line in runs.lines(workdir) if "test_accuracy" in line]
+        page = Path(folder) / "page"
+        runs.finish(page, [f"--flagfile={runs.REPOSITORY}/configs/tutorial_published.flags",
+                           f"--data_dir={args.data_dir}", f"--num_epochs={args.epochs}"])  # fmt: skip
+        wrong = check_published(runs.lines(page))
     print("epoch  tutorial  " + "  ".join(f"{name:>12}" for name in RUNS))
     for epoch, (accuracy, _) in enumerate(expected):
         print(f"{epoch + 1:5}  {accuracy:8.4f}  " + "  ".join(f"{found[name][epoch]:12.4f}" for name in RUNS))
-    wrong = check(found, [accuracy for accuracy, _ in expected], digests["1 device"], expected[-1][1])
-    print("\n".join(wrong) or f"one device is the tutorial to the bit after epoch {args.epochs}, others within bounds")
+    wrong += check(found, [accuracy for accuracy, _ in expected], digests["1 device"], expected[-1][1])
+    print("\n".join(wrong) or f"one device is the tutorial to the bit after epoch {args.epochs}, others within bounds; "
+                              "the page's accuracies are there")  # fmt: skip
     return 1 if wrong else 0
 
 

@@ -208,7 +208,7 @@ def test_the_environment_is_left_alone_once_the_backend_has_started(npz: str) ->
 def after_start(code: str, *command: str, **env: str) -> list[str]:
     """Lines that a Python prints for this code, started with these variables, and by this command if it is given."""
     environment = {name: value for name, value in process_env().items() if name not in ("PJRT_NPROC", "NPROC")}
-    imports = "import os, jax\nfrom distmlp import Config, InputError, train\nfrom distmlp.parallel import backend\n"
+    imports = "import os, jax\nfrom distmlp import Config\nfrom distmlp.parallel import backend\n"
     done = subprocess.run([*command, sys.executable, "-c", imports + code], env=environment | env, capture_output=True,
                           text=True, timeout=120, check=True)  # fmt: skip
     return done.stdout.splitlines()
@@ -217,8 +217,9 @@ def after_start(code: str, *command: str, **env: str) -> list[str]:
 def test_a_number_of_threads_that_came_too_late_is_refused(npz: str) -> None:
     """As in a notebook that has used JAX before: nothing may count but what the backend has started with."""
     config = f"Config(dataset={npz!r}, hidden_sizes=(8,), batch_size=20, max_steps=1, workdir=None"
-    code = (f"jax.devices()\nos.environ['PJRT_NPROC'] = '16'\ntry:\n    train({config}, reduction='invariant'))\n"
-            f"except InputError as error:\n    print(error)\n")  # fmt: skip
+    code = (f"from distmlp import InputError, train\njax.devices()\nos.environ['PJRT_NPROC'] = '16'\n"
+            f"try:\n    train({config}, reduction='invariant'))\n"
+            "except InputError as error:\n    print(error)\n")  # fmt: skip
     (said,) = after_start(code, PJRT_NPROC="3")
     assert "needs PJRT_NPROC=16 in the environment when JAX starts, and JAX has started with 3: start again" in said
 

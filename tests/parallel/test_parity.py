@@ -18,7 +18,9 @@ from distmlp.parallel.step import gradients, make_train_step
 
 CLASSES, FEATURES = 10, 784
 SIZES = [FEATURES, 64, 32, CLASSES]
-WRAPPINGS = [("single", 1), ("pmap", 1), ("pmap", 3), ("pmap", 8), *(("shard_map", n) for n in range(1, DEVICES + 1))]
+# Of whole runs, tests/run/test_faults_invariance.py has every number of devices.
+WRAPPINGS = [("single", 1), ("pmap", 1), ("pmap", 3), ("shard_map", 1), ("shard_map", 2), ("shard_map", 5),
+             ("shard_map", DEVICES)]  # fmt: skip
 
 
 def dataset(examples: int) -> ArrayDataset:
@@ -60,7 +62,7 @@ def assert_close(grads: list[np.ndarray], data: ArrayDataset, rows: slice) -> No
 
 @pytest.mark.parametrize(("parallelism", "devices"), WRAPPINGS)
 def test_gradients_of_a_full_and_of_an_uneven_batch(parallelism: str, devices: int) -> None:
-    """128 rows, and the last 96 of 224: neither divides by 3, 5, 6 or 7."""
+    """128 rows, and the last 96 of 224: neither divides by 3 or 5."""
     config = Config(batch_size=128, parallelism=parallelism, num_devices=devices)
     data = dataset(224)
     full, uneven = sharded_gradients(config, data)
@@ -68,14 +70,14 @@ def test_gradients_of_a_full_and_of_an_uneven_batch(parallelism: str, devices: i
     assert_close(uneven, data, slice(128, 224))
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
+@pytest.mark.parametrize("devices", [2, 8])
 def test_gradients_added_in_pairs(devices: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What several CPU processes do."""
     monkeypatch.setattr(Layout, "adds_in_pairs", True)
     test_gradients_of_a_full_and_of_an_uneven_batch("shard_map", devices)
 
 
-@pytest.mark.parametrize(("shards", "counts"), [(8, range(1, 9)), (11, (1, 2, 3, 8))])
+@pytest.mark.parametrize(("shards", "counts"), [(8, range(1, 9)), (11, (2, 3))])
 def test_invariant_gradients_are_the_same_bits_everywhere_and_the_tutorials(shards: int, counts: list[int]) -> None:
     data, found = dataset(224), set()
     for parallelism, devices in WRAPPINGS:
@@ -94,12 +96,12 @@ def test_invariant_gradients_are_the_same_bits_everywhere_and_the_tutorials(shar
 @pytest.mark.parametrize(
     ("parallelism", "devices", "rows", "shards"),
     [
-        # 96 rows on 5 and 7 devices
-        ("pmap", 5, 96, 0), ("pmap", 7, 96, 0), ("shard_map", 5, 96, 0), ("shard_map", 7, 96, 0),
+        # 96 rows on 7 devices
+        ("pmap", 7, 96, 0), ("shard_map", 7, 96, 0),
         # a batch smaller than the device count
-        ("pmap", 8, 3, 0), ("shard_map", 8, 3, 0), ("shard_map", 5, 1, 0), ("single", 1, 3, 8),
+        ("pmap", 8, 3, 0), ("shard_map", 5, 1, 0), ("single", 1, 3, 8),
         # accumulation; 8 shards on 3 devices and 5 on 4 leave the last devices with empty ones
-        ("single", 1, 50, 5), ("pmap", 4, 50, 8), ("shard_map", 3, 50, 8), ("shard_map", 4, 50, 5),
+        ("single", 1, 50, 5), ("pmap", 4, 50, 8), ("shard_map", 3, 50, 8),
     ],
 )  # fmt: skip
 def test_gradients_of_batches_that_do_not_divide(

@@ -153,7 +153,7 @@ def test_without_a_card_the_banner_says_nothing(no_environment: None, monkeypatc
 @pytest.mark.parametrize(
     ("verb", "platforms", "words"),
     [("train", "cuda", "sees no device of the kind): unset it; or install the NVIDIA driver"),
-     ("train", "tpu", "libtpu"), ("evaluate", "cdua", "]): unset it; or choose from cpu, cuda, rocm and tpu")],
+     ("evaluate", "tpu", "libtpu"), ("evaluate", "cdua", "]): unset it; or choose from cpu, cuda, rocm and tpu")],
 )  # fmt: skip
 def test_jax_platforms_of_what_is_not_there(
     verb: str, platforms: str, words: str, run_verb: RunTrain, finished_run: tuple[Any, Path]

@@ -47,7 +47,7 @@ def reduced(kind: str, shard_values: np.ndarray, devices: int) -> np.ndarray:
 @pytest.mark.parametrize("shards", [1, 2, 3, 5, 8, 11, 16])
 def test_invariant_adds_along_one_tree_whatever_the_devices(shards: int) -> None:
     expected = tree_order_sum(values(shards))
-    for devices in range(1, min(shards, DEVICES) + 1):
+    for devices in {1, min(shards, 3), min(shards, DEVICES)}:
         np.testing.assert_array_equal(reduced("invariant", values(shards), devices), expected)
 
 

@@ -34,22 +34,25 @@ def tampered(monkeypatch: pytest.MonkeyPatch, after: int, tamper: Tamper) -> Non
 
 
 @pytest.mark.parametrize("placement", ["host", "device"])
-def test_a_loss_that_is_not_finite(placement: str, run_train: RunTrain, npz: str) -> None:
-    flags = [f"--dataset={npz}", "--hidden_sizes=8", "--batch_size=20", "--workdir=run", "--checkpoint_every_steps=1",
-             f"--data_placement={placement}", "--learning_rate=1e30", "--num_epochs=5"]  # fmt: skip
-    done = run_train(*flags)
-    assert done.returncode == 3, done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    found = re.fullmatch(
-        r"distmlp: error: the loss or a gradient is not finite at step (\d+)(?:: .*)?; the newest checkpoint is of "
-        r"step (\d+)\n", done.stderr,
-    )  # fmt: skip
-    assert found is not None, done.stderr
+def test_a_loss_that_is_not_finite(
+    placement: str, run_train: RunTrain, npz: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(npz, checkpoint_every_steps=1, data_placement=placement, learning_rate=1e30, num_epochs=5,
+                          num_devices=1)  # fmt: skip
+    with pytest.raises(DivergedError) as first:
+        train(config)
+    said = r"the loss or a gradient is not finite at step (\d+)(?:: .*)?; the newest checkpoint is of step (\d+)"
+    found = re.fullmatch(said, str(first.value))
+    assert found is not None, first.value
     step, saved = map(int, found.groups())
     assert saved == step - 1 == runs.committed(Path("run"))[-1]
-    again = run_train(*flags)  # the checkpoint is good: it goes on from there, and meets the same end
-    assert f"resuming after step {saved} of" in again.stdout
-    assert (again.returncode, again.stderr) == (3, done.stderr)
+    with pytest.raises(DivergedError) as again:  # the checkpoint is good: it goes on from there, to the same end
+        train(config)
+    assert f"resuming after step {saved} of" in capsys.readouterr().out
+    assert str(again.value) == str(first.value)
+    if placement == "device":
+        done = run_train("--flagfile=run/run.flags", "--workdir=run")
+        assert (done.returncode, done.stderr) == (3, f"distmlp: error: {first.value}\n")
 
 
 @pytest.mark.parametrize(("value", "step", "saved"), [(np.nan, 7, 6), (-np.inf, 7, 6), (-np.inf, 10, 9)])
