@@ -57,8 +57,8 @@ def layers() -> list[list[str]]:
 
 def subject(wing: Path) -> str:
     """What its __init__.py says first, up to the details."""
-    text = ast.get_docstring(ast.parse((wing / "__init__.py").read_text())) or ""
-    return re.split(r"[.:]", text, maxsplit=1)[0]
+    text = ast.get_docstring(ast.parse((wing / "__init__.py").read_text())) or " "
+    return text[0].lower() + re.split(r"[.:]", text[1:], maxsplit=1)[0].replace("->", "to")
 
 
 def rounded(count: int) -> str:

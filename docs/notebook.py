@@ -10,8 +10,8 @@ from nbclient import NotebookClient
 from nbformat import v4
 
 PAGES = [Path(__file__).with_name(f"{name}.md") for name in ("from_one_device_to_eight", "from_a_table_to_a_model")]
-# A block, and the picture that the page shows below it, of what the block draws.
-_BLOCK = re.compile(r"```(\w+)\n(.*?)```\n(?:\n!\[[^]]*\]\((images/[\w.]+)\)\n)?", re.DOTALL)
+# A block; and of a program, the picture that the page shows below it, of what it draws.
+_BLOCK = re.compile(r"```(?:(python)|\w+)\n(.*?)```\n(?(1)(?:\n!\[[^]]*\]\((images/[\w.]+)\)\n)?)", re.DOTALL)
 
 
 def notebook(page: str) -> nbformat.NotebookNode:
@@ -20,7 +20,7 @@ def notebook(page: str) -> nbformat.NotebookNode:
     for block in _BLOCK.finditer(page):
         if text := page[place : block.start()].strip():
             cells.append(v4.new_markdown_cell(text))
-        if block[1] == "python":
+        if block[1]:
             cells.append(v4.new_code_cell(block[2].strip()))
         place = block.end()
     cells.append(v4.new_markdown_cell(page[place:].strip()))
@@ -33,7 +33,7 @@ def notebook(page: str) -> nbformat.NotebookNode:
 
 def pictures(page: str) -> list[str]:
     """The picture that each code cell draws, a path beside the page; "" for none."""
-    return [block[3] or "" for block in _BLOCK.finditer(page) if block[1] == "python"]
+    return [block[3] or "" for block in _BLOCK.finditer(page) if block[1]]
 
 
 def code(book: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
