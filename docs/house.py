@@ -28,7 +28,7 @@ THEN = {
     "data/batches.py": "batches as arrays, the short ones filled up",
     "parallel/feed.py": "many steps in one dispatch",
     "progress.py": "losses added up, and what is due",
-    "training.py": "the core: a state advanced over epochs",
+    "training.py": "the core: no file, no signal, no other process",
     "loop.py": "`train(config)`: the core in a run's folder",
 }
 _LINES_A_MINUTE = 20  # half as fast as prose is read: a line has six words
@@ -74,8 +74,6 @@ def wings() -> str:
     for part in (part for row in layers() for part in row):
         if place(part).is_dir():
             rows.append(f"| `{part}/` | {rounded(lines(place(part)))} | {subject(place(part))} |")
-    files = sum(lines(place(part)) for row in layers() for part in row if place(part).is_file())
-    rows.append(f"| files beside them | {rounded(files)} | settings, model, core, estimator |")
     return "\n".join(rows)
 
 
