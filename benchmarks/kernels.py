@@ -38,9 +38,10 @@ LARGE = Config(dataset="synthetic", synthetic_examples=4096, synthetic_features=
 def by_state() -> dict[str, dict[str, float]]:
     """Of LARGE on 8 H100, for each way in which its state can lie: MiB on a device, and traffic as a multiple of an
     all-reduce of the gradients."""
-    card, devices = targets.find("h100:8")
     data, found = datasets.load(LARGE), {}
+    targets.prepare()
     with backend.settings({"jax_enable_compilation_cache": False}), backend.prepared(LARGE):
+        card, devices = targets.find("h100:8")
         for layout in states(LARGE, make_layout(LARGE, devices, card.memory)):
             parts = training.Program(LARGE, data, layout, layout.device_memory)
             compiled = parts.feed.lower(parts.state).compile(layout.compiler_options)
