@@ -18,12 +18,12 @@ from distmlp.parallel.evaluate import Evaluator
 
 def test_kill(capfd: pytest.CaptureFixture[str]) -> None:
     """In a save, of four devices; one goes on."""
-    assert kill.main(["--kills=1", "--epochs=6", "--seed=125"]) == 0, capfd.readouterr().out
+    assert kill.main(["--kills=1", "--epochs=3", "--seed=125"]) == 0, capfd.readouterr().out
 
 
 def test_interrupt(capfd: pytest.CaptureFixture[str]) -> None:
     """By SIGINT amid steps, of four devices with a sharded state; two go on with one that is not."""
-    assert interrupt.main(["--signals=1", "--epochs=6", "--seed=346", "--seconds=100"]) == 0, capfd.readouterr().out
+    assert interrupt.main(["--signals=1", "--epochs=3", "--seed=346", "--seconds=100"]) == 0, capfd.readouterr().out
 
 
 def test_damage(tmp_path: Path) -> None:
