@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import platform
 from collections.abc import Iterator
@@ -95,6 +96,7 @@ def _cpu_info(*names: str) -> list[str]:
     return [line for line in lines if line.startswith(names)]
 
 
+@functools.cache
 def version(package: str) -> str:
     """The version of a package; unknown where it is not installed, as distmlp run from a folder of its source."""
     try:

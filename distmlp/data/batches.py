@@ -1,8 +1,13 @@
-"""Batches of one static shape, as NumPy arrays: read by torch's DataLoader, also in processes of its own."""
+"""Batches of one static shape, as NumPy arrays.
+
+What is asked for one by one, as the items of a torch Dataset, torch's DataLoader reads, also in processes of its own.
+Arrays, in memory or of files, are indexed, a whole batch at once: they need no torch, which takes long to import.
+"""
 
 import atexit
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import pickle
 import resource
@@ -13,11 +18,9 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
-import torch.utils.data
 
 from distmlp import machine
 from distmlp.data.examples import Examples, Readable
@@ -46,8 +49,8 @@ class Batch(NamedTuple):
         return self._replace(indices=None, real=None)
 
 
-class _Rows(torch.utils.data.Dataset[Any]):
-    """The data set as the DataLoader sees it: an item is what ExampleLoader yields, or what is wrong with it.
+class _Rows:
+    """The data set as torch's DataLoader sees it: an item is what ExampleLoader yields, or what is wrong with it.
 
     `taken` counts the examples that were read one by one, in all processes; roughly, as nothing locks it.
     """
@@ -69,7 +72,7 @@ class _Rows(torch.utils.data.Dataset[Any]):
                 images[real], labels[real] = self._take(indices[real])
             return images, labels, weights, indices
         except InputError as error:  # raised by ExampleLoader: torch would bury its line in the worker's stack
-            if error.__cause__ and torch.utils.data.get_worker_info():  # pickling would lose the cause
+            if error.__cause__ and multiprocessing.parent_process():  # pickling would lose the cause
                 error.add_note("".join(traceback.format_exception(error.__cause__)))
             return error
 
@@ -94,7 +97,7 @@ def _waits() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw if hasattr(resource, "RUSAGE_THREAD") else 0
 
 
-class _Announced(torch.utils.data.Sampler[Step]):
+class _Announced:
     """Steps whose examples the data set is told of some steps before."""
 
     def __init__(self, steps: Iterable[Step], dataset: Readable) -> None:
@@ -132,37 +135,46 @@ def _blocked_signals() -> Iterator[None]:
             atexit.register(process.kill)  # multiprocessing sends SIGTERM, which is blocked, and waits for ever
 
 
-class ExampleLoader(torch.utils.data.DataLoader[Any]):
-    """torch's DataLoader over steps, each given by example indices (int64) and weights (float32) of one shape.
+class ExampleLoader:
+    """Reads steps, each given by example indices (int64) and weights (float32) of one shape.
 
     Yields (images [..., features], labels, weights, indices). For rows of weight 0 nothing is read: they are zeros.
     Where items are read one by one, `num_workers` spawned processes read ahead; `seed` is of their random numbers.
     """
 
     def __init__(self, dataset: Readable, steps: Iterable[Step], num_workers: int = 0, seed: int = 0) -> None:
-        self._name = dataset.name
-        num_workers = num_workers if dataset.one_by_one else 0
-        self._rows = _Rows(dataset, shared=num_workers > 0)
-        super().__init__(
-            self._rows, batch_size=None, sampler=_Announced(steps, dataset), collate_fn=_identity,
-            num_workers=num_workers, persistent_workers=bool(num_workers),
-            multiprocessing_context="spawn" if num_workers else None,  # JAX has threads: a forked worker can deadlock
-            generator=torch.Generator().manual_seed(seed),  # without it each epoch draws from torch's global one
+        self.num_workers = num_workers if dataset.one_by_one else 0
+        self._steps, self._seed = _Announced(steps, dataset), seed
+        self._rows = _Rows(dataset, shared=self.num_workers > 0)
+
+    @functools.cached_property
+    def _torchs(self) -> Any:
+        """torch's DataLoader of the same; it keeps its workers."""
+        import torch.utils.data
+
+        return torch.utils.data.DataLoader(
+            cast(Any, self._rows), batch_size=None, sampler=cast(Any, self._steps), collate_fn=_identity,
+            num_workers=self.num_workers, persistent_workers=bool(self.num_workers),
+            multiprocessing_context="spawn" if self.num_workers else None,  # JAX has threads: a fork can deadlock
+            generator=torch.Generator().manual_seed(self._seed),  # without it each epoch draws from the global one
         )
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override] # torch's is of a class of its own
-        with _blocked_signals() if self.num_workers else contextlib.nullcontext(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Got pickle error")  # torch's lines beside the one below
-            try:
-                steps = super().__iter__()
-            except (pickle.PicklingError, AttributeError, TypeError) as error:
-                raise InputError(f"{self._name} cannot be sent to the processes of --num_workers="
-                                 f"{self.num_workers} ({one_line(error)}): give it functions that can be imported "
-                                 "instead of lambdas and open files, or give --num_workers=0") from error
-        for rows in steps:
+    def __iter__(self) -> Iterator[Any]:
+        one_by_one = self._rows.dataset.one_by_one
+        for rows in self._read_by_torch() if one_by_one else map(self._rows.__getitem__, self._steps):
             if isinstance(rows, InputError):
                 raise rows
             yield rows
+
+    def _read_by_torch(self) -> Iterator[Any]:
+        with _blocked_signals() if self.num_workers else contextlib.nullcontext(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # torch's lines beside the one below
+            try:
+                return iter(self._torchs)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise InputError(f"{self._rows.dataset.name} cannot be sent to the processes of --num_workers="
+                                 f"{self.num_workers} ({one_line(error)}): give it functions that can be imported "
+                                 "instead of lambdas and open files, or give --num_workers=0") from error
 
     @property
     def taken(self) -> int:
@@ -177,12 +189,13 @@ class ExampleLoader(torch.utils.data.DataLoader[Any]):
 
     def close(self) -> None:
         """Ends the workers. Left to the garbage collector, they do not end, and torch waits ten seconds for each."""
-        if self.num_workers and self._iterator is not None:
-            self._iterator._shutdown_workers()  # type: ignore[attr-defined] # there is no public way
-            self._iterator = None
+        made = vars(self).get("_torchs")
+        if self.num_workers and made is not None and made._iterator is not None:
+            made._iterator._shutdown_workers()  # there is no public way
+            made._iterator = None
 
 
-class _RestOfEpoch(torch.utils.data.Sampler[Step]):
+class _RestOfEpoch:
     """The steps from a NumpyLoader's position to the end of its epoch."""
 
     def __init__(self, loader: "NumpyLoader") -> None:
@@ -235,7 +248,7 @@ class NumpyLoader(ExampleLoader):
         images = np.zeros((*rows, self.examples.num_features), self.examples.dtype)
         return Batch(images, np.zeros(rows, np.int32), np.zeros(rows, np.float32), np.float32(0))
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override] # torch's is of a class of its own
+    def __iter__(self) -> Iterator[Batch]:
         epoch, first = self.position
         for step, (images, labels, real, indices) in enumerate(super().__iter__(), first):
             [weight_sum] = self.order.weight_sums(self.weights, epoch, step, step + 1)

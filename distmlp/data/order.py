@@ -1,21 +1,21 @@
 """In which order examples come: a position in the run -> the indices and weights of a batch's rows.
 
-Global batch k of an epoch is the positions [k*batch_size, min((k+1)*batch_size, size)) of that epoch's permutation,
-which torch's DistributedSampler deals to the shards.
+Global batch k of an epoch is the positions [k*batch_size, min((k+1)*batch_size, size)) of that epoch's permutation.
+Permutation and shards are those of torch's DistributedSampler, without the examples that it repeats to fill up its
+shards. torch itself is not imported for it: that takes longer than a small training.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data.distributed import DistributedSampler
 
 _WINDOWS, _ORDERS, _MARGIN = 64, 10, 0.15  # of far_batch: windows that are looked at, random orders, distance
 _FEW = 16  # examples, of which chance may have any classes
+_FEW_EXCHANGES = 1 << 14  # examples whose order takes Python a millisecond or two; of more, torch is imported for it
 _HELD = 1 << 27  # examples of which a shuffled order is held in memory, as torch draws it: a GiB
 _ROUNDS = 6  # of Scattered
 
@@ -54,6 +54,11 @@ class Order:
         batches = (weights[order[each]] for each in positions)
         return np.array([batch.sum(dtype=np.float64) for batch in batches], np.float32)
 
+    def dealt(self, epoch: int, shard: int) -> "np.ndarray | Scattered":
+        """The examples of a shard in an epoch, int64: those at positions p with p ≡ shard (mod num_shards), ascending;
+        a view of the permutation that all shards share."""
+        return _permutation(self.size, self.shuffle, self.seed + epoch)[shard :: self.num_shards]
+
     def indices(self, epoch: int, start: int, stop: int, shards: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The examples of an epoch's steps start..stop-1 in these shards, of which those from num_shards on are empty:
         indices int64 and weights float32, each [steps, shards, rows]. A row of weight 0 only fills up its shard.
@@ -63,10 +68,7 @@ class Order:
         begins = np.minimum(np.arange(start, stop + 1) * self.batch_size, self.size)  # of the batches, as positions
         for at, shard in enumerate(shards):
             if shard < min(self.num_shards, self.size):
-                examples: Any = range(self.size)  # of which torch's sampler only asks how many there are
-                sampler = ShardSampler(examples, self.num_shards, shard, self.shuffle, self.seed)
-                sampler.set_epoch(epoch)
-                dealt = sampler.indices()
+                dealt = self.dealt(epoch, shard)
                 # The first of this shard's positions at or behind each batch's begin, as an index into `dealt`.
                 first = -(-(begins - shard) // self.num_shards)
                 row = first[:-1, None] + np.arange(self.rows)
@@ -116,23 +118,6 @@ def _distances(windows: Sequence[np.ndarray], shares: np.ndarray) -> np.ndarray:
     ])
 
 
-class ShardSampler(DistributedSampler[Any]):
-    """torch's DistributedSampler (same seed, epoch and replica: same order), but it repeats no example to fill up:
-    shard s of S holds the positions p of the epoch's permutation with p ≡ s (mod S), ascending.
-    """
-
-    def indices(self) -> "np.ndarray | Scattered":
-        """This shard's example indices in this epoch, int64: a view of the shared permutation."""
-        size = len(self.dataset)  # type: ignore[arg-type] # torch declares no length of a Dataset
-        return _permutation(size, self.shuffle, self.seed + self.epoch)[self.rank :: self.num_replicas]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices()[np.arange(len(self))].tolist())
-
-    def __len__(self) -> int:
-        return len(self.indices())
-
-
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's
 def _permutation(size: int, shuffle: bool, seed: int) -> "np.ndarray | Scattered":
     """The order of an epoch, int64 [size]: one array that all shards slice."""
@@ -140,7 +125,22 @@ def _permutation(size: int, shuffle: bool, seed: int) -> "np.ndarray | Scattered
         return np.arange(size)
     if size > _HELD:
         return Scattered(size, seed, range(size))
+    if size <= _FEW_EXCHANGES:
+        return shuffled(size, seed)
+    import torch
+
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def shuffled(size: int, seed: int) -> np.ndarray:
+    """torch's randperm of this seed, int64 [size], without torch: each place in turn is exchanged with one that is
+    drawn of it and those behind it, by the same random numbers."""
+    draws = np.frombuffer(np.random.RandomState(seed).bytes(4 * size), "<u4").astype(np.int64)
+    others = np.arange(size) + draws % np.arange(size, 0, -1)
+    order = list(range(size))
+    for place, other in enumerate(others.tolist()):
+        order[place], order[other] = order[other], order[place]
+    return np.array(order, np.int64)
 
 
 class Scattered:

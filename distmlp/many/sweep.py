@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import statistics
@@ -266,6 +267,7 @@ class _Sweep:
         busy = [(team, own) for team in groups if (own := [c for c in team.courses if c.member.number in wanted])]
         with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(self._lanes) as lanes:
             compiled = [compiler.submit(team.compile) for team, _ in busy]
+            compiler.submit(importlib.import_module, "distmlp.run.keeping")  # with Orbax: long, and needed at the end
 
             def train(team: Team, courses: Sequence[Course]) -> None:
                 team.train(courses, max(map(stop, courses)), beat)

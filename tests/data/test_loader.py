@@ -1,4 +1,4 @@
-"""NumpyLoader and ShardSampler: every example exactly once, whatever the shards."""
+"""Order and NumpyLoader: every example exactly once, whatever the shards."""
 
 import contextlib
 import multiprocessing
@@ -15,7 +15,7 @@ from distmlp.data import order as order_module
 from distmlp.data.batches import Batch, NumpyLoader
 from distmlp.data.datasets import ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes
-from distmlp.data.order import Order, Scattered, ShardSampler
+from distmlp.data.order import Order, Scattered
 
 
 def numbered(size: int) -> ArrayDataset:
@@ -73,16 +73,21 @@ def test_a_global_batch_holds_the_same_examples_for_every_shard_count(
 def test_a_shard_is_the_stock_distributed_samplers_without_its_repeats(
     size: int, shards: int, seed: int, epoch: int, shuffle: bool
 ) -> None:
-    dataset = numbered(size)
+    order: Any = Order(size, 7, shards, shuffle, seed)
     for shard in range(shards):
-        stock = DistributedSampler(dataset, shards, shard, shuffle=shuffle, seed=seed)
+        stock = DistributedSampler(numbered(size), shards, shard, shuffle=shuffle, seed=seed)
         stock.set_epoch(epoch)
-        own = ShardSampler(dataset, shards, shard, shuffle=shuffle, seed=seed)
-        own.set_epoch(epoch)
         # Positions shard, shard + shards, ...: the stock's from `size` on wrap around to the front.
         real = len(range(shard, size, shards))
-        assert list(own) == list(stock)[:real]
-        assert len(own) == real
+        assert order.dealt(epoch, shard).tolist() == list(stock)[:real]
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**31 + 20])
+def test_an_order_is_that_of_torch_whether_torch_draws_it_or_not(seed: int) -> None:
+    for size in (1, 2, 1437, order_module._FEW_EXCHANGES, order_module._FEW_EXCHANGES + 1):
+        theirs = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
+        np.testing.assert_array_equal(order_module.shuffled(size, seed), theirs)
+        np.testing.assert_array_equal(order_module._permutation(size, True, seed), theirs)
 
 
 @settings(deadline=None, max_examples=60)
@@ -128,7 +133,7 @@ def test_torchs_global_random_numbers_are_left_alone() -> None:
 
 
 def test_shards_slice_one_permutation() -> None:
-    orders: Any = [ShardSampler(range(1000), 4, shard, shuffle=True).indices() for shard in range(4)]
+    orders: Any = [Order(1000, 10, 4, shuffle=True).dealt(0, shard) for shard in range(4)]
     assert len({id(order.base) for order in orders}) == 1
 
 
