@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from distmlp.config import as_text
+from distmlp.config import as_text, differences
 from distmlp.errors import InputError, remark
 from distmlp.machine import sync
 from distmlp.many.course import Course
@@ -71,8 +71,11 @@ class Record:
         if not there:
             raise InputError(f"{path} is damaged: bring it back from a copy, or give another --workdir")
         own = json.loads(text)
-        changed = [f"{name} was {_told(there[0].get(name))}, is {_told(own[name])}" for name in own
-                   if name != "crc32" and there[0].get(name) != own[name]]  # fmt: skip
+        before, after = ({name: value for name, value in each.items() if name not in ("crc32", "settings")}
+                         for each in (there[0], own))  # fmt: skip
+        changed = [f"{name} was {_told(before.get(name))}, is {_told(after[name])}" for name in after
+                   if before.get(name) != after[name]]  # fmt: skip
+        changed += differences(there[0].get("settings", {}), own["settings"])
         if changed:
             raise InputError(f"--workdir={self.folder} holds another sweep ({'; '.join(changed)}): give the same "
                              "flags, or another --workdir")

@@ -39,8 +39,17 @@ def end(process: groups.Process) -> None:
         raise runs.DrillError(f"exit code {process.popen.returncode}:\n{process.output[-4000:]}")
 
 
-def kill(process: groups.Process, after: float, rng: random.Random) -> str:
-    """What is killed after so many seconds: all, or one of several workers; "" if it has ended before."""
+def begun(process: groups.Process) -> float:
+    """When it has said what it will do, and begins to compile and to train."""
+    return process.wait_for(r"\d+ settings", 600)
+
+
+def kill(process: groups.Process, length: float, rng: random.Random) -> str:
+    """What is killed at an instant of the `length` that a sweep takes once it has begun, or now and then before: all,
+    or one of several workers; "" if it has ended before."""
+    after = rng.uniform(0, length)
+    if rng.random() < 0.8:
+        begun(process)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.popen.wait(after)
         return ""
@@ -85,15 +94,16 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            measured = time.monotonic()
-            end(start(folder / "reference", 1, 1, more))
+            process = start(folder / "reference", 1, 1, more)
+            measured = begun(process)
+            end(process)
             length, reference = time.monotonic() - measured, found(folder / "reference")
             while kills < args.kills:
                 workdir, ways, known = folder / f"sweep{sweeps}", list[Any](), set[str]()
                 while True:
                     way = (rng.choice([1, 8, rng.randint(2, 7)]), rng.choice([1, 2]))
                     process = start(workdir, *way, more)
-                    killed = kill(process, rng.uniform(0.2, 1.2) * length, rng) if kills < args.kills else ""
+                    killed = kill(process, length, rng) if kills < args.kills else ""
                     ways.append((*way, killed or "ended", len(known := known | done(workdir))))
                     kills += bool(killed)
                     if killed != "all":
