@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from distmlp.config import run_flags
 from distmlp.data.datasets import Data
@@ -53,7 +52,7 @@ def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> N
             counts = {"metrics": sum(line["step"] <= step and not line.get("final") for line in found), "ledger": 0}
             meta = meta_of(config, data, print_of_data, course.order.num_shards, "replicated", sums, standing, counts)
             digests = dict(zip(array_names(state), map(host_digest, jax.tree.leaves(state)), strict=True))
-            manager.write(step, jax.tree.map(jnp.asarray, state), meta, digests)
+            manager.write(step, jax.device_put(state), meta, digests)
             manager.wait_until_finished()
             manager.check_for_errors()
     with writing(target):

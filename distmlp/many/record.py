@@ -5,6 +5,7 @@ run/lines.py; with --halving, FOLDER/rungs.jsonl has one for each stage of each.
 first has such files of its own in FOLDER/processes/N. FOLDER/candidates has the states of the best members so far.
 """
 
+import contextlib
 import json
 import operator
 import os
@@ -182,6 +183,13 @@ class Record:
         last, best = (jax.tree.unflatten(jax.tree.structure(like), leaves) for leaves in states)
         course.restored(told["step"], told["lines"], Standing(**told["standing"]), told["seconds"], last, best)
         return True
+
+    def leave(self) -> None:
+        """Deletes the folder of a process that came when the first one had finished, and deleted those of all."""
+        if not self._first:
+            shutil.rmtree(self._own, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds another's
+                self._own.parent.rmdir()
 
     def forget(self) -> None:
         """Deletes what is of no use once all is done."""

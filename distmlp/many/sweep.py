@@ -180,6 +180,7 @@ class _Sweep:
             record.describe(self._what | {"settings": settings, "data": data.fingerprint()})
             record.read()
             if self._is_over(record, keep, refit, folder):
+                record.leave()
                 self._show_end(record, folder, keep, again=True)
                 return self._result(record, folder)
             record.begin()

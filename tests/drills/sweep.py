@@ -41,7 +41,7 @@ def end(process: groups.Process) -> None:
 
 def begun(process: groups.Process) -> float:
     """When it has said what it will do, and begins to compile and to train."""
-    return process.wait_for(r"\d+ settings", 600)
+    return process.wait_for(r"\d+ settings|.* holds this sweep finished", 600)
 
 
 def kill(process: groups.Process, length: float, rng: random.Random) -> str:
