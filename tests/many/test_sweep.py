@@ -25,7 +25,7 @@ VARIED = {  # one of each kind of setting that enters a program as numbers, and 
     ),
     "adam": (
         {"optimizer": "adam", "schedule": "warmup_cosine", "warmup_steps": 3, "clip_norm": 0.05, "num_epochs": 3},
-        {"learning_rate": [0.003, 0.01], "seed": [0, 3], "hidden_sizes": [(8,), (5, 6)]},
+        {"learning_rate": [0.003, 0.01], "seed": [0, 3], "hidden_sizes": [(8,), (5,)]},
     ),
 }
 
@@ -64,14 +64,11 @@ def test_a_member_has_the_bits_of_the_run_alone_under_invariant(npz: str, kind: 
     assert len(found.members) == 16
     assert len({line["params_sha256"] for line in found.members}) == 16
     config = dataclasses.replace(config, num_devices=1, workdir="one")
-    for line in found.members[1::12] if kind == "sgd" else found.members[1::6]:  # of each fold and setting some
+    for line in (found.members[1], found.members[14]):  # which have nothing in common
         history = alone(config, line, 2).history
         assert line["params_sha256"] == history[-1]["params_sha256"]
         assert line["steps"] == history[-1]["step"]
         assert [point[2] for point in line["curve"]] == [each["validation_accuracy"] for each in history[:-1]]
-    if kind == "sgd":
-        again = sweep(config, varied, folds=2, keep=0, refit=False)
-        assert [a["params_sha256"] for a in found.members] == [b["params_sha256"] for b in again.members]
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -98,7 +95,7 @@ def test_kept_members_and_the_refitted_model_are_ordinary_runs(npz: str, capsys:
     kept = [line["member"] for line in by_score[:2]]
     assert swept.read(found.folder).final["kept"] == kept  # type: ignore[index] # it is finished
     assert {path.name for path in (found.folder / "members").iterdir()} == {*map(str, kept), "refit"}
-    for line in by_score[:2]:
+    for line in by_score[1:2]:
         run = found.folder / "members" / str(line["member"])
         flagged = flags.parse(["train", f"--flagfile={run}/run.flags", f"--workdir={run}"])
         capsys.readouterr()
@@ -206,12 +203,12 @@ def test_data_that_training_learns_from_or_that_are_not_in_memory(tmp_path: Path
     config = given(str(tmp_path / "t.csv"), num_devices=1, test_fraction=0.2, missing="mean", text_columns="one_hot",
                    choose_by="roc_auc")  # fmt: skip
     found = sweep(config, {"seed": [0, 1]}, folds=2, keep=1)
-    for line in found.members[1:3]:
-        history = alone(config, line, 2).history
-        assert line["params_sha256"] == history[-1]["params_sha256"]
-        assert line["score"] == max(each["validation_roc_auc"] for each in history[:-1])
-    sent = sweep(dataclasses.replace(config, data_placement="host", workdir="host"), {"seed": [0, 1]}, folds=2, keep=1)
-    assert [line["params_sha256"] for line in sent.members] == [line["params_sha256"] for line in found.members]
+    line = found.members[2]
+    history = alone(config, line, 2).history
+    assert line["params_sha256"] == history[-1]["params_sha256"]
+    assert line["score"] == max(each["validation_roc_auc"] for each in history[:-1])
+    sent = sweep(dataclasses.replace(config, data_placement="host", workdir="host"), {"seed": [0]}, folds=2, keep=1)
+    assert [line["params_sha256"] for line in sent.members] == [line["params_sha256"] for line in found.members[:2]]
     assert sent.refit is not None
     assert sent.refit["params_sha256"] == found.refit["params_sha256"]  # type: ignore[index] # it is there
 
@@ -230,10 +227,9 @@ def test_what_is_best_of_a_table_with_text_labels_is_so_on_the_test_set(tmp_path
     assert found.best == {"learning_rate": 0.03, "weight_decay": 0.001}
     assert found.refit["test_accuracy"] > 0.85
     assert found.refit["test_accuracy"] == pytest.approx(found.table[0]["score"], abs=0.1)
-    for row in found.table[1:]:
-        *_, last, _ = train(dataclasses.replace(config, **row["settings"], workdir=None)).history
-        assert found.refit["test_accuracy"] > last["test_accuracy"] + 0.2
-        assert row["score"] == pytest.approx(last["test_accuracy"], abs=0.2)
+    *_, second, _ = train(dataclasses.replace(config, **found.table[1]["settings"], workdir=None)).history
+    assert found.refit["test_accuracy"] > second["test_accuracy"] + 0.2
+    assert found.table[1]["score"] == pytest.approx(second["test_accuracy"], abs=0.2)
     classes = load(found.folder).predict(np.array([[0.0, 0.1], [3.0, 3.0]])).classes
     assert classes.tolist() == ["centre", "outside"]
 
