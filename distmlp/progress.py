@@ -16,7 +16,7 @@ from distmlp.account import Account
 from distmlp.config import Config
 from distmlp.errors import DivergedError, InputError
 
-if TYPE_CHECKING:  # they import torch, which those who only read lines do not need
+if TYPE_CHECKING:  # which those who only read lines do not need
     from distmlp.data.datasets import Data, Examples
     from distmlp.parallel.evaluate import Evaluation, Evaluator
     from distmlp.parallel.feed import Steps

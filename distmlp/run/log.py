@@ -28,7 +28,7 @@ from distmlp.run import lines
 from distmlp.run.lines import Found, Kind
 from distmlp.run.workdir import new_path, writing
 
-if TYPE_CHECKING:  # they import torch, which those who only read lines do not need
+if TYPE_CHECKING:  # which those who only read lines do not need
     from distmlp.data.datasets import Data
     from distmlp.training import Program
 
