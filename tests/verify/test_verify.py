@@ -57,13 +57,26 @@ def test_all_that_applies_to_one_device_holds(run_verb: RunTrain, tmp_path: Path
     assert all(f"<td>{html.escape(check['name'])}</td>" in shown for check in found["checks"])
 
 
+class Small(Here):
+    """Runs of a smaller network, which is compiled sooner."""
+
+    def config(self, **changes: Any) -> Config:
+        return super().config(**({"hidden_sizes": (17,)} | changes))
+
+
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Here]:
-    """Four devices, and programs that are made anew."""
+    """Four devices."""
     config = Config(reduction="invariant", num_devices=4)
-    kept.cache_clear()
     with backend.prepared(config):
-        yield Here(Group(), make_layout(config), tmp_path)
+        yield Small(Group(), make_layout(config), tmp_path)
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """Programs are made anew, and are nobody else's."""
+    kept.cache_clear()
+    yield
     kept.cache_clear()
 
 
@@ -139,13 +152,23 @@ def _shifted(steps: Any) -> Any:
     return iter([(np.minimum(indices + 1, 102), weights) for indices, weights in steps])
 
 
-BREAKS: dict[str, tuple[Break, str]] = {  # and what is said then
+Breaks = dict[str, tuple[Break, str]]  # and what is said then
+OF_THE_HOST: Breaks = {  # or of programs that nothing else uses
     "the tutorial's gradient": (wrapped(model, "mean_loss", lambda loss: loss * 1.001), "1.0e-03 off"),
     "the same with fewer digits": (wrapped(model, "mean_loss", lambda loss: loss * 1.5), "off the host's"),
     "every device computes the same": (_lying_device, "device 2 (cpu, process 0) found other bits"),
     "each training example counts once": (wrapped(Order, "indices", _repeated), "did not count once"),
     "each test example counts once": (wrapped(evaluate._Steps, "__iter__", _shifted), "of 103 examples got another"),
     "two runs: the same bits": (_restless, "the parameters differ: the first run "),
+    "loader and device path": (_damaged_on_the_way, "what device 3 (cpu, process 0) holds is not what was sent to it"),
+    "a loss that is not finite is found": (
+        replaced(Progress, "_read_losses", lambda self, most: self._pending.clear()), "were made without a word"),
+    "copies that differ are found": (replaced(StateDigest, "check", lambda self, state, step: {}), "nobody noticed"),
+    "a flipped bit is found": (replaced(store, "check_digests", lambda meta, digests: None), "taken for good"),
+    "memory, by the plan": (_large, "0 MiB used, at most 0 planned"),
+    "matrix products, by the data sheet": (replaced(cards, "find", lambda kind: cards.CARDS["h100"]), "less than 40%"),
+}  # fmt: skip
+OF_A_RUNS_PROGRAMS: Breaks = {
     "1, 2, ... devices: the same bits": (
         replaced(reduce, "_tree_sum", lambda parts: functools.reduce(reduce._add, parts)),
         "the parameters differ: all "),
@@ -159,13 +182,6 @@ BREAKS: dict[str, tuple[Break, str]] = {  # and what is said then
         "the parameters differ: device "),
     "audit: two devices find the same": (
         replaced(step, "shard_gradients", lying(step.shard_gradients, 3)), "AuditError: the audit of step 1: "),
-    "loader and device path": (_damaged_on_the_way, "what device 3 (cpu, process 0) holds is not what was sent to it"),
-    "a loss that is not finite is found": (
-        replaced(Progress, "_read_losses", lambda self, most: self._pending.clear()), "were made without a word"),
-    "copies that differ are found": (replaced(StateDigest, "check", lambda self, state, step: {}), "nobody noticed"),
-    "a flipped bit is found": (replaced(store, "check_digests", lambda meta, digests: None), "taken for good"),
-    "memory, by the plan": (_large, "0 MiB used, at most 0 planned"),
-    "matrix products, by the data sheet": (replaced(cards, "find", lambda kind: cards.CARDS["h100"]), "less than 40%"),
 }  # fmt: skip
 
 
@@ -176,13 +192,23 @@ def tried(name: str, here: Here) -> Row:
     return row
 
 
-@pytest.mark.parametrize("name", BREAKS)
-def test_a_check_finds_what_it_is_for(name: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    act, said = BREAKS[name]
+def finds(name: str, breaks: Breaks, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    act, said = breaks[name]
     act(monkeypatch)
     row = tried(name, here)
     assert row.held is False
     assert said in row.detail
+
+
+@pytest.mark.parametrize("name", OF_THE_HOST)
+def test_a_check_finds_what_it_is_for(name: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    finds(name, OF_THE_HOST, here, monkeypatch)
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("name", OF_A_RUNS_PROGRAMS)
+def test_a_check_of_bits_finds_what_it_is_for(name: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    finds(name, OF_A_RUNS_PROGRAMS, here, monkeypatch)
 
 
 @pytest.mark.parametrize("name", arithmetic._COLLECTIVES)
