@@ -23,7 +23,6 @@ from . import runs
 # Where to aim, and for how long at most to wait after getting there; "any" waits from the start on.
 AIMS = {"start": 0.1, "imports": 2.0, "compile": 0.8, "train": 0.004, "evaluate": 0.04, "save": 0.08, "final": 0.1,
         "any": 10.0}  # fmt: skip
-_TICK = 0.01  # seconds, to which the system rounds down when a process began
 
 
 class Drill:
@@ -97,22 +96,21 @@ class Drill:
     def _check_goodput(self, workdir: Path, starts: list[tuple[float, float]]) -> None:
         """Against the drill's clock, which also sees a process begin and end, and against metrics.jsonl."""
         sessions = read_sessions(workdir).values
-        accounts = {line["began"]: sum(line["seconds"].values()) for line in sessions if "began" in line}
-        # Each start's own seconds; None: it was killed before it had the folder, or found the run finished.
-        told = [next((spent for at, spent in accounts.items() if began - _TICK <= at <= ended), None)
-                for began, ended in starts]  # fmt: skip
-        known = [number for number, spent in enumerate(told) if spent is not None]
-        wall = starts[known[-1]][1] - starts[known[0]][0]
+        # Of each start its own seconds; none where it was killed before it had the folder, or found the run finished.
+        told = {min(range(len(starts)), key=lambda number: abs(starts[number][0] - line["began"])):
+                sum(line["seconds"].values()) for line in sessions if "began" in line}  # fmt: skip
+        wall = starts[max(told)][1] - starts[min(told)][0]
         found = goodput.parts(sessions)
         if abs(sum(found.values()) - wall) > 0.01 * wall:
-            raise runs.DrillError(f"goodput of {workdir}: {found} should add up to {wall} s")
+            each = [(round(ended - began, 2), told.get(number)) for number, (began, ended) in enumerate(starts)]
+            raise runs.DrillError(f"goodput of {workdir}: {found} should add up to {wall} s; starts took {each}")
         kept = sum(line.get("seconds", 0.0) for line in read_lines(workdir).values)
         if abs(found["train"] - kept) > 0.01 * kept:
             raise runs.DrillError(f"goodput of {workdir}: {found['train']} s were kept, by metrics.jsonl {kept}")
-        for number in known:
+        for number, spent in told.items():
             seconds = starts[number][1] - starts[number][0]
-            if (told[number] or 0.0) < 0.95 * seconds - 1.5:  # a second may be unknown, and the machine busy
-                raise runs.DrillError(f"goodput of {workdir}: of a start's {seconds} s {told[number]} are known")
+            if spent < 0.95 * seconds - 1.5:  # a second may be unknown, and the machine busy
+                raise runs.DrillError(f"goodput of {workdir}: of a start's {seconds} s {spent} are known")
         self.goodput.update(found)
         self.seconds += wall
 
