@@ -5,6 +5,8 @@ import functools
 import html
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -256,17 +258,26 @@ def test_a_run_that_does_not_go_on_as_it_should(script: str, said: str, here: He
 
 
 def test_a_check_that_hangs_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is finished is written; the rest has the reason; and the process ends."""
+    """What is finished is written; the rest has the reason; and the process ends, with what it has started and made."""
     over, codes, written = threading.Event(), [], []
+    jobs: list[subprocess.Popen[bytes]] = []
+    folders: list[Path] = []
 
     def ends(code: int) -> None:
-        codes.append(code)
+        codes.append((code, jobs[0].wait(10), folders[0].exists()))
         over.set()
 
+    def hangs(here: Here) -> str:
+        assert here.folder
+        folders.append(here.folder)
+        here.jobs.append(subprocess.Popen(["sleep", "60"]))
+        jobs.extend(here.jobs)
+        return str(over.wait(30))
+
     monkeypatch.setattr(os, "_exit", ends)
-    checks = {"good": lambda here: "well", "hangs": lambda here: str(over.wait(30)), "late": lambda here: "never"}
+    checks = {"good": lambda here: "well", "hangs": hangs, "late": lambda here: "never"}
     verify(3 / 60, time.monotonic(), [], lambda row: None, lambda found: written.append(found.as_json()), checks)
-    assert codes == [1]
+    assert codes == [(1, -signal.SIGKILL, False)]
     assert [(check["name"], check["held"], check["detail"]) for check in written[0]["checks"]] == [
         ("good", True, "well"), ("hangs", None, "not finished within --minutes=0.05"),
         ("late", None, "not reached within --minutes=0.05"),
