@@ -21,7 +21,8 @@ def main() -> None:
     for every, name in names.items():
         ratios = harness.ratios(measured, name, "none")
         audited = -(-steps // every) if every else 0  # of the steps; the last one always is
-        more = harness.spread([(ratio - 1) * steps / audited for ratio in ratios]) if audited else ""
+        often = audited * 10 >= steps  # else the figure is of a few steps, by the difference of two epochs
+        more = harness.spread([(ratio - 1) * steps / audited for ratio in ratios]) if often else ""
         rows.append([name, harness.spread([1e3 * row["seconds"] / steps for row in measured[name]]),
                      harness.spread(ratios), more])  # fmt: skip
     title = f"Audits at batch {args.batch_size} on {args.devices} devices, {steps} steps an epoch, the last one audited"
