@@ -97,7 +97,7 @@ def run(
                 from distmlp.run.keeping import Keeping
                 from distmlp.run.store import quiet
 
-                with quiet(), Keeping(config, data, parts, group, silent) as kept:
+                with quiet(), Keeping(config, data, parts, group, account, silent) as kept:
                     return _in_folder(kept, compiled, started, account, on_line)
 
 
