@@ -39,6 +39,11 @@ class Order:
     def steps_per_epoch(self) -> int:
         return -(-self.size // self.batch_size)
 
+    @property
+    def drawn(self) -> str:
+        """How an epoch's order is made. Drawn in another way it is another one, and a place in it means nothing."""
+        return "computed" if _computed(self.size, self.shuffle) else "held"
+
     def examples(self, step: int) -> int:
         """The number of examples in global batch `step` of an epoch."""
         return min(self.batch_size, self.size - step * self.batch_size)
@@ -136,11 +141,16 @@ class ShardSampler(DistributedSampler[Any]):
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's
 def _permutation(size: int, shuffle: bool, seed: int) -> "np.ndarray | Scattered":
     """The order of an epoch, int64 [size]: one array that all shards slice."""
+    if _computed(size, shuffle):
+        return Scattered(size, seed, range(size))
     if not shuffle:
         return np.arange(size)
-    if size > _HELD:
-        return Scattered(size, seed, range(size))
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
+
+
+def _computed(size: int, shuffle: bool) -> bool:
+    """Whether the order is Scattered, or else an array."""
+    return shuffle and size > _HELD
 
 
 class Scattered:
