@@ -89,7 +89,7 @@ def test_an_order_that_is_made_in_another_way_is_not_gone_on_with(
     order_module._permutation.cache_clear()
     with monkeypatch.context() as patched:
         patched.setattr(order_module, "_HELD", 40)
-        with pytest.raises(InputError, match=r"was begun by distmlp \S+, which draws another order of 96 examples: go on"):
+        with pytest.raises(InputError, match=r"was begun by distmlp \S+, which draws another order of 96 examples: go"):
             train(config(npz))
         train(config(npz, workdir="computed", max_steps=7))
         assert order_module.Order(96, 20).drawn == "held"  # where nothing is shuffled, there is nothing to tell apart
