@@ -11,7 +11,7 @@ from distmlp.data import columnar, typed
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columnar import Raw
 from distmlp.data.columns import Columns, Learner, Unseen, chosen, is_header, matched
-from distmlp.data.streams import Labels, finite
+from distmlp.data.streams import Labels, ahead, finite
 from distmlp.data.typed import Block, Choice, Rules, Table, Words
 from distmlp.errors import InputError, listed
 
@@ -215,7 +215,9 @@ class Tables:
             here = dict(zip(choice.features, self.columns.names, strict=True))
             text = frozenset(name for name, learned in here.items() if learned in texts)
             try:
-                for block in typed.stream(raw, choice._replace(label=None, weight=None), rules, texts=text,
+                # A block is decoded while the one before it is made into numbers.
+                decoded = raw._replace(read=lambda wanted, read=raw.read: ahead(read(wanted)))
+                for block in typed.stream(decoded, choice._replace(label=None, weight=None), rules, texts=text,
                                           start=start):  # fmt: skip
                     yield reader.named(block.table, choice)
             except typed.TextFound as error:
