@@ -215,14 +215,17 @@ class Tables:
             here = dict(zip(choice.features, self.columns.names, strict=True))
             text = frozenset(name for name, learned in here.items() if learned in texts)
             try:
-                # A block is decoded while the one before it is made into numbers.
-                decoded = raw._replace(read=lambda wanted, read=raw.read: ahead(read(wanted)))
-                for block in typed.stream(decoded, choice._replace(label=None, weight=None), rules, texts=text,
+                for block in typed.stream(_ahead(raw), choice._replace(label=None, weight=None), rules, texts=text,
                                           start=start):  # fmt: skip
                     yield reader.named(block.table, choice)
             except typed.TextFound as error:
                 raise typed.TextFound({here[name] for name in error.names}) from None
             start = 0
+
+
+def _ahead(raw: Raw) -> Raw:
+    """The table, of which a thread decodes a block while the one before it is made into numbers."""
+    return raw._replace(read=lambda wanted: ahead(raw.read(wanted)))
 
 
 def _learn(learner: Learner, blocks: list[Table], least: int) -> list[Table]:

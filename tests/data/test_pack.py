@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +98,11 @@ def test_a_pack_is_what_training_reads_from_the_table(
     same(datasets.load(Config(dataset=str(path), **settings)), datasets.load(Config(dataset=str(made), seed=3)))
     assert sorted(file.name for file in made.iterdir()) == [
         "pack.json", *(f"{letter}_{part}.npy" for letter in "xy" for part in ("test", "train", "validation"))]
-    assert np.load(made / "x_train.npy").shape == (240, 5)  # a file that others can read, too
+    values = np.load(made / "x_train.npy")
+    assert values.shape == (240, 5)  # a file that others can read, too, and compare
+    info = json.loads((made / "pack.json").read_text())["pack"]["parts"]["train"]["x"]
+    blocks = [values[begin : begin + info["block_rows"]] for begin in range(0, 240, info["block_rows"])]
+    assert info["crc32"] == "".join(f"{zlib.crc32(rows.tobytes()):08x}" for rows in blocks)
 
 
 def test_a_folder_of_many_tables_is_one_and_one_of_parts_is_parts(tmp_path: Path) -> None:
@@ -533,6 +538,21 @@ def test_examples_of_a_pack_are_examples(made: Path) -> None:
     assert len({few.fingerprint(), part.fingerprint(), part.part(np.array([5, 7]), "x").fingerprint()}) == 3
     assert part.modified() is None
     assert small_config(str(made)).dataset == str(made)
+
+
+def test_each_of_several_processes_reads_its_own_rows(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, take, read = datasets.load(Config(dataset=str(made))).train, packed.Packed.take, list[set[int]]()
+
+    def noted(self: Any, indices: np.ndarray) -> Any:
+        read[-1].update(indices.ravel().tolist())
+        return take(self, indices)
+
+    monkeypatch.setattr(packed.Packed, "take", noted)
+    for mine in ([0, 1], [2, 3]):
+        read.append(set())
+        list(NumpyLoader(part, 16, 4, mine, shuffle=True))
+    assert not read[0] & read[1]
+    assert read[0] | read[1] == {*range(240)}
 
 
 @pytest.mark.parametrize("verify", [True, False])
