@@ -250,15 +250,24 @@ class Reading:
         self._loader, examples = loader, loader.examples
         size = len(examples) * examples.num_features * examples.dtype.itemsize
         self._looks = examples.resident is None and size > machine.memory() // 2
-        self._since = (time.monotonic(), *loader.waited)
+        self._begin()
+        self._waits = self._found[0]  # seconds for which reading had waited when `remark` was called last
 
-    def remark(self) -> str:
-        """What to say, once, of the last seconds; "" if that is nothing. To be called amid training."""
-        now = (time.monotonic(), *self._loader.waited)
-        seconds, waited, size = (new - old for new, old in zip(now, self._since, strict=True))
+    def _begin(self) -> None:
+        self._since, self._found, self._waited = time.monotonic(), self._loader.waited, 0.0
+
+    def remark(self, idle: bool) -> str:
+        """What to say, once, of the last seconds; "" if that is nothing. To be called after each dispatch.
+
+        `idle`: whether the devices had done all before it. Else they did not wait for what was read meanwhile.
+        """
+        waits, size = self._loader.waited
+        self._waited += (waits - self._waits) * idle
+        self._waits = waits
+        seconds, waited, size = time.monotonic() - self._since, self._waited, size - self._found[1]
         if not self._looks or seconds < _LOOKED:
             return ""
-        self._since = now
+        self._begin()
         if waited < _WAITED * seconds:
             return ""
         self._looks = False

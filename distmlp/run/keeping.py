@@ -185,7 +185,7 @@ class Keeping:
         """Takes note of a dispatch that has been made."""
         self.ledger.add(progress.step, steps, digests)
         self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
-        if text := self._reading.remark():
+        if text := self._reading.remark(progress.idle):
             self.log.warn(text)
 
     def save_is_due(self, steps: Steps, progress: Progress) -> bool:

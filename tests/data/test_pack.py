@@ -26,7 +26,7 @@ from conftest import REPOSITORY, small_config
 from PIL import Image
 from pyarrow import feather
 
-from distmlp import Config, InputError, pack
+from distmlp import Config, InputError, pack, train
 from distmlp.data import batches as loading
 from distmlp.data import datasets, packed, packing, split, tables
 from distmlp.data.batches import NumpyLoader
@@ -583,15 +583,15 @@ def test_a_set_that_memory_cannot_hold(verify: bool, made: Path, monkeypatch: py
             datasets.load(Config(dataset=str(made))).train.take(np.array([239]))
 
 
-def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = datasets.load(Config(dataset=str(made))).train
+def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr("distmlp.machine.memory", lambda: 100)
     monkeypatch.setattr(loading, "_LOOKED", 0.0)
     part = datasets.load(Config(dataset=str(made))).train
     loader = NumpyLoader(part, 10, shuffle=True)
     list(loader)
-    reading = loading.Reading(loader)
-    assert reading.remark() == ""
+    assert loading.Reading(loader).remark(idle=True) == ""
     take, size = packed.Packed.take, 240 * 5 * 4
 
     def slowly(self: Any, indices: np.ndarray) -> Any:
@@ -599,22 +599,25 @@ def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(made: Path, mon
         return take(self, indices)
 
     monkeypatch.setattr(packed.Packed, "take", slowly)
-    reading = loading.Reading(loader)
+    reading, busy = loading.Reading(loader), loading.Reading(loader)
     started = time.monotonic()
     list(loader)
-    said, rate = reading.remark(), size / (time.monotonic() - started) / 1e6
+    said, rate = reading.remark(idle=True), size / (time.monotonic() - started) / 1e6
     found = re.fullmatch(r"training waits for the disk, (\d+)% of the time: it gives (\S+) MB/s of examples, and the "
                          r"devices could take \S+: put \S+ on a faster disk, or give more memory", said)  # fmt: skip
     assert found, said
     waits, gives = found.groups()
     assert int(waits) > 50
     assert float(gives) == pytest.approx(rate, abs=0.11)
+    assert busy.remark(idle=False) == ""  # the devices worked meanwhile
     list(loader)
-    assert reading.remark() == ""
+    assert reading.remark(idle=True) == ""
+    train(small_config(str(made), shuffle=True))
+    assert capsys.readouterr().err.count("training waits for the disk") == 1
     monkeypatch.setattr("distmlp.machine.memory", lambda: 1 << 40)  # all of it stays in memory
     reading = loading.Reading(loader)
     list(loader)
-    assert reading.remark() == ""
+    assert reading.remark(idle=True) == ""
 
 
 @pytest.mark.parametrize("balanced", ["none", "balanced"])
