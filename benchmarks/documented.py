@@ -25,7 +25,8 @@ def tables(text: str, measured: dict[str, Any]) -> str:
 def _table(entry: dict[str, Any]) -> str:
     env = entry["environment"]
     versions = ", ".join(f"{name} {env['versions'][name]}" for name in ("jax", "torch") if name in env["versions"])
-    source = f"`{entry['command']}`, {env['time'][:10]}, {env['cores']} cores of {env['cpu']}, {versions}"
+    commit = f", commit {env['commit']}" if env.get("commit") else ""
+    source = f"`{entry['command']}`, {env['time'][:10]}{commit}, {env['cores']} cores of {env['cpu']}, {versions}"
     return "\n\n".join([*entry["tables"], source])
 
 

@@ -149,8 +149,10 @@ def environment() -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False,
+                            cwd=Path(__file__).parent).stdout.strip()  # fmt: skip
     return {
-        "cpu": found[1] if found else platform.processor(), "cores": len(os.sched_getaffinity(0)),
+        "commit": commit, "cpu": found[1] if found else platform.processor(), "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(), "python": platform.python_version(), "versions": versions,
         "environment": {k: v for k, v in os.environ.items() if k in ("XLA_FLAGS", "PJRT_NPROC", "OMP_NUM_THREADS")},
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

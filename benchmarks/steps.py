@@ -5,7 +5,7 @@ import multiprocessing
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -80,8 +80,9 @@ def states(work: Work) -> Contestant:
 
 
 def _second(connection: Connection, address: str, work: Work) -> None:
-    for _ in _in_turn(_of_two(work, address, 1), work["steps"], lambda: _meet(connection)):
-        pass
+    with suppress(EOFError, ConnectionResetError):  # when the first has ended
+        for _ in _in_turn(_of_two(work, address, 1), work["steps"], lambda: _meet(connection)):
+            pass
 
 
 def _of_two(work: Work, address: str, number: int) -> Config:

@@ -76,10 +76,15 @@ class Layout:
         return (self.block_rows(shape) * self.blocks_per_device * len(self.devices), *shape[1:])
 
     @property
+    def over_gloo(self) -> bool:
+        """Whether Gloo carries the collectives: CPU devices of several processes. A message costs more there."""
+        return jax.process_count() > 1 and not self.accelerated
+
+    @property
     def adds_in_pairs(self) -> bool:
-        """Whether the fast reduction does without XLA's all-reduce: on several CPU processes, where Gloo carries it."""
+        """Whether the fast reduction does without XLA's all-reduce."""
         count = len(self.devices)
-        return jax.process_count() > 1 and self.devices[0].platform == "cpu" and count & (count - 1) == 0
+        return self.over_gloo and count & (count - 1) == 0
 
     @functools.cached_property
     def local_positions(self) -> list[int]:

@@ -67,7 +67,7 @@ def over_shards(function: Callable[[Any], Sums], shards: Shards) -> Sums:
 
 def scattered(total: Sums, specs: Any, layout: Layout) -> Sums:
     """Each device's part, as `specs` say, of the sum over the devices: a reduce-scatter."""
-    if not layout.accelerated:  # all that goes from one device to another in one message; Gloo's own takes longer
+    if layout.over_gloo:  # all that goes from one device to another in one message; Gloo's own takes longer
         messages = Messages(total, specs, layout)
         return messages.unpack(jax.lax.all_to_all(messages.pack(total), layout.axis, 0, 0).sum(axis=0))
 

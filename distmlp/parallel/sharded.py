@@ -47,9 +47,9 @@ def gather(parts: Any, rows: Rows, layout: Layout) -> Any:
     """Whole arrays of so many rows, on every device, from each device's part of them: inside the wrapping."""
     all_leaves, structure = jax.tree.flatten(parts)
     leaves = [leaf for leaf, n in zip(all_leaves, rows, strict=True) if n]
-    if layout.accelerated:  # whose compilers make one message of many
+    if not layout.over_gloo:
         whole = [jax.lax.all_gather(leaf, layout.axis, tiled=True) for leaf in leaves]
-    else:
+    else:  # one message, which costs two copies
         flat = jnp.concatenate([leaf.ravel() for leaf in leaves])
         table = jax.lax.all_gather(flat, layout.axis)  # [devices, elements]
         columns = jnp.split(table, np.cumsum([leaf.size for leaf in leaves])[:-1].tolist(), axis=1)
