@@ -42,7 +42,7 @@ class Order:
     @property
     def drawn(self) -> str:
         """How an epoch's order is made. Drawn in another way it is another one, and a place in it means nothing."""
-        return "computed" if _computed(self.size, self.shuffle) else "held"
+        return "computed" if self.shuffle and self.size > _HELD else "held"
 
     def examples(self, step: int) -> int:
         """The number of examples in global batch `step` of an epoch."""
@@ -141,27 +141,22 @@ class ShardSampler(DistributedSampler[Any]):
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's
 def _permutation(size: int, shuffle: bool, seed: int) -> "np.ndarray | Scattered":
     """The order of an epoch, int64 [size]: one array that all shards slice."""
-    if _computed(size, shuffle):
-        return Scattered(size, seed, range(size))
+    if size > _HELD:
+        return Scattered(size, seed if shuffle else None, range(size))
     if not shuffle:
         return np.arange(size)
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
-def _computed(size: int, shuffle: bool) -> bool:
-    """Whether the order is Scattered, or else an array."""
-    return shuffle and size > _HELD
-
-
 class Scattered:
-    """A shuffled order of the numbers from 0 to size - 1, or every so manieth of it: an array whose elements are
-    computed where they are asked for, so that it takes no memory.
+    """A shuffled order of the numbers from 0 to size - 1 (without a seed, they themselves), or every so manieth of it:
+    an array whose elements are computed where they are asked for, so that it takes no memory.
 
     The bits of a position are split in two halves, each of which is changed in turn by a hash of the other (a Feistel
     network), so that no two positions meet. Where this leads to a number beyond the size, it is done again.
     """
 
-    def __init__(self, size: int, seed: int, positions: range) -> None:
+    def __init__(self, size: int, seed: int | None, positions: range) -> None:
         self._size, self._seed, self._positions = size, seed, positions
 
     def __len__(self) -> int:
@@ -172,6 +167,8 @@ class Scattered:
         if isinstance(key, slice):
             return Scattered(self._size, self._seed, self._positions[key])
         numbers = (self._positions.start + self._positions.step * key.ravel()).astype(np.uint64)
+        if self._seed is None:
+            return numbers.astype(np.int64).reshape(key.shape)
         keys = np.random.SeedSequence(self._seed).generate_state(_ROUNDS, np.uint64)
         bits, places = (self._size - 1).bit_length(), np.arange(len(numbers))
         while len(places):

@@ -154,6 +154,9 @@ def test_of_very_many_examples_the_order_is_computed_where_it_is_asked_for(monke
     assert sorted(i for batch in whole for i in batch) == [*range(50)]
     sums = Order(50, 7, 1, shuffle=True, seed=5).weight_sums(weights, 3, 2, 8)
     assert sums.tolist() == [sum(batch) for batch in whole[2:]]
+    in_place = [members(batch) for batch in loader(50, 7, 3)]
+    assert [sorted(batch) for batch in in_place] == [[*range(at, min(at + 7, 50))] for at in range(0, 50, 7)]
+    assert isinstance(order_module._permutation(50, False, 0), Scattered)
     order_module._permutation.cache_clear()
 
 
