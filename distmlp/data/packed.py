@@ -115,15 +115,14 @@ class Array:
 
     def verify(self, blocks: Sequence[int] | np.ndarray) -> None:
         """Raises InputError if one of these blocks is damaged; those that are not are verified."""
-        if len(blocks) > 1:
-            with ThreadPoolExecutor(machine.cores()) as pool:
-                found = list(pool.map(self.damaged, blocks))
-        else:
-            found = list(map(self.damaged, blocks))
-        for block, damaged in zip(blocks, found, strict=True):
-            if damaged:
-                raise InputError(self.message(int(block)))
-            self.unverified[block] = False
+        if not len(blocks):
+            return
+        shares = np.array_split(blocks, min(machine.cores(), len(blocks)))
+        with ThreadPoolExecutor(len(shares)) as pool:
+            for share, found in zip(shares, pool.map(lambda share: [*map(self.damaged, share)], shares), strict=True):
+                if any(found):
+                    raise InputError(self.message(int(share[found.index(True)])))
+                self.unverified[share] = False
 
     def message(self, block: int) -> str:
         first = block * self.block
