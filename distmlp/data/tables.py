@@ -157,7 +157,7 @@ class Tables:
             yield raw, choice
 
     def labels(self) -> Iterator[Labels]:
-        self.counts.clear()
+        counts: list[int] = []
         for raw, choice in self._opened():
             count = 0
             for block in typed.stream(raw, Choice([], choice.label, choice.weight), _NUMBERS):
@@ -165,7 +165,8 @@ class Tables:
                     values = block.labels
                     count += len(values.codes if isinstance(values, Words) else values)
                     yield Labels(values, block.weights, raw.text)
-            self.counts.append(count)
+            counts.append(count)
+        self.counts = counts  # only now: features may be read beside this
 
     def learn(self, marks: np.ndarray | None, progress: Callable[[int], None]) -> None:
         """Reads the rows that are marked 0, for the words and means in them; without marks, all rows."""
