@@ -26,7 +26,8 @@ from typing import Any
 Work = dict[str, Any]
 Numbers = dict[str, float]
 Contestant = Iterator[Numbers]
-_PACKAGES = ("distmlp", "jax", "jaxlib", "numpy", "torch", "torchvision", "keras", "grain", "optax", "orbax-checkpoint")
+_PACKAGES = ("distmlp", "jax", "jaxlib", "numpy", "torch", "torchvision", "keras", "grain", "optax", "orbax-checkpoint",
+             "pyarrow", "isal", "datasets", "mosaicml-streaming")  # fmt: skip
 
 
 def arguments(description: str | None, repetitions: int, **flags: Any) -> argparse.Namespace:

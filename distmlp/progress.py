@@ -217,7 +217,8 @@ class Progress:
 
     def add(self, steps: Steps) -> None:
         """Counts the steps of a dispatch, and reads the losses of those before it; raises as `settle`."""
-        self.idle = all(before.losses.is_ready() for _, before in self._pending)
+        losses: list[Any] = [before.losses for _, before in self._pending]  # Any: jax does not declare is_ready
+        self.idle = all(each.is_ready() for each in losses)
         steps.losses.copy_to_host_async()
         self._pending.append((self.step, steps))
         self.step += len(steps.sizes)
