@@ -264,7 +264,7 @@ def _compared(results: dict[str, list[harness.Numbers]], what: str, unit: str, b
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, repetitions=5, only="", rows=1_000_000)
+    args = harness.arguments(__doc__, repetitions=5, only="", rows=500_000)
     for name, measure in (("images", images), ("rows", rows)):
         if args.only in ("", name):
             measure(args, 1 if args.quick else args.repetitions)
