@@ -29,11 +29,9 @@ def test_a_run_on_arrays_needs_neither_torch_nor_scikit_learn(tmp_path: Path) ->
     code = (
         "import sys, distmlp\n"
         "config = distmlp.Config(hidden_sizes=(8,), num_epochs=1, shuffle=True, validation_fraction=0.1,\n"
-        "                        data_placement=sys.argv[1], workdir=sys.argv[1])\n"
+        "                        workdir=None)\n"
         "distmlp.train(config)\n"
         "assert not {'torch', 'sklearn', 'scipy', 'pandas'} & sys.modules.keys()\n"
-        "import torch\n"  # what imports tensorboardX must not keep others from it
     )
-    for placement in ("device", "host"):
-        subprocess.run([sys.executable, "-c", code, placement], cwd=tmp_path, check=True, timeout=120,
-                       env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120,
+                   env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL)  # fmt: skip

@@ -2,13 +2,13 @@
 
 Global batch k of an epoch is the positions [k*batch_size, min((k+1)*batch_size, size)) of that epoch's permutation.
 Permutation and shards are those of torch's DistributedSampler, without the examples that it repeats to fill up its
-shards. torch itself is not imported for it: that takes longer than a small training.
+shards. For few examples torch itself is not imported: that takes longer than a small training.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,11 @@ class Order:
     def steps_per_epoch(self) -> int:
         return -(-self.size // self.batch_size)
 
+    @property
+    def drawn(self) -> str:
+        """How an epoch's order is made. Drawn in another way it is another one, and a place in it means nothing."""
+        return "computed" if self.shuffle and self.size > _HELD else "held"
+
     def examples(self, step: int) -> int:
         """The number of examples in global batch `step` of an epoch."""
         return min(self.batch_size, self.size - step * self.batch_size)
@@ -63,17 +68,26 @@ class Order:
         """The examples of an epoch's steps start..stop-1 in these shards, of which those from num_shards on are empty:
         indices int64 and weights float32, each [steps, shards, rows]. A row of weight 0 only fills up its shard.
         """
+        return self.cut({shard: self.dealt(epoch, shard) for shard in self.filled(shards)}, start, stop, shards)
+
+    def filled(self, shards: Sequence[int]) -> list[int]:
+        """Those of these shards that have examples."""
+        return [shard for shard in shards if shard < min(self.num_shards, self.size)]
+
+    def cut(
+        self, dealt: "Mapping[int, np.ndarray | Scattered]", start: int, stop: int, shards: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`indices`, of what was `dealt` to each of the shards in an epoch."""
         indices = np.zeros((stop - start, len(shards), self.rows), np.int64)
         weights = np.zeros(indices.shape, np.float32)
         begins = np.minimum(np.arange(start, stop + 1) * self.batch_size, self.size)  # of the batches, as positions
         for at, shard in enumerate(shards):
-            if shard < min(self.num_shards, self.size):
-                dealt = self.dealt(epoch, shard)
-                # The first of this shard's positions at or behind each batch's begin, as an index into `dealt`.
+            if shard in dealt:
+                # The first of this shard's positions at or behind each batch's begin, as an index into what it has.
                 first = -(-(begins - shard) // self.num_shards)
                 row = first[:-1, None] + np.arange(self.rows)
                 weights[:, at] = row < first[1:, None]
-                indices[:, at] = dealt[np.minimum(row, len(dealt) - 1)]
+                indices[:, at] = dealt[shard][np.minimum(row, len(dealt[shard]) - 1)]
         return indices, weights
 
 
@@ -121,10 +135,10 @@ def _distances(windows: Sequence[np.ndarray], shares: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's
 def _permutation(size: int, shuffle: bool, seed: int) -> "np.ndarray | Scattered":
     """The order of an epoch, int64 [size]: one array that all shards slice."""
+    if size > _HELD:
+        return Scattered(size, seed if shuffle else None, range(size))
     if not shuffle:
         return np.arange(size)
-    if size > _HELD:
-        return Scattered(size, seed, range(size))
     if size <= _FEW_EXCHANGES:
         return shuffled(size, seed)
     import torch
@@ -144,14 +158,14 @@ def shuffled(size: int, seed: int) -> np.ndarray:
 
 
 class Scattered:
-    """A shuffled order of the numbers from 0 to size - 1, or every so manieth of it: an array whose elements are
-    computed where they are asked for, so that it takes no memory.
+    """A shuffled order of the numbers from 0 to size - 1 (without a seed, they themselves), or every so manieth of it:
+    an array whose elements are computed where they are asked for, so that it takes no memory.
 
     The bits of a position are split in two halves, each of which is changed in turn by a hash of the other (a Feistel
     network), so that no two positions meet. Where this leads to a number beyond the size, it is done again.
     """
 
-    def __init__(self, size: int, seed: int, positions: range) -> None:
+    def __init__(self, size: int, seed: int | None, positions: range) -> None:
         self._size, self._seed, self._positions = size, seed, positions
 
     def __len__(self) -> int:
@@ -162,6 +176,8 @@ class Scattered:
         if isinstance(key, slice):
             return Scattered(self._size, self._seed, self._positions[key])
         numbers = (self._positions.start + self._positions.step * key.ravel()).astype(np.uint64)
+        if self._seed is None:
+            return numbers.astype(np.int64).reshape(key.shape)
         keys = np.random.SeedSequence(self._seed).generate_state(_ROUNDS, np.uint64)
         bits, places = (self._size - 1).bit_length(), np.arange(len(numbers))
         while len(places):

@@ -268,7 +268,8 @@ class _Sweep:
         busy = [(team, own) for team in groups if (own := [c for c in team.courses if c.member.number in wanted])]
         with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(self._lanes) as lanes:
             compiled = [compiler.submit(team.compile) for team, _ in busy]
-            compiler.submit(importlib.import_module, "distmlp.run.keeping")  # with Orbax: long, and needed at the end
+            for late in ("keeping", "tensorboard"):  # with Orbax and torch: long, and needed at the end
+                compiler.submit(importlib.import_module, f"distmlp.run.{late}")
 
             def train(team: Team, courses: Sequence[Course]) -> None:
                 team.train(courses, max(map(stop, courses)), beat)

@@ -15,6 +15,7 @@ from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, training_remarks
+from distmlp.data.order import Order
 from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
@@ -120,10 +121,10 @@ class Keeping:
 
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
-        layout, counts = self.parts.layout, {"metrics": len(progress.history), "ledger": self.ledger.count}
+        counts = {"metrics": len(progress.history), "ledger": self.ledger.count}
         return ({"audited": self._agreed} if self._agreed else {}) | meta_of(
-            self.config, self.data, self._fingerprint, layout.num_shards, layout.state, progress.totals,
-            progress.standing, counts,
+            self.config, self.data, self._fingerprint, self.parts.loader.order, self.parts.layout.state,
+            progress.totals, progress.standing, counts,
         )  # fmt: skip
 
     @property
@@ -147,6 +148,11 @@ class Keeping:
         saved_shards, num_shards = meta["num_shards"], self.parts.layout.num_shards
         if self.config.reduction == "invariant" and saved_shards != num_shards:
             raise InputError(f"--num_shards was {saved_shards}, is {num_shards}: give --num_shards={saved_shards}")
+        order = self.parts.loader.order
+        if meta.get("order", "held") != order.drawn:  # versions before say nothing, and held it
+            raise InputError(f"the run in {workdir} was begun by distmlp {meta['versions'].get('distmlp', 'unknown')}, "
+                             f"which draws another order of {order.size:,} examples: go on with that version, or give "
+                             "another --workdir")
         if meta["step"] > self.cadence.total_steps:
             raise InputError(f"{workdir} is at step {meta['step']}, beyond the {self.cadence.total_steps} steps asked "
                              "for: raise --num_epochs or --max_steps")
@@ -183,7 +189,7 @@ class Keeping:
         """Takes note of a dispatch that has been made."""
         self.ledger.add(progress.step, steps, digests)
         self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
-        if text := self._reading.remark():
+        if text := self._reading.remark(progress.idle):
             self.log.warn(text)
 
     def save_is_due(self, steps: Steps, progress: Progress) -> bool:
@@ -296,18 +302,19 @@ class Keeping:
 
 
 def meta_of(
-    config: Config, data: Data, fingerprint: str, num_shards: int, state: str, sums: Totals, standing: Standing,
+    config: Config, data: Data, fingerprint: str, order: Order, state: str, sums: Totals, standing: Standing,
     counts: dict[str, int],
 ) -> Meta:
     """What a checkpoint says beside its arrays.
 
     Args:
       fingerprint: of the data.
+      order: of the training set.
       state: how it lay.
       counts: of the lines in the run's files.
     """
     return {
-        "state": state, "settings": config.settings(), "num_shards": num_shards,
+        "state": state, "settings": config.settings(), "num_shards": order.num_shards, "order": order.drawn,
         "data": fingerprint, "data_modified": data.modified(), "data_info": data.info(),
         "totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts, "versions": _versions(),
     }  # fmt: skip

@@ -1,34 +1,18 @@
 """A run's numbers for TensorBoard."""
 
-import contextlib
 import re
 import socket
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tensorboardX import RecordWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams, text
+
 from distmlp.config import Config, as_text
 from distmlp.progress import Line
-
-
-@contextlib.contextmanager
-def _torch_not_installed() -> Iterator[None]:
-    """Within this context, nothing can import torch, unless that has been imported before."""
-    hidden = sys.modules.setdefault("torch", None) is None  # type: ignore[arg-type] # as Python's documentation has it
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-
-
-with _torch_not_installed():  # tensorboardX takes a second to import it, for the name of a type
-    from tensorboardX import RecordWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.proto.summary_pb2 import Summary
-    from tensorboardX.summary import hparams, text
 
 
 class EventFile(RecordWriter):  # type: ignore[misc]

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch.utils.data.distributed import DistributedSampler
 
 from distmlp.data import order as order_module
-from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.data.batches import Batch
 from distmlp.data.datasets import ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes
+from distmlp.data.loader import NumpyLoader, ShardSampler
 from distmlp.data.order import Order, Scattered
 
 
@@ -79,7 +80,10 @@ def test_a_shard_is_the_stock_distributed_samplers_without_its_repeats(
         stock.set_epoch(epoch)
         # Positions shard, shard + shards, ...: the stock's from `size` on wrap around to the front.
         real = len(range(shard, size, shards))
-        assert order.dealt(epoch, shard).tolist() == list(stock)[:real]
+        own = ShardSampler(order, shard)
+        own.set_epoch(epoch)
+        assert list(own) == order.dealt(epoch, shard).tolist() == list(stock)[:real]
+        assert len(own) == real
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**31 + 20])
@@ -159,6 +163,9 @@ def test_of_very_many_examples_the_order_is_computed_where_it_is_asked_for(monke
     assert sorted(i for batch in whole for i in batch) == [*range(50)]
     sums = Order(50, 7, 1, shuffle=True, seed=5).weight_sums(weights, 3, 2, 8)
     assert sums.tolist() == [sum(batch) for batch in whole[2:]]
+    in_place = [members(batch) for batch in loader(50, 7, 3)]
+    assert [sorted(batch) for batch in in_place] == [[*range(at, min(at + 7, 50))] for at in range(0, 50, 7)]
+    assert isinstance(order_module._permutation(50, False, 0), Scattered)
     order_module._permutation.cache_clear()
 
 
@@ -205,5 +212,5 @@ def test_spawned_workers_give_the_same_batches() -> None:
                 for x, y in zip(a, b, strict=True):
                     np.testing.assert_array_equal(x, y)
                     assert x.dtype == y.dtype
-    assert plain.taken == spawned.taken == 2 * 23  # which a watchdog sees grow
+    assert plain.rows.taken == spawned.rows.taken == 2 * 23  # which a watchdog sees grow
     assert not multiprocessing.active_children()

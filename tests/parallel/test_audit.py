@@ -11,7 +11,7 @@ from conftest import small_config
 from drills.lying_device import lying
 
 from distmlp import Config, InputError, train
-from distmlp.data.batches import NumpyLoader
+from distmlp.data.loader import NumpyLoader
 from distmlp.errors import AuditError
 from distmlp.kept import kept
 from distmlp.parallel import step
