@@ -93,7 +93,7 @@ def run(
                 if config.workdir is None:
                     compiled.result()
                     return _in_memory(config, data, parts, on_line)
-                with quiet(), Keeping(config, data, parts, group, silent) as kept:
+                with quiet(), Keeping(config, data, parts, group, account, silent) as kept:
                     return _in_folder(kept, compiled, started, account, on_line)
 
 

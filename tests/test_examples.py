@@ -68,11 +68,11 @@ def test_a_dataset_of_ones_own(tmp_path: Path) -> None:
     assert load(tmp_path / "run").step == 5 * 23
 
 
-def test_a_sweep_finds_a_rate_that_learns() -> None:
-    said = run("sweep.py", "--trials=2", "--epochs=2")
-    rate, accuracy = re.fullmatch(r"best learning rate (.*): validation accuracy (.*)%", said).groups()  # type: ignore[union-attr]
-    assert 1e-5 <= float(rate) <= 1e-1
-    assert float(accuracy) > 50
+def test_a_pipeline_of_scikit_learns() -> None:
+    said = run("sklearn_pipeline.py")
+    decay, accuracy, _ = re.fullmatch(r"best weight decay (.*): accuracy (.*)% ± (.*)% in three folds", said).groups()  # type: ignore[union-attr]
+    assert float(decay) in (0.1, 10)
+    assert float(accuracy) > 90  # 40 by the most frequent class
 
 
 def test_an_exported_network_in_pytorch_alone(digits_run: Path, tmp_path: Path) -> None:
