@@ -26,7 +26,8 @@ from typing import Any
 Work = dict[str, Any]
 Numbers = dict[str, float]
 Contestant = Iterator[Numbers]
-_PACKAGES = ("distmlp", "jax", "jaxlib", "numpy", "torch", "torchvision", "keras", "grain", "optax", "orbax-checkpoint")
+_PACKAGES = ("distmlp", "jax", "jaxlib", "numpy", "torch", "torchvision", "keras", "grain", "optax", "orbax-checkpoint",
+             "pyarrow", "isal", "datasets", "mosaicml-streaming")  # fmt: skip
 
 
 def arguments(description: str | None, repetitions: int, **flags: Any) -> argparse.Namespace:
@@ -175,8 +176,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def report(args: argparse.Namespace, title: str, tables: list[str], results: Any) -> None:
-    """Prints the tables with the environment below, and puts all of it into the JSON file, under the script's name."""
+def report(args: argparse.Namespace, title: str, tables: list[str], results: Any, name: str = "") -> None:
+    """Prints the tables with the environment below, and puts all of it into the JSON file, under this name or the
+    script's."""
     env = environment()
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items())
     print(f"### {title}\n\n" + "\n\n".join(tables))
@@ -188,7 +190,7 @@ def report(args: argparse.Namespace, title: str, tables: list[str], results: Any
         script, *flags = sys.argv
         command = shlex.join(["python", f"benchmarks/{Path(script).name}", *(
             flag for flag in flags if not flag.startswith(("--json", "--data_dir", "--patience")))])
-        known[Path(script).stem] = {"title": title, "command": command, "environment": env, "tables": tables,
+        known[name or Path(script).stem] = {"title": title, "command": command, "environment": env, "tables": tables,
                                     "results": results}
         file.write_text(json.dumps(dict(sorted(known.items())), indent=1) + "\n")
 

@@ -2,9 +2,10 @@
 rows per second of a shuffled epoch of a packed table, beside what others read from its .npy file and from its Parquet
 parts; and of packing itself, beside pyarrow and NumPy.
 
-    python benchmarks/loader.py
+    python benchmarks/loader.py [--only=images|rows]
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -18,11 +19,13 @@ import numpy as np
 from harness import Contestant, Work, Worker
 from ours import CONFIGS
 
+_SECONDS = 5.0  # for which rows are read, at most
+
 
 def epoch_start(work: Work) -> Contestant:
     """Contestant: seconds from set_position to the first batch of a shuffled epoch. work: examples."""
-    from distmlp.data.batches import NumpyLoader
     from distmlp.data.datasets import ArrayDataset
+    from distmlp.data.loader import NumpyLoader
 
     images = np.zeros((work["examples"], 1), np.uint8)
     loader = NumpyLoader(ArrayDataset(images, images[:, 0], "zeros"), 128, shuffle=True)
@@ -57,26 +60,36 @@ def _table(work: Work) -> Path:
 
 
 def _rows_per_second(sizes: Iterable[int]) -> dict[str, float]:
-    start = time.perf_counter()
-    count = sum(sizes)
+    """Of batches of these sizes: an epoch, or its first seconds, if it takes longer."""
+    start, count = time.perf_counter(), 0
+    for size in sizes:
+        count += size
+        if time.perf_counter() - start > _SECONDS:
+            break
     return {"rows_per_second": count / (time.perf_counter() - start)}
 
 
 def packed(work: Work) -> Contestant:
     """Contestant: a shuffled epoch of the pack, opened anew, so that all its blocks are verified, if `verify` says so;
-    with `cold`, from the disk."""
-    from distmlp.data.batches import NumpyLoader
+    with `cold`, from the disk: of a copy that nobody else has mapped, for what is mapped stays in memory."""
+    from distmlp.data.loader import NumpyLoader
     from distmlp.data.packed import Pack
 
-    folder = _table(work)
+    folder, cold = _table(work), work.get("cold")
+    made = folder / ("cold" if cold else "made")
+    if not made.exists():
+        shutil.copytree(folder / "made", made)
     yield {}
     while True:
-        if work.get("cold"):
-            with (folder / "made" / "x_train.npy").open("rb") as file:
+        if cold:
+            with (made / "x_train.npy").open("rb") as file:
+                os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        examples = Pack(folder / "made").examples("train", 0, work["verify"])
-        loader = NumpyLoader(examples, work["batch_size"], shuffle=True)
-        yield _rows_per_second(int(batch.weight_sum) for batch in loader)
+        loader = NumpyLoader(Pack(made).examples("train", 0, work["verify"]), work["batch_size"], shuffle=True)
+        found = _rows_per_second(int(batch.weight_sum) for batch in loader)
+        del loader  # and with it what is mapped
+        gc.collect()
+        yield found
 
 
 def torch_npy(work: Work) -> Contestant:
@@ -196,9 +209,8 @@ def parquet_to_npy(work: Work) -> Contestant:
         yield {"rows_per_second": rows / (time.perf_counter() - start)}
 
 
-def main() -> None:
-    args = harness.arguments(__doc__, repetitions=5)
-    repetitions = 1 if args.quick else args.repetitions
+def images(args: Any, repetitions: int) -> None:
+    """The loaders alone."""
     work: dict[str, Any] = {"data_dir": args.data_dir, "batch_size": 128}
     ours = [f"--flagfile={CONFIGS}/tutorial.flags", f"--data_dir={args.data_dir}"]
     workers = [
@@ -210,18 +222,23 @@ def main() -> None:
         Worker("distmlp, shuffled", "ours:loading", {"flags": [*ours, "--shuffle"]}),
     ]
     results = harness.compare(workers, repetitions, args.patience)
-    rows = [[name, harness.spread([row["images_per_second"] for row in measured]),
-             harness.spread(harness.ratios(results, name, "tutorial", "images_per_second"))]
-            for name, measured in results.items()]
     sizes = [10**4, 10**5] if args.quick else [10**4, 10**5, 10**6, 10**7]
     starts = harness.compare([Worker(f"{n:,}", "loader:epoch_start", {"examples": n}) for n in sizes], repetitions)
     start_rows = [[name, harness.spread([row["seconds"] for row in measured])] for name, measured in starts.items()]
+    tables = [_compared(results, "loader", "images", "tutorial"),
+              harness.table(["examples", "seconds until a shuffled epoch's first batch"], start_rows)]
+    harness.report(args, "Loaders", tables, {"loaders": results, "epoch_start": starts})
+
+
+def rows(args: Any, repetitions: int) -> None:
+    """Packed rows, and packing."""
     with tempfile.TemporaryDirectory() as folder:
-        table: dict[str, Any] = {"folder": folder, "rows": 100_000 if args.quick else 2_000_000, "batch_size": 128}
+        table: dict[str, Any] = {"folder": folder, "rows": 100_000 if args.quick else args.rows, "batch_size": 128}
         read = harness.compare([  # the first one makes the files
             Worker("packed", "loader:packed", table | {"verify": True}),
             Worker("packed, not verified", "loader:packed", table | {"verify": False}),
             Worker("packed, from the disk", "loader:packed", table | {"verify": True, "cold": True}),
+            Worker("packed, from the disk, not verified", "loader:packed", table | {"verify": False, "cold": True}),
             Worker(".npy, torch DataLoader", "loader:torch_npy", table),
             Worker("Parquet, in order", "loader:parquet_in_order", table),
             Worker("Parquet, grain", "loader:grain_parquet", table),
@@ -233,18 +250,24 @@ def main() -> None:
             Worker("pack", "loader:packing", table),
             Worker("pyarrow.dataset to NumPy to the disk", "loader:parquet_to_npy", table),
         ], repetitions, args.patience)  # fmt: skip
-    read_rows = [[name, harness.spread([row["rows_per_second"] for row in measured]),
-                  harness.spread(harness.ratios(read, name, "packed", "rows_per_second"))]
-                 for name, measured in read.items()]
-    made_rows = [[name, harness.spread([row["rows_per_second"] for row in measured]),
-                  harness.spread(harness.ratios(made, name, "pack", "rows_per_second"))]
-                 for name, measured in made.items()]
-    tables = [harness.table(["a shuffled epoch of 50 columns", "rows/s", "times the pack's"], read_rows),
-              harness.table(["Parquet of 50 columns to rows of one width", "rows/s", "times pack's"], made_rows),
-              harness.table(["loader", "images/s", "times the tutorial's"], rows),
-              harness.table(["examples", "seconds until a shuffled epoch's first batch"], start_rows)]
-    everything = {"loaders": results, "epoch_start": starts, "packed": read, "packing": made}
-    harness.report(args, "Loaders", tables, everything)
+    tables = [_compared(read, "a shuffled epoch of 50 columns", "rows", "packed"),
+              _compared(made, "Parquet of 50 columns to rows of one width", "rows", "pack")]
+    harness.report(args, "Packed rows", tables, {"packed": read, "packing": made}, "packed")
+
+
+def _compared(results: dict[str, list[harness.Numbers]], what: str, unit: str, base: str) -> str:
+    """A table of the contestants' speeds."""
+    key = f"{unit}_per_second"
+    lines = [[name, harness.spread([row[key] for row in measured]),
+              harness.spread(harness.ratios(results, name, base, key))] for name, measured in results.items()]
+    return harness.table([what, f"{unit}/s", f"times {base}"], lines)
+
+
+def main() -> None:
+    args = harness.arguments(__doc__, repetitions=5, only="", rows=500_000)
+    for name, measure in (("images", images), ("rows", rows)):
+        if args.only in ("", name):
+            measure(args, 1 if args.quick else args.repetitions)
 
 
 if __name__ == "__main__":

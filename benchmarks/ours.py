@@ -65,7 +65,7 @@ def two_processes(work: Work) -> Contestant:
 def loading(work: Work) -> Contestant:
     """Contestant: one pass over NumpyLoader. work: flags."""
     from distmlp.data import datasets
-    from distmlp.data.batches import NumpyLoader
+    from distmlp.data.loader import NumpyLoader
 
     config = config_of(work)
     loader = NumpyLoader(datasets.load(config).train, config.batch_size, shuffle=config.shuffle)

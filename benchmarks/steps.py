@@ -39,7 +39,8 @@ class Stepper:
         train_step = step.make_train_step(config, layout, data.num_classes, optim.make(config, 10**6), rows=rows)
         wrapped = layout.wrap(train_step, (specs, BATCH), out_specs=(specs, REPLICATED))
         self._waits = len(layout.devices) > 1  # emulated devices can starve one another
-        self._state, self._batch = parts.initial_state(()), layout.put(next(iter(parts.loader)).on_devices(), BATCH)
+        batch = parts.loader.read(0, 0, layout.local_shards)
+        self._state, self._batch = parts.initial_state(()), layout.put(batch.on_devices(), BATCH)
         self._step = wrapped.lower(self._state, self._batch).compile()
         self.collectives = collectives(self._step)
 

@@ -23,7 +23,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from distmlp.config import FROM_PYTHON, Config
 from distmlp.errors import InputError, listed
 
-if TYPE_CHECKING:  # they import jax and torch
+if TYPE_CHECKING:  # they import jax
     from distmlp.data.datasets import Data
     from distmlp.progress import Line
     from distmlp.results.models import Model

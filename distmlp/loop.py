@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distmlp import training
 from distmlp.account import Account
@@ -16,10 +16,11 @@ from distmlp.errors import DivergedError, InputError, printable, remark
 from distmlp.parallel import backend
 from distmlp.parallel.layout import make_layout
 from distmlp.progress import Line, Progress, Standing, Totals
-from distmlp.run.keeping import Keeping
 from distmlp.run.log import describe, header, versions
-from distmlp.run.store import quiet
 from distmlp.training import OnLine, Program, Result
+
+if TYPE_CHECKING:  # imports Orbax: only where there is a folder, and while something compiles
+    from distmlp.run.keeping import Keeping
 
 __all__ = ["Result", "train"]
 
@@ -93,7 +94,10 @@ def run(
                 if config.workdir is None:
                     compiled.result()
                     return _in_memory(config, data, parts, on_line)
-                with quiet(), Keeping(config, data, parts, group, silent) as kept:
+                from distmlp.run.keeping import Keeping
+                from distmlp.run.store import quiet
+
+                with quiet(), Keeping(config, data, parts, group, account, silent) as kept:
                     return _in_folder(kept, compiled, started, account, on_line)
 
 
@@ -114,7 +118,7 @@ def _in_memory(config: Config, data: datasets.Data, parts: Program, on_line: OnL
 
 
 def _in_folder(
-    kept: Keeping, compiled: "Future[None]", started: float, account: Account, on_line: OnLine | None
+    kept: "Keeping", compiled: "Future[None]", started: float, account: Account, on_line: OnLine | None
 ) -> Result:
     """The run of a folder: goes on from its newest checkpoint, and keeps lines and states there."""
     parts, group = kept.parts, kept.group

@@ -5,6 +5,7 @@ import errno
 import functools
 import os
 import platform
+import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -42,6 +43,15 @@ def mebibytes_moved() -> int:
         moved = dict(line.split(": ") for line in (_SELF / "io").read_text(encoding="ascii").splitlines())
         return (int(moved["rchar"]) + int(moved["wchar"])) >> 20
     return 0
+
+
+def age() -> float:
+    """For how many seconds this process has been there; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+        fields = (_SELF / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        ticks = int(fields[19])  # since the machine was started, as the clock that also runs while it sleeps
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    return 0.0
 
 
 def threads(name: str) -> int | None:

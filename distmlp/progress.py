@@ -16,7 +16,7 @@ from distmlp.account import Account
 from distmlp.config import Config
 from distmlp.errors import DivergedError, InputError
 
-if TYPE_CHECKING:  # they import torch, which those who only read lines do not need
+if TYPE_CHECKING:  # which those who only read lines do not need
     from distmlp.data.datasets import Data, Examples
     from distmlp.parallel.evaluate import Evaluation, Evaluator
     from distmlp.parallel.feed import Steps
@@ -162,6 +162,7 @@ class Progress:
             self.history.sort(key=lambda line: (line["step"], bool(line.get("final"))))
         self.standing = functools.reduce(Standing.after, (h for h in history if h["step"] <= step), self.standing)
         self.last_loss: float | None = None
+        self.idle = True  # whether the devices had nothing left to do when the newest dispatch was made
         self._record = record
         self._pending: deque[tuple[int, Steps]] = deque()
         self._training_since: float | None = None  # up to when the epoch's seconds are counted; None: no step is made
@@ -216,6 +217,8 @@ class Progress:
 
     def add(self, steps: Steps) -> None:
         """Counts the steps of a dispatch, and reads the losses of those before it; raises as `settle`."""
+        losses: list[Any] = [before.losses for _, before in self._pending]  # Any: jax does not declare is_ready
+        self.idle = all(each.is_ready() for each in losses)
         steps.losses.copy_to_host_async()
         self._pending.append((self.step, steps))
         self.step += len(steps.sizes)

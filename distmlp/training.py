@@ -10,7 +10,7 @@ import numpy as np
 
 from distmlp import notebook, optim
 from distmlp.config import Config
-from distmlp.data.batches import NumpyLoader
+from distmlp.data.batches import Batches
 from distmlp.data.datasets import Data, input_scaling
 from distmlp.errors import InputError
 from distmlp.kept import kept
@@ -60,8 +60,7 @@ class Program:
         self._config, self._data, self.layout, self.state_why = config, data, layout, state_why
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
-        self.loader = NumpyLoader(data.train, config.batch_size, layout.num_shards, layout.local_shards,
-                                  config.shuffle, config.seed, config.num_workers, data.weights)  # fmt: skip
+        self.loader = self._batches()
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch, len(data.chooser) > 0)
         scaled = config.input_scaling != "none"
@@ -81,6 +80,18 @@ class Program:
         self.evaluator = Evaluator(config, layout, specs, rows)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, specs, self.held.shapes)
+
+    def _batches(self) -> Batches:
+        """Of the training set: for its examples torch is needed where they do not lie on the devices."""
+        config, layout, data = self._config, self.layout, self._data
+        settings: dict[str, Any] = {
+            "num_shards": layout.num_shards, "local_shards": layout.local_shards, "shuffle": config.shuffle,
+            "seed": config.seed, "weights": data.weights}  # fmt: skip
+        if self.placement[0] == "device":
+            return Batches(data.train, config.batch_size, **settings)
+        from distmlp.data.loader import NumpyLoader
+
+        return NumpyLoader(data.train, config.batch_size, **settings, num_workers=config.num_workers)
 
     def compile(self) -> None:
         """Compiles the steps, also in a thread beside other work."""
@@ -132,7 +143,7 @@ class Program:
 
     def taken(self) -> int:
         """How many examples were read so far, where they are read one by one; from any thread."""
-        return self.loader.taken + self.evaluator.taken
+        return self.loader.rows.taken + self.evaluator.taken
 
     def close(self) -> None:
         """Ends the processes that load data."""

@@ -26,6 +26,7 @@ FIRST = {
 }
 THEN = {
     "data/batches.py": "batches as arrays, the short ones filled up",
+    "data/loader.py": "read by torch's DataLoader, dealt by its DistributedSampler",
     "parallel/feed.py": "many steps in one dispatch",
     "progress.py": "losses added up, and what is due",
     "training.py": "the core: no file, no signal, no other process",

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from distmlp import machine
 from distmlp.config import Config
 from distmlp.errors import STOP_SIGNALS, InputError, Interrupted, JoinError
 from distmlp.run.signals import ONE_PRESS, tell
@@ -22,7 +23,7 @@ from launch.help import HelpRequested
 if TYPE_CHECKING:
     from distmlp.cluster.group import Group
 
-BEGAN = time.monotonic()
+BEGAN = time.monotonic() - machine.age()  # when the system made this process
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 
 

@@ -12,12 +12,11 @@ or was not finished within --minutes; 2 bad input.
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distmlp import InputError
-from launch import verb
+from launch import command, verb
 
 if TYPE_CHECKING:
     from distmlp.verify.verify import Result, Row
@@ -27,7 +26,6 @@ _HELD = {True: "held", False: "NOT HELD", None: "-"}
 
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code; raises InputError."""
-    started = time.monotonic()
     arguments = verb.parser("verify", __doc__)
     arguments.add_argument("--minutes", default="3", metavar="N", help="stop after so many; default: 3")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
@@ -55,7 +53,7 @@ def main(argv: list[str]) -> int:
             files.write(Path(given.output), page(result).encode())
             print(f"{given.output}: the same for a browser", file=sys.stderr, flush=True)
 
-    return verify(minutes, started, [sys.executable, "-m", "launch.train"], tell, write)
+    return verify(minutes, command.BEGAN, [sys.executable, "-m", "launch.train"], tell, write)
 
 
 def _minutes(text: str) -> float:

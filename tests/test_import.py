@@ -1,7 +1,9 @@
 """Importing distmlp starts nothing. (That imports point downwards is import-linter's to see: pyproject.toml.)"""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 from conftest import REPOSITORY
 
@@ -20,3 +22,16 @@ def test_importing_the_package_starts_no_backend_and_is_light() -> None:
         "assert not xla_bridge.backends_are_initialized()\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=REPOSITORY, check=True, timeout=120)
+
+
+def test_a_run_on_arrays_needs_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
+    """They take longer to import than such a run."""
+    code = (
+        "import sys, distmlp\n"
+        "config = distmlp.Config(hidden_sizes=(8,), num_epochs=1, shuffle=True, validation_fraction=0.1,\n"
+        "                        workdir=None)\n"
+        "distmlp.train(config)\n"
+        "assert not {'torch', 'sklearn', 'scipy', 'pandas'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120,
+                   env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL)  # fmt: skip

@@ -177,7 +177,7 @@ def test_a_store_is_closed_alone_or_where_all_close(
     closed: list[bool] = []
     store = SimpleNamespace(close=lambda: closed.append(True))
     keeping = SimpleNamespace(
-        _begun=None, _open=ExitStack(), _pulse=ExitStack(), group=SimpleNamespace(several=several), store=store
+        _begun=None, _open=ExitStack(), group=SimpleNamespace(several=several), store=store
     )
     Keeping.__exit__(keeping, None, error, None)  # type: ignore[arg-type] # of a Keeping, what is used here
     assert closed == [True] * closes

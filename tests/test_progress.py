@@ -70,7 +70,21 @@ def test_patience_ends_a_run_after_so_many_evaluations_without_a_better_one() ->
 
 
 class Losses(np.ndarray):
+    ready = True
+
     def copy_to_host_async(self) -> None: ...
+
+    def is_ready(self) -> bool:
+        return self.ready
+
+
+def test_whether_the_devices_had_done_all_before_a_dispatch() -> None:
+    found = progress(0)
+    for ready, idle in ((True, True), (False, True), (True, False), (True, True)):
+        dispatched = steps(1.0)
+        dispatched.losses.ready = ready  # type: ignore[attr-defined] # it is Losses
+        found.add(dispatched)
+        assert found.idle is idle
 
 
 def steps(*losses: float) -> Steps:

@@ -11,8 +11,8 @@ from conftest import make_arrays, small_config
 
 from distmlp import Config, InputError, model, train
 from distmlp.data import datasets
-from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset, Data, input_scaling
+from distmlp.data.loader import NumpyLoader
 from distmlp.data.order import Order
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import BATCH, STATE, State

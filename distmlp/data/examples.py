@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch.utils.data
 
 from distmlp.data import given
 from distmlp.data.labels import Classes
@@ -200,8 +199,9 @@ class ItemDataset:
         return np.zeros(len(self), np.int32) if listed is None else self.classes.encode(listed, self.name)
 
     def part(self, rows: np.ndarray, name: str) -> "ItemDataset":
-        subset = torch.utils.data.Subset(self.dataset, rows.tolist())
-        return ItemDataset(subset, name, self.classes, _chosen(self.files, rows))
+        from torch.utils.data import Subset  # only here: torch takes a second to import
+
+        return ItemDataset(Subset(self.dataset, rows.tolist()), name, self.classes, _chosen(self.files, rows))
 
     def fingerprint(self) -> str:
         """Digest of length, the first item's shape and dtype, and listed labels; not of values, which may be random,

@@ -1,11 +1,10 @@
 """Data given from Python: arrays, tensors, frames, and what a Dataset says of itself without being read."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.utils.data
 
 from distmlp.config import Config
 from distmlp.data import columnar, refused, tables
@@ -42,10 +41,10 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
         elif dataset is not None:
             refused.check_object(dataset, name)
             kind, map_style = type(dataset).__name__, hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-            if not map_style or isinstance(dataset, torch.utils.data.IterableDataset):
+            if not map_style or _is_torchs(dataset, "IterableDataset"):
                 raise InputError(f"{name} is a {kind}, whose examples cannot be asked for by number: give a map-style "
                                  "Dataset (with __getitem__ and __len__), list(...) of it, or arrays (x, y)")
-            if isinstance(dataset, (np.ndarray, torch.Tensor)) or hasattr(dataset, "to_numpy"):
+            if isinstance(dataset, np.ndarray) or _is_tensor(dataset) or hasattr(dataset, "to_numpy"):
                 raise InputError(f"{name} is a single {kind}: give a pair (x, y) of features and labels")
             parts[part] = Part(dataset, None, name)
         own = _class_names(dataset)
@@ -64,12 +63,24 @@ def title(dataset: Any) -> str:
 def _arrays(dataset: Any) -> tuple[Any, Any, np.ndarray | None] | None:
     """x, y and the weights, if any, of a tuple (x, y) or (x, y, weights), and x, y of a TensorDataset of two; None for
     other Datasets."""
-    if isinstance(dataset, torch.utils.data.TensorDataset) and len(dataset.tensors) == 2:
+    if _is_torchs(dataset, "TensorDataset") and len(dataset.tensors) == 2:
         dataset = dataset.tensors
     if not isinstance(dataset, tuple) or len(dataset) not in (2, 3):
         return None
     x, y, weights = (*dataset, None)[:3]
     return x, y, None if weights is None else as_array(weights)
+
+
+def _is_torchs(dataset: Any, name: str) -> bool:
+    """Whether it is one of torch's data sets of this kind; torch, which takes a second to import, is not: who has such
+    a data set has imported it."""
+    module = sys.modules.get("torch.utils.data")
+    return module is not None and isinstance(dataset, getattr(module, name, ()))
+
+
+def _is_tensor(value: Any) -> bool:
+    module = sys.modules.get("torch")
+    return module is not None and isinstance(value, getattr(module, "Tensor", ()))
 
 
 def pair(item: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +96,7 @@ def pair(item: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def _class_names(dataset: Any) -> list[str] | None:
     """The names of the classes by number, where a Dataset says them as torchvision's or Hugging Face's do."""
-    while isinstance(dataset, torch.utils.data.Subset):
+    while _is_torchs(dataset, "Subset"):
         dataset = dataset.dataset
     names, features = getattr(dataset, "classes", None), getattr(dataset, "features", None)
     if names is None and isinstance(features, dict):
@@ -95,11 +106,11 @@ def _class_names(dataset: Any) -> list[str] | None:
 
 def listed_labels(dataset: Any) -> np.ndarray | None:
     """All labels of a Dataset, where it lists them as torchvision's do, so that no item need be read for them."""
-    if isinstance(dataset, torch.utils.data.Subset):
+    if _is_torchs(dataset, "Subset"):
         whole = listed_labels(dataset.dataset)
         return None if whole is None else whole[np.asarray(dataset.indices)]
     for name in ("targets", "labels"):
-        listed = getattr(dataset, name, None)
-        if isinstance(listed, (Sequence, np.ndarray, torch.Tensor)) and len(listed) == len(dataset):
+        listed: Any = getattr(dataset, name, None)
+        if (isinstance(listed, (Sequence, np.ndarray)) or _is_tensor(listed)) and len(listed) == len(dataset):
             return as_array(listed)
     return None

@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import functools
+import gzip
+import importlib.util
 import io
 import os
 from collections.abc import Callable, Iterator
@@ -11,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from distmlp.config import Config
+from distmlp.data import split
 from distmlp.data.arrays import Part, Source
 from distmlp.errors import InputError, one_line
 
+_DIGITS = "datasets/data/digits.csv.gz"  # in scikit-learn's folder
 _Arrays = tuple[np.ndarray, np.ndarray]  # features and labels
 
 
@@ -23,13 +27,23 @@ def _named(config: Config, train: _Arrays, test: _Arrays, names: list[str] | Non
 
 
 def _digits(config: Config) -> Source:
+    images, labels = _sklearns_digits()
+    train, test = split.stratified(labels, 0.2, seed=0)
+    return _named(config, (images[train], labels[train]), (images[test], labels[test]))
+
+
+def _sklearns_digits() -> _Arrays:
+    """As load_digits gives them, but uint8 [N, 8, 8]: of the file that it reads. To import scikit-learn takes longer
+    than a training on them."""
+    package = importlib.util.find_spec("sklearn")
+    for folder in package.submodule_search_locations or () if package else ():
+        with contextlib.suppress(OSError, ValueError), gzip.open(Path(folder) / _DIGITS, "rt") as file:
+            rows = np.loadtxt(file, np.int64, delimiter=",", ndmin=2)  # a line for each: its pixels, its label
+            return rows[:, :-1].reshape(-1, 8, 8).astype(np.uint8), rows[:, -1]
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8).astype(np.uint8)
-    x_train, x_test, y_train, y_test = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    return _named(config, (x_train, y_train), (x_test, y_test))
+    return images.reshape(-1, 8, 8).astype(np.uint8), labels
 
 
 def _mnist(config: Config) -> Source:

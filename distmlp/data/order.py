@@ -1,21 +1,21 @@
 """In which order examples come: a position in the run -> the indices and weights of a batch's rows.
 
-Global batch k of an epoch is the positions [k*batch_size, min((k+1)*batch_size, size)) of that epoch's permutation,
-which torch's DistributedSampler deals to the shards.
+Global batch k of an epoch is the positions [k*batch_size, min((k+1)*batch_size, size)) of that epoch's permutation.
+Permutation and shards are those of torch's DistributedSampler, without the examples that it repeats to fill up its
+shards. For few examples torch itself is not imported: that takes longer than a small training.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data.distributed import DistributedSampler
 
 _WINDOWS, _ORDERS, _MARGIN = 64, 10, 0.15  # of far_batch: windows that are looked at, random orders, distance
 _FEW = 16  # examples, of which chance may have any classes
+_FEW_EXCHANGES = 1 << 14  # examples whose order takes Python a millisecond or two; of more, torch is imported for it
 _HELD = 1 << 27  # examples of which a shuffled order is held in memory, as torch draws it: a GiB
 _ROUNDS = 6  # of Scattered
 
@@ -39,6 +39,11 @@ class Order:
     def steps_per_epoch(self) -> int:
         return -(-self.size // self.batch_size)
 
+    @property
+    def drawn(self) -> str:
+        """How an epoch's order is made. Drawn in another way it is another one, and a place in it means nothing."""
+        return "computed" if self.shuffle and self.size > _HELD else "held"
+
     def examples(self, step: int) -> int:
         """The number of examples in global batch `step` of an epoch."""
         return min(self.batch_size, self.size - step * self.batch_size)
@@ -54,24 +59,35 @@ class Order:
         batches = (weights[order[each]] for each in positions)
         return np.array([batch.sum(dtype=np.float64) for batch in batches], np.float32)
 
+    def dealt(self, epoch: int, shard: int) -> "np.ndarray | Scattered":
+        """The examples of a shard in an epoch, int64: those at positions p with p ≡ shard (mod num_shards), ascending;
+        a view of the permutation that all shards share."""
+        return _permutation(self.size, self.shuffle, self.seed + epoch)[shard :: self.num_shards]
+
     def indices(self, epoch: int, start: int, stop: int, shards: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The examples of an epoch's steps start..stop-1 in these shards, of which those from num_shards on are empty:
         indices int64 and weights float32, each [steps, shards, rows]. A row of weight 0 only fills up its shard.
         """
+        return self.cut({shard: self.dealt(epoch, shard) for shard in self.filled(shards)}, start, stop, shards)
+
+    def filled(self, shards: Sequence[int]) -> list[int]:
+        """Those of these shards that have examples."""
+        return [shard for shard in shards if shard < min(self.num_shards, self.size)]
+
+    def cut(
+        self, dealt: "Mapping[int, np.ndarray | Scattered]", start: int, stop: int, shards: Sequence[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`indices`, of what was `dealt` to each of the shards in an epoch."""
         indices = np.zeros((stop - start, len(shards), self.rows), np.int64)
         weights = np.zeros(indices.shape, np.float32)
         begins = np.minimum(np.arange(start, stop + 1) * self.batch_size, self.size)  # of the batches, as positions
         for at, shard in enumerate(shards):
-            if shard < min(self.num_shards, self.size):
-                examples: Any = range(self.size)  # of which torch's sampler only asks how many there are
-                sampler = ShardSampler(examples, self.num_shards, shard, self.shuffle, self.seed)
-                sampler.set_epoch(epoch)
-                dealt = sampler.indices()
-                # The first of this shard's positions at or behind each batch's begin, as an index into `dealt`.
+            if shard in dealt:
+                # The first of this shard's positions at or behind each batch's begin, as an index into what it has.
                 first = -(-(begins - shard) // self.num_shards)
                 row = first[:-1, None] + np.arange(self.rows)
                 weights[:, at] = row < first[1:, None]
-                indices[:, at] = dealt[np.minimum(row, len(dealt) - 1)]
+                indices[:, at] = dealt[shard][np.minimum(row, len(dealt[shard]) - 1)]
         return indices, weights
 
 
@@ -116,42 +132,40 @@ def _distances(windows: Sequence[np.ndarray], shares: np.ndarray) -> np.ndarray:
     ])
 
 
-class ShardSampler(DistributedSampler[Any]):
-    """torch's DistributedSampler (same seed, epoch and replica: same order), but it repeats no example to fill up:
-    shard s of S holds the positions p of the epoch's permutation with p ≡ s (mod S), ascending.
-    """
-
-    def indices(self) -> "np.ndarray | Scattered":
-        """This shard's example indices in this epoch, int64: a view of the shared permutation."""
-        size = len(self.dataset)  # type: ignore[arg-type] # torch declares no length of a Dataset
-        return _permutation(size, self.shuffle, self.seed + self.epoch)[self.rank :: self.num_replicas]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices()[np.arange(len(self))].tolist())
-
-    def __len__(self) -> int:
-        return len(self.indices())
-
-
 @functools.lru_cache(maxsize=2)  # this epoch's and, while it is prefetched, the next one's
 def _permutation(size: int, shuffle: bool, seed: int) -> "np.ndarray | Scattered":
     """The order of an epoch, int64 [size]: one array that all shards slice."""
+    if size > _HELD:
+        return Scattered(size, seed if shuffle else None, range(size))
     if not shuffle:
         return np.arange(size)
-    if size > _HELD:
-        return Scattered(size, seed, range(size))
+    if size <= _FEW_EXCHANGES:
+        return shuffled(size, seed)
+    import torch
+
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
+def shuffled(size: int, seed: int) -> np.ndarray:
+    """torch's randperm of this seed, int64 [size], without torch: each place in turn is exchanged with one that is
+    drawn of it and those behind it, by the same random numbers."""
+    draws = np.frombuffer(np.random.RandomState(seed).bytes(4 * size), "<u4").astype(np.int64)
+    others = np.arange(size) + draws % np.arange(size, 0, -1)
+    order = list(range(size))
+    for place, other in enumerate(others.tolist()):
+        order[place], order[other] = order[other], order[place]
+    return np.array(order, np.int64)
+
+
 class Scattered:
-    """A shuffled order of the numbers from 0 to size - 1, or every so manieth of it: an array whose elements are
-    computed where they are asked for, so that it takes no memory.
+    """A shuffled order of the numbers from 0 to size - 1 (without a seed, they themselves), or every so manieth of it:
+    an array whose elements are computed where they are asked for, so that it takes no memory.
 
     The bits of a position are split in two halves, each of which is changed in turn by a hash of the other (a Feistel
     network), so that no two positions meet. Where this leads to a number beyond the size, it is done again.
     """
 
-    def __init__(self, size: int, seed: int, positions: range) -> None:
+    def __init__(self, size: int, seed: int | None, positions: range) -> None:
         self._size, self._seed, self._positions = size, seed, positions
 
     def __len__(self) -> int:
@@ -162,6 +176,8 @@ class Scattered:
         if isinstance(key, slice):
             return Scattered(self._size, self._seed, self._positions[key])
         numbers = (self._positions.start + self._positions.step * key.ravel()).astype(np.uint64)
+        if self._seed is None:
+            return numbers.astype(np.int64).reshape(key.shape)
         keys = np.random.SeedSequence(self._seed).generate_state(_ROUNDS, np.uint64)
         bits, places = (self._size - 1).bit_length(), np.arange(len(numbers))
         while len(places):

@@ -8,12 +8,14 @@ the same command goes on after whatever stopped it.
 
 import contextlib
 import fcntl
+import itertools
 import json
 import mmap
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from distmlp.data.tables import Tables
 from distmlp.errors import InputError, WriteError
 
 _NOTED_SECONDS = 10.0  # between notes of how far the writing has come
-_SPAN = 1 << 20  # values of a memory-mapped array that are worked on at a time
+_SPAN = 1 << 22  # bytes of a memory-mapped array that are worked on at a time
 _SPARE = 16 << 20  # bytes that are to stay free on the disk
 
 
@@ -109,7 +111,7 @@ def _begun(output: Path, key: str | None) -> Iterator[Path]:
                 raise InputError(f"{work} is there, and was not made by pack: remove it")
             for path in work.iterdir():
                 path.unlink()
-            _write_json(work / UNFINISHED, {"key": key})
+            (work / UNFINISHED).write_text(json.dumps({"key": key}), encoding="utf-8")
         yield work
     except OSError as error:
         raise WriteError(work, error.strerror or str(error)) from None
@@ -144,6 +146,8 @@ class _Packing:
         """`work`: the folder that becomes `output`; `key`: of what is done there; `files`: the sources."""
         self._config, self._parts, self._output, self._work = config, parts, output, work
         self._key, self._files = key, files
+        self._disk, self._syncing = ThreadPoolExecutor(1), list[Future[bool]]()
+        self._noted = time.monotonic()
         self._fractions = {part: getattr(config, f"{part}_fraction") for part in ("test", "validation")}
         for part, fraction in self._fractions.items():
             if fraction and part in parts:
@@ -152,11 +156,17 @@ class _Packing:
 
     def run(self) -> tuple[Pack, list[str]]:
         note = json.loads((self._work / UNFINISHED).read_text(encoding="utf-8"))
-        if "plan" in note:
-            self._restore(note["plan"])
-        else:
-            note = {"key": self._key, "plan": self._planned(), "written": {}}
-        info = self._written(note)
+        begun: dict[str, Iterator[np.ndarray]] = {}
+        with self._disk:
+            if "plan" in note:
+                self._restore(note["plan"])
+            else:
+                plan, begun["train"] = self._planned()
+                note = {"key": self._key, "plan": plan, "written": {}}
+                if self._note_is_due:
+                    self._note(note)
+            info = self._written(note, begun)
+            self._synced()
         _write_json(self._work / MANIFEST, {"sha256": digest_json(info), "pack": info})
         kept = {MANIFEST, *(f"{letter}_{part}.npy" for part, letters in info["parts"].items() for letter in letters)}
         for path in sorted(self._work.iterdir(), key=lambda path: path.name == UNFINISHED):  # which goes last
@@ -166,6 +176,24 @@ class _Packing:
         machine.sync(self._output.parent)
         return Pack(self._output), self._remarks()
 
+    def _sync(self, path: Path) -> None:
+        """Begins to bring a file to the disk, which takes its time, and no processor's."""
+        self._syncing.append(self._disk.submit(machine.sync, path))
+
+    def _synced(self) -> None:
+        while self._syncing:
+            self._syncing.pop().result()
+
+    @property
+    def _note_is_due(self) -> bool:
+        return bool(self._key) and time.monotonic() - self._noted > _NOTED_SECONDS
+
+    def _note(self, note: dict[str, Any]) -> None:
+        """Notes what has been done, once all of it is on the disk."""
+        self._synced()
+        _write_json(self._work / UNFINISHED, note)
+        self._noted = time.monotonic()
+
     def _remarks(self) -> list[str]:
         found = [text for stream in self._parts.values() for text in stream.remarks]
         if "test" not in self._counts:
@@ -173,8 +201,9 @@ class _Packing:
                          "test")
         return found
 
-    def _planned(self) -> dict[str, Any]:
-        """What is to be written, once the labels and, where something is to be learned, the features were read."""
+    def _planned(self) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
+        """What is to be written, once the labels and, where something is to be learned, the features were read; and the
+        features of the training part."""
         seen: dict[str, Seen] = {}
         self._weights.unlink(missing_ok=True)
         for part, stream in self._parts.items():
@@ -186,7 +215,6 @@ class _Packing:
             codes = np.load(self._codes(part), mmap_mode="r+")
             for span in _spans(codes):
                 codes[span] = numbers[codes[span]]
-            codes.flush()
         self._mark(train, classes)
         with _bar("learning", seen["train"].examples) as bar:
             if isinstance(train, Tables):
@@ -196,7 +224,8 @@ class _Packing:
         for stream in self._parts.values():
             if stream is not train and isinstance(stream, Tables) and columns:
                 stream.restore(columns, stream.counts)
-        first = next(train.features())
+        features = train.features()
+        first = next(features)
         marks = self._marks()
         held = np.zeros(len(PARTS), np.int64) if marks is None else sum(
             (np.bincount(marks[span], minlength=len(PARTS)) for span in _spans(marks)), np.zeros(len(PARTS), int))
@@ -211,9 +240,8 @@ class _Packing:
         }  # fmt: skip
         self._counts = rows
         self._check_room(plan)
-        self._write_labels(rows, marks)
-        _write_json(self._work / UNFINISHED, {"key": self._key, "plan": plan, "written": {}})
-        return plan
+        plan["files"] = self._write_labels(rows, marks)
+        return plan, itertools.chain([first], features)
 
     def _restore(self, plan: dict[str, Any]) -> None:
         self._counts = plan["rows"]
@@ -257,7 +285,7 @@ class _Packing:
             if fraction:
                 split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.drawing_seed, train.name,
                            classes.names)  # fmt: skip
-        marks.flush()
+        self._sync(self._work / "marks.npy")
 
     def _marks(self) -> np.ndarray | None:
         path = self._work / "marks.npy"
@@ -270,66 +298,71 @@ class _Packing:
             raise InputError(f"--output={self._output} needs {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are "
                              "free: make room, or give a folder on another disk")
 
-    def _write_labels(self, rows: dict[str, int], marks: np.ndarray | None) -> None:
+    def _write_labels(self, rows: dict[str, int], marks: np.ndarray | None) -> dict[str, dict[str, Any]]:
+        """Writes labels and weights; what pack.json is to say of their files."""
+        files: dict[str, dict[str, Any]] = {}
         for part in rows:
             source = part if part in self._parts else "train"
-            codes, path = np.load(self._codes(source), mmap_mode="r"), self._path("y", part)
-            with Writer(path, 1, _INT32) as writer:
+            codes = np.load(self._codes(source), mmap_mode="r")
+            with Writer(self._path("y", part), 1, _INT32) as writer:
                 for span in _spans(codes):
                     block = codes[span]
                     if marks is not None and source == "train":
                         block = block[marks[span] == PARTS.index(part)]
                     writer.add(block[:, None])
-                _write_json(path.with_suffix(".json"), writer.end())
+                files[part] = {"y": writer.end()}
+            self._sync(self._path("y", part))
         if self._weights.stat().st_size:
             given = np.memmap(self._weights, np.float64, "r")
             with Writer(self._path("w", "train"), 1, np.dtype(np.float64)) as writer:
                 for span in _spans(given):
                     block = given[span]
                     writer.add((block if marks is None else block[marks[span] == 0])[:, None])
-                _write_json(self._path("w", "train").with_suffix(".json"), writer.end())
+                files["train"]["w"] = writer.end()
+            self._sync(self._path("w", "train"))
+        return files
 
     def _path(self, letter: str, part: str) -> Path:
         return self._work / f"{letter}_{part}.npy"
 
-    def _written(self, note: dict[str, Any]) -> dict[str, Any]:
-        """Writes the features, from where the note says on; what pack.json is to say."""
+    def _written(self, note: dict[str, Any], begun: dict[str, Iterator[np.ndarray]]) -> dict[str, Any]:
+        """Writes the features, from where the note says on; what pack.json is to say. `begun`: the features of parts,
+        where reading them has begun."""
         plan, done = note["plan"], note["written"]
         width, dtype = int(np.prod(plan["shape"])), np.dtype(plan["dtype"])
         marks = self._marks()
-        files: dict[str, dict[str, Any]] = {}
+        written: dict[str, dict[str, Any]] = {}
         with _bar("packing", sum(plan["rows"].values())) as bar:
             for part, stream in self._parts.items():
                 split_up = marks if part == "train" else None
                 into = [each for each in plan["rows"] if each == part or (part == "train" and each not in self._parts)]
-                before = done.get(part, {"read": 0, "rows": dict.fromkeys(into, 0)})
-                row, noted = before["read"], time.monotonic()
+                before = done.get(part, {"read": 0, "files": {}})
+                row = before["read"]
                 bar.update(row)
                 with contextlib.ExitStack() as stack:
-                    writers = {each: stack.enter_context(Writer(self._path("x", each), width, dtype,
-                                                                 before["rows"][each])) for each in into}  # fmt: skip
-                    for block in streams.ahead(stream.features(row)):
+                    writers = {}
+                    for each in into:
+                        writer = Writer(self._path("x", each), width, dtype, **before["files"].get(each, {}))
+                        writers[each] = stack.enter_context(writer)
+                    for block in streams.ahead(begun.get(part) or stream.features(row)):
                         block = block.reshape(len(block), -1)
                         chosen = None if split_up is None else split_up[row : row + len(block)]
                         for each, writer in writers.items():
                             writer.add(block if chosen is None else block[chosen == PARTS.index(each)])
                         row += len(block)
                         bar.update(len(block))
-                        if self._key and time.monotonic() - noted > _NOTED_SECONDS:
-                            noted = time.monotonic()
-                            rows = {each: writer.settle() for each, writer in writers.items()}
-                            done[part] = {"read": row, "rows": rows}
-                            _write_json(self._work / UNFINISHED, note)
+                        if self._note_is_due:
+                            files = {each: writer.settle() for each, writer in writers.items()}
+                            done[part] = {"read": row, "files": files}
+                            self._note(note)
                     for each, writer in writers.items():
                         if writer.rows != plan["rows"][each]:
                             raise InputError(f"{stream.name} has changed while it was read: {writer.rows:,} rows of "
                                              f"{each} instead of {plan['rows'][each]:,}; pack it again")
-                        files[each] = {"x": writer.end()}
-                        for letter in "yw":
-                            path = self._path(letter, each).with_suffix(".json")
-                            if path.exists():
-                                files[each][letter] = json.loads(path.read_text(encoding="utf-8"))
-        parts = {part: files[part] for part in PARTS if part in files}
+                        written[each] = {"x": writer.end()} | plan["files"][each]
+                for each in into:
+                    self._sync(self._path("x", each))
+        parts = {part: written[part] for part in PARTS if part in written}
         settings = {name: getattr(self._config, name) for name in SETTINGS}
         return {
             "format": FORMAT, "made_by": f"distmlp {machine.version('distmlp')}", "parts": parts,
@@ -340,20 +373,19 @@ class _Packing:
 
     def _statistics(self, files: dict[str, Any]) -> dict[str, Any]:
         """Of the training part, as training would compute it: read once more, from the file just written."""
-        path, info = self._path("x", "train"), files["x"]
-        width, dtype = info["width"], np.dtype(info["dtype"])
+        features = np.load(self._path("x", "train"), mmap_mode="r")
 
-        def read(start: int) -> np.ndarray:
-            count, offset = min(BLOCK, info["rows"] - start) * width, HEADER + start * width * dtype.itemsize
-            return np.fromfile(path, dtype, count, offset=offset).reshape(-1, width)
+        def blocks() -> Iterator[np.ndarray]:
+            for span in _spans(features):
+                yield from (features[start : start + BLOCK] for start in range(span.start, span.stop, BLOCK))
 
         given = None
         if "w" in files:
             labels = np.memmap(self._path("y", "train"), np.int32, "r", HEADER)
             values = np.memmap(self._path("w", "train"), np.float64, "r", HEADER)
             given = weights.of_training(values, labels, False, self._parts["train"].name)
-        rows = scaling.Rows(lambda: map(read, range(0, info["rows"], BLOCK)), given, streams.spread)
-        mean, deviation = scaling.moments(rows, width)
+        rows = scaling.Rows(blocks, given, streams.spread)
+        mean, deviation = scaling.moments(rows, features.shape[1])
         return {"largest": scaling.largest(rows), "mean": mean.tolist(), "deviation": deviation.tolist()}
 
 
@@ -361,9 +393,10 @@ _INT32 = np.dtype(np.int32)
 
 
 def _spans(mapped: np.ndarray) -> Iterator[slice]:
-    """Parts of a memory-mapped array, a million rows at most, which take no memory once they were worked on."""
-    for start in range(0, len(mapped), _SPAN):
-        yield slice(start, min(start + _SPAN, len(mapped)))
+    """Parts of a memory-mapped array, of whole BLOCKs of rows, which take no memory once they were worked on."""
+    rows = max(1, _SPAN // mapped[:1].nbytes // BLOCK) * BLOCK
+    for start in range(0, len(mapped), rows):
+        yield slice(start, min(start + rows, len(mapped)))
         mapped._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined] # a memmap
 
 

@@ -1,11 +1,12 @@
 """Which examples are held out of the training set as the test set or the validation set."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from distmlp.errors import InputError, one_line
+from distmlp.errors import InputError
 
 _DRAWN = 1 << 21  # examples of which those held out are drawn at once
 
@@ -14,7 +15,7 @@ def hold_out(
     labels: np.ndarray, part: str, fraction: float, seed: int, name: str, names: Sequence[Any] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The examples that stay and those that are held out, positions in ascending order, int64: drawn by the seed, with
-    the classes in proportion.
+    the classes in proportion; see `stratified`.
 
     Args:
       labels: the numbers of the examples' classes, int32 [N]; `names` are the classes'.
@@ -96,11 +97,47 @@ def mark(
 
 
 def _drawn(labels: np.ndarray, flag: str, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.model_selection import train_test_split
-
-    try:
-        stay, held = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed)
-    except ValueError as error:
-        raise InputError(f"{flag} does not divide the {len(labels)} examples of {name} ({one_line(error)}): "
-                         "give another fraction") from None
+    held_out, classes = math.ceil(fraction * len(labels)), len(np.unique(labels))
+    for number, part in ((held_out, "to hold out"), (len(labels) - held_out, "that stay")):
+        if number < classes:
+            raise InputError(f"{flag} does not divide the {len(labels)} examples of {name} ({number} {part} are too "
+                             f"few for {classes} classes): give another fraction")
+    stay, held = stratified(labels, fraction, seed)
     return np.sort(stay), np.sort(held)
+
+
+def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the examples in two parts, the second of which has this fraction, rounded up: int64, each in random
+    order, with the classes in proportion.
+
+    They are those of scikit-learn's train_test_split, which takes longer to import than a small training.
+    """
+    held_out = math.ceil(fraction * len(labels))
+    kinds, counts = np.unique(labels, return_inverse=True, return_counts=True)[1:]
+    rows = np.split(np.argsort(kinds, kind="stable"), np.cumsum(counts)[:-1])  # class by class
+    rng = np.random.RandomState(seed)  # the same in all versions of NumPy
+    stay = _in_proportion(counts, len(labels) - held_out, rng)
+    held = _in_proportion(counts - stay, held_out, rng)
+    parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for own, first, second in zip(rows, stay, held, strict=True):
+        drawn = own[rng.permutation(len(own))]
+        parts[0].append(drawn[:first])
+        parts[1].append(drawn[first : first + second])
+    one, two = (rng.permutation(np.concatenate(part)) for part in parts)
+    return one, two
+
+
+def _in_proportion(counts: np.ndarray, number: int, rng: np.random.RandomState) -> np.ndarray:
+    """So many examples of each class, of which there are these counts, that they are `number` in all: rounded down, and
+    one more of those classes that lose most by that, drawn where they lose alike."""
+    exact = counts / counts.sum() * number
+    found = np.floor(exact)
+    lost, missing = exact - found, int(number - found.sum())
+    for value in np.unique(lost)[::-1]:
+        if not missing:
+            break
+        alike = np.flatnonzero(lost == value)
+        more = min(len(alike), missing)
+        found[rng.choice(alike, more, replace=False)] += 1
+        missing -= more
+    return found.astype(np.int64)

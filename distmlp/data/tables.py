@@ -11,7 +11,7 @@ from distmlp.data import columnar, typed
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columnar import Raw
 from distmlp.data.columns import Columns, Learner, Unseen, chosen, is_header, matched
-from distmlp.data.streams import Labels, finite
+from distmlp.data.streams import Labels, ahead, finite
 from distmlp.data.typed import Block, Choice, Rules, Table, Words
 from distmlp.errors import InputError, listed
 
@@ -157,7 +157,7 @@ class Tables:
             yield raw, choice
 
     def labels(self) -> Iterator[Labels]:
-        self.counts.clear()
+        counts: list[int] = []
         for raw, choice in self._opened():
             count = 0
             for block in typed.stream(raw, Choice([], choice.label, choice.weight), _NUMBERS):
@@ -165,7 +165,8 @@ class Tables:
                     values = block.labels
                     count += len(values.codes if isinstance(values, Words) else values)
                     yield Labels(values, block.weights, raw.text)
-            self.counts.append(count)
+            counts.append(count)
+        self.counts = counts  # only now: features may be read beside this
 
     def learn(self, marks: np.ndarray | None, progress: Callable[[int], None]) -> None:
         """Reads the rows that are marked 0, for the words and means in them; without marks, all rows."""
@@ -215,12 +216,17 @@ class Tables:
             here = dict(zip(choice.features, self.columns.names, strict=True))
             text = frozenset(name for name, learned in here.items() if learned in texts)
             try:
-                for block in typed.stream(raw, choice._replace(label=None, weight=None), rules, texts=text,
+                for block in typed.stream(_ahead(raw), choice._replace(label=None, weight=None), rules, texts=text,
                                           start=start):  # fmt: skip
                     yield reader.named(block.table, choice)
             except typed.TextFound as error:
                 raise typed.TextFound({here[name] for name in error.names}) from None
             start = 0
+
+
+def _ahead(raw: Raw) -> Raw:
+    """The table, of which a thread decodes a block while the one before it is made into numbers."""
+    return raw._replace(read=lambda wanted: ahead(raw.read(wanted)))
 
 
 def _learn(learner: Learner, blocks: list[Table], least: int) -> list[Table]:

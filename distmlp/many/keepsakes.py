@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from distmlp.config import run_flags
 from distmlp.data.datasets import Data
@@ -16,8 +15,6 @@ from distmlp.many.course import Course
 from distmlp.parallel.digest import array_names, host_digest
 from distmlp.progress import Standing, Totals
 from distmlp.run import lines
-from distmlp.run.keeping import meta_of
-from distmlp.run.store import Manager, quiet
 from distmlp.run.workdir import replace_file, writing
 
 
@@ -32,6 +29,9 @@ def discard(folder: Path, number: int) -> None:
 
 def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> None:
     """Makes FOLDER/members/N of a member whose states are there; a crash leaves all of it or nothing."""
+    from distmlp.run.keeping import meta_of  # these import Orbax, which takes long
+    from distmlp.run.store import Manager, quiet
+
     assert course.last is not None
     assert course.best is not None
     target = folder / str(course.member.number)
@@ -50,9 +50,9 @@ def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> N
         for step, (state, standing) in sorted(states.items()):
             sums = Totals(total_seconds=course.seconds)
             counts = {"metrics": sum(line["step"] <= step and not line.get("final") for line in found), "ledger": 0}
-            meta = meta_of(config, data, print_of_data, course.order.num_shards, "replicated", sums, standing, counts)
+            meta = meta_of(config, data, print_of_data, course.order, "replicated", sums, standing, counts)
             digests = dict(zip(array_names(state), map(host_digest, jax.tree.leaves(state)), strict=True))
-            manager.write(step, jax.tree.map(jnp.asarray, state), meta, digests)
+            manager.write(step, jax.device_put(state), meta, digests)
             manager.wait_until_finished()
             manager.check_for_errors()
     with writing(target):

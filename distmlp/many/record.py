@@ -5,6 +5,7 @@ run/lines.py; with --halving, FOLDER/rungs.jsonl has one for each stage of each.
 first has such files of its own in FOLDER/processes/N. FOLDER/candidates has the states of the best members so far.
 """
 
+import contextlib
 import json
 import operator
 import os
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from distmlp.config import as_text
+from distmlp.config import as_text, differences
 from distmlp.errors import InputError, remark
 from distmlp.machine import sync
 from distmlp.many.course import Course
@@ -71,8 +72,11 @@ class Record:
         if not there:
             raise InputError(f"{path} is damaged: bring it back from a copy, or give another --workdir")
         own = json.loads(text)
-        changed = [f"{name} was {_told(there[0].get(name))}, is {_told(own[name])}" for name in own
-                   if name != "crc32" and there[0].get(name) != own[name]]  # fmt: skip
+        before, after = ({name: value for name, value in each.items() if name not in ("crc32", "settings")}
+                         for each in (there[0], own))  # fmt: skip
+        changed = [f"{name} was {_told(before.get(name))}, is {_told(after[name])}" for name in after
+                   if before.get(name) != after[name]]  # fmt: skip
+        changed += differences(there[0].get("settings", {}), own["settings"])
         if changed:
             raise InputError(f"--workdir={self.folder} holds another sweep ({'; '.join(changed)}): give the same "
                              "flags, or another --workdir")
@@ -179,6 +183,13 @@ class Record:
         last, best = (jax.tree.unflatten(jax.tree.structure(like), leaves) for leaves in states)
         course.restored(told["step"], told["lines"], Standing(**told["standing"]), told["seconds"], last, best)
         return True
+
+    def leave(self) -> None:
+        """Deletes the folder of a process that came when the first one had finished, and deleted those of all."""
+        if not self._first:
+            shutil.rmtree(self._own, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds another's
+                self._own.parent.rmdir()
 
     def forget(self) -> None:
         """Deletes what is of no use once all is done."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import math
 import statistics
@@ -179,6 +180,7 @@ class _Sweep:
             record.describe(self._what | {"settings": settings, "data": data.fingerprint()})
             record.read()
             if self._is_over(record, keep, refit, folder):
+                record.leave()
                 self._show_end(record, folder, keep, again=True)
                 return self._result(record, folder)
             record.begin()
@@ -266,6 +268,8 @@ class _Sweep:
         busy = [(team, own) for team in groups if (own := [c for c in team.courses if c.member.number in wanted])]
         with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(self._lanes) as lanes:
             compiled = [compiler.submit(team.compile) for team, _ in busy]
+            for late in ("keeping", "tensorboard"):  # with Orbax and torch: long, and needed at the end
+                compiler.submit(importlib.import_module, f"distmlp.run.{late}")
 
             def train(team: Team, courses: Sequence[Course]) -> None:
                 team.train(courses, max(map(stop, courses)), beat)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -64,6 +65,7 @@ class Team:
         self._one_by_one = members.one_by_one(layout)
         self._orders: dict[Any, tuple[np.ndarray, ...]] = {}
         self._initial: dict[int, Any] = {}
+        self._making = threading.Lock()
         self._compiled = False
         held = max(len(course.share.held) for course in courses)
         rows = config.eval_batch_size if layout.invariant else min(config.eval_batch_size, held)
@@ -74,7 +76,7 @@ class Team:
             sizes=(pool.images.shape[1], *config.hidden_sizes, num_classes), scaled=config.input_scaling != "none",
             members=1, steps=min(dispatch, longest), shards=first.order.num_shards, rows=first.order.rows,
             blocks=-(-held // rows), block_rows=rows, weightless=any(w is not None and not w.all() for w in weights),
-            pauses=config.patience > 0, log_probs=config.choose_by == "roc_auc",
+            pauses=config.patience > 0 and not self._one_by_one, log_probs=config.choose_by == "roc_auc",
         )  # fmt: skip
 
     def _made(self, count: int) -> Members:
@@ -242,9 +244,10 @@ class Team:
     def _begin(self, course: Course) -> State:
         """Its state before the first step, NumPy's."""
         config, optimizer = course.member.config, self._members.optimizer
-        if config.seed not in self._initial:
-            state = initial_state(self._shape.sizes, config.seed, optimizer, ())
-            self._initial[config.seed] = jax.tree.map(np.asarray, state)
+        with self._making:  # what one thread makes, the others use
+            if config.seed not in self._initial:
+                state = initial_state(self._shape.sizes, config.seed, optimizer, ())
+                self._initial[config.seed] = jax.tree.map(np.asarray, state)
         return self._initial[config.seed]._replace(scaling=course.share.scaling(config))
 
     @staticmethod

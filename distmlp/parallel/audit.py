@@ -3,6 +3,10 @@ found the same bits. A third device then tells which of the two was wrong, even 
 
 Place p of all devices' shards has shard p in a step. For deal number r of an audit, the shards move by r devices: what
 device d computes in a step, device d - r computes then.
+
+An audited step costs 1.2 to 1.4 steps more, by the processor time of two emulated devices (512 examples, the tutorial's
+layers): the second computation and its digests 1.04, the digests of the first 0.05, and 0.1 as it has a dispatch of its
+own. Wall time on busy cores said 1.1.
 """
 
 import socket

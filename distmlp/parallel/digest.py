@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from distmlp.errors import DivergedError, ReplicaError
 from distmlp.kept import kept
 
-if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not need
+if TYPE_CHECKING:  # which those who only read checkpoints do not need
     from distmlp.parallel.layout import Layout
 
 
@@ -77,7 +77,7 @@ class StateDigest:
     """
 
     def __init__(self, layout: "Layout", specs: Any, shapes: Any = None) -> None:
-        from distmlp.parallel.specs import BY_ROWS, hashable  # imports torch, as below
+        from distmlp.parallel.specs import BY_ROWS, hashable
 
         self._specs, self._by_rows = specs, BY_ROWS
         self._by_device = _digests(layout, *hashable((specs, shapes)))

@@ -3,8 +3,8 @@ that does not grow with the examples."""
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,16 @@ import numpy as np
 
 from distmlp import model
 from distmlp.config import Config
-from distmlp.data.batches import ExampleLoader, Step
+from distmlp.data.batches import Announced, Rows, Step
 from distmlp.data.examples import Readable
+from distmlp.errors import InputError
 from distmlp.kept import kept
 from distmlp.parallel import by_layer, sharded
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import DEALT, STATE, State, hashable
+
+if TYPE_CHECKING:  # imports torch
+    from distmlp.data.loader import ExampleLoader
 
 _AHEAD = 4  # steps in flight; emulated devices can deadlock when dozens are
 _ADDED = 1 << 13  # losses that NumPy adds at once; at least 128
@@ -61,7 +65,7 @@ class Evaluator:
         """`specs` say how the state lies; where it is sharded, the parameters have so many `rows` when they are whole.
         """
         self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
-        self._loaders: dict[Readable, ExampleLoader] = {}  # each keeps its workers
+        self._loaders: dict[Readable, ExampleLoader] = {}  # of what is read one by one; each keeps its workers
         programs = _programs(config.compute_dtype, layout, rows, *hashable(specs))
         self._losses, self._labels, self._log_probs = programs
 
@@ -74,13 +78,29 @@ class Evaluator:
 
     @property
     def taken(self) -> int:
-        """As ExampleLoader's, of all its data sets; from any thread."""
-        return sum(loader.taken for loader in tuple(self._loaders.values()))
+        """How many examples were read so far, where they are read one by one; from any thread."""
+        return sum(loader.rows.taken for loader in tuple(self._loaders.values()))
 
     def close(self) -> None:
         """Ends the workers."""
         for loader in self._loaders.values():
             loader.close()
+
+    def _read(self, dataset: Readable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images and labels of each step. Arrays are indexed, a step at a time; items are for torch to read."""
+        steps: Any = _Steps(self.layout, self.rows, len(dataset))
+        if not dataset.one_by_one:
+            found: Iterable[Any] = map(Rows(dataset).__getitem__, Announced(steps, dataset))
+        else:
+            from distmlp.data.loader import ExampleLoader
+
+            if dataset not in self._loaders:
+                self._loaders[dataset] = ExampleLoader(dataset, steps, self.workers)
+            found = self._loaders[dataset]
+        for step in found:
+            if isinstance(step, InputError):
+                raise step
+            yield step[:2]
 
     def __call__(
         self, state: State, dataset: Readable, poll: Callable[[], None] = lambda: None, ask: str = "",
@@ -91,8 +111,6 @@ class Evaluator:
         It may `ask` for "labels", and gets the pairs; or for "log_probs", too, which are kept with the labels. `watch`
         is shown each step's examples, which are then not kept.
         """
-        if dataset not in self._loaders:
-            self._loaders[dataset] = ExampleLoader(dataset, _Steps(self.layout, self.rows, len(dataset)), self.workers)
         asked = {"": (), "labels": (self._labels,), "log_probs": (self._log_probs,)}["log_probs" if watch else ask]
         pending: deque[tuple[np.ndarray, list[jax.Array]]] = deque()
         loss, pairs, kept = Sum(len(dataset)), _Pairs(), list[Seen]()
@@ -115,7 +133,7 @@ class Evaluator:
                 elif log_probs:
                     kept.append(seen._replace(images=None))
 
-        for images, labels, _, _ in self._loaders[dataset]:
+        for images, labels in self._read(dataset):
             poll()
             sent = self.layout.put((images, labels), DEALT)
             pending.append((images, [program(state, *sent) for program in (self._losses, *asked)]))

@@ -12,20 +12,23 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from distmlp.config import Config
-from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.data.batches import Batch, Batches
 from distmlp.data.examples import Examples
 from distmlp.errors import InputError
 from distmlp.kept import kept
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, hashable, stacked
 from distmlp.parallel.step import OwnWork, TrainStep
+
+if TYPE_CHECKING:  # imports torch
+    from distmlp.data.loader import NumpyLoader
 
 _DISPATCH_SECONDS = 0.125  # a dispatch grows while it takes less; a signal waits for two of them
 _DISPATCHES = 16  # at most, of the largest size, between two looks at the clock
@@ -267,7 +270,7 @@ class HostBatches:
     specs = stacked(BATCH)
     resident_bytes, held = 0, _PREFETCH + 2  # of data that stay; dispatches whose arrays are there at once, at most
 
-    def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, total_steps: int) -> None:
+    def __init__(self, layout: Layout, loader: "NumpyLoader", pace: Pace, total_steps: int) -> None:
         self._layout, self._loader, self._pace, self._total_steps = layout, loader, pace, total_steps
         self.spent = Spent()
         self._chunks: Iterator[Taken] = iter(())
@@ -343,9 +346,9 @@ class DeviceBatches:
 
     specs, held = SELECTION, 2
 
-    def __init__(self, layout: Layout, loader: NumpyLoader, pace: Pace, data: tuple[np.ndarray, np.ndarray]) -> None:
+    def __init__(self, layout: Layout, batches: Batches, pace: Pace, data: tuple[np.ndarray, np.ndarray]) -> None:
         self._layout, self._pace, self._host_data, self.spent = layout, pace, data, Spent()
-        self._loader, self._order, self._shards = loader, loader.order, loader.local_shards
+        self._batches, self._order, self._shards = batches, batches.order, batches.local_shards
         self.resident_bytes = sum(array.nbytes for array in data)
 
     @functools.cached_property
@@ -372,7 +375,7 @@ class DeviceBatches:
         stop = min(start + self._pace.steps, start + limit - step, self._order.steps_per_epoch)
         indices, real = self._order.indices(epoch, start, stop, self._shards)
         sizes = [self._order.examples(k) for k in range(start, stop)]
-        sums = self._order.weight_sums(self._loader.weights, epoch, start, stop)
+        sums = self._order.weight_sums(self._batches.weights, epoch, start, stop)
         loaded = time.monotonic()
         chosen = self._layout.put(self._chosen(indices, real, sums, self._pace.largest), tuple(SELECTION[2:]))
         self.spent.steps += stop - start
@@ -382,7 +385,7 @@ class DeviceBatches:
 
     def again(self, step: int, shards: Sequence[int]) -> Selection:
         epoch, at = divmod(step, self._order.steps_per_epoch)
-        sums = self._order.weight_sums(self._loader.weights, epoch, at, at + 1)
+        sums = self._order.weight_sums(self._batches.weights, epoch, at, at + 1)
         chosen = self._chosen(*self._order.indices(epoch, at, at + 1, shards), sums, 1)
         return Selection(*self._data, *self._layout.put(chosen, tuple(SELECTION[2:])))
 
@@ -392,7 +395,7 @@ class DeviceBatches:
 
     def _chosen(self, indices: np.ndarray, real: np.ndarray, sums: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
         """The own arrays of a dispatch of up to `size` steps: rows behind the last one are not read."""
-        arrays = indices.astype(np.int32), self._loader.weigh(indices, real), sums.astype(np.float32)
+        arrays = indices.astype(np.int32), self._batches.weigh(indices, real), sums.astype(np.float32)
         return tuple(
             np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
             for array in arrays
@@ -400,7 +403,7 @@ class DeviceBatches:
 
 
 def make_feed(
-    config: Config, layout: Layout, loader: NumpyLoader, train_step: TrainStep, placement: str, total_steps: int,
+    config: Config, layout: Layout, batches: Batches, train_step: TrainStep, placement: str, total_steps: int,
     lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE, own_work: OwnWork | None = None,
 ) -> Feed:
     """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says, and whose
@@ -408,14 +411,15 @@ def make_feed(
 
     `lead` gives several processes the first one's number of steps; for `own_work` see Feed.
     """
-    given, examples = config.steps_per_dispatch, loader.examples
+    given, examples = config.steps_per_dispatch, batches.examples
     if placement == "device" and examples.resident is not None:
         largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
         pace = Pace(given, largest, lead)
-        return Feed(layout, train_step, DeviceBatches(layout, loader, pace, examples.resident), pace, specs,
+        return Feed(layout, train_step, DeviceBatches(layout, batches, pace, examples.resident), pace, specs,
                     own_work)  # fmt: skip
-    batch_bytes = loader.order.num_shards * loader.order.rows * examples.num_features * examples.dtype.itemsize
+    batch_bytes = batches.order.num_shards * batches.order.rows * examples.num_features * examples.dtype.itemsize
     pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)), lead)
+    loader = cast("NumpyLoader", batches)
     return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs, own_work)
 
 

@@ -22,7 +22,7 @@ from distmlp.data.tables import Reader
 from distmlp.errors import InputError, remark
 from distmlp.results.models import Model, Predictions
 
-if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
+if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
     from distmlp.data.examples import Readable
     from distmlp.results.evaluation import EnsembleReport, Watch
 

@@ -24,7 +24,7 @@ from distmlp.errors import InputError, remark
 from distmlp.kept import kept
 from distmlp.parallel import backend
 
-if TYPE_CHECKING:  # imports torch and scikit-learn, which predictions do not need
+if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
     from distmlp.data.examples import Readable
     from distmlp.results.evaluation import ClassificationReport, Watch
 

@@ -17,7 +17,8 @@ from distmlp.results.load import load
 from distmlp.results.models import Model
 from distmlp.results.pictures import PictureShape, picture_shape
 from distmlp.run import goodput
-from distmlp.run.log import read_lines, read_sessions
+from distmlp.run.log import read_lines
+from distmlp.run.sessions import read_sessions
 
 _MISTAKES, _NEURONS = 24, 32  # that are shown
 

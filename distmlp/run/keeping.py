@@ -10,10 +10,12 @@ from typing import Any
 import jax
 
 from distmlp import machine
+from distmlp.account import Account
 from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, training_remarks
+from distmlp.data.order import Order
 from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
@@ -22,9 +24,10 @@ from distmlp.parallel.specs import State
 from distmlp.progress import Line, Poll, Progress, Standing, Totals
 from distmlp.run import goodput
 from distmlp.run.ledger import Ledger
-from distmlp.run.log import Log, banner, header, read_sessions, summary, versions
+from distmlp.run.log import Log, banner, header, summary, versions
 from distmlp.run.meta import Meta, check_form, standing, totals, unknown
 from distmlp.run.profile import Profile
+from distmlp.run.sessions import Sessions, read_sessions
 from distmlp.run.signals import Signals, Watchdog
 from distmlp.run.store import Store, suited
 from distmlp.run.stragglers import Stragglers
@@ -35,19 +38,22 @@ from distmlp.training import OnLine, Program, ends
 class Keeping:
     """Everything that a run writes, and the signals it heeds, within this context."""
 
-    def __init__(self, config: Config, data: Data, parts: Program, group: Group, silent: bool = False) -> None:
+    def __init__(
+        self, config: Config, data: Data, parts: Program, group: Group, account: Account, silent: bool = False
+    ) -> None:
+        """`account`: of the start's time."""
         self.config, self.data, self.parts, self.cadence, self.group = config, data, parts, parts.cadence, group
         self._saved_step, self._saved_at = 0, time.monotonic()
         self._lines: dict[str, int] = {}  # that the files had when the checkpoint was saved that the run goes on from
         self._audited = 0  # the last step whose audit agreed in earlier starts
         self._begun: Progress | None = None
-        self._pulse = ExitStack()  # while the run goes on
         self._reading = Reading(parts.loader)
         self.signals, self.watchdog = Signals(group.request_stop), self._new_watchdog()
         with ExitStack() as opened:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
             opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
             path = self.workdir.path
+            self._sessions = opened.enter_context(Sessions(path, account, group.first))
             self.log = Log(path, group.first, silent)
             self._stragglers = Stragglers(parts.feed, group, self.log.warn) if group.several else None
             self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
@@ -65,16 +71,17 @@ class Keeping:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        self._pulse.close()
-        if self._begun is not None:
-            reason = "" if error is None else f"{type(error).__name__}: {error}"
-            self.log.session(end=self._begun.step, reason=reason, **_account(self._begun))
-            if error is not None:
-                self.log.note(f"distmlp: {error}")
         with self._open:
+            if self._begun is not None and error is not None:
+                self.log.note(f"distmlp: {error}")
             agreed = error is None or isinstance(error, Interrupted)
-            if agreed or not self.group.several:  # else the others may be gone, or busy
-                self.store.close()
+            try:
+                if agreed or not self.group.several:  # else the others may be gone, or busy
+                    self.store.close()
+            finally:
+                if self._begun is not None:
+                    reason = "" if error is None else f"{type(error).__name__}: {error}"
+                    self._sessions.tell(end=self._begun.step, reason=reason)
 
     def restored(self) -> tuple[State, int, Totals, Standing] | None:
         """State, step, sums and how the evaluations stand, of the newest intact checkpoint; None without any.
@@ -114,10 +121,10 @@ class Keeping:
 
     def _meta(self, progress: Progress) -> Meta:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
-        layout, counts = self.parts.layout, {"metrics": len(progress.history), "ledger": self.ledger.count}
+        counts = {"metrics": len(progress.history), "ledger": self.ledger.count}
         return ({"audited": self._agreed} if self._agreed else {}) | meta_of(
-            self.config, self.data, self._fingerprint, layout.num_shards, layout.state, progress.totals,
-            progress.standing, counts,
+            self.config, self.data, self._fingerprint, self.parts.loader.order, self.parts.layout.state,
+            progress.totals, progress.standing, counts,
         )  # fmt: skip
 
     @property
@@ -141,6 +148,11 @@ class Keeping:
         saved_shards, num_shards = meta["num_shards"], self.parts.layout.num_shards
         if self.config.reduction == "invariant" and saved_shards != num_shards:
             raise InputError(f"--num_shards was {saved_shards}, is {num_shards}: give --num_shards={saved_shards}")
+        order = self.parts.loader.order
+        if meta.get("order", "held") != order.drawn:  # versions before say nothing, and held it
+            raise InputError(f"the run in {workdir} was begun by distmlp {meta['versions'].get('distmlp', 'unknown')}, "
+                             f"which draws another order of {order.size:,} examples: go on with that version, or give "
+                             "another --workdir")
         if meta["step"] > self.cadence.total_steps:
             raise InputError(f"{workdir} is at step {meta['step']}, beyond the {self.cadence.total_steps} steps asked "
                              "for: raise --num_epochs or --max_steps")
@@ -161,11 +173,9 @@ class Keeping:
             self.log.say(text)
         self.log.say(banner(config, self.data, self.parts, self.workdir.path, self.group))
         devices = self.parts.layout.devices
-        self.log.session(start=step, hosts=self.group.hosts(), processes=jax.process_count(),
-                         devices=f"{len(devices)} x {devices[0].device_kind}", **_account(progress))
+        self._sessions.begin(progress.kept_seconds, start=step, hosts=self.group.hosts(),
+                             processes=jax.process_count(), devices=f"{len(devices)} x {devices[0].device_kind}")
         self._begun = progress
-        if self.group.first:
-            self._pulse.enter_context(goodput.Pulse(lambda: self.log.session(**_account(progress))))
         for remark in () if step else training_remarks(config, self.data):
             self.log.warn(remark)
         if step:
@@ -179,7 +189,7 @@ class Keeping:
         """Takes note of a dispatch that has been made."""
         self.ledger.add(progress.step, steps, digests)
         self.log.show_progress(progress, self.config.batch_size, len(self.data.train))
-        if text := self._reading.remark():
+        if text := self._reading.remark(progress.idle):
             self.log.warn(text)
 
     def save_is_due(self, steps: Steps, progress: Progress) -> bool:
@@ -282,33 +292,29 @@ class Keeping:
         with progress.account.of("evaluate"):
             tested = self.parts.measures.tested(state, chosen, poll)
         self.log.line(progress.add_final_line(params_sha256(self.parts.held.arrays(state.params)), tested))
+        self._sessions.tell()  # for a kill from here on leaves a run that is finished: no start would tell of it
         text = ""
         if self.group.first:
             with contextlib.suppress(InputError):  # the file cannot be read
-                sessions = [*read_sessions(self.workdir.path).values, _account(progress)]
+                sessions = [*read_sessions(self.workdir.path).values, self._sessions.word()]
                 text = goodput.described(goodput.parts(sessions))
         self.log.say(summary(progress.history, self.workdir.path, text))
 
 
-def _account(progress: Progress) -> dict[str, Any]:
-    """How this start's time has gone until now, as sessions.jsonl has it."""
-    seconds = {cause: round(part, 3) for cause, part in progress.account.seconds.items()}
-    return {"began": round(progress.account.began, 3), "seconds": seconds, "kept": round(progress.kept_seconds, 3)}
-
-
 def meta_of(
-    config: Config, data: Data, fingerprint: str, num_shards: int, state: str, sums: Totals, standing: Standing,
+    config: Config, data: Data, fingerprint: str, order: Order, state: str, sums: Totals, standing: Standing,
     counts: dict[str, int],
 ) -> Meta:
     """What a checkpoint says beside its arrays.
 
     Args:
       fingerprint: of the data.
+      order: of the training set.
       state: how it lay.
       counts: of the lines in the run's files.
     """
     return {
-        "state": state, "settings": config.settings(), "num_shards": num_shards,
+        "state": state, "settings": config.settings(), "num_shards": order.num_shards, "order": order.drawn,
         "data": fingerprint, "data_modified": data.modified(), "data_info": data.info(),
         "totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts, "versions": _versions(),
     }  # fmt: skip

@@ -9,9 +9,7 @@ import operator
 import platform
 import sys
 import textwrap
-import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +19,14 @@ from tqdm.auto import tqdm  # in a notebook, a bar of its own
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config
-from distmlp.errors import InputError, WriteError, listed, printable
+from distmlp.errors import listed, printable
 from distmlp.parallel import backend
 from distmlp.progress import Line, Progress, best
 from distmlp.run import lines
-from distmlp.run.lines import Found, Kind
+from distmlp.run.lines import Found
 from distmlp.run.workdir import new_path, writing
 
-if TYPE_CHECKING:  # they import torch, which those who only read lines do not need
+if TYPE_CHECKING:  # which those who only read lines do not need
     from distmlp.data.datasets import Data
     from distmlp.training import Program
 
@@ -36,14 +34,6 @@ if TYPE_CHECKING:  # they import torch, which those who only read lines do not n
 def read_lines(run: Path) -> Found:
     """The lines of a run's metrics.jsonl."""
     return lines.read(run / "metrics.jsonl", {"step": operator.index, "epoch": operator.index})
-
-
-def read_sessions(run: Path) -> Found:
-    """The lines of its sessions.jsonl: the starts, which have `start`; the ends; and what goodput.py has of both, and
-    in between."""
-    start: Kind = {"time": str, "start": operator.index, "hosts": "".join, "processes": operator.index, "devices": str}
-    between: Kind = {"time": str, "began": float, "seconds": dict, "kept": float}
-    return lines.read(run / "sessions.jsonl", start, {"time": str, "end": operator.index, "reason": str}, between)
 
 
 class Log:
@@ -57,7 +47,6 @@ class Log:
         self.workdir, self._first, self._shown = workdir, first, first and not silent
         self._events: Any = None
         self._bar: Any = None
-        self._session = threading.Lock()  # threads add to the same file
 
     @functools.cached_property
     def found(self) -> Found:
@@ -83,10 +72,6 @@ class Log:
             there = sum(line["step"] <= step and not line.get("final") for line in found.values)
             if remark := lines.renew(found, history, expected - there):
                 self.warn(remark)
-            with contextlib.suppress(InputError, WriteError):  # these are needed for no result
-                sessions = read_sessions(self.workdir)
-                if sessions.values and not sessions.summed:
-                    lines.renew(sessions, sessions.values)  # else their lines would look damaged beside new ones
             with writing(self.workdir):
                 self._events = EventFile(self.workdir / "tensorboard", step + 1, config)
 
@@ -118,13 +103,6 @@ class Log:
         if self._first:
             with contextlib.suppress(OSError):
                 lines.append(self.workdir / "log.txt", [text])
-
-    def session(self, **facts: Any) -> None:
-        """Adds a line to sessions.jsonl: when, where and how training started or ended. A full disk is no error."""
-        if self._first:
-            with contextlib.suppress(OSError), self._session:
-                now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-                lines.append(self.workdir / "sessions.jsonl", [lines.sealed({"time": now, **facts})])
 
     def show_progress(self, progress: Progress, batch_size: int, size: int) -> None:
         """Shows how far the epoch is, of `size` examples. Only on a terminal."""

@@ -12,7 +12,7 @@ Meta = dict[str, Any]  # JSON values by their names; store.py adds `step` and `d
 
 _NEEDED = ("settings", "num_shards", "data", "totals", "versions")
 _RENAMED = {"examples": "weight"}  # a sum of version 0.2.0, where each example weighed 1
-_LATER = ("data_modified", "data_info", "standing", "lines", "state", "audited")  # versions before may lack them
+_LATER = ("data_modified", "data_info", "order", "standing", "lines", "state", "audited")  # versions before may lack
 
 
 def check_form(meta: Meta, arrays: Iterable[str], versions: dict[str, str], workdir: str) -> None:

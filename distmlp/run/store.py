@@ -31,7 +31,7 @@ from distmlp.run import rows
 from distmlp.run.meta import Meta
 from distmlp.run.workdir import new_path
 
-if TYPE_CHECKING:  # imports torch, which those who only read checkpoints do not need
+if TYPE_CHECKING:  # which those who only read checkpoints do not need
     from distmlp.parallel.sharded import StateLayout
 
 T = TypeVar("T")

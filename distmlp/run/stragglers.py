@@ -3,7 +3,11 @@
 In a step all wait for the slowest, so that all steps take equally long, and by them nobody can be told from another.
 Each process therefore times what it does alone (OwnSeconds): it loads and sends the examples of its shards, and at each
 line, when the devices are idle anyway, they compute the gradients of some steps once more, without the exchange. That
-takes a hundredth of the steps' time at most. It changes nothing of the state.
+is given a hundredth of the steps' time; then they tell one another three numbers. It changes nothing of the state.
+
+Measured with two processes, the tutorial's network, batches of 128 and a line a second, on cores that were busy with
+other work: 1.2 % of the steps' time to compute again, and 6 to 11 ms a line, the median, to tell one another. Together
+it is 1.9 % of the processor time. The first line takes 0.2 s more, for the exchange to be compiled.
 """
 
 import math

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distmlp import model
-from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.data.batches import Batch
+from distmlp.data.loader import NumpyLoader
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_digest
 from distmlp.parallel.layout import Layout

@@ -11,7 +11,7 @@ from distmlp.parallel import backend
 from distmlp.parallel.evaluate import Seen
 from distmlp.progress import Progress
 from distmlp.verify.arithmetic import parameters
-from distmlp.verify.here import CLASSES, TEST, Here, NotHeld
+from distmlp.verify.here import CLASSES, FEATURES, TEST, Here, NotHeld
 
 _EXAMPLES, _BATCH = 257, 100  # an uneven last batch
 _NEAR = 1e-4  # log-probabilities nearer than that may change places
@@ -60,7 +60,7 @@ def _epoch(weights: np.ndarray, biases: np.ndarray, labels: np.ndarray) -> np.nd
 def test_examples(here: Here) -> str:
     """An evaluation gives each example, in its place, the class that NumPy gives it in float64."""
     config = here.config(eval_batch_size=16, input_scaling="none", matmul_precision="highest")
-    data, params = here.load(config), parameters((50, 33, 17, CLASSES))
+    data, params = here.load(config), parameters((FEATURES, *config.hidden_sizes, CLASSES))
     params[0] = (params[0][0] / 255, params[0][1])
     seen = list[Seen]()
     with backend.pinned(config), closing(here.program(config, data)) as parts:

@@ -149,6 +149,7 @@ class Job:
                  *_joining(here)], env=_environment(here), stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
+        here.jobs.append(self._process)
 
     def __enter__(self) -> "Job":
         return self

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import subprocess
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -51,12 +52,14 @@ class Here:
       layout: of all devices, adding in the fixed order.
       folder: an empty one that all processes see; None: there is none.
       command: that which trains, to which flags are added.
+      jobs: the processes that are started with it.
     """
 
     group: Group
     layout: Layout
     folder: Path | None = None
     command: Sequence[str] = ()
+    jobs: list["subprocess.Popen[bytes]"] = dataclasses.field(default_factory=list)
 
     @property
     def count(self) -> int:

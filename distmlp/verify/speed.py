@@ -11,7 +11,7 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.data import datasets
-from distmlp.data.batches import NumpyLoader
+from distmlp.data.loader import NumpyLoader
 from distmlp.parallel import backend
 from distmlp.parallel.digest import array_digest, host_digest
 from distmlp.parallel.specs import DEALT

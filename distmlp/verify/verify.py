@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 
 from distmlp.cluster.group import Group
+from distmlp.cluster.place import find_place
 from distmlp.config import Config
 from distmlp.errors import one_line
 from distmlp.parallel import backend
@@ -50,6 +52,7 @@ CHECKS: dict[str, Check] = {
     "matrix products, by the data sheet": speed.products,
 }
 _MARGIN = 2.0  # seconds before the end of the time, in which the result is written
+_TIDYING = 0.5  # of these, for what is left to be removed; then all processes end at once
 
 
 @dataclasses.dataclass
@@ -104,18 +107,21 @@ def verify(
     config = Config(reduction="invariant", heartbeat_seconds=30)  # which a busy machine keeps up, too
     rows = [Row(name) for name in checks]
     result = Result(rows, [], versions())
-    end = _End(started + 60 * minutes - _MARGIN, minutes, result, write)
+    place = find_place(config)
+    left = started + 60 * minutes - _MARGIN - time.monotonic()
+    end = _End(time.time() + left, minutes, result, write, first=place is None or place.process == 0)
     with backend.prepared(config), end:
         group = Group.join(config)
-        end.speaks = group.first
+        end.agree(group)
         with group.together(), quiet():
             shards = max(INVARIANT_SHARDS, len(backend.devices()))
             layout = make_layout(dataclasses.replace(config, num_shards=shards))
             result.devices.extend(_devices(group))
-            with _shared_folder(group) as folder:
-                here = Here(group, layout, folder, command)
+            with _shared_folder(group, end.folders) as folder:
+                here = Here(group, layout, folder, command, end.jobs)
                 for row, check in zip(rows, checks.values(), strict=True):
                     _try(row, check, here)
+                    end.heed()
                     if group.first:
                         tell(row)
         end.write()
@@ -149,9 +155,12 @@ def _devices(group: Group) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _shared_folder(group: Group) -> Iterator[Path | None]:
-    """An empty folder that all processes see, or None; it is removed afterwards."""
-    folder = Path(group.decide(tempfile.mkdtemp(prefix="distmlp-verify-") if group.first else ""))
+def _shared_folder(group: Group, made: list[Path]) -> Iterator[Path | None]:
+    """An empty folder that all processes see, or None; it is removed afterwards. It is added to those that are `made`,
+    in the first process."""
+    if group.first:
+        made.append(Path(tempfile.mkdtemp(prefix="distmlp-verify-")))
+    folder = Path(group.decide(str(made[-1]) if group.first else ""))
     try:
         token = folder / secrets.token_hex(8)
         if group.first:
@@ -164,33 +173,60 @@ def _shared_folder(group: Group) -> Iterator[Path | None]:
 
 
 class _End:
-    """Within this context, writes what there is and ends the process when the time is over."""
+    """Within this context, writes what there is and ends the process when the time is over.
 
-    def __init__(self, at: float, minutes: float, result: Result, write: Callable[[Result], object]) -> None:
-        self._at, self._minutes, self._result, self._write = at, minutes, result, write
+    Attributes:
+      folders: that are to be removed then.
+      jobs: processes that are to be killed before.
+    """
+
+    def __init__(
+        self, at: float, minutes: float, result: Result, write: Callable[[Result], object], first: bool
+    ) -> None:
+        """`at`: in seconds since 1970. `first`: whether this process is the one that writes."""
+        self._at, self._minutes, self._result, self._write, self._first = at, minutes, result, write, first
         self._lock, self._written, self._over = threading.Lock(), False, threading.Event()
-        self.speaks = True  # whether this process writes
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.folders: list[Path] = []
+        self.jobs: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> "_End":
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._thread.start()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None:
+            self.heed()
         self._over.set()
+
+    def agree(self, group: Group) -> None:
+        """Of several processes, all end when the first one does; a collective."""
+        self._at = group.decide(self._at)
+
+    def heed(self) -> None:
+        """Where the time is over, waits for the end of this process: what went wrong since then, that has done."""
+        if time.time() >= self._at:
+            self._thread.join()
 
     def write(self) -> None:
         """Writes the result, once."""
         with self._lock:
-            if not self._written and self.speaks:
+            if not self._written and self._first:
                 self._write(self._result)
             self._written = True
 
     def _watch(self) -> None:
-        if self._over.wait(max(0.0, self._at - time.monotonic())):
-            return
+        while (left := self._at - time.time()) > 0:  # the others may make it earlier
+            if self._over.wait(min(left, 1.0)):
+                return
         unfinished = [row for row in self._result.rows if not row.finished]
         for row in unfinished:
             how = "finished" if row is unfinished[0] else "reached"
             row.detail = f"not {how} within --minutes={self._minutes:g}"
         self.write()
+        for job in self.jobs:
+            job.kill()
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(max(0.0, self._at + _TIDYING - time.time()))
         os._exit(self._result.exit_code)

@@ -26,7 +26,7 @@ stragglers._SHARE = 0.5
 take = datasets.ArrayDataset.take
 def slow(*arguments):
     if os.path.exists(os.environ["SLOW"]):
-        time.sleep(0.1)
+        time.sleep(0.04)
     return take(*arguments)
 datasets.ArrayDataset.take = slow
 """
@@ -53,7 +53,7 @@ def mostly_stopped(pid: int) -> Iterator[None]:
 
 
 def test_the_slow_one_of_four_is_named_and_for_what(tmp_path: Path) -> None:
-    np.savez(tmp_path / "small.npz", **make_arrays(train=640, features=400))
+    np.savez(tmp_path / "small.npz", **make_arrays(train=320, features=400))
     workdir, slow = tmp_path / "run", tmp_path / "slow"
     (tmp_path / "sitecustomize.py").write_text(SLOW_LOADER)
     path = os.pathsep.join([str(tmp_path), runs.environment(1)["PYTHONPATH"]])

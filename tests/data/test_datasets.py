@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_arrays, small_config
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from distmlp import Config, InputError, train
 from distmlp.data import examples
@@ -19,6 +21,11 @@ def test_digits_are_a_fixed_stratified_split() -> None:
     data = load(Config())
     assert (len(data.train), len(data.test), data.num_features, data.num_classes) == (1437, 360, 64, 10)
     assert data.fingerprint() == load(Config(seed=3)).fingerprint()
+    images, labels = load_digits(return_X_y=True)
+    theirs = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    (x, y), (x_test, y_test) = (part.take(np.arange(len(part))) for part in (data.train, data.test))
+    for own, given in zip((x, x_test, y, y_test), theirs, strict=True):
+        np.testing.assert_array_equal(own, given.reshape(own.shape))
     images, labels = data.train.take(np.arange(len(data.train)))
     assert (images.dtype, images.max(), labels.dtype) == (np.uint8, 16, np.int32)
     shares = [np.bincount(labels) / len(labels), np.bincount(data.test.take(np.arange(360))[1]) / 360]

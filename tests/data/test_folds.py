@@ -4,11 +4,14 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_arrays, small_config
+from hypothesis import strategies as st
 from PIL import Image
+from sklearn.model_selection import train_test_split
 
 from distmlp import Config, InputError, load, train
 from distmlp.data import datasets, split
@@ -35,6 +38,25 @@ def test_folds_part_the_examples_and_each_class_alike() -> None:
         np.testing.assert_array_equal(stay, np.flatnonzero(drawn != number))
     # Runs of other versions name folds, too: these must be the same for ever.
     assert hashlib.sha256(drawn.astype("<i4").tobytes()).hexdigest()[:16] == "d9c847816fa25fad"
+
+
+@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.given(
+    counts=st.lists(st.integers(2, 30), min_size=1, max_size=6), part=st.floats(0.05, 0.9), seed=st.integers(0, 99)
+)
+def test_parts_are_those_of_scikit_learn(counts: list[int], part: float, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)) * 3, counts))
+    rows = np.arange(len(labels))
+    try:
+        theirs = train_test_split(rows, test_size=part, stratify=labels, random_state=seed)
+    except ValueError:
+        with pytest.raises(InputError, match=r"examples of it .* are too few for \d classes\): give another"):
+            split.hold_out(labels, "validation", part, seed, "it", None)
+        return
+    for own, wanted in zip(split.stratified(labels, part, seed), theirs, strict=True):
+        np.testing.assert_array_equal(own, wanted)
+    for own, wanted in zip(split.hold_out(labels, "validation", part, seed, "it", None), theirs, strict=True):
+        np.testing.assert_array_equal(own, np.sort(wanted))
 
 
 @pytest.fixture(scope="module")

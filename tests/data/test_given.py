@@ -16,9 +16,9 @@ from conftest import make_arrays, process_env, small_config
 from PIL import Image
 
 from distmlp import InputError, train
-from distmlp.data.batches import ExampleLoader, NumpyLoader
 from distmlp.data.datasets import ItemDataset, load
 from distmlp.data.labels import Classes
+from distmlp.data.loader import ExampleLoader, NumpyLoader
 from distmlp.errors import STOP_SIGNALS
 from distmlp.parallel.evaluate import Evaluator, _Steps
 from distmlp.parallel.layout import make_layout

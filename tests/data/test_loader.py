@@ -1,4 +1,4 @@
-"""NumpyLoader and ShardSampler: every example exactly once, whatever the shards."""
+"""Order and NumpyLoader: every example exactly once, whatever the shards."""
 
 import contextlib
 import multiprocessing
@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch.utils.data.distributed import DistributedSampler
 
 from distmlp.data import order as order_module
-from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.data.batches import Batch
 from distmlp.data.datasets import ArrayDataset, ItemDataset
 from distmlp.data.labels import Classes
-from distmlp.data.order import Order, Scattered, ShardSampler
+from distmlp.data.loader import NumpyLoader, ShardSampler
+from distmlp.data.order import Order, Scattered
 
 
 def numbered(size: int) -> ArrayDataset:
@@ -73,16 +74,24 @@ def test_a_global_batch_holds_the_same_examples_for_every_shard_count(
 def test_a_shard_is_the_stock_distributed_samplers_without_its_repeats(
     size: int, shards: int, seed: int, epoch: int, shuffle: bool
 ) -> None:
-    dataset = numbered(size)
+    order: Any = Order(size, 7, shards, shuffle, seed)
     for shard in range(shards):
-        stock = DistributedSampler(dataset, shards, shard, shuffle=shuffle, seed=seed)
+        stock = DistributedSampler(numbered(size), shards, shard, shuffle=shuffle, seed=seed)
         stock.set_epoch(epoch)
-        own = ShardSampler(dataset, shards, shard, shuffle=shuffle, seed=seed)
-        own.set_epoch(epoch)
         # Positions shard, shard + shards, ...: the stock's from `size` on wrap around to the front.
         real = len(range(shard, size, shards))
-        assert list(own) == list(stock)[:real]
+        own = ShardSampler(order, shard)
+        own.set_epoch(epoch)
+        assert list(own) == order.dealt(epoch, shard).tolist() == list(stock)[:real]
         assert len(own) == real
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31 - 1, 2**31 + 20])
+def test_an_order_is_that_of_torch_whether_torch_draws_it_or_not(seed: int) -> None:
+    for size in (1, 2, 1437, order_module._FEW_EXCHANGES, order_module._FEW_EXCHANGES + 1):
+        theirs = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
+        np.testing.assert_array_equal(order_module.shuffled(size, seed), theirs)
+        np.testing.assert_array_equal(order_module._permutation(size, True, seed), theirs)
 
 
 @settings(deadline=None, max_examples=60)
@@ -128,7 +137,7 @@ def test_torchs_global_random_numbers_are_left_alone() -> None:
 
 
 def test_shards_slice_one_permutation() -> None:
-    orders: Any = [ShardSampler(range(1000), 4, shard, shuffle=True).indices() for shard in range(4)]
+    orders: Any = [Order(1000, 10, 4, shuffle=True).dealt(0, shard) for shard in range(4)]
     assert len({id(order.base) for order in orders}) == 1
 
 
@@ -154,6 +163,9 @@ def test_of_very_many_examples_the_order_is_computed_where_it_is_asked_for(monke
     assert sorted(i for batch in whole for i in batch) == [*range(50)]
     sums = Order(50, 7, 1, shuffle=True, seed=5).weight_sums(weights, 3, 2, 8)
     assert sums.tolist() == [sum(batch) for batch in whole[2:]]
+    in_place = [members(batch) for batch in loader(50, 7, 3)]
+    assert [sorted(batch) for batch in in_place] == [[*range(at, min(at + 7, 50))] for at in range(0, 50, 7)]
+    assert isinstance(order_module._permutation(50, False, 0), Scattered)
     order_module._permutation.cache_clear()
 
 
@@ -200,5 +212,5 @@ def test_spawned_workers_give_the_same_batches() -> None:
                 for x, y in zip(a, b, strict=True):
                     np.testing.assert_array_equal(x, y)
                     assert x.dtype == y.dtype
-    assert plain.taken == spawned.taken == 2 * 23  # which a watchdog sees grow
+    assert plain.rows.taken == spawned.rows.taken == 2 * 23  # which a watchdog sees grow
     assert not multiprocessing.active_children()

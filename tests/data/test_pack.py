@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,12 +26,12 @@ from conftest import REPOSITORY, small_config
 from PIL import Image
 from pyarrow import feather
 
-from distmlp import Config, InputError, pack
+from distmlp import Config, InputError, pack, train
 from distmlp.data import batches as loading
 from distmlp.data import datasets, packed, packing, split, tables
-from distmlp.data.batches import NumpyLoader
 from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
+from distmlp.data.loader import NumpyLoader
 from distmlp.errors import WriteError
 from launch import pack as verb
 
@@ -97,7 +98,11 @@ def test_a_pack_is_what_training_reads_from_the_table(
     same(datasets.load(Config(dataset=str(path), **settings)), datasets.load(Config(dataset=str(made), seed=3)))
     assert sorted(file.name for file in made.iterdir()) == [
         "pack.json", *(f"{letter}_{part}.npy" for letter in "xy" for part in ("test", "train", "validation"))]
-    assert np.load(made / "x_train.npy").shape == (240, 5)  # a file that others can read, too
+    values = np.load(made / "x_train.npy")
+    assert values.shape == (240, 5)  # a file that others can read, too, and compare
+    info = json.loads((made / "pack.json").read_text())["pack"]["parts"]["train"]["x"]
+    blocks = [values[begin : begin + info["block_rows"]] for begin in range(0, 240, info["block_rows"])]
+    assert info["crc32"] == "".join(f"{zlib.crc32(rows.tobytes()):08x}" for rows in blocks)
 
 
 def test_a_folder_of_many_tables_is_one_and_one_of_parts_is_parts(tmp_path: Path) -> None:
@@ -535,6 +540,21 @@ def test_examples_of_a_pack_are_examples(made: Path) -> None:
     assert small_config(str(made)).dataset == str(made)
 
 
+def test_each_of_several_processes_reads_its_own_rows(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, take, read = datasets.load(Config(dataset=str(made))).train, packed.Packed.take, list[set[int]]()
+
+    def noted(self: Any, indices: np.ndarray) -> Any:
+        read[-1].update(indices.ravel().tolist())
+        return take(self, indices)
+
+    monkeypatch.setattr(packed.Packed, "take", noted)
+    for mine in ([0, 1], [2, 3]):
+        read.append(set())
+        list(NumpyLoader(part, 16, 4, mine, shuffle=True))
+    assert not read[0] & read[1]
+    assert read[0] | read[1] == {*range(240)}
+
+
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_set_that_memory_cannot_hold(verify: bool, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system is told of rows before they are read; they are the same."""
@@ -563,15 +583,15 @@ def test_a_set_that_memory_cannot_hold(verify: bool, made: Path, monkeypatch: py
             datasets.load(Config(dataset=str(made))).train.take(np.array([239]))
 
 
-def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    part = datasets.load(Config(dataset=str(made))).train
+def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr("distmlp.machine.memory", lambda: 100)
     monkeypatch.setattr(loading, "_LOOKED", 0.0)
     part = datasets.load(Config(dataset=str(made))).train
     loader = NumpyLoader(part, 10, shuffle=True)
     list(loader)
-    reading = loading.Reading(loader)
-    assert reading.remark() == ""
+    assert loading.Reading(loader).remark(idle=True) == ""
     take, size = packed.Packed.take, 240 * 5 * 4
 
     def slowly(self: Any, indices: np.ndarray) -> Any:
@@ -579,22 +599,25 @@ def test_a_disk_that_is_too_slow_is_said_once_as_it_was_measured(made: Path, mon
         return take(self, indices)
 
     monkeypatch.setattr(packed.Packed, "take", slowly)
-    reading = loading.Reading(loader)
+    reading, busy = loading.Reading(loader), loading.Reading(loader)
     started = time.monotonic()
     list(loader)
-    said, rate = reading.remark(), size / (time.monotonic() - started) / 1e6
+    said, rate = reading.remark(idle=True), size / (time.monotonic() - started) / 1e6
     found = re.fullmatch(r"training waits for the disk, (\d+)% of the time: it gives (\S+) MB/s of examples, and the "
                          r"devices could take \S+: put \S+ on a faster disk, or give more memory", said)  # fmt: skip
     assert found, said
     waits, gives = found.groups()
     assert int(waits) > 50
     assert float(gives) == pytest.approx(rate, abs=0.11)
+    assert busy.remark(idle=False) == ""  # the devices worked meanwhile
     list(loader)
-    assert reading.remark() == ""
+    assert reading.remark(idle=True) == ""
+    train(small_config(str(made), shuffle=True))
+    assert capsys.readouterr().err.count("training waits for the disk") == 1
     monkeypatch.setattr("distmlp.machine.memory", lambda: 1 << 40)  # all of it stays in memory
     reading = loading.Reading(loader)
     list(loader)
-    assert reading.remark() == ""
+    assert reading.remark(idle=True) == ""
 
 
 @pytest.mark.parametrize("balanced", ["none", "balanced"])

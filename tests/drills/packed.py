@@ -2,9 +2,9 @@
 
 Makes --gigabytes of them (10 is the real one), and packs them, killed once on the way. Trains on the pack for one epoch
 on 8 emulated devices and in two processes, and once more on a part that fits in memory: there, killed and resumed, to
-the same SHA-256 as from the Parquet parts themselves. Predicts all rows, and joins them by their id; evaluates on the
-pack and on the parts. Flips a bit in a part, which training must name. Prints rows a second and the peak of the memory
-of each step.
+the same SHA-256 as from the Parquet parts themselves. Predicts all rows, in one process and in two under torchrun, and
+joins them by their id; evaluates on the pack and on the parts. Flips a bit in a part, which training must name. Prints
+rows a second and the peak of the memory of each step.
 """
 
 import argparse
@@ -22,6 +22,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from pyarrow import dataset, parquet
+
+from distmlp import Config
+from distmlp.data import datasets
 
 from . import groups, runs
 
@@ -121,9 +124,7 @@ def main(argv: list[str]) -> int:
                 while block := one.read(1 << 24):
                     if block != other.read(1 << 24):
                         raise runs.DrillError(f"{file.name} differs after kill -9")
-        with told("pack --check", rows) as steps:
-            steps.append(Step(("launch.pack", f"--check={made}")))
-            steps[0].end()
+        _check(made, rows)
         train = ("launch.train", f"--dataset={made}", *TRAIN)
         with told("train on 8 devices", rows) as steps:
             steps.append(Step((*train, f"--workdir={folder / 'eight'}"), devices=8))
@@ -135,29 +136,53 @@ def main(argv: list[str]) -> int:
         if runs.sha256(folder / "eight") != runs.sha256(folder / "two"):
             raise runs.DrillError("two processes came to other parameters than 8 devices")
         _small(folder, source)
-        with told("predict", rows) as steps:
-            output = folder / "predicted.parquet"
-            steps.append(Step(("launch.predict", str(folder / "eight"), str(source), f"--output={output}",
-                               "--columns=id")))  # fmt: skip
-            steps[0].end()
-        _joined(output, rows)
-        said = {}
-        for what, options in (("pack", (f"--dataset={made}", "--split=train")), ("parts", (f"--dataset={source}",))):
-            with told(f"evaluate on the {what}", rows) as steps:
-                steps.append(Step(("launch.evaluate", str(folder / "eight"), "--json", *options)))
-                said[what] = json.loads(steps[0].end()[0].splitlines()[-1])
-        held_out = rows - said["pack"]["count"]
-        if said["parts"]["count"] != rows or not 0 <= said["parts"]["correct"] - said["pack"]["correct"] <= held_out:
-            raise runs.DrillError(f"the evaluations do not agree: {said}")
+        _predict(folder, source, rows)
+        _evaluate(folder / "eight", made, source, rows)
         _damage(made / "x_train.npy", (*train, f"--workdir={folder / 'damaged'}"))
     print("packed drill: all held")
     return 0
 
 
-def _joined(output: Path, rows: int) -> None:
+def _check(made: Path, rows: int) -> None:
+    with told("pack --check", rows) as steps:
+        steps.append(Step(("launch.pack", f"--check={made}")))
+        steps[0].end()
+    data, started = datasets.load(Config(dataset=str(made))), time.perf_counter()
+    data.fingerprint()
+    print(f"  fingerprint: {1e3 * (time.perf_counter() - started):.2f} ms")
+
+
+def _predict(folder: Path, source: Path, rows: int) -> None:
+    """All rows, by one process and by two, joined by their ids."""
+    output = folder / "predicted.parquet"
+    command = ("launch.predict", str(folder / "eight"), str(source), f"--output={output}", "--columns=id")
+    with told("predict", rows) as steps:
+        steps.append(Step(command))
+        steps[0].end()
+    _joined([output], rows)
+    with told("predict in two processes", rows):
+        group = groups.torchrun(("-m", *command), folder, processes=2)
+        if group.wait(3600):
+            raise runs.DrillError(group.output[-4000:])
+    _joined([folder / f"{output.name}.{process}-of-2" for process in range(2)], rows)
+
+
+def _evaluate(run: Path, made: Path, source: Path, rows: int) -> None:
+    """On the training part of the pack, and on all rows of the Parquet parts."""
+    said = {}
+    for what, options in (("pack", (f"--dataset={made}", "--split=train")), ("parts", (f"--dataset={source}",))):
+        with told(f"evaluate on the {what}", rows) as steps:
+            steps.append(Step(("launch.evaluate", str(run), "--json", *options)))
+            said[what] = json.loads(steps[0].end()[0].splitlines()[-1])
+    held_out = rows - said["pack"]["count"]
+    if said["parts"]["count"] != rows or not 0 <= said["parts"]["correct"] - said["pack"]["correct"] <= held_out:
+        raise runs.DrillError(f"the evaluations do not agree: {said}")
+
+
+def _joined(outputs: Sequence[Path], rows: int) -> None:
     """Each row has its prediction, by its id."""
     found = 0
-    for batch in dataset.dataset(output).to_batches(columns=["id"]):
+    for batch in dataset.dataset([*map(str, outputs)], format="parquet").to_batches(columns=["id"]):
         ids = batch["id"].to_numpy()
         if not (ids == np.arange(found, found + len(ids))).all():
             raise runs.DrillError("rows are missing, or twice, or in another order")

@@ -2,8 +2,9 @@
 python -m tests.drills.sweep --kills=20
 
 Each sweep is started, killed, and started again, each time on other devices and in one or two processes, until a start
-comes to its end. Then each member has one line, and all lines and kept members are those of a sweep that nobody killed,
-to the bit.
+comes to its end. Of two processes one may be killed, at random, and torchrun starts both again. In the end each
+member has one line, the very one that it had when it was done, so that none was trained twice; and all lines and kept
+members are those of a sweep that nobody killed, to the bit.
 """
 
 import argparse
@@ -27,7 +28,7 @@ SWEEP = ("--dataset=digits", "--input_scaling=standard", "--shuffle", "--hidden_
 
 
 def start(workdir: Path, devices: int, processes: int, more: list[str]) -> groups.Process:
-    options = (f"--nproc_per_node={processes}",) if processes > 1 else ()
+    options = (f"--nproc_per_node={processes}", "--max_restarts=1") if processes > 1 else ()
     launcher = (*groups.TORCHRUN, *options) if processes > 1 else (sys.executable,)
     command = (*launcher, "-m", "launch.sweep", *SWEEP, *more, f"--workdir={workdir}")
     return groups.Process(command, workdir.parent, runs.environment(devices) | {"OMP_NUM_THREADS": "1"})
@@ -38,16 +39,35 @@ def end(process: groups.Process) -> None:
         raise runs.DrillError(f"exit code {process.popen.returncode}:\n{process.output[-4000:]}")
 
 
-def kill(process: groups.Process, after: float) -> bool:
-    """Whether it was still running after so many seconds, and is killed now."""
+def begun(process: groups.Process) -> float:
+    """When it has said what it will do, and begins to compile and to train."""
+    return process.wait_for(r"\d+ settings|.* holds this sweep finished", 600)
+
+
+def kill(process: groups.Process, length: float, rng: random.Random) -> str:
+    """What is killed at an instant of the `length` that a sweep takes once it has begun, or now and then before: all,
+    or one of several workers; "" if it has ended before."""
+    after = rng.uniform(0, length)
+    if rng.random() < 0.8:
+        begun(process)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.popen.wait(after)
-        return False
-    for pid in [*groups.workers(process.popen.pid), process.popen.pid]:
+        return ""
+    workers = groups.workers(process.popen.pid)
+    one = rng.randrange(2) if len(workers) > 1 and rng.random() < 0.5 else None
+    for pid in [*workers, process.popen.pid] if one is None else [workers[one]]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.popen.wait()
-    return True
+    if one is None:
+        process.popen.wait()
+    return "all" if one is None else f"worker {one}"
+
+
+def done(workdir: Path) -> set[str]:
+    """The lines of members that are done, as they are in the files of all processes, their seconds included."""
+    paths = [workdir / "sweep.jsonl", *workdir.glob("processes/*/sweep.jsonl")]
+    whole = [line for path in paths if path.exists() for line in path.read_bytes().decode().splitlines(keepends=True)]
+    return {line for line in whole if line.endswith("\n") and line.startswith('{"member"')}
 
 
 def found(workdir: Path) -> dict[str, Any]:
@@ -74,19 +94,24 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            measured = time.monotonic()
-            end(start(folder / "reference", 1, 1, more))
+            process = start(folder / "reference", 1, 1, more)
+            measured = begun(process)
+            end(process)
             length, reference = time.monotonic() - measured, found(folder / "reference")
             while kills < args.kills:
-                workdir, ways = folder / f"sweep{sweeps}", []
+                workdir, ways, known = folder / f"sweep{sweeps}", list[Any](), set[str]()
                 while True:
-                    ways.append((rng.choice([1, 8, rng.randint(2, 7)]), rng.choice([1, 1, 2])))
-                    process = start(workdir, *ways[-1], more)
-                    if kills == args.kills or not kill(process, rng.uniform(0.2, 1.2) * length):
+                    way = (rng.choice([1, 8, rng.randint(2, 7)]), rng.choice([1, 2]))
+                    process = start(workdir, *way, more)
+                    killed = kill(process, length, rng) if kills < args.kills else ""
+                    ways.append((*way, killed or "ended", len(known := known | done(workdir))))
+                    kills += bool(killed)
+                    if killed != "all":
                         end(process)
                         break
-                    kills += 1
                 ours = found(workdir)
+                if again := known - done(workdir):
+                    raise runs.DrillError(f"{workdir}: trained again after {ways}: {sorted(again)[0][:60]}")
                 if odd := [name for name in reference if ours[name] != reference[name]]:
                     raise runs.DrillError(f"{workdir} differs in {odd[0]} after {ways}: {ours[odd[0]]}, not "
                                           f"{reference[odd[0]]}")

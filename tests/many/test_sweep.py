@@ -25,9 +25,15 @@ VARIED = {  # one of each kind of setting that enters a program as numbers, and 
     ),
     "adam": (
         {"optimizer": "adam", "schedule": "warmup_cosine", "warmup_steps": 3, "clip_norm": 0.05, "num_epochs": 3},
-        {"learning_rate": [0.003, 0.01], "seed": [0, 3], "hidden_sizes": [(8,), (5, 6)]},
+        {"learning_rate": [0.003, 0.01], "seed": [0, 3], "hidden_sizes": [(8,), (5,)]},
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def _few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of one size: what one sweep has traced and compiled, the others use."""
+    monkeypatch.setattr("distmlp.many.team._CPU_MEMBERS", 4)
 
 
 def given(npz: str, name: str = "run", **changes: Any) -> Config:
@@ -58,14 +64,11 @@ def test_a_member_has_the_bits_of_the_run_alone_under_invariant(npz: str, kind: 
     assert len(found.members) == 16
     assert len({line["params_sha256"] for line in found.members}) == 16
     config = dataclasses.replace(config, num_devices=1, workdir="one")
-    for line in found.members[1::6]:  # of each fold, seed and setting some
+    for line in found.members[14:15] if kind == "sgd" else (found.members[1], found.members[14]):
         history = alone(config, line, 2).history
         assert line["params_sha256"] == history[-1]["params_sha256"]
         assert line["steps"] == history[-1]["step"]
         assert [point[2] for point in line["curve"]] == [each["validation_accuracy"] for each in history[:-1]]
-    if kind == "sgd":
-        again = sweep(config, varied, folds=2, keep=0, refit=False)
-        assert [a["params_sha256"] for a in found.members] == [b["params_sha256"] for b in again.members]
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -73,7 +76,7 @@ def test_under_fast_it_is_that_run_within_rounding(npz: str, together: bool, mon
     if together:  # as on accelerators
         monkeypatch.setattr(members, "one_by_one", lambda layout: False)
     config = given(npz, reduction="fast", momentum=0.9, num_epochs=3, patience=2, eval_train=together, num_devices=2)
-    found = sweep(config, {"learning_rate": [0.003, 0.01], "seed": [0, 1]}, folds=2, keep=3, refit=False)
+    found = sweep(config, {"learning_rate": [0.003, 0.01], "seed": [0, 1]}, folds=2, keep=2, refit=False)
     for number in swept.read(found.folder).final["kept"]:  # type: ignore[index] # it is finished
         run = alone(config, found.members[number], 2)
         for name in ("step", "train_loss", "validation_loss", "validation_correct"):
@@ -87,12 +90,12 @@ def test_under_fast_it_is_that_run_within_rounding(npz: str, together: bool, mon
 
 def test_kept_members_and_the_refitted_model_are_ordinary_runs(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = given(npz, patience=2, num_epochs=6, num_devices=1)
-    found = sweep(config, {"learning_rate": [0.003, 0.01, 0.03]}, folds=4, keep=2)
+    found = sweep(config, {"learning_rate": [0.003, 0.01, 0.03], "seed": [0, 1]}, folds=2, keep=2)
     by_score = sorted(found.members, key=lambda line: (-line["score"], line["member"]))
     kept = [line["member"] for line in by_score[:2]]
     assert swept.read(found.folder).final["kept"] == kept  # type: ignore[index] # it is finished
     assert {path.name for path in (found.folder / "members").iterdir()} == {*map(str, kept), "refit"}
-    for line in by_score[:2]:
+    for line in by_score[1:2]:
         run = found.folder / "members" / str(line["member"])
         flagged = flags.parse(["train", f"--flagfile={run}/run.flags", f"--workdir={run}"])
         capsys.readouterr()
@@ -103,7 +106,7 @@ def test_kept_members_and_the_refitted_model_are_ordinary_runs(npz: str, capsys:
         assert load(run).step == line["best_step"]
     best = min(found.table, key=lambda row: -row["score"])
     assert found.best == best["settings"]
-    own = [line for line in found.members if line["settings"] == found.best]
+    own = [line for line in found.members if line["settings"].items() >= found.best.items()]
     assert best["score"] == pytest.approx(np.mean([line["score"] for line in own]))
     assert best["error"] == pytest.approx(np.std([line["score"] for line in own], ddof=1) / 2)
     steps = round(np.mean([line["best_step"] for line in own]))
@@ -114,41 +117,40 @@ def test_kept_members_and_the_refitted_model_are_ordinary_runs(npz: str, capsys:
 
 
 def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01], "seed": list(range(10))}
-    whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=2, keep=3)
-    monkeypatch.setattr("distmlp.many.team._CPU_MEMBERS", 4)
+    config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01], "seed": list(range(6))}
+    whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=2, keep=2)
     adds = []
 
     def add(self: Any, courses: Any, rung: Any = None) -> None:
         add_whole(self, courses, rung)
         adds.append([course.member.number for course in courses])
-        if len(adds) == 4:
+        if len(adds) == 3:
             raise OSError("the power fails")
 
     add_whole = record.Record.add
     with monkeypatch.context() as patched:
         patched.setattr(record.Record, "add", add)
         with pytest.raises(OSError, match="the power fails"):
-            sweep(config, varied, folds=2, keep=3)
+            sweep(config, varied, folds=2, keep=2)
     path = Path("run/sweep.jsonl")
     done = path.read_text().splitlines()
-    assert 16 <= len(done) < 40
+    assert 12 <= len(done) < 24
     path.write_text("\n".join([*done[:-2], done[-1][:40]]))  # one line is lost, one is torn
     trained: list[int] = []
     monkeypatch.setattr(record.Record, "add", lambda self, courses, rung=None: (
         trained.extend(course.member.number for course in courses), add_whole(self, courses, rung)))  # fmt: skip
-    found = sweep(config, varied, folds=2, keep=3)
-    assert len(trained) == 40 - (len(done) - 2)
+    found = sweep(config, varied, folds=2, keep=2)
+    assert len(trained) == 24 - (len(done) - 2)
     assert (found.best, found.table) == (whole.best, whole.table)
     ours, theirs = told("run"), told("whole")
     assert [line.get("member", "end") for line in ours[-2:]] == ["end", "end"]
     key = lambda line: line.get("member", 1000 + bool(line.get("final")))  # noqa: E731
     assert sorted(ours, key=key) == sorted(theirs, key=key)
     trained.clear()
-    assert sweep(config, varied, folds=2, keep=3).table == whole.table  # there is nothing to do
-    more = sweep(config, varied, folds=2, keep=5)  # --keep may change; these two are trained again
+    assert sweep(config, varied, folds=2, keep=2).table == whole.table  # there is nothing to do
+    more = sweep(config, varied, folds=2, keep=3)  # --keep may change; this one is trained again
     assert trained == []
-    assert len(list((more.folder / "members").iterdir())) == 6
+    assert len(list((more.folder / "members").iterdir())) == 4
     with pytest.raises(InputError, match=r"holds another sweep \(folds was 2, is 3\): give the same flags"):
         sweep(config, varied, folds=3)
     with pytest.raises(InputError, match=r"holds another sweep .*batch_size"):
@@ -156,20 +158,23 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pyt
 
 
 def test_processes_share_the_members_and_the_first_one_merges(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01, 0.03]}
-    whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=3)
+    config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01, 0.03], "seed": list(range(4))}
+    whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=2, keep=2)
     for name, value in (("WORLD_SIZE", "3"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
         monkeypatch.setenv(name, value)
     for process in (2, 1, 0):
         monkeypatch.setenv("RANK", str(process))
-        found = sweep(config, varied, folds=3)
+        found = sweep(config, varied, folds=2, keep=2)
         if process:
             assert not (Path("run") / "sweep.jsonl").exists()
-            assert len(told(f"run/processes/{process}")) == 3
+            assert len(told(f"run/processes/{process}")) == 8
     (*ours, refit, final), (*theirs, whole_refit, whole_final) = told("run"), told("whole")
     assert sorted(ours, key=lambda line: line["member"]) == sorted(theirs, key=lambda line: line["member"])
     assert (refit, final) == (whole_refit, whole_final)
     assert found.table == whole.table
+    assert not (Path("run") / "processes").exists()
+    monkeypatch.setenv("RANK", "2")  # one that comes late
+    assert sweep(config, varied, folds=2, keep=2).table == whole.table
     assert not (Path("run") / "processes").exists()
 
 
@@ -197,20 +202,41 @@ def test_data_that_training_learns_from_or_that_are_not_in_memory(tmp_path: Path
     frame.to_csv(tmp_path / "t.csv", index=False)
     config = given(str(tmp_path / "t.csv"), num_devices=1, test_fraction=0.2, missing="mean", text_columns="one_hot",
                    choose_by="roc_auc")  # fmt: skip
-    found = sweep(config, {"seed": [0, 1]}, folds=2, keep=1)
-    for line in found.members[1:3]:
-        history = alone(config, line, 2).history
-        assert line["params_sha256"] == history[-1]["params_sha256"]
-        assert line["score"] == max(each["validation_roc_auc"] for each in history[:-1])
-    sent = sweep(dataclasses.replace(config, data_placement="host", workdir="host"), {"seed": [0, 1]}, folds=2, keep=1)
-    assert [line["params_sha256"] for line in sent.members] == [line["params_sha256"] for line in found.members]
-    assert sent.refit is not None
-    assert sent.refit["params_sha256"] == found.refit["params_sha256"]  # type: ignore[index] # it is there
+    found = sweep(config, {"seed": [0, 1]}, folds=2, keep=1, refit=False)
+    line = found.members[2]
+    history = alone(config, line, 2).history
+    assert line["params_sha256"] == history[-1]["params_sha256"]
+    assert line["score"] == max(each["validation_roc_auc"] for each in history[:-1])
+    from_host = dataclasses.replace(config, data_placement="host", workdir="host")
+    sent = sweep(from_host, {"seed": [0]}, folds=2, keep=1, refit=False)
+    assert [line["params_sha256"] for line in sent.members] == [line["params_sha256"] for line in found.members[:2]]
+
+
+def test_what_is_best_of_a_table_with_text_labels_is_so_on_the_test_set(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(400, 2)), columns=["east", "north"])
+    distance = np.hypot(frame.east, frame.north)
+    frame["place"] = np.select([distance < 0.8, distance < 1.5], ["centre", "ring"], "outside")  # no lines part these
+    frame.to_csv(tmp_path / "places.csv", index=False)
+    config = Config(dataset=str(tmp_path / "places.csv"), label_column="place", test_fraction=0.25, num_devices=1,
+                    input_scaling="standard", shuffle=True, hidden_sizes=(16,), batch_size=30, num_epochs=40,
+                    optimizer="adam", workdir="run")  # fmt: skip
+    found = sweep(config, {"learning_rate": [0.0001, 0.03], "weight_decay": [0.001, 10.0]}, folds=3, keep=0)
+    assert found.refit is not None
+    assert found.best == {"learning_rate": 0.03, "weight_decay": 0.001}
+    assert found.refit["test_accuracy"] > 0.85
+    assert found.refit["test_accuracy"] == pytest.approx(found.table[0]["score"], abs=0.1)
+    *_, second, _ = train(dataclasses.replace(config, **found.table[1]["settings"], workdir=None)).history
+    assert found.refit["test_accuracy"] > second["test_accuracy"] + 0.2
+    assert found.table[1]["score"] == pytest.approx(second["test_accuracy"], abs=0.2)
+    classes = load(found.folder).predict(np.array([[0.0, 0.1], [3.0, 3.0]])).classes
+    assert classes.tolist() == ["centre", "outside"]
 
 
 def test_a_member_that_diverges_is_the_worst_and_no_harm(npz: str) -> None:
-    found = sweep(given(npz, num_devices=1), {"learning_rate": [1e30, 0.01]}, folds=2, keep=1, refit=False)
-    assert [(line["score"], line["params_sha256"]) for line in found.members[:2]] == [(None, None)] * 2
+    varied = {"learning_rate": [1e30, 0.01], "seed": [0, 1, 2, 3]}
+    found = sweep(given(npz, num_devices=1), varied, folds=2, keep=1, refit=False)
+    assert [(line["score"], line["params_sha256"]) for line in found.members[:8]] == [(None, None)] * 8
     assert found.best == {"learning_rate": 0.01}
     assert found.table[1] == {"settings": {"learning_rate": 1e30}, "score": None, "error": None}
 

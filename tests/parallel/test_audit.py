@@ -11,11 +11,11 @@ from conftest import small_config
 from drills.lying_device import lying
 
 from distmlp import Config, InputError, train
-from distmlp.data.batches import NumpyLoader
+from distmlp.data.loader import NumpyLoader
 from distmlp.errors import AuditError
 from distmlp.kept import forget
 from distmlp.parallel import step
-from distmlp.parallel.layout import make_layout
+from distmlp.parallel.layout import Layout, make_layout
 
 SETTINGS: dict[str, Any] = {"reduction": "invariant", "audit_every": 3, "eval_every_epochs": 0, "max_steps": 9,
                             "num_shards": 4}  # which are compiled in half the time of 8  # fmt: skip
@@ -48,6 +48,7 @@ def caught(npz: str, device: int, at: int | None, monkeypatch: pytest.MonkeyPatc
     forget()
     config = small_config(npz, **(SETTINGS | changes))
     with monkeypatch.context() as patched:
+        patched.setattr(Layout, "compiler_options", {"xla_backend_optimization_level": 0})  # compiles in half the time
         patched.setattr(step, "shard_gradients", lying(step.shard_gradients, device, at))
         with pytest.raises(AuditError) as error:
             train(config)
@@ -84,6 +85,7 @@ def test_checkpoints_that_no_audit_has_confirmed_are_set_aside(npz: str, monkeyp
         train(small_config(npz, **settings, max_steps=4, audit_every=audit_every))
         found, text = caught(npz, 1, None, monkeypatch, **(settings | {"audit_every": 5}))
         assert found == 5
+        assert re.findall(r"device (\d) \(cpu", text) == ["1"]
         left = [int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit()]
         assert sorted(left) == ([2, 4] if confirmed else [])
         aside = run / "damaged"

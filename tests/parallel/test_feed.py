@@ -9,8 +9,8 @@ import pytest
 from conftest import make_arrays
 
 from distmlp import Config, InputError, machine, model, optim
-from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
+from distmlp.data.loader import NumpyLoader
 from distmlp.parallel import feed
 from distmlp.parallel.feed import Pace, choose_placement, make_feed
 from distmlp.parallel.layout import make_layout

@@ -9,8 +9,9 @@ import tutorial
 from conftest import DEVICES
 
 from distmlp import Config, model, optim
-from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.data.batches import Batch
 from distmlp.data.datasets import ArrayDataset
+from distmlp.data.loader import NumpyLoader
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.layout import Layout, make_layout
 from distmlp.parallel.specs import BATCH, STATE, State

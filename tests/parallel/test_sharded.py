@@ -16,7 +16,8 @@ from parallel.test_parity import CLASSES, SIZES, assert_close, dataset, params  
 
 from distmlp import Config, InputError, optim, train, training
 from distmlp.data import datasets
-from distmlp.data.batches import Batch, NumpyLoader
+from distmlp.data.batches import Batch
+from distmlp.data.loader import NumpyLoader
 from distmlp.errors import DivergedError, ReplicaError
 from distmlp.parallel import backend
 from distmlp.parallel import sharded as sharding

@@ -10,8 +10,8 @@ import tutorial
 from conftest import make_arrays
 
 from distmlp import Config, model, optim
-from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
+from distmlp.data.loader import NumpyLoader
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import BATCH, STATE, State
 from distmlp.parallel.step import make_train_step

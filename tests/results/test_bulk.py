@@ -250,8 +250,8 @@ def test_an_evaluation_reads_tables_as_it_goes(
     path = tmp_path / f"t.{form}"
     if form == "folder":
         path.mkdir()
-        for place, rows in enumerate((frame[:60], frame[60:])):
-            rows.to_parquet(path / f"part-{place}.parquet")
+        for begin in range(0, 178, 45):
+            frame[begin : begin + 45].to_parquet(path / f"part-{begin:03}.parquet")
     else:
         frame.to_csv(path, index=False) if form == "csv" else frame.to_parquet(path)
     examples = run_data.split(model, "test", str(path))

@@ -53,12 +53,11 @@ def test_runs_that_are_the_same_are_so_on_any_feed_and_length(folder: Path, base
 
 
 def test_one_replaced_example_shows_at_the_step_that_fetches_it(folder: Path, base: Path) -> None:
-    from distmlp.data.order import ShardSampler
+    from distmlp.data.order import shuffled
 
     arrays = make_arrays()
     arrays["x_train"][57] = 255 - arrays["x_train"][57]
-    order = ShardSampler(range(96), 1, 0, shuffle=True, seed=0).indices()
-    expected = int(np.flatnonzero(order == 57)[0]) // 20 + 1
+    expected = int(np.flatnonzero(shuffled(96, 0) == 57)[0]) // 20 + 1
     step, lines = found(base, run(folder, "replaced", arrays))
     assert step == expected
     assert lines["loss"].startswith(f"parts at step {expected}: ")

@@ -14,6 +14,7 @@ from conftest import small_config, snapshot
 
 from distmlp import InputError, load, optim, train
 from distmlp.config import differences, digest_json
+from distmlp.data import order as order_module
 from distmlp.parallel.digest import params_sha256
 from distmlp.results import run_data
 from distmlp.run import keeping
@@ -23,7 +24,8 @@ Change = Callable[[dict[str, Any]], Any]
 
 
 def config(npz: str, **changes: Any) -> Any:
-    return small_config(npz, **{"num_devices": 1, "reduction": "invariant", "optimizer": "adam", **changes})
+    settings = {"num_devices": 1, "reduction": "invariant", "optimizer": "adam", "shuffle": True}
+    return small_config(npz, **(settings | changes))
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_what_a_newer_version_has_saved_is_named_and_left_out(
 
 def test_what_an_older_version_has_not_saved_begins_anew(npz: str, change: Callable[[Change], None]) -> None:
     def older(meta: dict[str, Any]) -> None:
-        for name in ("standing", "lines", "data_info", "data_modified"):
+        for name in ("standing", "lines", "data_info", "data_modified", "order"):
             del meta[name]
         del meta["totals"]["epoch_seconds"]
         del meta["settings"]["patience"]
@@ -76,6 +78,25 @@ def test_what_an_older_version_has_not_saved_begins_anew(npz: str, change: Calla
     assert [line.get("test_loss") for line in found.history if line["step"] != 7] == [
         line.get("test_loss") for line in straight.history
     ]
+
+
+def test_an_order_that_is_made_in_another_way_is_not_gone_on_with(
+    npz: str, change: Callable[[Change], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above a number of examples a shuffled order is computed, which versions before did not do, nor say."""
+    change(lambda meta: meta.pop("order"))
+    before = snapshot(Path("run/checkpoints"))
+    order_module._permutation.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(order_module, "_HELD", 40)
+        with pytest.raises(InputError, match=r"was begun by distmlp \S+, which draws another order of 96 examples: go"):
+            train(config(npz))
+        train(config(npz, workdir="computed", max_steps=7))
+        assert order_module.Order(96, 20).drawn == "held"  # where nothing is shuffled, there is nothing to tell apart
+    order_module._permutation.cache_clear()
+    with pytest.raises(InputError, match="which draws another order of 96 examples"):
+        train(config(npz, workdir="computed"))
+    assert snapshot(Path("run/checkpoints")) == before
 
 
 def test_a_checkpoint_without_what_is_needed_is_refused(npz: str, change: Callable[[Change], None]) -> None:

@@ -12,8 +12,8 @@ import pytest
 from conftest import make_arrays
 
 from distmlp import Config, model, optim
-from distmlp.data.batches import NumpyLoader
 from distmlp.data.datasets import ArrayDataset
+from distmlp.data.loader import NumpyLoader
 from distmlp.parallel.feed import Feed, OwnSeconds, make_feed
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.sharded import StateLayout, rows_of

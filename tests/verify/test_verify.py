@@ -5,6 +5,8 @@ import functools
 import html
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -57,13 +59,26 @@ def test_all_that_applies_to_one_device_holds(run_verb: RunTrain, tmp_path: Path
     assert all(f"<td>{html.escape(check['name'])}</td>" in shown for check in found["checks"])
 
 
+class Small(Here):
+    """Runs of a smaller network, which is compiled sooner."""
+
+    def config(self, **changes: Any) -> Config:
+        return super().config(**({"hidden_sizes": (17,)} | changes))
+
+
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Here]:
-    """Four devices, and programs that are made anew."""
+    """Four devices."""
     config = Config(reduction="invariant", num_devices=4)
-    forget()
     with backend.prepared(config):
-        yield Here(Group(), make_layout(config), tmp_path)
+        yield Small(Group(), make_layout(config), tmp_path)
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """Programs are made anew, and are nobody else's."""
+    forget()
+    yield
     forget()
 
 
@@ -139,13 +154,23 @@ def _shifted(steps: Any) -> Any:
     return iter([(np.minimum(indices + 1, 102), weights) for indices, weights in steps])
 
 
-BREAKS: dict[str, tuple[Break, str]] = {  # and what is said then
+Breaks = dict[str, tuple[Break, str]]  # and what is said then
+OF_THE_HOST: Breaks = {  # or of programs that nothing else uses
     "the tutorial's gradient": (wrapped(model, "mean_loss", lambda loss: loss * 1.001), "1.0e-03 off"),
     "the same with fewer digits": (wrapped(model, "mean_loss", lambda loss: loss * 1.5), "off the host's"),
     "every device computes the same": (_lying_device, "device 2 (cpu, process 0) found other bits"),
     "each training example counts once": (wrapped(Order, "indices", _repeated), "did not count once"),
     "each test example counts once": (wrapped(evaluate._Steps, "__iter__", _shifted), "of 103 examples got another"),
     "two runs: the same bits": (_restless, "the parameters differ: the first run "),
+    "loader and device path": (_damaged_on_the_way, "what device 3 (cpu, process 0) holds is not what was sent to it"),
+    "a loss that is not finite is found": (
+        replaced(Progress, "_read_losses", lambda self, most: self._pending.clear()), "were made without a word"),
+    "copies that differ are found": (replaced(StateDigest, "check", lambda self, state, step: {}), "nobody noticed"),
+    "a flipped bit is found": (replaced(store, "check_digests", lambda meta, digests: None), "taken for good"),
+    "memory, by the plan": (_large, "0 MiB used, at most 0 planned"),
+    "matrix products, by the data sheet": (replaced(cards, "find", lambda kind: cards.CARDS["h100"]), "less than 40%"),
+}  # fmt: skip
+OF_A_RUNS_PROGRAMS: Breaks = {
     "1, 2, ... devices: the same bits": (
         replaced(reduce, "_tree_sum", lambda parts: functools.reduce(reduce._add, parts)),
         "the parameters differ: all "),
@@ -159,13 +184,6 @@ BREAKS: dict[str, tuple[Break, str]] = {  # and what is said then
         "the parameters differ: device "),
     "audit: two devices find the same": (
         replaced(step, "shard_gradients", lying(step.shard_gradients, 3)), "AuditError: the audit of step 1: "),
-    "loader and device path": (_damaged_on_the_way, "what device 3 (cpu, process 0) holds is not what was sent to it"),
-    "a loss that is not finite is found": (
-        replaced(Progress, "_read_losses", lambda self, most: self._pending.clear()), "were made without a word"),
-    "copies that differ are found": (replaced(StateDigest, "check", lambda self, state, step: {}), "nobody noticed"),
-    "a flipped bit is found": (replaced(store, "check_digests", lambda meta, digests: None), "taken for good"),
-    "memory, by the plan": (_large, "0 MiB used, at most 0 planned"),
-    "matrix products, by the data sheet": (replaced(cards, "find", lambda kind: cards.CARDS["h100"]), "less than 40%"),
 }  # fmt: skip
 
 
@@ -176,13 +194,23 @@ def tried(name: str, here: Here) -> Row:
     return row
 
 
-@pytest.mark.parametrize("name", BREAKS)
-def test_a_check_finds_what_it_is_for(name: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    act, said = BREAKS[name]
+def finds(name: str, breaks: Breaks, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    act, said = breaks[name]
     act(monkeypatch)
     row = tried(name, here)
     assert row.held is False
     assert said in row.detail
+
+
+@pytest.mark.parametrize("name", OF_THE_HOST)
+def test_a_check_finds_what_it_is_for(name: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    finds(name, OF_THE_HOST, here, monkeypatch)
+
+
+@pytest.mark.usefixtures("anew")
+@pytest.mark.parametrize("name", OF_A_RUNS_PROGRAMS)
+def test_a_check_of_bits_finds_what_it_is_for(name: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    finds(name, OF_A_RUNS_PROGRAMS, here, monkeypatch)
 
 
 @pytest.mark.parametrize("name", arithmetic._COLLECTIVES)
@@ -230,17 +258,26 @@ def test_a_run_that_does_not_go_on_as_it_should(script: str, said: str, here: He
 
 
 def test_a_check_that_hangs_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is finished is written; the rest has the reason; and the process ends."""
+    """What is finished is written; the rest has the reason; and the process ends, with what it has started and made."""
     over, codes, written = threading.Event(), [], []
+    jobs: list[subprocess.Popen[bytes]] = []
+    folders: list[Path] = []
 
     def ends(code: int) -> None:
-        codes.append(code)
+        codes.append((code, jobs[0].wait(10), folders[0].exists()))
         over.set()
 
+    def hangs(here: Here) -> str:
+        assert here.folder
+        folders.append(here.folder)
+        here.jobs.append(subprocess.Popen(["sleep", "60"]))
+        jobs.extend(here.jobs)
+        return str(over.wait(30))
+
     monkeypatch.setattr(os, "_exit", ends)
-    checks = {"good": lambda here: "well", "hangs": lambda here: str(over.wait(30)), "late": lambda here: "never"}
+    checks = {"good": lambda here: "well", "hangs": hangs, "late": lambda here: "never"}
     verify(3 / 60, time.monotonic(), [], lambda row: None, lambda found: written.append(found.as_json()), checks)
-    assert codes == [1]
+    assert codes == [(1, -signal.SIGKILL, False)]
     assert [(check["name"], check["held"], check["detail"]) for check in written[0]["checks"]] == [
         ("good", True, "well"), ("hangs", None, "not finished within --minutes=0.05"),
         ("late", None, "not reached within --minutes=0.05"),
