@@ -70,9 +70,14 @@ def under_torchrun(
     workdir: Path, flags: Sequence[str], processes: int, devices: int = 1, restarts: int = 0
 ) -> Process:
     """So many processes with so many emulated devices each."""
-    command = (*TORCHRUN, f"--nproc_per_node={processes}", f"--max_restarts={restarts}", "-m", "launch.train", *flags,
-               f"--workdir={workdir}")  # fmt: skip
-    return Process(command, workdir.parent, runs.environment(devices) | {"OMP_NUM_THREADS": "1"})
+    command = (f"--max_restarts={restarts}", "-m", "launch.train", *flags, f"--workdir={workdir}")
+    return torchrun(command, workdir.parent, processes, devices)
+
+
+def torchrun(command: Sequence[str], cwd: Path, processes: int, devices: int = 1) -> Process:
+    """Any command under torchrun, in so many processes with so many emulated devices each."""
+    env = runs.environment(devices) | {"OMP_NUM_THREADS": "1"}
+    return Process((*TORCHRUN, f"--nproc_per_node={processes}", *command), cwd, env)
 
 
 def by_variables(command: Sequence[str], cwd: Path, processes: int, devices: int = 1) -> list[Process]:
