@@ -37,7 +37,8 @@ def _sklearns_digits() -> _Arrays:
     than a training on them."""
     package = importlib.util.find_spec("sklearn")
     for folder in package.submodule_search_locations or () if package else ():
-        with contextlib.suppress(OSError, ValueError), gzip.open(Path(folder) / _DIGITS, "rt") as file:
+        path = Path(folder) / _DIGITS
+        with contextlib.suppress(OSError, ValueError), gzip.open(path, "rt", encoding="ascii") as file:
             rows = np.loadtxt(file, np.int64, delimiter=",", ndmin=2)  # a line for each: its pixels, its label
             return rows[:, :-1].reshape(-1, 8, 8).astype(np.uint8), rows[:, -1]
     from sklearn.datasets import load_digits

@@ -26,7 +26,7 @@ from conftest import REPOSITORY, small_config
 from PIL import Image
 from pyarrow import feather
 
-from distmlp import Config, InputError, pack, train
+from distmlp import Config, InputError, machine, pack, train
 from distmlp.data import batches as loading
 from distmlp.data import datasets, packed, packing, split, tables
 from distmlp.data.examples import ArrayDataset
@@ -674,5 +674,6 @@ def test_what_a_file_system_or_an_installation_lacks_is_no_obstacle(
 
     monkeypatch.setattr(os, "fsync", of_files)
     monkeypatch.setattr(importlib.metadata, "version", unknown)
+    monkeypatch.setattr(machine, "version", machine.version.__wrapped__)  # of which each answer is kept
     made = pack([(np.zeros((4, 2), np.float32), np.array([0, 1, 0, 1]))], tmp_path / "made")
     assert packed.Pack(made).info["made_by"] == "distmlp unknown"
