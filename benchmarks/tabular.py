@@ -147,6 +147,10 @@ def trained(args: Any) -> tuple[list[str], dict[str, Any]]:
     return [harness.table(header, rows)], everything
 
 
+def _accuracy(seeds: list[float]) -> str:
+    return f"{np.mean(seeds):.2f} ± {np.std(seeds):.2f} %" if len(seeds) > 1 else f"{seeds[0]:.2f} %"
+
+
 def fitted(args: Any) -> tuple[list[str], dict[str, Any]]:
     """The table of the estimator, and all that was measured."""
     epochs, rows, everything = 4 if args.quick else _EPOCHS, [], {}
@@ -161,7 +165,7 @@ def fitted(args: Any) -> tuple[list[str], dict[str, Any]]:
         ours, theirs = results["distmlp"], results["MLPClassifier"]
         scores = [[100 * row["accuracy"] for row in measured] for measured in (ours, theirs)]
         rows.append([
-            name, *(f"{np.mean(score):.2f} ± {np.std(score):.2f} %" for score in scores),
+            name, *(_accuracy(score) for score in scores),
             *(harness.spread([row[key] for row in measured])
               for key in ("first", "second") for measured in (ours, theirs)),
         ])
