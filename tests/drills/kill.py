@@ -8,7 +8,9 @@ that the drill has measured.
 
 import argparse
 import collections
+import contextlib
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -84,15 +86,17 @@ class Drill:
             if phase == "train" and not trained:
                 trained = True
                 if aim in ("train", "evaluate", "save"):
-                    time.sleep(delay)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        child.process.wait(delay)
             if phase == aim or (trained and phase in ("final", "end")):
                 break
             time.sleep(0.001)
-        time.sleep(self.rng.uniform(0, AIMS[aim]))
-        if child.process.poll() is not None:
-            return False
-        child.process.kill()
-        return True
+        try:  # it may end meanwhile, which is to be seen at once
+            child.process.wait(self.rng.uniform(0, AIMS[aim]))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            return True
+        return False
 
     def _check_goodput(self, workdir: Path, starts: list[tuple[float, float]]) -> None:
         """Against the drill's clock, which also sees a process begin and end, and against metrics.jsonl."""
