@@ -20,6 +20,7 @@ _TOLD = 16  # steps whose examples are on their way from the disk
 _LOOKED, _WAITED = 10.0, 0.25  # seconds over which Reading looks, and the share of waiting that it speaks of
 _AT_ONCE = 16  # examples that are read one by one between two signs of life
 Step = tuple[np.ndarray, np.ndarray]  # indices int64 and weights float32, of one shape
+Read = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images [..., features], labels, weights, indices
 
 
 class Batch(NamedTuple):
@@ -38,8 +39,7 @@ class Batch(NamedTuple):
 
 
 class Rows:
-    """The data set as steps ask for it: an item is (images [..., features], labels, weights, indices), or its error.
-    For rows of weight 0 nothing is read: they are zeros.
+    """The data set as steps ask for it. An item is what `read` returns, or the InputError that it raises.
 
     `taken` is of all processes; roughly, as nothing locks it.
     """
@@ -55,17 +55,21 @@ class Rows:
         """How many examples were read so far, where they are read one by one; it grows amid a batch."""
         return int(self._taken.value)
 
-    def __getitem__(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | InputError:
+    def read(self, step: Step) -> Read:
+        """For rows of weight 0 nothing is read: they are zeros."""
         indices, weights = step
         real = weights > 0
+        if real.all():
+            return *self._take(indices), weights, indices
+        images = np.zeros((*indices.shape, self.dataset.num_features), self.dataset.dtype)
+        labels = np.zeros(indices.shape, np.int32)
+        if real.any():
+            images[real], labels[real] = self._take(indices[real])
+        return images, labels, weights, indices
+
+    def __getitem__(self, step: Step) -> Read | InputError:
         try:
-            if real.all():
-                return *self._take(indices), weights, indices
-            images = np.zeros((*indices.shape, self.dataset.num_features), self.dataset.dtype)
-            labels = np.zeros(indices.shape, np.int32)
-            if real.any():
-                images[real], labels[real] = self._take(indices[real])
-            return images, labels, weights, indices
+            return self.read(step)
         except InputError as error:  # torch would bury its line in the stack of a process of its own
             if error.__cause__ and multiprocessing.parent_process():  # pickling would lose the cause
                 error.add_note("".join(traceback.format_exception(error.__cause__)))
@@ -132,11 +136,9 @@ class Batches:
     def read(self, epoch: int, step: int, shards: Sequence[int]) -> Batch:
         """A batch's rows in these shards, read in this process, here and now."""
         [indices], [real] = self.order.indices(epoch, step, step + 1, shards)
-        found = self.rows[indices, real]
-        if isinstance(found, InputError):
-            raise found
+        images, labels, *_ = self.rows.read((indices, real))
         [weight_sum] = self.order.weight_sums(self.weights, epoch, step, step + 1)
-        return Batch(*found[:2], self.weigh(indices, real), weight_sum, indices, real)
+        return Batch(images, labels, self.weigh(indices, real), weight_sum, indices, real)
 
     def empty_batch(self) -> Batch:
         """A batch of zeros, of the shapes and dtypes of all: no data are read for it."""

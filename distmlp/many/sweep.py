@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import math
@@ -358,7 +359,7 @@ class _Sweep:
             if course.share.pool is None:
                 alone.train(course, course.cadence.total_steps, lambda: None)
         for course in missing:
-            keepsakes.write(folder, course, lambda data, share=course.share: self._fingerprint(share, data))  # type: ignore[misc] # a default
+            keepsakes.write(folder, course, functools.partial(self._fingerprint, course.share))
 
     def _fresh(self, number: int) -> Course:
         course = self._courses[number]

@@ -14,7 +14,6 @@ from distmlp import model
 from distmlp.config import Config
 from distmlp.data.batches import Announced, Rows, Step
 from distmlp.data.examples import Readable
-from distmlp.errors import InputError
 from distmlp.kept import kept
 from distmlp.parallel import by_layer, sharded
 from distmlp.parallel.layout import Layout
@@ -90,17 +89,15 @@ class Evaluator:
         """Images and labels of each step. Arrays are indexed, a step at a time; items are for torch to read."""
         steps: Any = _Steps(self.layout, self.rows, len(dataset))
         if not dataset.one_by_one:
-            found: Iterable[Any] = map(Rows(dataset).__getitem__, Announced(steps, dataset))
+            found: Iterable[Any] = map(Rows(dataset).read, Announced(steps, dataset))
         else:
             from distmlp.data.loader import ExampleLoader
 
             if dataset not in self._loaders:
                 self._loaders[dataset] = ExampleLoader(dataset, steps, self.workers)
             found = self._loaders[dataset]
-        for step in found:
-            if isinstance(step, InputError):
-                raise step
-            yield step[:2]
+        for images, labels, _, _ in found:
+            yield images, labels
 
     def __call__(
         self, state: State, dataset: Readable, poll: Callable[[], None] = lambda: None, ask: str = "",
