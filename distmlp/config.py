@@ -299,6 +299,10 @@ class Config:
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.max_steps or self.num_epochs * steps_per_epoch
 
+    def layer_sizes(self, features: int, classes: int) -> tuple[int, ...]:
+        """The widths of the layers, input and output included."""
+        return features, *self.hidden_sizes, classes
+
 
 def _plain(value: Any) -> Any:
     """A number, text, or tuple or list of them as Python's own; what is one already, and all else, as it is."""

@@ -70,6 +70,11 @@ def listed(names: Sequence[object], most: int = 10) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(number: int, one: str, more: str = "") -> str:
+    """A number of things, with their word in the singular or the plural, which adds an s unless `more` says it."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def printable(text: str) -> str:
     """A text as the standard output can show it: what its encoding does not have, as \\xe4 in the place of a letter."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

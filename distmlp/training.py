@@ -59,12 +59,12 @@ class Program:
                              "or x_val and y_val beside the training set")
         self._config, self._data, self.layout, self.state_why = config, data, layout, state_why
         self.placement = choose_placement(config, data.train, memory)
-        self.sizes = [data.num_features, *config.hidden_sizes, data.num_classes]
+        self.sizes = config.layer_sizes(data.num_features, data.num_classes)
         self.loader = self._batches()
         self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch, len(data.chooser) > 0)
         scaled = config.input_scaling != "none"
-        self.held = _held(layout, tuple(self.sizes), self._optimizer, scaled)
+        self.held = _held(layout, self.sizes, self._optimizer, scaled)
         self.state: State = self.held.abstract
         rows, specs = rows_of(self.held.shapes.params), self.held.specs
         weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any

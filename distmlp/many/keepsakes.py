@@ -15,6 +15,7 @@ from distmlp.many.course import Course
 from distmlp.parallel.digest import array_names, host_digest
 from distmlp.progress import Standing, Totals
 from distmlp.run import lines
+from distmlp.run.meta import meta_of
 from distmlp.run.workdir import replace_file, writing
 
 
@@ -29,8 +30,7 @@ def discard(folder: Path, number: int) -> None:
 
 def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> None:
     """Makes FOLDER/members/N of a member whose states are there; a crash leaves all of it or nothing."""
-    from distmlp.run.keeping import meta_of  # these import Orbax, which takes long
-    from distmlp.run.store import Manager, quiet
+    from distmlp.run.store import Manager, quiet  # imports Orbax, which takes long
 
     assert course.last is not None
     assert course.best is not None

@@ -368,7 +368,7 @@ class _Sweep:
     def _like(self, course: Course) -> State:
         """Abstract: a member's state."""
         config, data = course.member.config, self._shares.whole(self._of_data(course.member.config))
-        sizes = (data.num_features, *config.hidden_sizes, data.num_classes)
+        sizes = config.layer_sizes(data.num_features, data.num_classes)
         optimizer = make_for_many(config, course.cadence.total_steps)
         return abstract_state(sizes, optimizer, config.input_scaling != "none")
 

@@ -73,7 +73,7 @@ class Team:
         longest = max(min(course.cadence.per_epoch, course.cadence.total_steps) for course in courses)
         weights = [course.share.weights for course in courses]
         self._shape = Shape(
-            sizes=(pool.images.shape[1], *config.hidden_sizes, num_classes), scaled=config.input_scaling != "none",
+            sizes=config.layer_sizes(pool.images.shape[1], num_classes), scaled=config.input_scaling != "none",
             members=1, steps=min(dispatch, longest), shards=first.order.num_shards, rows=first.order.rows,
             blocks=-(-held // rows), block_rows=rows, weightless=any(w is not None and not w.all() for w in weights),
             pauses=config.patience > 0 and not self._one_by_one, log_probs=config.choose_by == "roc_auc",

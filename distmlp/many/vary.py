@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from distmlp.config import Config, as_text
-from distmlp.errors import InputError
+from distmlp.errors import InputError, counted
 
 _MOST = 100_000  # members
 # Of these a sweep has one: what members are scored on, and how.
@@ -198,7 +198,8 @@ def _settings(config: Config, vary: Varied, sample: int) -> list[dict[str, Any]]
         if not sample:
             return grid
         if sample > len(grid):
-            raise InputError(f"--sample={sample}: there are {len(grid)} settings: give fewer, or leave it out")
+            raise InputError(f"--sample={sample}: the grid has {counted(len(grid), 'setting')}: give fewer, "
+                             "or leave it out")
         rng = np.random.default_rng(config.drawing_seed)
         return [grid[at] for at in np.sort(rng.choice(len(grid), sample, replace=False))]
     rng = np.random.default_rng(config.drawing_seed)

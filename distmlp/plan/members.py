@@ -31,7 +31,7 @@ def make(
     total = config.total_steps(order.steps_per_epoch)
     each = -(-count // len(layout.devices))
     rows = config.eval_batch_size if layout.invariant else min(config.eval_batch_size, len(held))
-    sizes = (data.num_features, *config.hidden_sizes, data.num_classes)
+    sizes = config.layer_sizes(data.num_features, data.num_classes)
     examples = len(train) + (0 if data.validation is None else len(data.validation))
     pool = Pool(jax.ShapeDtypeStruct((examples, data.num_features), train.dtype),
                 jax.ShapeDtypeStruct((examples,), np.int32))  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.errors import InputError
+from distmlp.errors import InputError, counted
 from distmlp.results import charts, run_data
 from distmlp.results.evaluation import EnsembleReport
 from distmlp.results.load import load
@@ -65,13 +65,13 @@ class Sweep:
     def size(self) -> str:
         """How many members it has, and of what."""
         members = self.found.members
-        parts = [_count(len(self.standings), "setting")]
+        parts = [counted(len(self.standings), "setting")]
         folds = {line["fold"] for line in members if line.get("fold") is not None}
         seeds = {line["settings"]["seed"] for line in members if "seed" in line["settings"]}
-        parts += [_count(len(folds), "fold")] * bool(folds) + [_count(len(seeds), "seed")] * bool(seeds)
+        parts += [counted(len(folds), "fold")] * bool(folds) + [counted(len(seeds), "seed")] * bool(seeds)
         halted = sum(line.get("halted") is not None for line in members)
         left = f"; halving left {halted:,} of them behind" if halted else ""
-        return f"{_count(len(members), 'member')}: {', '.join(parts)}{left}"
+        return f"{counted(len(members), 'member')}: {', '.join(parts)}{left}"
 
     @property
     def equals(self) -> str:
@@ -235,7 +235,3 @@ def _gains(path: Path, found: Swept) -> tuple[list[Gain], str]:
     return rows, (f"On {whole.count:,} test examples; the accuracy of the mean on endlessly many is between "
                   f"{100 * low:.2f} and {100 * high:.2f} % in 95 of 100 cases. Two members, drawn at random, predict "
                   f"different classes for {100 * whole.disagreement:.2f} % of them.")  # fmt: skip
-
-
-def _count(number: int, one: str) -> str:
-    return f"{number:,} {one}{'s' if number != 1 else ''}"

@@ -1,7 +1,6 @@
 """What a run keeps in its folder, lines, ledger and checkpoints; how it stops when asked to, and how it goes on."""
 
 import contextlib
-import dataclasses
 import functools
 import time
 from contextlib import ExitStack, closing
@@ -15,17 +14,15 @@ from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, training_remarks
-from distmlp.data.order import Order
 from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
-from distmlp.parallel import backend
 from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
 from distmlp.progress import Line, Poll, Progress, Standing, Totals
 from distmlp.run import goodput
 from distmlp.run.ledger import Ledger
-from distmlp.run.log import Log, banner, header, summary, versions
-from distmlp.run.meta import Meta, check_form, standing, totals, unknown
+from distmlp.run.log import Log, banner, header, summary
+from distmlp.run.meta import Meta, check_form, meta_of, origin, standing, totals, unknown
 from distmlp.run.profile import Profile
 from distmlp.run.sessions import Sessions, read_sessions
 from distmlp.run.signals import Signals, Watchdog
@@ -105,7 +102,7 @@ class Keeping:
                          "run: the parameters may differ in their last bits from what that would have found")
         if text := unknown(meta):
             notes.append(text)
-        changed = differences(meta["versions"], _versions())
+        changed = differences(meta["versions"], origin())
         if changed and self.config.reduction == "invariant":
             notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
         for note in notes:
@@ -141,7 +138,7 @@ class Keeping:
         if changed:
             raise InputError(f"{workdir} holds another run ({'; '.join(changed)}): "
                              "give the same flags, or another --workdir")
-        check_form(meta, array_names(self.parts.state), _versions(), workdir)
+        check_form(meta, array_names(self.parts.state), origin(), workdir)
         if meta["data"] != self._fingerprint:
             raise InputError(f"the data of --dataset={self.config.dataset} are not those that the run in {workdir} "
                              "began with: bring them back, or give another --workdir")
@@ -299,29 +296,3 @@ class Keeping:
                 sessions = [*read_sessions(self.workdir.path).values, self._sessions.word()]
                 text = goodput.described(goodput.parts(sessions))
         self.log.say(summary(progress.history, self.workdir.path, text))
-
-
-def meta_of(
-    config: Config, data: Data, fingerprint: str, order: Order, state: str, sums: Totals, standing: Standing,
-    counts: dict[str, int],
-) -> Meta:
-    """What a checkpoint says beside its arrays.
-
-    Args:
-      fingerprint: of the data.
-      order: of the training set.
-      state: how it lay.
-      counts: of the lines in the run's files.
-    """
-    return {
-        "state": state, "settings": config.settings(), "num_shards": order.num_shards, "order": order.drawn,
-        "data": fingerprint, "data_modified": data.modified(), "data_info": data.info(),
-        "totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts, "versions": _versions(),
-    }  # fmt: skip
-
-
-def _versions() -> dict[str, str]:
-    """What the bits of an invariant run depend on besides its settings."""
-    device = jax.devices()[0]
-    processor = machine.processor() if device.platform == "cpu" else device.device_kind
-    return {**versions(), "processor": processor, "PJRT_NPROC": str(backend.cpu_threads() or "not known")}

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm  # in a notebook, a bar of its own
 from distmlp import machine
 from distmlp.cluster.group import Group
 from distmlp.config import Config
-from distmlp.errors import listed, printable
+from distmlp.errors import counted, listed, printable
 from distmlp.parallel import backend
 from distmlp.progress import Line, Progress, best
 from distmlp.run import lines
@@ -142,9 +142,9 @@ def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Gro
     validation = f", {len(data.validation):,} validation" if data.validation else ""
     rows = {
         "versions": ", ".join(f"{name}\u00a0{version}" for name, version in versions().items()),
-        "hosts": f"{len(hosts)} ({', '.join(hosts)}), {_count(jax.process_count(), 'process', 'processes')}",
+        "hosts": f"{len(hosts)} ({', '.join(hosts)}), {counted(jax.process_count(), 'process', 'processes')}",
         "devices": f"{len(devices)} x {', '.join(kinds)}: {layout.parallelism}, {config.reduction} reduction",
-        "audit": config.audit_every and f"of every {_count(config.audit_every, 'step')}, and before each save",
+        "audit": config.audit_every and f"of every {counted(config.audit_every, 'step')}, and before each save",
         "NVIDIA GPU": (reason := backend.unused_gpu(config)) and f"not used: {reason}",
         "data": f"{data.name}: {len(data.train):,} training{validation} and {len(data.test):,} test examples, "
                 "training set on the {} ({})".format(*parts.placement),
@@ -153,16 +153,12 @@ def banner(config: Config, data: Data, parts: Program, workdir: Path, group: Gro
                                       f"({parts.state_why})",
         "layers": f"{'-'.join(map(str, sizes))}: {parameters:,} parameters, {config.compute_dtype}, "
                   f"{config.matmul_precision} precision",
-        "batch": f"{_count(config.batch_size, 'example')} in {_count(layout.num_shards, 'shard')} of at most "
-                 f"{-(-config.batch_size // layout.num_shards)}, on {_count(len(devices), 'device')}",
+        "batch": f"{counted(config.batch_size, 'example')} in {counted(layout.num_shards, 'shard')} of at most "
+                 f"{-(-config.batch_size // layout.num_shards)}, on {counted(len(devices), 'device')}",
     }
     wrap = textwrap.TextWrapper(80, subsequent_indent=" " * 13, break_on_hyphens=False, break_long_words=False)
     texts = [wrap.fill(f"{name:<12} {value}") for name, value in rows.items() if value]
     return "\n".join([*texts, f"{'workdir':<12} {workdir}"]).replace("\u00a0", " ")
-
-
-def _count(number: int, one: str, more: str = "") -> str:
-    return f"{number:,} {one if number == 1 else more or one + 's'}"
 
 
 _COLUMNS = {  # of a line for people, behind its epoch: heading, width, format
@@ -215,9 +211,10 @@ def summary(history: Sequence[Line], workdir: Path, goodput: str = "") -> str:
         texts = ["nothing was evaluated: there is no test set"]
     else:
         texts = [f"final test accuracy {100 * last['test_accuracy']:.2f} % "
-                 f"({last['test_correct']} of {last['test_count']}){score(last, 'test')}, "
-                 f"best {100 * top['test_accuracy']:.2f} %{score(top, 'test')} at step {top['step']}",
-                 "(the best was chosen on the test set; --validation_fraction avoids that)"]
+                 f"({last['test_correct']} of {last['test_count']}){score(last, 'test')}"]
+        if sum("test_accuracy" in line for line in history[:-1]) > 1:  # else there was no choice
+            texts = [f"{texts[0]}, best {100 * top['test_accuracy']:.2f} %{score(top, 'test')} at step {top['step']}",
+                     "(the best was chosen on the test set; --validation_fraction avoids that)"]
     other = top["step"] and top["step"] != last["step"]
     steps = f"{last['step']}" + (f", and the best one, {top['step']}," if other else "")
     training = sum(line.get("seconds", 0) for line in history)

@@ -4,15 +4,48 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+
+from distmlp import machine
 from distmlp.config import Config, differences
+from distmlp.data.datasets import Data
+from distmlp.data.order import Order
 from distmlp.errors import InputError, listed
+from distmlp.parallel import backend
 from distmlp.progress import Standing, Totals
+from distmlp.run.log import versions
 
 Meta = dict[str, Any]  # JSON values by their names; store.py adds `step` and `digests`
 
 _NEEDED = ("settings", "num_shards", "data", "totals", "versions")
 _RENAMED = {"examples": "weight"}  # a sum of version 0.2.0, where each example weighed 1
 _LATER = ("data_modified", "data_info", "order", "standing", "lines", "state", "audited")  # versions before may lack
+
+
+def meta_of(
+    config: Config, data: Data, fingerprint: str, order: Order, state: str, sums: Totals, standing: Standing,
+    counts: dict[str, int],
+) -> Meta:
+    """What a checkpoint says beside its arrays.
+
+    Args:
+      fingerprint: of the data.
+      order: of the training set.
+      state: how it lay.
+      counts: of the lines in the run's files.
+    """
+    return {
+        "state": state, "settings": config.settings(), "num_shards": order.num_shards, "order": order.drawn,
+        "data": fingerprint, "data_modified": data.modified(), "data_info": data.info(),
+        "totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts, "versions": origin(),
+    }  # fmt: skip
+
+
+def origin() -> dict[str, str]:
+    """What the bits of an invariant run depend on besides its settings."""
+    device = jax.devices()[0]
+    processor = machine.processor() if device.platform == "cpu" else device.device_kind
+    return {**versions(), "processor": processor, "PJRT_NPROC": str(backend.cpu_threads() or "not known")}
 
 
 def check_form(meta: Meta, arrays: Iterable[str], versions: dict[str, str], workdir: str) -> None:

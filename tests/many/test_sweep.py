@@ -255,7 +255,7 @@ REFUSED = {
     "say how often": {"vary": {"learning_rate": "log:0.1:1"}},
     "the smaller one first": {"vary": {"learning_rate": "log:0:1"}, "sample": 2},
     "a range stands alone": {"vary": {"learning_rate": ["log:0.1:1", 2]}, "sample": 2},
-    "there are 2 settings": {"vary": {"shuffle": [True, False]}, "sample": 3},
+    "the grid has 2 settings: give": {"vary": {"shuffle": [True, False]}, "sample": 3},
     "--folds=1: give 2 or more": {"folds": 1},
     "--halving=1: give 2 or more": {"folds": 2, "halving": 1},
     "needs several settings": {"vary": {"seed": [1, 2]}, "folds": 2, "halving": 2},

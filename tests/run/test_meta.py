@@ -17,7 +17,7 @@ from distmlp.config import differences, digest_json
 from distmlp.data import order as order_module
 from distmlp.parallel.digest import params_sha256
 from distmlp.results import run_data
-from distmlp.run import keeping
+from distmlp.run.meta import origin
 
 OF_0_2_0 = "1b1236b907ab479c979b7a6d9432626b2cd2bea5e23bc69fc8cbdfe544264ea4"  # the parameters of its unbroken run
 Change = Callable[[dict[str, Any]], Any]
@@ -109,8 +109,8 @@ def test_a_checkpoint_without_what_is_needed_is_refused(npz: str, change: Callab
 
 def test_an_optimizer_whose_state_has_another_form_is_no_damage(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train(config(npz, max_steps=7))
-    before, make, here = snapshot(Path("run/checkpoints")), optim.make, keeping._versions()
-    monkeypatch.setattr(keeping, "_versions", lambda: here | {"optax": "99.1"})
+    before, make, here = snapshot(Path("run/checkpoints")), optim.make, origin()
+    monkeypatch.setattr("distmlp.run.keeping.origin", lambda: here | {"optax": "99.1"})
     monkeypatch.setattr(optim, "make", lambda *given: optax.chain(make(*given), optax.trace(0.5)))
     with pytest.raises(InputError) as caught:
         train(config(npz))
@@ -140,7 +140,7 @@ def test_a_run_of_version_0_2_0_goes_on(capsys: pytest.CaptureFixture[str]) -> N
     assert len(Path("run/ledger.jsonl").read_text().splitlines()) == 37
     for ours, whole in zip(jax.tree.leaves(ended.params), jax.tree.leaves(straight.params), strict=True):
         np.testing.assert_allclose(ours, whole, atol=1e-4)
-    changed = differences(meta["versions"], keeping._versions())
+    changed = differences(meta["versions"], origin())
     assert "; ".join(changed) in capsys.readouterr().err
     if all(text.startswith("distmlp ") for text in changed):  # bits are those of a processor and of a jax
         assert params_sha256(ended.params) == params_sha256(straight.params) == OF_0_2_0

@@ -23,7 +23,7 @@ from distmlp.cluster.group import Group
 from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluation, Evaluator
-from distmlp.run import keeping
+from distmlp.run.meta import origin
 from distmlp.run.store import Manager
 
 Evaluate = Callable[..., Evaluation]
@@ -250,9 +250,9 @@ def test_going_on_elsewhere_is_told_where_bits_are_promised(
     train(invariant(npz, reduction=reduction, max_steps=3))
     train(invariant(npz, reduction=reduction, max_steps=5))
     assert capsys.readouterr().err == ""
-    here = keeping._versions()
+    here = origin()
     assert {"jax", "processor", "PJRT_NPROC"} <= here.keys()
-    monkeypatch.setattr(keeping, "_versions", lambda: here | {"jax": "0.1", "PJRT_NPROC": "3"})
+    monkeypatch.setattr("distmlp.run.keeping.origin", lambda: here | {"jax": "0.1", "PJRT_NPROC": "3"})
     train(invariant(npz, reduction=reduction, max_steps=7))
     told = capsys.readouterr().err
     assert told.count("\n") == (reduction == "invariant")
