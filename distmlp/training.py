@@ -21,6 +21,7 @@ from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.feed import Steps, choose_placement, make_feed
 from distmlp.parallel.layout import Layout, states
+from distmlp.parallel.own_time import OwnTime
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
 from distmlp.parallel.step import (
@@ -72,7 +73,8 @@ class Program:
         several = jax.process_count() > 1
         own_work = make_own_work(config, layout, data.num_classes, self.held.shapes.params) if several else None
         self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
-                              lead, specs, own_work)  # fmt: skip
+                              lead, specs, keeps_newest=own_work is not None)  # fmt: skip
+        self.own_time = OwnTime(layout, self.feed, own_work, specs)
         self.audit: Audit | None = None
         if config.audit_every:
             audited = make_audited_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
@@ -97,13 +99,15 @@ class Program:
         """Compiles the steps, also in a thread beside other work."""
         with backend.pinned(self._config):  # a thread's own
             self.feed.compile(self.state)
+            self.own_time.compile(self.state)
             if self.audit:
                 self.audit.compile(self.state)
 
     @property
     def bytes_needed(self) -> int:
         """What the compiled programs need of a device's memory."""
-        return max(self.feed.bytes_needed, self.audit.bytes_needed if self.audit else 0)
+        audit = self.audit.bytes_needed if self.audit else 0
+        return max(self.feed.bytes_needed, self.own_time.bytes_needed, audit)
 
     def surely_fits(self, memory: int) -> bool:
         """Whether devices of so many bytes have room by a rough, large estimate, which needs no compilation."""

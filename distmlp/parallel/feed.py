@@ -25,7 +25,7 @@ from distmlp.errors import InputError
 from distmlp.kept import kept
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import BATCH, REPLICATED, SELECTION, STATE, Selection, State, hashable, stacked
-from distmlp.parallel.step import OwnWork, TrainStep
+from distmlp.parallel.step import TrainStep
 
 if TYPE_CHECKING:  # imports torch
     from distmlp.data.loader import NumpyLoader
@@ -37,14 +37,6 @@ _ACCELERATOR_DISPATCH = 64  # steps: some milliseconds of a GPU's, each of which
 _LARGEST_CHUNK = 16  # steps per dispatch, of data from the host
 _CHUNK_BYTES = 4 << 20  # of images per dispatch, over all processes
 _PREFETCH = 2  # chunks on their way to the devices while one is worked on
-
-
-class OwnSeconds(NamedTuple):
-    """What a step takes this process by itself: none of this is waiting for another one."""
-
-    load: float  # to read its examples
-    send: float  # to hand them to its devices
-    compute: float  # its devices, all at once: the gradients of their shards; NaN where that was not measured
 
 
 class Steps(NamedTuple):
@@ -71,18 +63,11 @@ class Taken(NamedTuple):
 
 @dataclasses.dataclass
 class Spent:
-    """Seconds that a process has spent by itself on some steps."""
+    """Seconds that a process has spent on the data of some steps."""
 
-    steps: int = 0  # that were loaded and sent
-    load: float = 0.0
-    send: float = 0.0
-    computed: int = 0  # steps
-    compute: float = 0.0
-
-    def a_step(self) -> OwnSeconds:
-        loaded = max(self.steps, 1)  # short lines may be of steps that were loaded before
-        return OwnSeconds(self.load / loaded, self.send / loaded,
-                          self.compute / self.computed if self.computed else math.nan)  # fmt: skip
+    steps: int = 0
+    load: float = 0.0  # to read their examples
+    send: float = 0.0  # to hand them to its devices
 
 
 class Pace:
@@ -126,64 +111,24 @@ class Feed:
 
     def __init__(
         self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace, specs: State,
-        own_work: OwnWork | None = None,
+        keeps_newest: bool = False,
     ) -> None:
-        """`own_work`, if it is to be measured: what a device does for a step before it waits for others."""
-        self._layout, self.batches, self._pace = layout, batches, pace
-        self._last: Taken | None = None  # by the newest dispatch
-        self._granted, self._shortest = 0.0, math.inf  # seconds left to compute again; and what a step takes at best
+        """`keeps_newest`: whether the data of the newest dispatch stay, to be computed with again."""
+        self._layout, self.batches, self._pace, self._keeps_newest = layout, batches, pace, keeps_newest
+        self.newest: Taken | None = None
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
         kind: Any = type(batches)
         self._any, self._whole = _programs(layout, train_step, kind, pace.largest, *hashable(specs))
-        self._own: Any = own_work and _own_program(layout, own_work, kind, *hashable(specs))
 
     def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
         """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
-        arrays, bounds = self._arguments()
+        arrays, bounds = self.arguments()
         return self._whole.lower(state, arrays) if whole and self._whole else self._any.lower(state, arrays, bounds)
 
-    def _arguments(self) -> tuple[Any, Any]:
+    def arguments(self) -> tuple[Any, Any]:
         """The data of a dispatch and which of its steps are meant, abstract."""
         arrays = self._layout.abstract(self.batches.like(), self.batches.specs)
         return arrays, self._layout.abstract(jax.ShapeDtypeStruct((2,), np.int32), REPLICATED)
-
-    @property
-    def computes_alone(self) -> bool:
-        """Whether it can be measured how long a step's computing takes this process by itself."""
-        return self._own is not None
-
-    def own_seconds(self, state: State, granted: float) -> OwnSeconds:
-        """What a step takes this process by itself, the mean since `forget_own_seconds`; the devices are to be idle.
-
-        To measure it, steps of the newest dispatch are computed again, as many as fit into the seconds that were
-        granted so far and not used; at first one, in any case. All processes call this equally often, for a TPU wants
-        the same programs from all; none waits for another.
-        """
-        spent = self.batches.spent
-        if self._own and self._last:
-            self._granted += granted
-            count = max(0, int(min(self._granted / self._shortest, len(self._last.sizes))))
-            if self._shortest == math.inf:
-                self._compute_again(state, self._last, 1)  # programs and memory are still to be found
-                self._granted, count = 0.0, 1
-            seconds = self._compute_again(state, self._last, count)
-            if count:
-                self._granted -= seconds
-                self._shortest = min(self._shortest, seconds / count)
-                spent.compute += seconds
-                spent.computed += count
-        return spent.a_step()
-
-    def forget_own_seconds(self) -> None:
-        self.batches.spent = Spent()
-
-    def _compute_again(self, state: State, taken: Taken, count: int) -> float:
-        """How many seconds this process's devices take for its part of so many of these steps, without an exchange."""
-        bounds = self._layout.put(np.array([0, count], np.int32) + taken.start, REPLICATED)
-        jax.block_until_ready(bounds)
-        started = time.monotonic()
-        jax.block_until_ready(self._own(state, taken.arrays, bounds))
-        return time.monotonic() - started
 
     def compile(self, state: State) -> None:
         """Compiles ahead of the first step, for states like this one, which may be abstract; reads no batch. The second
@@ -194,19 +139,17 @@ class Feed:
         lowered = [self.lower(state, whole) for whole in ((True, False) if self._whole else (False,))]
         *whole, self._any = [each.compile(options) for each in lowered]
         self._whole = whole[0] if whole else None
-        if self._own:
-            self._own = self._own.lower(state, *self._arguments()).compile(options)
 
     @property
     def bytes_needed(self) -> int:
         """What the compiled programs need of a device's memory."""
-        return max(bytes_needed(each) for each in (self._any, self._whole, self._own) if each)
+        return max(bytes_needed(each) for each in (self._any, self._whole) if each)
 
     def advance(self, state: State, step: int, limit: int) -> tuple[State, Steps]:
         """Runs steps from number `step` on, counted from 0 over the run, and not beyond `limit`."""
         paced = self._pace.tick()
         taken = self.batches.take(step, limit)
-        self._last = taken if self._own else None
+        self.newest = taken if self._keeps_newest else None
         arrays, start, count = taken.arrays, taken.start, len(taken.sizes)
         if self._whole and count == self._pace.largest:
             state, losses = self._whole(state, arrays)
@@ -242,19 +185,6 @@ def _programs(
     results: Any = {"out_specs": (specs, REPLICATED)}
     whole = layout.wrap(run_whole, (specs, kind.specs), **results) if layout.accelerated and size > 1 else None
     return layout.wrap(run, (specs, kind.specs, REPLICATED), **results), whole
-
-
-@kept
-def _own_program(layout: Layout, own_work: OwnWork, kind: Any, leaves: tuple[Any, ...], structure: Any) -> Any:
-    """Of the steps bounds[0]..bounds[1]-1 of a dispatch, what the devices do without waiting for one another."""
-
-    def run(state: State, arrays: Any, bounds: Any) -> jax.Array:
-        def body(i: jax.Array, found: jax.Array) -> jax.Array:
-            return jnp.maximum(found, own_work(state, kind.batch(arrays, i)))
-
-        return jax.lax.fori_loop(bounds[0], bounds[1], body, jnp.float32(0))[None]
-
-    return layout.wrap_each(run, (jax.tree.unflatten(structure, leaves), kind.specs, REPLICATED))
 
 
 def bytes_needed(compiled: jax.stages.Compiled) -> int:
@@ -404,23 +334,23 @@ class DeviceBatches:
 
 def make_feed(
     config: Config, layout: Layout, batches: Batches, train_step: TrainStep, placement: str, total_steps: int,
-    lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE, own_work: OwnWork | None = None,
+    lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE, keeps_newest: bool = False,
 ) -> Feed:
     """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says, and whose
     state lies as `specs` say.
 
-    `lead` gives several processes the first one's number of steps; for `own_work` see Feed.
+    `lead` gives several processes the first one's number of steps; for `keeps_newest` see Feed.
     """
     given, examples = config.steps_per_dispatch, batches.examples
     if placement == "device" and examples.resident is not None:
         largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
         pace = Pace(given, largest, lead)
         return Feed(layout, train_step, DeviceBatches(layout, batches, pace, examples.resident), pace, specs,
-                    own_work)  # fmt: skip
+                    keeps_newest)  # fmt: skip
     batch_bytes = batches.order.num_shards * batches.order.rows * examples.num_features * examples.dtype.itemsize
     pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)), lead)
     loader = cast("NumpyLoader", batches)
-    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs, own_work)
+    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs, keeps_newest)
 
 
 def choose_placement(config: Config, examples: Examples, memory: int) -> tuple[str, str]:

@@ -52,7 +52,7 @@ class Keeping:
             path = self.workdir.path
             self._sessions = opened.enter_context(Sessions(path, account, group.first))
             self.log = Log(path, group.first, silent)
-            self._stragglers = Stragglers(parts.feed, group, self.log.warn) if group.several else None
+            self._stragglers = Stragglers(parts.own_time, group, self.log.warn) if group.several else None
             self._profile = Profile(path / "profile", parts.cadence.profile, self.log.warn)
             self.ledger = Ledger(path, config.ledger, len(data.train), parts.cadence.per_epoch, group)
             self.store = Store(path, parts.digest, config.keep_checkpoints, group, parts.held)

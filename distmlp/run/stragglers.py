@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from distmlp.cluster.group import Group
-from distmlp.parallel.feed import Feed, OwnSeconds
+from distmlp.parallel.own_time import OwnSeconds, OwnTime
 from distmlp.parallel.specs import State
 from distmlp.progress import Line
 
@@ -29,9 +29,9 @@ _SHARE = 0.01  # of the steps' time, to measure
 class Stragglers:
     """What lines say of the processes of a group; `warn` says it to people."""
 
-    def __init__(self, feed: Feed, group: Group, warn: Callable[[str], None]) -> None:
+    def __init__(self, own_time: OwnTime, group: Group, warn: Callable[[str], None]) -> None:
         """A collective."""
-        self._feed, self._group, self._warn = feed, group, warn
+        self._own_time, self._group, self._warn = own_time, group, warn
         self._hosts: list[str] = group.exchange(socket.gethostname())
         self._trained, self._named, self._said = 0.0, -1, -1
 
@@ -39,19 +39,19 @@ class Stragglers:
         """Adds to a line what a step took each process by itself since the last line that says so, and which is slow:
         as soon as all have measured it. A collective; the devices are to be idle. `trained`: seconds of steps so far.
         """
-        own = self._feed.own_seconds(state, _SHARE * (trained - self._trained))
+        own = self._own_time.seconds(state, _SHARE * (trained - self._trained))
         self._trained = trained
         everyone = self._group.gather(np.array(own, np.float32).view(np.int32)).view(np.float32)
         found = [OwnSeconds(*map(float, each)) for each in everyone]
-        if self._feed.computes_alone and any(math.isnan(own.compute) for own in found):
+        if self._own_time.computes and any(math.isnan(own.compute) for own in found):
             return
-        self._feed.forget_own_seconds()
+        self._own_time.forget()
         line["process_seconds"] = {
             part: [float(f"{value:.3g}") for value in values]
             for part, values in zip(OwnSeconds._fields, zip(*found, strict=True), strict=True)
             if not any(map(math.isnan, values))
         }
-        slow = slowest(found) if self._feed.computes_alone else None
+        slow = slowest(found) if self._own_time.computes else None
         if slow is not None:
             process, times = slow
             line["slowest"] = {"process": process, "host": self._hosts[process], "times_median": round(times, 2)}

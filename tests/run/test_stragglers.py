@@ -14,8 +14,9 @@ from conftest import make_arrays
 from distmlp import Config, model, optim
 from distmlp.data.datasets import ArrayDataset
 from distmlp.data.loader import NumpyLoader
-from distmlp.parallel.feed import Feed, OwnSeconds, make_feed
+from distmlp.parallel.feed import Feed, make_feed
 from distmlp.parallel.layout import make_layout
+from distmlp.parallel.own_time import OwnSeconds, OwnTime
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import State
 from distmlp.parallel.step import make_own_work, make_train_step
@@ -32,7 +33,7 @@ class Slow(ArrayDataset):
 
 def make(
     placement: str, reduction: str, dataset: type[ArrayDataset] = ArrayDataset, sharded: bool = False
-) -> tuple[Feed, State]:
+) -> tuple[Feed, OwnTime, State]:
     config = Config(batch_size=20, num_devices=4, reduction=reduction)
     layout, optimizer = dataclasses.replace(make_layout(config), sharded=sharded), optim.make(config, 10)
     arrays = make_arrays()
@@ -43,12 +44,14 @@ def make(
     loader = NumpyLoader(dataset(arrays["x_train"], arrays["y_train"], "small"), 20, layout.num_shards,
                          layout.local_shards)  # fmt: skip
     feed = make_feed(config, layout, loader, make_train_step(config, layout, 4, optimizer, rows=rows), placement, 10,
-                     specs=held.specs, own_work=make_own_work(config, layout, 4, held.shapes.params))  # fmt: skip
+                     specs=held.specs, keeps_newest=True)  # fmt: skip
+    own_time = OwnTime(layout, feed, make_own_work(config, layout, 4, held.shapes.params), held.specs)
     filled = jax.tree.map(lambda array, like: np.pad(array, [(0, new - old) for new, old in zip(
         like.shape, array.shape, strict=True)]) if array.shape else array, whole, held.abstract)  # fmt: skip
     state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), filled, held.abstract)
     feed.compile(state)
-    return feed, state
+    own_time.compile(state)
+    return feed, own_time, state
 
 
 @pytest.mark.parametrize(("placement", "reduction", "sharded"), [
@@ -57,46 +60,45 @@ def make(
 def test_measuring_waits_for_no_device_and_changes_no_bit(placement: str, reduction: str, sharded: bool) -> None:
     states = []
     for measured in (False, True):
-        feed, state = make(placement, reduction, sharded=sharded)
-        assert math.isnan(feed.own_seconds(state, 1.0).compute)  # before any step
+        feed, own, state = make(placement, reduction, sharded=sharded)
+        assert math.isnan(own.seconds(state, 1.0).compute)  # before any step
         for step in range(0, 10, 2):
             while int(state.step) < step + 2:
                 state, _ = feed.advance(state, int(state.step), step + 2)
             if measured:
-                own = feed.own_seconds(state, 0.01)
-                assert all(seconds > 0 for seconds in own)
+                assert all(seconds > 0 for seconds in own.seconds(state, 0.01))
         states.append(jax.tree.map(np.asarray, state))
     jax.tree.map(np.testing.assert_array_equal, *states)
-    for program, exchanges in ((feed._own, False), (feed._any, True)):
+    for program, exchanges in ((own._program, False), (feed._any, True)):
         found = re.search(r"all-reduce|all-to-all|all-gather|collective-permute", program.as_text())
         assert bool(found) == exchanges
 
 
 def test_no_more_time_is_taken_to_measure_than_is_granted(monkeypatch: pytest.MonkeyPatch) -> None:
-    feed, state = make("host", "fast")
+    feed, own, state = make("host", "fast")
     state, _ = feed.advance(state, 0, 1)
-    own, counts = feed._own, []
+    program, counts = own._program, []
 
     def noted(state: Any, arrays: Any, bounds: Any) -> Any:
         counts.append(int(np.diff(np.asarray(bounds))[0]))
-        return own(state, arrays, bounds)
+        return program(state, arrays, bounds)
 
-    monkeypatch.setattr(feed, "_own", noted)
-    first = feed.own_seconds(state, 1.0).compute
-    feed.forget_own_seconds()
+    monkeypatch.setattr(own, "_program", noted)
+    first = own.seconds(state, 1.0).compute
+    own.forget()
     for _ in range(2):
-        assert math.isnan(feed.own_seconds(state, 0.8 * first).compute)
-    assert feed.own_seconds(state, 0.8 * first).compute > 0  # with what the first has taken, two
-    feed.own_seconds(state, 1000.0)
+        assert math.isnan(own.seconds(state, 0.8 * first).compute)
+    assert own.seconds(state, 0.8 * first).compute > 0  # with what the first has taken, two
+    own.seconds(state, 1000.0)
     assert counts == [1, 1, 0, 0, 1, 1]  # at first twice, once to find its programs; then one of a dispatch of one
 
 
 def test_a_slow_loader_shows_in_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for dataset, slow in ((ArrayDataset, False), (Slow, True)):
-        feed, state = make("host", "fast", dataset)
+        feed, own, state = make("host", "fast", dataset)
         for step in range(5):
             state, _ = feed.advance(state, step, step + 1)
-        load, send, _ = feed.own_seconds(state, 0.0)
+        load, send, _ = own.seconds(state, 0.0)
         assert (load >= 0.01) == slow
         assert send < 0.01
 
@@ -130,17 +132,17 @@ class Group:
 
 
 class Own:
-    computes_alone = True
+    computes = True
 
     def __init__(self) -> None:
         self.granted: list[float] = []
         self.forgotten = 0
 
-    def own_seconds(self, state: Any, granted: float) -> OwnSeconds:
+    def seconds(self, state: Any, granted: float) -> OwnSeconds:
         self.granted.append(granted)
         return OwnSeconds(0.0, 0.0, 0.0)
 
-    def forget_own_seconds(self) -> None:
+    def forget(self) -> None:
         self.forgotten += 1
 
 
