@@ -62,8 +62,8 @@ class Program:
         self.placement = choose_placement(config, data.train, memory)
         self.sizes = config.layer_sizes(data.num_features, data.num_classes)
         self.loader = self._batches()
-        self._optimizer = optim.make(config, config.total_steps(self.loader.order.steps_per_epoch))
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch, len(data.chooser) > 0)
+        self._optimizer = optim.make(config, self.cadence.total_steps)
         scaled = config.input_scaling != "none"
         self.held = _held(layout, self.sizes, self._optimizer, scaled)
         self.state: State = self.held.abstract
