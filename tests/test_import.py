@@ -29,7 +29,7 @@ def test_a_run_on_arrays_needs_neither_torch_nor_scikit_learn(tmp_path: Path) ->
     code = (
         "import sys, distmlp\n"
         "config = distmlp.Config(hidden_sizes=(8,), num_epochs=1, shuffle=True, validation_fraction=0.1,\n"
-        "                        workdir=None)\n"
+        "                        workdir='run')\n"
         "distmlp.train(config)\n"
         "assert not {'torch', 'sklearn', 'scipy', 'pandas'} & sys.modules.keys()\n"
     )

@@ -6,19 +6,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import RecordWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.summary import hparams, text
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import summary_v2 as hyperparameters
+from tensorboard.plugins.text import summary_v2 as texts
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from distmlp.config import Config, as_text
 from distmlp.progress import Line
+
+_METRICS = ("train_loss", "test_loss", "test_accuracy")  # beside the settings of runs that are compared
 
 
 class EventFile(RecordWriter):  # type: ignore[misc]
     """A file of events; each is written before the method returns, which raises an OSError of the disk.
 
-    tensorboardX's SummaryWriter writes in a thread, which one such error ends; training then hangs in its queue.
+    TensorBoard's own EventFileWriter writes in a thread, which one such error ends.
     """
 
     def __init__(self, folder: Path, purge_step: int, config: Config) -> None:
@@ -27,14 +30,19 @@ class EventFile(RecordWriter):  # type: ignore[misc]
         It shows all settings of the run as a text, and those that decide its result as hyperparameters.
         """
         folder.mkdir(exist_ok=True)
-        super().__init__(str(folder / f"events.out.tfevents.{_later(folder):017.6f}.{socket.gethostname()}"))
+        name = f"events.out.tfevents.{_later(folder):017.6f}.{socket.gethostname()}"
+        super().__init__((folder / name).open("wb"))
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
         deciding = {name: value if isinstance(value, (bool, int, float)) else _text(value)
                     for name, value in config.settings("experiment", "length").items()}
         rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in config.settings().items())
-        metrics = dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), 0.0)
-        for summary in (*hparams(deciding, metrics), text("settings", f"| setting | value |\n| --- | --- |\n{rows}")):
+        for summary in (
+            hyperparameters.hparams_config_pb(map(hyperparameters.HParam, deciding),
+                                              map(hyperparameters.Metric, _METRICS)),
+            hyperparameters.hparams_pb(deciding),
+            texts.text_pb("settings", f"| setting | value |\n| --- | --- |\n{rows}"),
+        ):  # fmt: skip
             self._write(step=purge_step - 1, summary=summary)
 
     def scalars(self, line: Line) -> None:
