@@ -70,12 +70,14 @@ def test_a_run_with_a_validation_set_shows_its_test_accuracy(npz: str, tmp_path:
     assert page.count("Dots: test set, of the best and of the last checkpoint.") == 2
     assert best["step"] < final["step"]
     newest = first_table(report([tmp_path / "run"], "newest"))
-    assert newest["best step"] == shown["best step"] and newest["test accuracy"] == shown["test accuracy"]
+    assert newest["best step"] == shown["best step"]
+    assert newest["test accuracy"] == shown["test accuracy"]
     assert newest["shown checkpoint"] == str(final["step"])
     assert newest["its test accuracy"] == f"{100 * final['test_accuracy']:.2f} %"
     Path(npz).rename(tmp_path / "away.npz")  # what the run logged is known without its data
     page = report([tmp_path / "run"])
-    assert first_table(page) == shown and "not known" not in page
+    assert first_table(page) == shown
+    assert "not known" not in page
 
 
 def test_a_mapped_test_set_is_read_in_parts(tmp_path: Path) -> None:
