@@ -55,6 +55,9 @@ def ending(error: BaseException) -> tuple[int, str]:
         return 130, "distmlp: SIGINT: stopped at once"
     if hasattr(error, "exit_code"):
         return error.exit_code, f"distmlp: error: {error}"
+    if isinstance(error, PermissionError) and error.filename:
+        return InputError.exit_code, (f"distmlp: error: {error.filename} is not for this user to read or to write "
+                                      f"({error.strerror}): change its permissions, or name another")  # fmt: skip
     return 1, f"{''.join(traceback.format_exception(error))}distmlp: error: {type(error).__name__}: {error}"
 
 

@@ -59,16 +59,17 @@ def run(main: Callable[[list[str]], int], kept: bool = False) -> NoReturn:
       kept: what it prints is in a folder, too, so that nothing is lost where standard output has no room for it.
     """
 
-    def code(argv: list[str]) -> int:
+    def ended(argv: list[str]) -> int:
         try:
             found = main(argv[1:])
             if not kept:
                 command.check_written()
             return found
         except Exception as error:
-            if hasattr(error, "exit_code"):
+            code, said = command.ending(error)
+            if code != 1 or hasattr(error, "exit_code"):
                 raise
-            print(command.ending(error)[1], file=sys.stderr)
+            print(said, file=sys.stderr)
             return os.EX_SOFTWARE
 
-    command.run(code)
+    command.run(ended)

@@ -77,6 +77,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, UnicodeError, pa.ArrowException) as error:
         said = one_line(error)
         remedy = "save it as UTF-8" if isinstance(error, UnicodeError) or "invalid UTF8" in said else "mend the file"
+        remedy = "change its permissions" if isinstance(error, PermissionError) else remedy
         raise InputError(f"{path} cannot be read as a table ({said}): {remedy}") from None
 
 

@@ -156,3 +156,15 @@ def test_a_fault_is_no_finding(run_verb: RunTrain, digits_run: Path, tmp_path: P
     assert done.returncode == os.EX_SOFTWARE
     assert done.stderr.startswith("Traceback")
     assert done.stderr.endswith("distmlp: error: ZeroDivisionError: division by zero\n")
+
+
+def test_what_this_user_may_not_read_is_one_line(run_verb: RunTrain, digits_run: Path, tmp_path: Path) -> None:
+    fault = ("import distmlp.results.compare as module\n"
+             "def refuse(a, b):\n"
+             "    raise PermissionError(13, 'Permission denied', 'secret')\n"
+             "module.compare = refuse\n")  # fmt: skip
+    (tmp_path / "sitecustomize.py").write_text(fault)
+    paths = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    done = run_verb("compare", str(digits_run), str(digits_run), env={"PYTHONPATH": paths})
+    assert (done.returncode, done.stderr) == (2, "distmlp: error: secret is not for this user to read or to write "
+                                              "(Permission denied): change its permissions, or name another\n")
