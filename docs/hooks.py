@@ -8,4 +8,4 @@ _PLACE = "<!-- all flags -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    return markdown.replace(_PLACE, f"```text\n{help.text(full=True)}```")
+    return markdown.replace(_PLACE, f"```text\n{help.text(full=True)}\n```")

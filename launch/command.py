@@ -1,5 +1,6 @@
 """What every command shares: signals, output that may go away, and how it ends. Imported before all that is slow."""
 
+import errno
 import gc
 import io
 import multiprocessing
@@ -54,6 +55,9 @@ def ending(error: BaseException) -> tuple[int, str]:
         return 130, "distmlp: SIGINT: stopped at once"
     if hasattr(error, "exit_code"):
         return error.exit_code, f"distmlp: error: {error}"
+    if isinstance(error, PermissionError) and error.filename:
+        return InputError.exit_code, (f"distmlp: error: {error.filename} is not for this user to read or to write "
+                                      f"({error.strerror}): change its permissions, or name another")  # fmt: skip
     return 1, f"{''.join(traceback.format_exception(error))}distmlp: error: {type(error).__name__}: {error}"
 
 
@@ -97,11 +101,24 @@ def _speaks_alone(error: BaseException) -> bool:
 class _Output(io.FileIO):
     """A descriptor to write to as long as somebody reads it: nothing that goes wrong there may cost a run."""
 
+    unwritten = ""  # why a file there has not got all; a pipe or a terminal that went away wants no more
+
     def write(self, data: object) -> int:
         try:
             return super().write(data)  # type: ignore[arg-type] # a buffer: typing has no name for it before 3.12
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                self.unwritten = os.strerror(error.errno)
             return len(memoryview(data))  # type: ignore[arg-type] # as above
+
+
+def check_written() -> None:
+    """Raises InputError if a file to which standard output goes had no room for what this process printed."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Output) and raw.unwritten:
+        raise InputError(f"standard output could not be written ({raw.unwritten}): make room, or send it to another "
+                         "file")  # fmt: skip
 
 
 def _keep_standard_streams() -> None:

@@ -41,4 +41,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    verb.run(main)
+    verb.run(main, kept=True)

@@ -50,19 +50,26 @@ def add_header(arguments: argparse.ArgumentParser) -> None:
                            help="none: a text table's first line is a row; default: as the run was trained")
 
 
-def run(main: Callable[[list[str]], int]) -> NoReturn:
+def run(main: Callable[[list[str]], int], kept: bool = False) -> NoReturn:
     """Ends the process as the verb `main` says: with its exit code, or 2 and one line for bad input.
 
     A fault has another exit code than Python's 1, by which a verb says what it found: os.EX_SOFTWARE.
+
+    Args:
+      kept: what it prints is in a folder, too, so that nothing is lost where standard output has no room for it.
     """
 
-    def code(argv: list[str]) -> int:
+    def ended(argv: list[str]) -> int:
         try:
-            return main(argv[1:])
+            found = main(argv[1:])
+            if not kept:
+                command.check_written()
+            return found
         except Exception as error:
-            if hasattr(error, "exit_code"):
+            code, said = command.ending(error)
+            if code != 1 or hasattr(error, "exit_code"):
                 raise
-            print(command.ending(error)[1], file=sys.stderr)
+            print(said, file=sys.stderr)
             return os.EX_SOFTWARE
 
-    command.run(code)
+    command.run(ended)

@@ -328,6 +328,7 @@ def test_the_site_is_built_without_a_warning_and_needs_no_network(tmp_path: Path
         fetched = re.findall(r'<(?:script|img|link rel="stylesheet")[^>]+(?:src|href)="([^"]+)"', path.read_text())
         assert fetched
         assert [link for link in fetched if "//" in link] == [], path
+        assert "```" not in path.read_text(), f"{path}: a block that is not shown as one"
     for style in (tmp_path / "site").rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//", style.read_text())
     reference = (tmp_path / "site" / "reference.html").read_text()

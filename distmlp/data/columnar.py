@@ -75,7 +75,10 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as a table ({one_line(error)}): mend the file") from None
+        said = one_line(error)
+        remedy = "save it as UTF-8" if isinstance(error, UnicodeError) or "invalid UTF8" in said else "mend the file"
+        remedy = "change its permissions" if isinstance(error, PermissionError) else remedy
+        raise InputError(f"{path} cannot be read as a table ({said}): {remedy}") from None
 
 
 def _text(path: Path, is_header: Callable[[list[str]], bool]) -> Raw:

@@ -194,7 +194,7 @@ def chosen(raw: Raw, config: Config, labelled: bool = True) -> tuple[Choice, Col
     features = [name for name in raw.names
                 if name not in beside and name not in raw.indices and name not in raw.nameless]
     if not features:
-        raise InputError(f"{raw.name} has no columns of features beside {listed(raw.names)}")
+        raise InputError(f"{raw.name} has no columns of features beside {listed(raw.names)}: give it one or more")
     index = [name for name in raw.names if name in raw.indices and name not in beside]
     remarks = [f"{raw.name}: {_columns(index)} pandas' index, no feature, and left out"] if index else []
     left_out = tuple(sorted(name.strip() for name in ignored))

@@ -295,7 +295,7 @@ class _Packing:
         row_bytes = int(np.prod(plan["shape"])) * np.dtype(plan["dtype"]).itemsize + 4
         needed, free = sum(plan["rows"].values()) * row_bytes + _SPARE, shutil.disk_usage(self._work).free
         if needed > free:
-            raise InputError(f"--output={self._output} needs {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are "
+            raise InputError(f"--output={self._output} needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
                              "free: make room, or give a folder on another disk")
 
     def _write_labels(self, rows: dict[str, int], marks: np.ndarray | None) -> dict[str, dict[str, Any]]:

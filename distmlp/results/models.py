@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -66,8 +67,13 @@ class Model:
 
     @property
     def config_here(self) -> Config:
-        """The settings with which to use it on this machine: what was trained on accelerators can do without any."""
-        return self.config if self.config.platform == "cpu" else dataclasses.replace(self.config, platform="auto")
+        """The settings with which to use it on this machine, as this user: what was trained on accelerators can do
+        without any, and programs are kept where that is allowed."""
+        cache = self.config.compilation_cache_dir
+        return dataclasses.replace(
+            self.config, platform="cpu" if self.config.platform == "cpu" else "auto",
+            compilation_cache_dir=cache if not cache or os.access(cache, os.W_OK) else Config().compilation_cache_dir,
+        )
 
     def in_float32(self) -> "Model":
         """The same network, its matrix products in float32."""

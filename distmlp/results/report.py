@@ -54,7 +54,8 @@ def report(runs: list[Path], checkpoint: str = "", plan: Path | None = None) -> 
     return environment.get_template("report.html").render(
         names=names, sweeps=sweeps, runs=shown, curves=_curves(shown),
         planned=planned.rows(expected, shown) if expected else [],
-        validated=any("validation_accuracy" in run.best for run in shown), widest=_WIDEST,
+        validated=any("validation_accuracy" in run.best for run in shown),
+        other=any(run.model.step != run.best["step"] for run in shown), widest=_WIDEST,
         settings=list(defaults), defaults=defaults,
         different=[name for name in Config().settings("experiment", "length", "conduct")
                    if len({json.dumps(run.settings[name]) for run in shown}) > 1],

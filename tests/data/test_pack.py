@@ -392,7 +392,7 @@ def test_two_processes_do_not_write_one_pack(made: Path, tmp_path: Path, monkeyp
 def test_no_room(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, settings = tmp_path / "t.parquet", LEARNED | {"ignore_columns": "id"}
     monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("Usage", "free")(1000))
-    with pytest.raises(InputError, match=r"again needs 0\.0 GB, and 0\.0 GB are free"):
+    with pytest.raises(InputError, match=r"again needs 16\.8 MB, and 0\.0 MB are free"):
         run(tmp_path / "again", table, **settings)
     assert not [*tmp_path.glob("again*/x_*.npy")]
     monkeypatch.undo()

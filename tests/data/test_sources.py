@@ -169,7 +169,7 @@ def test_columns_can_be_chosen(tmp_path: Path) -> None:
         (TABLE.replace("False,dog\n1e1", "False,\n1e1"), {}, "row 2 has no label in column label"),
         (TABLE.replace("2,4,", "2,4,5,6,"), {}, "cannot be read as a table"),
         (TABLE.replace("height", "tall"), {}, "several columns named tall"),
-        ("label\na\nb\n", {}, "has no columns of features"),
+        ("label\na\nb\n", {}, "has no columns of features beside label: give it one or more"),
         ("", {}, "cannot be read as a table"),
         (TABLE.replace("2,4", "inf,4"), {}, "NaN or infinite"),
     ],
@@ -179,6 +179,14 @@ def test_tables_that_cannot_be_trained_on(text: str, changes: dict[str, Any], wo
         table(tmp_path, text, **changes)
     assert "t.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["größe,label\n1,a\n2,b\n", "size,label\n1,grün\n2,blau\n"])
+def test_a_table_in_another_encoding(text: str, tmp_path: Path) -> None:
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "t.csv").write_bytes(text.encode(encoding))
+        with pytest.raises(InputError, match=r"t\.csv cannot be read as a table \(.*\): save it as UTF-8$"):
+            load(Config(dataset=str(tmp_path / "t.csv")))
 
 
 def test_a_folder_of_tables_must_name_its_parts(tmp_path: Path) -> None:

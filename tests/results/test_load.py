@@ -80,6 +80,13 @@ def test_what_was_trained_on_a_gpu_is_used_on_the_cpu(copy: Path) -> None:
     assert len(load(copy, 69).predict(np.zeros((3, 64), np.uint8)).classes) == 3
 
 
+def test_programs_are_kept_where_this_user_may_write(digits_run: Path, tmp_path: Path) -> None:
+    own = load(digits_run)
+    for given, used in ((str(tmp_path), str(tmp_path)), ("", ""), ("/dev/null/cache", Config().compilation_cache_dir)):
+        config = dataclasses.replace(own.config, compilation_cache_dir=given)
+        assert dataclasses.replace(own, config=config).config_here.compilation_cache_dir == used
+
+
 def test_threads_can_share_a_model(digits_run: Path) -> None:
     images = np.random.default_rng(0).integers(0, 17, (64, 64)).astype(np.float32)
     blocks = [images[start : start + size] for size in (1, 3, 8, 20) for start in (0, 7, 31)]

@@ -82,6 +82,22 @@ def test_the_standard_output_has_the_bytes_and_nothing_else(digits_run: Path, tm
         assert "b1" in arrays
 
 
+def test_a_result_that_finds_no_room_is_an_error(digits_run: Path, tmp_path: Path) -> None:
+    def ended(verb: str, *arguments: str, into: str) -> tuple[int, str]:
+        with Path(into).open("w") as output:
+            done = subprocess.run(
+                [sys.executable, "-m", f"launch.{verb}", *arguments], cwd=tmp_path, env=process_env(), stdout=output,
+                stderr=subprocess.PIPE, text=True, check=False, timeout=300,
+            )  # fmt: skip
+        return done.returncode, done.stderr
+
+    full = "standard output could not be written (No space left on device): make room, or send it to another file"
+    assert ended("compare", str(digits_run), str(digits_run), into="/dev/full") == (2, f"distmlp: error: {full}\n")
+    sweep = ["--num_epochs=1", "--hidden_sizes=4", "--folds=2", "--workdir=sweep"]
+    assert ended("sweep", *sweep, into="/dev/full") == (0, "")  # its folder has it all
+    assert (tmp_path / "sweep" / "sweep.jsonl").exists()
+
+
 @pytest.mark.parametrize("output", [".", "/", "..", "", "folder"])
 def test_a_folder_is_one_line(digits_run: Path, tmp_path: Path, output: str) -> None:
     (tmp_path / "folder").mkdir()
@@ -140,3 +156,15 @@ def test_a_fault_is_no_finding(run_verb: RunTrain, digits_run: Path, tmp_path: P
     assert done.returncode == os.EX_SOFTWARE
     assert done.stderr.startswith("Traceback")
     assert done.stderr.endswith("distmlp: error: ZeroDivisionError: division by zero\n")
+
+
+def test_what_this_user_may_not_read_is_one_line(run_verb: RunTrain, digits_run: Path, tmp_path: Path) -> None:
+    fault = ("import distmlp.results.compare as module\n"
+             "def refuse(a, b):\n"
+             "    raise PermissionError(13, 'Permission denied', 'secret')\n"
+             "module.compare = refuse\n")  # fmt: skip
+    (tmp_path / "sitecustomize.py").write_text(fault)
+    paths = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
+    done = run_verb("compare", str(digits_run), str(digits_run), env={"PYTHONPATH": paths})
+    assert (done.returncode, done.stderr) == (2, "distmlp: error: secret is not for this user to read or to write "
+                                              "(Permission denied): change its permissions, or name another\n")

@@ -49,23 +49,34 @@ def test_a_run_on_pictures(digits_run: Path) -> None:
     assert "#010203" not in page  # the charts' ink is the page's
 
 
+def first_table(page: str) -> dict[str, str]:
+    """Its one row, by the titles of its columns."""
+    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    titles, row = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", text) for text in rows[:2])
+    return dict(zip(titles, row, strict=True))
+
+
 def test_a_run_with_a_validation_set_shows_its_test_accuracy(npz: str, tmp_path: Path) -> None:
     config = small_config(npz, validation_fraction=0.25, num_devices=1, workdir=str(tmp_path / "run"))
     *lines, final = train(config).history
     best = max(lines, key=lambda line: line["validation_accuracy"])
     page = report([tmp_path / "run"])
-    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
-    titles, row = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", text) for text in rows[:2])
-    shown = dict(zip(titles, row, strict=True))
-    assert shown["best step"] == shown["shown checkpoint"] == str(best["step"])
+    shown = first_table(page)
+    assert set(shown) == {"run", "state", "best step", "validation accuracy", "test accuracy", "training time"}
+    assert shown["best step"] == str(best["step"])
     assert shown["validation accuracy"] == f"{100 * best['validation_accuracy']:.2f} %"
-    assert shown["test accuracy"] == shown["its test accuracy"] == f"{100 * final['best_test_accuracy']:.2f} %"
+    assert shown["test accuracy"] == f"{100 * final['best_test_accuracy']:.2f} %"
+    assert shown["training time"] == f"{final['total_seconds']:.1f} s"
     assert page.count("Dots: test set, of the best and of the last checkpoint.") == 2
-    newest = report([tmp_path / "run"], "newest")
-    assert f'{100 * final["test_accuracy"]:.2f} %</td>\n<td class="n">{final["total_seconds"]:.1f} s' in newest
+    assert best["step"] < final["step"]
+    newest = first_table(report([tmp_path / "run"], "newest"))
+    assert newest["best step"] == shown["best step"]
+    assert newest["test accuracy"] == shown["test accuracy"]
+    assert newest["shown checkpoint"] == str(final["step"])
+    assert newest["its test accuracy"] == f"{100 * final['test_accuracy']:.2f} %"
     Path(npz).rename(tmp_path / "away.npz")  # what the run logged is known without its data
     page = report([tmp_path / "run"])
-    assert page.count(f"{100 * final['best_test_accuracy']:.2f} %") == 2
+    assert first_table(page) == shown
     assert "not known" not in page
 
 
