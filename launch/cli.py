@@ -1,9 +1,8 @@
 """distmlp VERB ...: the same as python -m launch.VERB ..."""
 
 import runpy
+import signal
 import sys
-
-from distmlp import machine
 
 VERBS = {
     "train": "train a network, or go on with a run",
@@ -24,10 +23,14 @@ _USAGE = "usage: distmlp VERB [arguments], distmlp VERB --help, or distmlp --ver
 def main() -> None:
     """Runs the verb that the command line names, as `python -m` does."""
     verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not so under nohup
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports, before launch/command.py: no traceback
     if verb in VERBS:
         del sys.argv[0]
         runpy.run_module(f"launch.{verb}", run_name="__main__", alter_sys=True)
     elif verb == "--version":
+        from distmlp import machine
+
         print(f"distmlp {machine.version('distmlp')}")
     elif verb in ("", "-h", "-help", "--help", "help"):
         print("\n".join([_USAGE, "", *(f"  {name:<10} {text}" for name, text in VERBS.items())]))

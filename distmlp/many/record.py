@@ -52,10 +52,12 @@ class Record:
         """Writes what the sweep is, unless that is written.
 
         Raises:
-          InputError: the folder holds another sweep.
+          InputError: the folder holds another sweep, or a run.
         """
         path, text = self.folder / "sweep.json", lines.sealed(what) + "\n"
         if not path.exists():
+            if (self.folder / "run.flags").exists():
+                raise InputError(f"--workdir={self.folder} holds a run: give another --workdir")
             temporary = self._own / f"sweep.json.tmp{os.getpid()}"
             with writing(path):
                 temporary.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
 from distmlp.progress import Line, Poll, Progress, Standing, Totals
-from distmlp.run import goodput
+from distmlp.run import goodput, swept
 from distmlp.run.ledger import Ledger
 from distmlp.run.log import Log, banner, header, summary
 from distmlp.run.meta import Meta, check_form, meta_of, origin, standing, totals, unknown
@@ -50,6 +50,8 @@ class Keeping:
             self.workdir = opened.enter_context(closing(Workdir(config, group)))
             opened.enter_context(suited(self.workdir.locks, self.workdir.syncs_folders))
             path = self.workdir.path
+            if swept.is_sweep(path):
+                raise InputError(f"--workdir={path} holds a sweep: give another --workdir")
             self._sessions = opened.enter_context(Sessions(path, account, group.first))
             self.log = Log(path, group.first, silent)
             self._stragglers = Stragglers(parts.own_time, group, self.log.warn) if group.several else None

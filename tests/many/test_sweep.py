@@ -157,6 +157,18 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pyt
         sweep(dataclasses.replace(config, batch_size=10), varied, folds=2)
 
 
+def test_a_folder_holds_a_run_or_a_sweep(npz: str) -> None:
+    config, varied = given(npz, num_devices=1, num_epochs=1), {"seed": [0, 1]}
+    train(dataclasses.replace(config, workdir="of_a_run"))
+    sweep(dataclasses.replace(config, workdir="of_a_sweep"), varied, folds=2, refit=False)
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=r"^--workdir=\S+/of_a_run holds a run: give another --workdir$"):
+        sweep(dataclasses.replace(config, workdir="of_a_run"), varied, folds=2)
+    with pytest.raises(InputError, match=r"^--workdir=\S+/of_a_sweep holds a sweep: give another --workdir$"):
+        train(dataclasses.replace(config, workdir="of_a_sweep"))
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
 def test_processes_share_the_members_and_the_first_one_merges(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01, 0.03], "seed": list(range(4))}
     whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=2, keep=2)

@@ -271,3 +271,18 @@ def test_the_second_signal_ends_the_command_at_once() -> None:
         assert process.wait(10) == 130
         assert process.stderr is not None
         assert process.stderr.read().splitlines()[-1].startswith("distmlp: SIGINT: stopped at once")
+
+
+def test_ctrl_c_at_once_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("""
+import os, signal, sys
+class Press:
+    def find_spec(self, name, *rest):
+        if name == "distmlp.config":  # which what watches signals imports
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Press())
+""")
+    paths = os.pathsep.join([str(tmp_path), process_env()["PYTHONPATH"]])
+    done = subprocess.run([sys.executable, "-m", "launch.cli", "train"], env=process_env() | {"PYTHONPATH": paths},
+                          capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
