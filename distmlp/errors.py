@@ -66,8 +66,10 @@ def one_line(error: object, most: int = 500) -> str:
 
 
 def listed(names: Sequence[object], most: int = 10) -> str:
-    """Names for a message: the first of them, and how many more there are."""
-    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    """Names for a message: the first of them, and how many more there are. What no terminal shows is as in \\x00."""
+    shown = ("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in str(name))
+             for name in names[:most])  # fmt: skip
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def counted(number: int, one: str, more: str = "") -> str:

@@ -191,6 +191,7 @@ class _Reading:
                 self._add_words(name, values)
             elif name not in self.found:
                 self._add_numbers(name, values, begin)
+        self._check_finite(self._numbers[begin:])
         rest = block[len(self._choice.features) :]
         if self._labels is not None:
             self._labels.add(rest[0], self._rows)
@@ -219,8 +220,17 @@ class _Reading:
         absent = np.isnan(numbers)
         if not self._rules.absent and absent.any():
             raise self._no_value(name, int(absent.argmax()))
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, for ArrayDataset to find
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, for _check_finite to find
             column[begin:] = numbers
+
+    def _check_finite(self, rows: np.ndarray) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if np.isfinite(rows.sum()):  # one fast pass, the slow one only if a value is absent, or not finite
+                return
+        for row, place in np.argwhere(np.isinf(rows))[:1]:
+            name = next(name for name, at in self._places.items() if at == place)
+            raise InputError(f"{self._raw.name}: row {self._rows + row + 1} of column {name} is infinite, or beyond "
+                             "float32: mend it, or remove the row")
 
     def _add_words(self, name: str, values: Any) -> None:
         codes, known = self._texts[name]

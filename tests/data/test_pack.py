@@ -421,7 +421,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
                                     frame(9).drop(columns="flag").to_csv(path / "2.csv")),
                       {"missing": "mean", "text_columns": "one_hot"}, r"2\.csv lacks the column flag"),
     "infinite": (lambda path: pd.DataFrame({"x": [1.0, 2, np.inf], "y": [0, 1, 0]}).to_parquet(path / "t.parquet"), {},
-                 "example 2 has a value that is NaN or infinite"),
+                 "row 3 of column x is infinite, or beyond float32"),
     "one class": (lambda path: pd.DataFrame({"x": [1.0, 2], "y": ["a", "a"]}).to_csv(path / "t.csv", index=False), {},
                   "has a single class"),
     "a fraction": (lambda path: pd.DataFrame({"x": [1.0, 2], "y": [0.5, 1]}).to_parquet(path / "t.parquet"), {},

@@ -171,7 +171,10 @@ def test_columns_can_be_chosen(tmp_path: Path) -> None:
         (TABLE.replace("height", "tall"), {}, "several columns named tall"),
         ("label\na\nb\n", {}, "has no columns of features beside label: give it one or more"),
         ("", {}, "cannot be read as a table"),
-        (TABLE.replace("2,4", "inf,4"), {}, "NaN or infinite"),
+        (TABLE.replace("2,4", "inf,4"), {}, "row 2 of column height is infinite, or beyond float32: mend it, or"),
+        (TABLE.replace("2,4", "-1e39,4"), {}, "row 2 of column height is infinite, or beyond float32: mend it, or"),
+        (TABLE.replace("2,4", "inf,4").replace("1e1", ""), {"missing": "zero"}, "row 2 of column height is infinite"),
+        ("\x00\x07\x1b,b\n1,2\n", {}, r"give --label_column, one of \\x00\\x07\\x1b, b, or --header=none"),
     ],
 )  # fmt: skip
 def test_tables_that_cannot_be_trained_on(text: str, changes: dict[str, Any], words: str, tmp_path: Path) -> None:
