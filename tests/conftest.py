@@ -5,6 +5,7 @@ import functools
 import gc
 import hashlib
 import importlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -81,6 +82,41 @@ def _eight_devices() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     count = jax.device_count()
     assert count == DEVICES, f"the tests need {DEVICES} emulated CPU devices, not {count}: was JAX started too early?"
+
+
+# Of XLA for CPUs: a program then takes a quarter of the time to be compiled, and longer to run.
+LIGHT = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
+         "xla_cpu_use_fusion_emitters": False}  # fmt: skip
+
+
+@functools.cache
+def _lightly() -> Callable[..., Any]:
+    """JAX's own choice of XLA's options, and `LIGHT`."""
+    from jax._src.compiler import get_compile_options
+
+    @functools.wraps(get_compile_options)
+    def options(*args: Any, backend: Any = None, **details: Any) -> Any:
+        chosen = get_compile_options(*args, backend=backend, **details)
+        if backend is not None and backend.platform == "cpu":
+            chosen.env_option_overrides = [*LIGHT.items(), *chosen.env_option_overrides]
+        return chosen
+
+    return options
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """In this process, only tests marked `full_xla` have their programs compiled as a user's are."""
+    import jax
+    from jax._src import compiler
+
+    from distmlp.kept import forget
+
+    options = _lightly() if item.get_closest_marker("full_xla") is None else inspect.unwrap(_lightly())
+    if options is not compiler.get_compile_options:
+        compiler.get_compile_options = options
+        jax.clear_caches()
+        forget()
 
 
 @pytest.fixture(autouse=True)
