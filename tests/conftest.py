@@ -1,6 +1,7 @@
 """Eight emulated CPU devices, asked for before anything starts a JAX backend; fixtures that several files use."""
 
 import atexit
+import contextlib
 import functools
 import gc
 import hashlib
@@ -63,7 +64,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What all the imports have made stays: no collection of garbage, of which the product asks for some, goes over it."""
+    """What the imports have made stays: no collection of garbage, of which the product asks for some, goes over it."""
     gc.freeze()
 
 
@@ -89,21 +90,30 @@ def _eight_devices() -> None:
     assert count == DEVICES, f"the tests need {DEVICES} emulated CPU devices, not {count}: was JAX started too early?"
 
 
-# Of XLA for CPUs: a program then takes a quarter of the time to be compiled, and longer to run.
-LIGHT = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
-         "xla_cpu_use_fusion_emitters": False}  # fmt: skip
+# Options of XLA for CPUs: with them a program takes a quarter of the time to be compiled, and longer to run.
+LIGHT: dict[str, Any] = {
+    "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}  # fmt: skip
 
 
 @functools.cache
 def _lightly() -> Callable[..., Any]:
-    """JAX's own choice of XLA's options, and `LIGHT`."""
+    """JAX's own choice of XLA's options, and those of `LIGHT` that this XLA knows: 0.12's has fewer."""
+    import jax
     from jax._src.compiler import get_compile_options
 
+    known = []
+    for name, value in LIGHT.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda: 0).lower().compile({name: value})
+            known.append((name, value))
+
     @functools.wraps(get_compile_options)
-    def options(*args: Any, backend: Any = None, **details: Any) -> Any:
-        chosen = get_compile_options(*args, backend=backend, **details)
-        if backend is not None and backend.platform == "cpu":
-            chosen.env_option_overrides = [*LIGHT.items(), *chosen.env_option_overrides]
+    def options(*args: Any, **details: Any) -> Any:
+        chosen = get_compile_options(*args, **details)
+        if getattr(details.get("backend"), "platform", "") == "cpu":
+            chosen.env_option_overrides = [*known, *chosen.env_option_overrides]
         return chosen
 
     return options
