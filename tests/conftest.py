@@ -51,10 +51,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The longest files, longest first: whichever process has one of these last, the other would wait for it.
 LONGEST = (
-    "cluster/test_processes.py", "test_docs.py", "test_estimator.py", "verify/test_verify.py", "many/test_sweep.py",
-    "cluster/test_faults.py", "test_accuracy.py", "run/test_faults_crash.py", "parallel/test_sharded.py",
-    "run/test_faults_invariance.py", "run/test_faults_surroundings.py", "run/test_recovery.py", "run/test_signals.py",
-    "cluster/test_slow_process.py", "plan/test_plan.py", "parallel/test_parity.py", "parallel/test_audit.py",
+    "cluster/test_processes.py", "test_docs.py", "verify/test_verify.py", "run/test_faults_invariance.py",
+    "test_accuracy.py", "run/test_faults_crash.py", "parallel/test_sharded.py", "parallel/test_parity.py",
+    "cluster/test_faults.py", "test_estimator.py", "test_train_process.py", "run/test_faults_surroundings.py",
+    "cluster/test_slow_process.py", "run/test_signals.py", "many/test_sweep.py", "run/test_recovery.py",
+    "test_examples.py", "parallel/test_audit.py", "parallel/test_backend.py", "run/test_rows.py",
 )  # fmt: skip
 
 
