@@ -1,10 +1,12 @@
 """Eight emulated CPU devices, asked for before anything starts a JAX backend; fixtures that several files use."""
 
 import atexit
+import contextlib
 import functools
 import gc
 import hashlib
 import importlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -49,16 +51,22 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The longest files, longest first: whichever process has one of these last, the other would wait for it.
 LONGEST = (
-    "cluster/test_processes.py", "test_docs.py", "test_estimator.py", "verify/test_verify.py", "many/test_sweep.py",
-    "cluster/test_faults.py", "test_accuracy.py", "run/test_faults_crash.py", "parallel/test_sharded.py",
-    "run/test_faults_invariance.py", "run/test_faults_surroundings.py", "run/test_recovery.py", "run/test_signals.py",
-    "cluster/test_slow_process.py", "plan/test_plan.py", "parallel/test_parity.py", "parallel/test_audit.py",
+    "cluster/test_processes.py", "test_docs.py", "verify/test_verify.py", "run/test_faults_invariance.py",
+    "test_accuracy.py", "run/test_faults_crash.py", "parallel/test_sharded.py", "parallel/test_parity.py",
+    "cluster/test_faults.py", "test_estimator.py", "test_train_process.py", "run/test_faults_surroundings.py",
+    "cluster/test_slow_process.py", "run/test_signals.py", "many/test_sweep.py", "run/test_recovery.py",
+    "test_examples.py", "parallel/test_audit.py", "parallel/test_backend.py", "run/test_rows.py",
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: no collection of garbage, of which the product asks for some, goes over it."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -81,6 +89,50 @@ def _eight_devices() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     count = jax.device_count()
     assert count == DEVICES, f"the tests need {DEVICES} emulated CPU devices, not {count}: was JAX started too early?"
+
+
+# Options of XLA for CPUs: with them a program takes a quarter of the time to be compiled, and longer to run.
+LIGHT: dict[str, Any] = {
+    "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}  # fmt: skip
+
+
+@functools.cache
+def _lightly() -> Callable[..., Any]:
+    """JAX's own choice of XLA's options, and those of `LIGHT` that this XLA knows: 0.12's has fewer."""
+    import jax
+    from jax._src.compiler import get_compile_options
+
+    known = []
+    for name, value in LIGHT.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda: 0).lower().compile({name: value})
+            known.append((name, value))
+
+    @functools.wraps(get_compile_options)
+    def options(*args: Any, **details: Any) -> Any:
+        chosen = get_compile_options(*args, **details)
+        if getattr(details.get("backend"), "platform", "") == "cpu":
+            chosen.env_option_overrides = [*known, *chosen.env_option_overrides]
+        return chosen
+
+    return options
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """In this process, only tests marked `full_xla` have their programs compiled as a user's are."""
+    import jax
+    from jax._src import compiler
+
+    from distmlp.kept import forget
+
+    options = _lightly() if item.get_closest_marker("full_xla") is None else inspect.unwrap(_lightly())
+    if options is not compiler.get_compile_options:
+        compiler.get_compile_options = options
+        jax.clear_caches()
+        forget()
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ from distmlp.data import datasets
 from distmlp.parallel.digest import params_sha256
 from launch import flags
 
+pytestmark = pytest.mark.full_xla  # whole trainings: the compilations are the smaller part
+
 
 @pytest.fixture(scope="module")
 def reference(mnist_dir: str) -> tuple[Any, float]:

@@ -18,6 +18,8 @@ from distmlp import train
 from launch import evaluate
 from launch.flags import parse
 
+pytestmark = pytest.mark.full_xla  # bits are compared with those of other processes
+
 FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--eval_batch_size=16", "--learning_rate=0.001", "--momentum=0.9",
          "--shuffle", "--reduction=invariant", "--heartbeat_seconds=60")  # fmt: skip
 HOST = socket.gethostname()

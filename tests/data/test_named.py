@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.datasets import MNIST
 
 from distmlp import Config, InputError
 from distmlp.data import datasets, named
@@ -29,6 +28,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_mnist_is_what_torchvision_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import MNIST  # slow
+
     monkeypatch.setattr(named, "_torchvision", lambda *_: pytest.fail("torchvision was asked, which takes a second"))
     data = datasets.load(Config(dataset="mnist", data_dir=str(folder)))
     for part, train in ((data.train, True), (data.test, False)):

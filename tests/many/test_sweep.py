@@ -55,6 +55,7 @@ def told(folder: Path | str) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in ("seconds", "crc32")} for line in lines]
 
 
+@pytest.mark.full_xla
 @pytest.mark.parametrize("kind", VARIED)
 def test_a_member_has_the_bits_of_the_run_alone_under_invariant(npz: str, kind: str, compilations: list[str]) -> None:
     changes, varied = VARIED[kind]

@@ -17,6 +17,8 @@ from distmlp.parallel.layout import Layout, make_layout
 from distmlp.parallel.specs import BATCH, STATE, State
 from distmlp.parallel.step import gradients, make_train_step
 
+pytestmark = pytest.mark.full_xla
+
 CLASSES, FEATURES = 10, 784
 SIZES = [FEATURES, 64, 32, CLASSES]
 # Of whole runs, tests/run/test_faults_invariance.py has every number of devices.

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import pytest
 from conftest import REPOSITORY, RunTrain, small_config
-from jax._src import xla_bridge
+from jax._src import compiler, xla_bridge
 
 from distmlp import Config, InputError, machine, train
 from distmlp.parallel import backend
@@ -165,3 +165,9 @@ def test_jax_platforms_of_what_is_not_there(
     assert done.stderr.startswith(f"distmlp: error: JAX_PLATFORMS={platforms}, but JAX cannot use it (")
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
+
+
+@pytest.mark.parametrize("full", [False, pytest.param(True, marks=pytest.mark.full_xla)])
+def test_what_a_test_compiles_is_a_users_only_where_it_is_marked(full: bool) -> None:
+    options = compiler.get_compile_options(1, 1, backend=jax.devices()[0].client)
+    assert (options.env_option_overrides == []) == full

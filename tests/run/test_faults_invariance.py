@@ -10,6 +10,8 @@ from drills import invariance, runs
 from distmlp import Config, train
 from distmlp.parallel.digest import params_sha256
 
+pytestmark = pytest.mark.full_xla
+
 STEPS = 30  # two and a half epochs of 12 steps, the last of each with 29 of 128 examples
 # As drills/runs.py's DIGITS.
 DIGITS: dict[str, Any] = {

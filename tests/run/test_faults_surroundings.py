@@ -25,6 +25,8 @@ from distmlp.parallel.digest import params_sha256
 from distmlp.run.workdir import Workdir
 from launch import cli, flags
 
+pytestmark = pytest.mark.full_xla  # bits are compared with those of other processes
+
 FLAGS = ["--dataset=digits", "--hidden_sizes=128,64", "--momentum=0.9", "--num_epochs=3", "--reduction=invariant"]
 
 

@@ -22,6 +22,8 @@ from distmlp.run.keeping import Keeping
 from distmlp.run.signals import Signals, Watchdog
 from launch import flags
 
+pytestmark = pytest.mark.full_xla  # bits are compared with those of other processes
+
 FLAGS = ("--dataset=digits", "--hidden_sizes=16", "--reduction=invariant", "--workdir=run")
 TRAIN = f"{sys.executable} -m launch.train {' '.join(FLAGS)}"
 
