@@ -1,8 +1,8 @@
 """Images per second of the loaders alone, batches of 128 of MNIST; how long an epoch of many examples takes to begin;
 rows per second of a shuffled epoch of a packed table, beside what others read from its .npy file and from its Parquet
-parts; and of packing itself, beside pyarrow and NumPy.
+parts; the same with and without verifying the pack's blocks; and of packing itself, beside pyarrow and NumPy.
 
-    python benchmarks/loader.py [--only=images|rows]
+    python benchmarks/loader.py [--only=images|rows|verified]
 """
 
 import gc
@@ -59,9 +59,21 @@ def _table(work: Work) -> Path:
     return folder
 
 
-def _rows_per_second(sizes: Iterable[int]) -> dict[str, float]:
-    """Of batches of these sizes: an epoch, or its first seconds, if it takes longer."""
-    start, count = time.perf_counter(), 0
+def _pixels(work: Work) -> Path:
+    """A folder with a pack of as many rows of 784 bytes; made once."""
+    from distmlp import pack
+
+    folder = Path(work["folder"]) / "pixels"
+    if not folder.exists():
+        rng, most = np.random.default_rng(0), 50_000
+        sizes = [min(most, work["rows"] - begin) for begin in range(0, work["rows"], most)]
+        pack(((rng.integers(0, 256, (rows, 784), np.uint8), np.arange(rows) % 10) for rows in sizes), folder / "made")
+    return folder
+
+
+def _rows_per_second(sizes: Iterable[int], start: float = 0.0) -> dict[str, float]:
+    """Of batches of these sizes: an epoch, or its first seconds, if it takes longer; since `start`, or now."""
+    start, count = start or time.perf_counter(), 0
     for size in sizes:
         count += size
         if time.perf_counter() - start > _SECONDS:
@@ -70,24 +82,30 @@ def _rows_per_second(sizes: Iterable[int]) -> dict[str, float]:
 
 
 def packed(work: Work) -> Contestant:
-    """Contestant: a shuffled epoch of the pack, opened anew, so that all its blocks are verified, if `verify` says so;
-    with `cold`, from the disk: of a copy that nobody else has mapped, for what is mapped stays in memory."""
+    """Contestant: a shuffled epoch of the pack, from opening it on, in an order of its own. All its blocks are verified
+    meanwhile, if `verify` says so. With `cold`, from the disk: of a copy that nobody else has mapped, for what is
+    mapped stays in memory. With `pixels`, of rows of 784 bytes."""
+    from distmlp import Config
+    from distmlp.data import read
     from distmlp.data.loader import NumpyLoader
-    from distmlp.data.packed import Pack
 
-    folder, cold = _table(work), work.get("cold")
+    folder, cold = _pixels(work) if work.get("pixels") else _table(work), work.get("cold")
     made = folder / ("cold" if cold else "made")
     if not made.exists():
         shutil.copytree(folder / "made", made)
+    config, epoch = Config(dataset=str(made), verify_data=work["verify"]), 0
     yield {}
     while True:
+        epoch += 1
         if cold:
             with (made / "x_train.npy").open("rb") as file:
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        loader = NumpyLoader(Pack(made).examples("train", 0, work["verify"]), work["batch_size"], shuffle=True)
-        found = _rows_per_second(int(batch.weight_sum) for batch in loader)
-        del loader  # and with it what is mapped
+        start = time.perf_counter()
+        part: Any = read.source(config, False, None).parts["train"].features
+        loader = NumpyLoader(part, work["batch_size"], shuffle=True, seed=epoch)
+        found = _rows_per_second((int(batch.weight_sum) for batch in loader), start)
+        del part, loader  # and with them what is mapped
         gc.collect()
         yield found
 
@@ -230,15 +248,56 @@ def images(args: Any, repetitions: int) -> None:
     harness.report(args, "Loaders", tables, {"loaders": results, "epoch_start": starts})
 
 
+_Results = dict[str, list[harness.Numbers]]
+
+
+def _verifying(table: Work, repetitions: int, patience: float) -> dict[str, _Results]:
+    """What verifying costs: packed rows with it and without, by what they are. Each is short, and so done often."""
+    measured = {}
+    for name, more in (("50 float32", {}), ("784 bytes", {"pixels": True})):
+        work = table | more | {"cold": False}
+        measured[name] = harness.compare([  # the first one makes the files
+            Worker("verified", "loader:packed", work | {"verify": True}),
+            Worker("not verified", "loader:packed", work | {"verify": False}),
+            Worker("from the disk, verified", "loader:packed", work | {"verify": True, "cold": True}),
+            Worker("from the disk, not verified", "loader:packed", work | {"verify": False, "cold": True}),
+        ], 4 * repetitions, patience)  # fmt: skip
+    return measured
+
+
+def _verified_tables(measured: dict[str, _Results]) -> list[str]:
+    """Rows per second, and the time with verifying, as a multiple of the time without."""
+    tables = []
+    for name, results in measured.items():
+        lines = []
+        for place in ("", "from the disk, "):
+            pair = [f"{place}verified", f"{place}not verified"]
+            speeds = [harness.spread([row["rows_per_second"] for row in results[each]]) for each in pair]
+            lines.append([place.strip(", ") or "from memory", *speeds,
+                          harness.spread(harness.ratios(results, pair[1], pair[0], "rows_per_second"))])
+        tables.append(harness.table([f"rows/s of a shuffled epoch of {name}", "verified", "not verified",
+                                     "time, verified / not"], lines))
+    return tables
+
+
+def verified(args: Any, repetitions: int) -> None:
+    """What verifying costs, alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        measured = _verifying(_made(args, folder), repetitions, args.patience)
+    harness.report(args, "Verified rows", _verified_tables(measured), measured, "verified")
+
+
+def _made(args: Any, folder: str) -> dict[str, Any]:
+    """What is made in a folder."""
+    return {"folder": folder, "rows": 100_000 if args.quick else args.rows, "batch_size": 128}
+
+
 def rows(args: Any, repetitions: int) -> None:
     """Packed rows, and packing."""
     with tempfile.TemporaryDirectory() as folder:
-        table: dict[str, Any] = {"folder": folder, "rows": 100_000 if args.quick else args.rows, "batch_size": 128}
+        table = _made(args, folder)
         read = harness.compare([  # the first one makes the files
             Worker("packed", "loader:packed", table | {"verify": True}),
-            Worker("packed, not verified", "loader:packed", table | {"verify": False}),
-            Worker("packed, from the disk", "loader:packed", table | {"verify": True, "cold": True}),
-            Worker("packed, from the disk, not verified", "loader:packed", table | {"verify": False, "cold": True}),
             Worker(".npy, torch DataLoader", "loader:torch_npy", table),
             Worker("Parquet, in order", "loader:parquet_in_order", table),
             Worker("Parquet, grain", "loader:grain_parquet", table),
@@ -250,9 +309,11 @@ def rows(args: Any, repetitions: int) -> None:
             Worker("pack", "loader:packing", table),
             Worker("pyarrow.dataset to NumPy to the disk", "loader:parquet_to_npy", table),
         ], repetitions, args.patience)  # fmt: skip
+        checked = _verifying(table, repetitions, args.patience)
     tables = [_compared(read, "a shuffled epoch of 50 columns", "rows", "packed"),
+              *_verified_tables(checked),
               _compared(made, "Parquet of 50 columns to rows of one width", "rows", "pack")]
-    harness.report(args, "Packed rows", tables, {"packed": read, "packing": made}, "packed")
+    harness.report(args, "Packed rows", tables, {"packed": read, "verified": checked, "packing": made}, "packed")
 
 
 def _compared(results: dict[str, list[harness.Numbers]], what: str, unit: str, base: str) -> str:
@@ -265,8 +326,8 @@ def _compared(results: dict[str, list[harness.Numbers]], what: str, unit: str, b
 
 def main() -> None:
     args = harness.arguments(__doc__, repetitions=5, only="", rows=500_000)
-    for name, measure in (("images", images), ("rows", rows)):
-        if args.only in ("", name):
+    for name, measure in (("images", images), ("rows", rows), ("verified", verified)):
+        if args.only == name or (not args.only and name != "verified"):  # which is a part of rows
             measure(args, 1 if args.quick else args.repetitions)
 
 

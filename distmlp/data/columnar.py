@@ -232,7 +232,7 @@ def _with_schema(
 
     def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
         columns = sorted({fields[name][0] for name in wanted})
-        for block in batches(columns, max(1, min(1 << 13, _BLOCK // max(1, len(columns))))):
+        for block in batches(columns, max(1, min(1 << 15, _BLOCK // max(1, len(columns))))):
             by_place = dict(zip(columns, block.columns, strict=True))
             yield [_element(by_place[fields[name][0]], name, fields[name], str(path)) for name in wanted]
 

@@ -17,6 +17,7 @@ from distmlp.errors import InputError, listed
 
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?")  # without what int() drops, so that a class is called as in the file
 _NUMBERS = (bool, int, float, Decimal, np.number, np.bool_)
+_SMALL = 1 << 12  # whole numbers below it are told apart without sorting them
 _BOOLEANS = ({"True", "False"}, {"true", "false"}, {"TRUE", "FALSE"})
 
 
@@ -263,6 +264,10 @@ def _objects(texts: Sequence[str]) -> np.ndarray:
 
 def _distinct(values: np.ndarray) -> tuple[list[Any], np.ndarray]:
     """The distinct values, as Python's, and for each value which of them it is."""
+    if values.dtype.kind in "iu" and len(values) and values.min() >= 0 and values.max() < _SMALL:
+        there = np.zeros(_SMALL, bool)
+        there[values] = True
+        return np.flatnonzero(there).tolist(), (np.cumsum(there) - 1)[values]
     if values.dtype.kind != "O":
         distinct, codes = np.unique(values, return_inverse=True)
         return distinct.tolist(), codes

@@ -49,7 +49,10 @@ def _packed(config: Config, known: bool, columns: Columns | None, pack: Pack) ->
     parts = {}
     for part in pack.parts:
         examples = pack.examples(part, room, config.verify_data)
-        weights = pack.weights(config.verify_data) if part == "train" and not known else None
+        weights = None
+        if part == "train" and not known:
+            weights = pack.weights(config.verify_data)
+            examples.verify_ahead()
         parts[part] = Part(examples, None, examples.name, weights=weights)
     return Source(parts, columns=pack.columns, pictures=pack.info["pictures"], pack=pack)
 

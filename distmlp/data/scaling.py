@@ -31,7 +31,14 @@ def moments(rows: Rows, width: int) -> tuple[np.ndarray, np.ndarray]:
     else:  # from one of the examples on, so that a constant feature has exactly its value as the mean
         one = next(_weighed(rows))[0][0].astype(np.float64)
         mean = one + _mean(rows, width, lambda block: block - one)
-    return mean, np.sqrt(_mean(rows, width, lambda block: (block - mean) ** 2))
+
+    def squares(block: np.ndarray) -> np.ndarray:
+        distances = block.astype(np.float64)  # in which the rest is done, for new memory is what takes time
+        distances -= mean
+        distances *= distances
+        return distances
+
+    return mean, np.sqrt(_mean(rows, width, squares))
 
 
 def _weighed(rows: Rows) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

@@ -141,7 +141,9 @@ class Streamed:
 def finite(features: np.ndarray, name: str, row: int) -> np.ndarray:
     """The features, which begin with example `row`, if all of them are finite numbers; else an InputError."""
     # A sum is finite unless a value is not (or unless it overflows): one fast pass, the slow one only if needed.
-    if features.dtype == np.float32 and not np.isfinite(features.sum(dtype=np.float64)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        sound = features.dtype != np.float32 or np.isfinite(features.sum())
+    if not sound:
         bad = np.flatnonzero(~np.isfinite(features.reshape(len(features), -1)).all(axis=1))
         if len(bad):
             raise InputError(f"{name}: example {row + bad[0]} {NOT_FINITE}")

@@ -184,8 +184,11 @@ class _Reading:
     def add(self, block: Sequence[Any]) -> None:
         self.first = self._rows == 0
         begin, rows = len(self._numbers), len(block[0]) if block else 0
-        # The system moves pages instead of copying them, so that no second array of this size is ever needed.
-        self._numbers.resize((begin + rows, len(self._places)), refcheck=False)
+        if begin:
+            # The system moves pages instead of copying them, so that no second array of this size is ever needed.
+            self._numbers.resize((begin + rows, len(self._places)), refcheck=False)
+        else:
+            self._numbers = np.empty((rows, len(self._places)), self._raw.dtype)
         for name, values in zip(self._choice.features, block, strict=False):
             if name in self._texts:
                 self._add_words(name, values)

@@ -1,6 +1,7 @@
 """pack: what comes out is what training reads from the sources themselves, whole or not at all, and it is checked."""
 
 import errno
+import gc
 import importlib.metadata
 import io
 import itertools
@@ -10,6 +11,7 @@ import re
 import stat
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -28,7 +30,7 @@ from pyarrow import feather
 
 from distmlp import Config, InputError, machine, pack, train
 from distmlp.data import batches as loading
-from distmlp.data import datasets, packed, packing, split, tables
+from distmlp.data import datasets, packed, packing, split, streams, tables
 from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
 from distmlp.data.loader import NumpyLoader
@@ -240,9 +242,11 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def flip(path: Path, at: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
+    with path.open("r+b") as file:  # in its place: a mapped file that becomes shorter ends who reads it
+        content = bytearray(file.read())
+        content[at] ^= 1
+        file.seek(0)
+        file.write(content)
 
 
 @pytest.mark.parametrize("file", ["x_train.npy", "x_test.npy", "y_train.npy"])
@@ -263,6 +267,67 @@ def test_damage_is_named(file: str, made: Path, capsys: Capture) -> None:
     with pytest.raises(InputError, match=rf"{file} is damaged: {rows}"):
         read()
     datasets.load(Config(dataset=str(made), verify_data=False)).train.take(np.arange(40))
+
+
+def test_no_row_is_given_out_before_its_block_was_verified(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the thread that goes ahead has been there, is there, or comes later."""
+    damaged, sound = packed.Array.damaged, set[int]()
+
+    def slowly(self: packed.Array, block: int) -> bool:
+        time.sleep(0.001)
+        found = damaged(self, block)
+        if self.path.name == "x_train.npy" and not found:
+            sound.add(block)
+        return found
+
+    def read() -> None:
+        for batch in NumpyLoader(datasets.load(Config(dataset=str(made))).train, 8, shuffle=True):
+            assert {*(batch.indices // 16).ravel().tolist()} <= sound
+            assert batch.images.tobytes() == values[batch.indices].tobytes()
+
+    monkeypatch.setattr(packed.Array, "damaged", slowly)
+    values = np.load(made / "x_train.npy")
+    read()
+    assert sound == {*range(15)}
+    sound.clear()
+    flip(made / "x_train.npy", 128 + 40 * 20)  # in the block from row 32 on
+    with pytest.raises(InputError, match="is damaged: rows 32 to 47"):
+        read()
+
+
+def test_what_is_to_be_trained_on_is_verified_ahead(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended() -> None:
+        for thread in threading.enumerate():
+            if thread.name == "verifying":
+                thread.join(10)
+                assert not thread.is_alive()
+
+    flip(made / "x_train.npy", 128 + 40 * 20)
+    data: Any = datasets.load(Config(dataset=str(made)))
+    ended()
+    assert np.flatnonzero(data.train._images.unverified).tolist() == [2]  # nobody has asked for it
+    damaged, verified, go_on, info = packed.Array.damaged, list[str](), threading.Event(), data.info()
+
+    def noted(self: packed.Array, block: int) -> bool:
+        if self.path.name[0] == "x":
+            verified.append(self.path.name)
+            go_on.wait(10)
+        return damaged(self, block)
+
+    monkeypatch.setattr(packed.Array, "damaged", noted)
+    data = datasets.load(Config(dataset=str(made)))
+    del data  # nothing else holds it
+    gc.collect()
+    go_on.set()
+    ended()
+    assert verified in ([], ["x_train.npy"])
+    verified.clear()
+    held = [datasets.load(Config(dataset=str(made), verify_data=False)),
+            datasets.load(Config(dataset=str(made)), info=info)]  # for an evaluation
+    monkeypatch.setattr("distmlp.machine.memory", lambda: 100)  # which cannot hold it
+    held.append(datasets.load(Config(dataset=str(made))))
+    ended()
+    assert not verified
 
 
 def test_what_lies_in_memory_is_verified_as_a_whole(made: Path) -> None:
@@ -446,6 +511,14 @@ def test_sources_that_cannot_be_packed(what: str, tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+def test_values_whose_sum_is_not_finite() -> None:
+    large = np.full((3, 2), 3e38, np.float32)
+    assert streams.finite(large, "x", 0) is large
+    large[1] = np.inf, -np.inf
+    with pytest.raises(InputError, match="x: example 11 has a value that is NaN or infinite"):
+        streams.finite(large, "x", 10)
+
+
 def test_a_row_of_a_test_table_that_training_never_saw(tmp_path: Path) -> None:
     pd.DataFrame({"x": [1.0, 2, 3], "label": ["a", "b", "a"]}).to_csv(tmp_path / "train.csv", index=False)
     pd.DataFrame({"x": [1.0, 2, 3], "label": ["a", "b", "c"]}).to_csv(tmp_path / "test.csv", index=False)
@@ -484,7 +557,8 @@ def test_many_rows_are_held_out_part_by_part(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("labels", [
-    np.array([3, 1, 3, 1]), np.array([0, 2, 0, 5]), np.array([1.0, 0.0, 1.0, 2.0]), np.array([True, False, True, True]),
+    np.array([3, 1, 3, 1]), np.array([0, 2, 0, 5]), np.array([-1, 1, -1, 1]), np.array([3, 4096, 3, 7], np.uint64),
+    np.array([1.0, 0.0, 1.0, 2.0]), np.array([True, False, True, True]),
     np.array(["b", "a", "b", "c"], object), np.eye(4)[[0, 2, 1, 1]], np.array([b"x", b"y", b"x", b"x"])])  # fmt: skip
 def test_labels_that_come_in_blocks_are_the_same_classes(labels: np.ndarray) -> None:
     seen = Seen("y")
