@@ -24,6 +24,7 @@ from distmlp.parallel import backend
 from distmlp.progress import Line, Progress, best
 from distmlp.run import lines
 from distmlp.run.lines import Found
+from distmlp.run.tensorboard import EventFile
 from distmlp.run.workdir import new_path, writing
 
 if TYPE_CHECKING:  # which those who only read lines do not need
@@ -59,8 +60,6 @@ class Log:
         `expected` is how many lines there were when the checkpoint of that step was saved.
         """
         if self._first:
-            from distmlp.run.tensorboard import EventFile  # takes 0.2 s to import
-
             found = self.found
             if step == 0 and found.values:
                 aside = new_path(self.workdir / "metrics-old.jsonl")

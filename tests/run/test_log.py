@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 from conftest import write_lines
-from tensorboardX import RecordWriter
 
 from distmlp import Config
+from distmlp.config import as_text
 from distmlp.errors import WriteError
 from distmlp.progress import Cadence, Progress, best
 from distmlp.run.log import HEADER, Log, describe, header, read_lines, summary
+from distmlp.run.tensorboard import EventFile
 
 
 def line(step: int, **more: object) -> dict[str, object]:
@@ -120,12 +121,16 @@ def test_the_best_line_is_the_first_among_equals_also_in_the_summary() -> None:
 
 
 def events(folder: Path) -> Iterator[Any]:
+    """As another package reads them."""
     from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c
 
     for path in sorted(folder.iterdir()):
         content, at = path.read_bytes(), 0
         while at < len(content):  # length, its checksum, the event, its checksum
             size = int.from_bytes(content[at : at + 8], "little")
+            for begin, end in ((at, at + 8), (at + 12, at + 12 + size)):
+                assert content[end : end + 4] == masked_crc32c(content[begin:end]).to_bytes(4, "little")
             yield Event.FromString(content[at + 12 : at + 12 + size])
             at += 16 + size
 
@@ -150,6 +155,36 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     assert b"8,4" in hyperparameters
     assert b"workdir" not in hyperparameters
     assert [event.step for event in seen if event.HasField("session_log")] == [1, 6]  # what TensorBoard drops before
+
+
+def test_tensorboard_has_what_another_package_would_write(tmp_path: Path) -> None:
+    from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+    from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboardX.summary import hparams, text
+
+    config = Config(seed=7, shuffle=True, hidden_sizes=(8, 4), workdir="ä\udcff")
+    log = started(tmp_path, config=config)
+    log.line(line(300, train_loss=float("nan"), test_loss=1e300, test_correct=-2, resumed=True))
+    log.close()
+    version, session, *settings, shown, scalars = events(tmp_path / "tensorboard")
+    assert (version.step, session.step, scalars.step) == (0, 1, 300)
+    assert abs(scalars.wall_time - time.time()) < 60
+
+    deciding = {name: value if isinstance(value, (bool, int, float)) else as_text(value)
+                for name, value in config.settings("experiment", "length").items()}
+    metrics = dict.fromkeys(("train_loss", "test_loss", "test_accuracy"), 0.0)
+    for event, wanted in zip(settings, hparams(deciding, metrics), strict=True):
+        (value,), (other,) = event.summary.value, wanted.value
+        assert value.tag == other.tag
+        assert value.metadata.plugin_data.plugin_name == other.metadata.plugin_data.plugin_name
+        assert (HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                == HParamsPluginData.FromString(other.metadata.plugin_data.content))
+    assert shown.summary == text("settings", shown.summary.value[0].tensor.string_val[0].decode())
+    assert "\n| workdir | ä\\udcff |" in shown.summary.value[0].tensor.string_val[0].decode()
+    assert str(scalars.summary) == str(Summary(value=[
+        Summary.Value(tag="train_loss", simple_value=float("nan")),
+        Summary.Value(tag="test_loss", simple_value=float("inf")), Summary.Value(tag="test_correct", simple_value=-2),
+    ]))  # fmt: skip
 
 
 def test_tensorboard_reads_a_later_start_last_whatever_the_clock_says(
@@ -179,7 +214,7 @@ def test_a_disk_that_is_full_for_tensorboard_is_an_error_not_a_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = started(tmp_path)
-    monkeypatch.setattr(RecordWriter, "flush", lambda self: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+    monkeypatch.setattr(EventFile, "_flush", lambda self: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
     with pytest.raises(WriteError, match="No space left on device"):
         log.line(line(5, train_loss=0.5))
     log.close()
