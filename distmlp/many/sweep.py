@@ -38,6 +38,7 @@ from distmlp.run.lines import Value
 from distmlp.run.signals import Watchdog
 from distmlp.run.workdir import Workdir
 
+_WRITERS = 4  # threads that write the members that are kept
 _LOOK_SECONDS = 0.2  # between two looks at what other processes have written
 _NOT_TOLD = ("state", "workdir", "data_dir", "num_devices")
 
@@ -269,8 +270,7 @@ class _Sweep:
         busy = [(team, own) for team in groups if (own := [c for c in team.courses if c.member.number in wanted])]
         with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(self._lanes) as lanes:
             compiled = [compiler.submit(team.compile) for team, _ in busy]
-            for late in ("keeping", "tensorboard"):  # with Orbax and torch: long, and needed at the end
-                compiler.submit(importlib.import_module, f"distmlp.run.{late}")
+            compiler.submit(importlib.import_module, "distmlp.run.keeping")  # with Orbax: long, and needed at the end
 
             def train(team: Team, courses: Sequence[Course]) -> None:
                 team.train(courses, max(map(stop, courses)), beat)
@@ -338,14 +338,20 @@ class _Sweep:
         if standings[0].mean is None:
             raise DivergedError("all settings diverged: the loss or a gradient was not finite; vary a lower "
                                 "learning_rate, or give --clip_norm")
-        self._keep_best(record, folder / "members")
-        if refit:
-            record.add_end(self._refitted(standings[0], folder / "members" / "refit"))
+        from distmlp.run.store import quiet  # imports Orbax
+
+        with quiet(), ThreadPoolExecutor(_WRITERS) as writers:  # which wait for the disk, most of the time
+            kept = [writers.submit(write) for write in self._to_keep(record, folder / "members")]
+            if refit:
+                record.add_end(self._refitted(standings[0], folder / "members" / "refit"))
+            _all(kept)
         record.add_end({"final": True, "best": _as_json(standings[0]), "choose_by": self._config.choose_by,
                         "kept": record.best(record.done), "members": len(self._found)})  # fmt: skip
         record.forget()
 
-    def _keep_best(self, record: Record, folder: Path) -> None:
+    def _to_keep(self, record: Record, folder: Path) -> list[Callable[[], None]]:
+        """What writes each of the best members that is not kept yet, and may go on in other threads."""
+        keepsakes.tidy(folder)
         best = record.best(record.done)
         for number in set(keepsakes.there(folder)) - set(best):
             keepsakes.discard(folder, number)
@@ -358,8 +364,8 @@ class _Sweep:
         for course in lost:
             if course.share.pool is None:
                 alone.train(course, course.cadence.total_steps, lambda: None)
-        for course in missing:
-            keepsakes.write(folder, course, functools.partial(self._fingerprint, course.share))
+        return [functools.partial(keepsakes.write, folder, course, functools.partial(self._fingerprint, course.share))
+                for course in missing]  # fmt: skip
 
     def _fresh(self, number: int) -> Course:
         course = self._courses[number]
