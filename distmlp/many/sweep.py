@@ -149,17 +149,20 @@ class _Sweep:
         room = 0 if config.data_placement == "host" else layout.device_memory // 4
         self._shares = Shares(load, room)
         self._courses: dict[int, Course] = {}
+        checked: set[Any] = set()
         for member in found:
-            share = self._shares.of(resolve_paths(member.config))
-            self._courses[member.number] = Course(
-                dataclasses.replace(member, config=resolve_paths(member.config)), share, self._shards_of(member))
-            data = self._shares.whole(self._of_data(member.config))
-            if share.pool is not None:
+            member = dataclasses.replace(member, config=resolve_paths(member.config))
+            share = self._shares.of(member.config)
+            self._courses[member.number] = Course(member, share, self._shards_of(member))
+            asked = (member.config.choose_by, id(share))
+            if share.pool is not None and asked not in checked:
+                data = self._shares.whole(self._of_data(member.config))
                 check_defined(member.config.choose_by, share.pool.labels[share.held], data.called,
                               f"the examples that member {member.number} is scored by")
+                checked.add(asked)
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
         self._fingerprints: dict[int, str] = {}
-        self._stopping, self._showing = threading.Event(), threading.Lock()
+        self._stopping = threading.Event()
 
     def _shards_of(self, member: Member) -> int:
         return member.config.num_shards or self._layout.num_shards
@@ -176,7 +179,7 @@ class _Sweep:
         with closing(self._workdir()) as workdir:
             folder = workdir.path if self._process == 0 else workdir.path.parents[1]
             record = Record(folder, self._process, keep)
-            data = self._shares.whole(self._of_data(self._found[0].config))
+            data = self._shares.whole(self._of_data(self._courses[self._found[0].number].member.config))
             settings = {name: value for name, value in self._config.settings("experiment", "length").items()
                         if name not in _NOT_TOLD}  # fmt: skip
             record.describe(self._what | {"settings": settings, "data": data.fingerprint()})
@@ -263,18 +266,22 @@ class _Sweep:
             if stage is None:
                 for course in courses:
                     course.last = course.best = None
-                with self._showing:
-                    show.add(len(courses), sum(c.cadence.total_steps for c in courses), self._standings(record))
+                show.add(len(courses), sum(c.cadence.total_steps for c in courses), self._standings(record))
 
         wanted = {course.member.number for course in todo}
         busy = [(team, own) for team in groups if (own := [c for c in team.courses if c.member.number in wanted])]
-        with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(self._lanes) as lanes:
+        written: list[Future[None]] = []
+        with (ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(self._lanes) as lanes,
+              ThreadPoolExecutor(1) as writer):  # for which no core is to wait
             compiled = [compiler.submit(team.compile) for team, _ in busy]
             compiler.submit(importlib.import_module, "distmlp.run.keeping")  # with Orbax: long, and needed at the end
 
             def train(team: Team, courses: Sequence[Course]) -> None:
+                for each in written:
+                    if each.done():
+                        each.result()  # raises what went wrong
                 team.train(courses, max(map(stop, courses)), beat)
-                done(courses)
+                written.append(writer.submit(done, courses))
 
             try:
                 for (team, own), ready in zip(busy, compiled, strict=True):
@@ -283,6 +290,7 @@ class _Sweep:
                         watchdog.beat()
                     ready.result()
                     _all([lanes.submit(train, team, chunk) for chunk in team.chunks(own)])
+                _all(written)
                 for course in todo:
                     if course.share.pool is None:
                         alone.train(course, stop(course), beat)
