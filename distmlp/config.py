@@ -306,10 +306,10 @@ class Config:
 
 def _plain(value: Any) -> Any:
     """A number, text, or tuple or list of them as Python's own; what is one already, and all else, as it is."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
     if type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     if getattr(value, "ndim", 0) == 1 and hasattr(value, "tolist"):

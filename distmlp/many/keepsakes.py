@@ -28,15 +28,22 @@ def discard(folder: Path, number: int) -> None:
     shutil.rmtree(folder / str(number), ignore_errors=True)
 
 
+def tidy(folder: Path) -> None:
+    """Deletes what a crash has left; nothing may be written meanwhile."""
+    for left in folder.glob(".*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> None:
-    """Makes FOLDER/members/N of a member whose states are there; a crash leaves all of it or nothing."""
-    from distmlp.run.store import Manager, quiet  # imports Orbax, which takes long
+    """Makes FOLDER/members/N of a member whose states are there; a crash leaves all of it or nothing.
+
+    It waits for the disk most of the time: several threads may write a member each, within `store.quiet`.
+    """
+    from distmlp.run.store import Manager  # imports Orbax, which takes long
 
     assert course.last is not None
     assert course.best is not None
     target = folder / str(course.member.number)
-    for left in folder.glob(".*"):  # by a crash
-        shutil.rmtree(left, ignore_errors=True)
     new = folder / f".{course.member.number}-{os.getpid()}"
     config = dataclasses.replace(course.member.config, workdir=str(target))
     data, found, best = course.share.data(), course.finished_lines(), course.standing.best
@@ -46,15 +53,13 @@ def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> N
         (new / "metrics.jsonl").write_text("".join(f"{lines.sealed(line)}\n" for line in found), encoding="utf-8")
     replace_file(new / "run.flags", run_flags(config))
     states = {best["step"]: (course.best, Standing(best, 0, best["step"])), course.step: (course.last, course.standing)}
-    with quiet(), writing(target), Manager(new / "checkpoints") as manager:
+    with writing(target), Manager(new / "checkpoints", enable_async_checkpointing=False) as manager:
         for step, (state, standing) in sorted(states.items()):
             sums = Totals(total_seconds=course.seconds)
             counts = {"metrics": sum(line["step"] <= step and not line.get("final") for line in found), "ledger": 0}
             meta = meta_of(config, data, print_of_data, course.order, "replicated", sums, standing, counts)
             digests = dict(zip(array_names(state), map(host_digest, jax.tree.leaves(state)), strict=True))
             manager.write(step, jax.device_put(state), meta, digests)
-            manager.wait_until_finished()
-            manager.check_for_errors()
     with writing(target):
         for path in [*new.rglob("*"), new]:
             sync(path)

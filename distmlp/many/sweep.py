@@ -38,6 +38,7 @@ from distmlp.run.lines import Value
 from distmlp.run.signals import Watchdog
 from distmlp.run.workdir import Workdir
 
+_WRITERS = 4  # threads that write the members that are kept
 _LOOK_SECONDS = 0.2  # between two looks at what other processes have written
 _NOT_TOLD = ("state", "workdir", "data_dir", "num_devices")
 
@@ -148,17 +149,20 @@ class _Sweep:
         room = 0 if config.data_placement == "host" else layout.device_memory // 4
         self._shares = Shares(load, room)
         self._courses: dict[int, Course] = {}
+        checked: set[Any] = set()
         for member in found:
-            share = self._shares.of(resolve_paths(member.config))
-            self._courses[member.number] = Course(
-                dataclasses.replace(member, config=resolve_paths(member.config)), share, self._shards_of(member))
-            data = self._shares.whole(self._of_data(member.config))
-            if share.pool is not None:
+            member = dataclasses.replace(member, config=resolve_paths(member.config))
+            share = self._shares.of(member.config)
+            self._courses[member.number] = Course(member, share, self._shards_of(member))
+            asked = (member.config.choose_by, id(share))
+            if share.pool is not None and asked not in checked:
+                data = self._shares.whole(self._of_data(member.config))
                 check_defined(member.config.choose_by, share.pool.labels[share.held], data.called,
                               f"the examples that member {member.number} is scored by")
+                checked.add(asked)
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
         self._fingerprints: dict[int, str] = {}
-        self._stopping, self._showing = threading.Event(), threading.Lock()
+        self._stopping = threading.Event()
 
     def _shards_of(self, member: Member) -> int:
         return member.config.num_shards or self._layout.num_shards
@@ -175,7 +179,7 @@ class _Sweep:
         with closing(self._workdir()) as workdir:
             folder = workdir.path if self._process == 0 else workdir.path.parents[1]
             record = Record(folder, self._process, keep)
-            data = self._shares.whole(self._of_data(self._found[0].config))
+            data = self._shares.whole(self._of_data(self._courses[self._found[0].number].member.config))
             settings = {name: value for name, value in self._config.settings("experiment", "length").items()
                         if name not in _NOT_TOLD}  # fmt: skip
             record.describe(self._what | {"settings": settings, "data": data.fingerprint()})
@@ -262,19 +266,23 @@ class _Sweep:
             if stage is None:
                 for course in courses:
                     course.last = course.best = None
-                with self._showing:
-                    show.add(len(courses), sum(c.cadence.total_steps for c in courses), self._standings(record))
+                show.add(len(courses), sum(c.cadence.total_steps for c in courses), self._standings(record))
 
         wanted = {course.member.number for course in todo}
         busy = [(team, own) for team in groups if (own := [c for c in team.courses if c.member.number in wanted])]
-        with ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(self._lanes) as lanes:
+        written: list[Future[None]] = []
+        with (ThreadPoolExecutor(1) as compiler, ThreadPoolExecutor(self._lanes) as lanes,
+              ThreadPoolExecutor(1) as writer):  # for which no core is to wait
             compiled = [compiler.submit(team.compile) for team, _ in busy]
-            for late in ("keeping", "tensorboard"):  # with Orbax and torch: long, and needed at the end
+            for late in ("keeping", "tensorboard"):  # with Orbax and more: long, and needed at the end
                 compiler.submit(importlib.import_module, f"distmlp.run.{late}")
 
             def train(team: Team, courses: Sequence[Course]) -> None:
+                for each in written:
+                    if each.done():
+                        each.result()  # raises what went wrong
                 team.train(courses, max(map(stop, courses)), beat)
-                done(courses)
+                written.append(writer.submit(done, courses))
 
             try:
                 for (team, own), ready in zip(busy, compiled, strict=True):
@@ -283,6 +291,7 @@ class _Sweep:
                         watchdog.beat()
                     ready.result()
                     _all([lanes.submit(train, team, chunk) for chunk in team.chunks(own)])
+                _all(written)
                 for course in todo:
                     if course.share.pool is None:
                         alone.train(course, stop(course), beat)
@@ -338,14 +347,20 @@ class _Sweep:
         if standings[0].mean is None:
             raise DivergedError("all settings diverged: the loss or a gradient was not finite; vary a lower "
                                 "learning_rate, or give --clip_norm")
-        self._keep_best(record, folder / "members")
-        if refit:
-            record.add_end(self._refitted(standings[0], folder / "members" / "refit"))
+        from distmlp.run.store import quiet  # imports Orbax
+
+        with quiet(), ThreadPoolExecutor(_WRITERS) as writers:  # which wait for the disk, most of the time
+            kept = [writers.submit(write) for write in self._to_keep(record, folder / "members")]
+            if refit:
+                record.add_end(self._refitted(standings[0], folder / "members" / "refit"))
+            _all(kept)
         record.add_end({"final": True, "best": _as_json(standings[0]), "choose_by": self._config.choose_by,
                         "kept": record.best(record.done), "members": len(self._found)})  # fmt: skip
         record.forget()
 
-    def _keep_best(self, record: Record, folder: Path) -> None:
+    def _to_keep(self, record: Record, folder: Path) -> list[Callable[[], None]]:
+        """What writes each of the best members that is not kept yet, and may go on in other threads."""
+        keepsakes.tidy(folder)
         best = record.best(record.done)
         for number in set(keepsakes.there(folder)) - set(best):
             keepsakes.discard(folder, number)
@@ -358,8 +373,8 @@ class _Sweep:
         for course in lost:
             if course.share.pool is None:
                 alone.train(course, course.cadence.total_steps, lambda: None)
-        for course in missing:
-            keepsakes.write(folder, course, functools.partial(self._fingerprint, course.share))
+        return [functools.partial(keepsakes.write, folder, course, functools.partial(self._fingerprint, course.share))
+                for course in missing]  # fmt: skip
 
     def _fresh(self, number: int) -> Course:
         course = self._courses[number]

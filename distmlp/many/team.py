@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -94,12 +95,14 @@ class Team:
             return
         memory = self._layout.device_memory
         count = max(1, math.ceil(len(self.courses) / (len(self._layout.devices) * self._lanes)))
-        if self._one_by_one:
-            count = min(count, self._most_in_turn(memory))
-        with backend.pinned(self._config):
+        if self._one_by_one:  # as many in each turn: no core waits for the last one
+            count = math.ceil(count / math.ceil(count / self._most_in_turn(memory)))
+        with backend.pinned(self._config), ThreadPoolExecutor(1) as beginner:
             while True:
                 self._members = self._made(count)
+                begun = beginner.submit(self._begin_pinned, self.courses[0])  # what else there is before the first step
                 self._members.compile()
+                begun.result()
                 if self._layout.accelerated:
                     needed = self._members.bytes_needed
                     if needed > members.FREE * memory and count > 1:
@@ -240,6 +243,10 @@ class Team:
             self._orders = {}
         self._orders[known] = made
         return made
+
+    def _begin_pinned(self, course: Course) -> None:
+        with backend.pinned(self._config):  # a thread's own
+            self._begin(course)
 
     def _begin(self, course: Course) -> State:
         """Its state before the first step, NumPy's."""

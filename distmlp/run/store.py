@@ -54,7 +54,11 @@ class Manager(ocp.CheckpointManager):  # type: ignore[misc]
         self._shapes, self.whole = shapes, shapes is None
         state_handler = ocp.StandardCheckpointHandler() if shapes is None else rows.handler(shapes)
         handlers = {"state": state_handler, "meta": ocp.JsonCheckpointHandler()}
-        super().__init__(folder.absolute(), options=ocp.CheckpointManagerOptions(**options), item_handlers=handlers)
+        # Folders that are made in the background are waited for by a number that all managers of a process share: of
+        # two that save at once, each would wait 300 s for the other's.
+        waiting = ocp.AsyncOptions(create_directories_asynchronously=False)
+        given = ocp.CheckpointManagerOptions(async_options=waiting, **options)
+        super().__init__(folder.absolute(), options=given, item_handlers=handlers)
 
     def reached_preemption(self, step: int) -> bool:
         """Orbax would ask jax, on each save, whether a preempted job is to stop at this step.

@@ -123,9 +123,10 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pyt
     adds = []
 
     def add(self: Any, courses: Any, rung: Any = None) -> None:
-        add_whole(self, courses, rung)
+        if len(adds) < 3:
+            add_whole(self, courses, rung)
         adds.append([course.member.number for course in courses])
-        if len(adds) == 3:
+        if len(adds) >= 3:
             raise OSError("the power fails")
 
     add_whole = record.Record.add

@@ -90,6 +90,32 @@ def test_only_the_copy_is_waited_for_and_then_the_state_may_be_donated(
     jax.tree.map(np.testing.assert_array_equal, restored[0], expected)
 
 
+def test_stores_that_save_at_once_do_not_wait_for_one_another(tmp_path: Path) -> None:
+    """Orbax numbers the saves of a process; one that took another's number would wait 300 s for its folders."""
+    layout = make_layout(Config(num_devices=1))
+    states = [make_state(layout, seed) for seed in range(4)]
+    failed: list[BaseException] = []
+
+    def save(seed: int) -> None:
+        store = open_checkpoints(layout, tmp_path / str(seed))
+        try:
+            for step in range(1, 6):
+                store.save(step, states[seed], {})
+            store.wait()
+            assert store.steps()[0] == 5
+            store.close()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save, args=(seed,), daemon=True) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not failed
+
+
 def test_nothing_to_restore(tmp_path: Path) -> None:
     layout = make_layout(Config(num_devices=1))
     checkpoints = open_checkpoints(layout, tmp_path / "run")
