@@ -17,6 +17,7 @@ from conftest import make_arrays, process_env, small_config
 from jax.experimental.compilation_cache import compilation_cache
 
 from distmlp import Config, InputError, machine, optim, train
+from distmlp.kept import forget
 from distmlp.parallel import backend
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.step import initial_state
@@ -99,6 +100,7 @@ def test_seed_decides_the_initial_parameters_and_the_order(shuffle: bool, npz: s
 
 @pytest.mark.parametrize("precision", ["default", "high", "highest"])
 def test_matmul_precision_reaches_the_compiled_step(precision: str, npz: str, tmp_path: Path) -> None:
+    forget()  # a test before may have trained the same
     jax.config.update("jax_dump_ir_to", str(tmp_path / "ir"))
     try:
         train(small_config(npz, matmul_precision=precision, max_steps=1, num_devices=1))
