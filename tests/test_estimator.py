@@ -96,6 +96,7 @@ def test_defaults_are_those_for_tables() -> None:
             assert parameter.default == differing.get(name, getattr(tabular, name)), name
 
 
+@pytest.mark.full_xla
 @pytest.mark.parametrize("devices", [1, 3])
 def test_a_fit_has_the_bits_of_train(devices: int) -> None:
     x, y = datasets.load_breast_cancer(return_X_y=True)

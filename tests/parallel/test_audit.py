@@ -17,6 +17,8 @@ from distmlp.kept import forget
 from distmlp.parallel import step
 from distmlp.parallel.layout import Layout, make_layout
 
+pytestmark = pytest.mark.full_xla  # what is compared is what a user's programs compute
+
 SETTINGS: dict[str, Any] = {"reduction": "invariant", "audit_every": 3, "eval_every_epochs": 0, "max_steps": 9,
                             "num_shards": 4}  # which are compiled in half the time of 8  # fmt: skip
 

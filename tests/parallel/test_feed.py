@@ -17,6 +17,8 @@ from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import STATE, State
 from distmlp.parallel.step import make_train_step
 
+pytestmark = pytest.mark.full_xla  # what is compared is what a user's programs compute
+
 TOTAL = 13  # steps: two epochs of five and a part of the third
 
 

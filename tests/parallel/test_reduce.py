@@ -9,6 +9,8 @@ from distmlp.parallel import reduce
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import DEALT
 
+pytestmark = pytest.mark.full_xla  # what is compared is what a user's programs compute
+
 
 def tree_order_sum(values: np.ndarray) -> np.ndarray:
     """The order that reduce.py documents, said recursively: neighbours in pairs, an odd one moves up unchanged."""

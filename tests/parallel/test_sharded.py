@@ -30,6 +30,8 @@ from distmlp.parallel.step import gradients, initial_state
 from distmlp.results import checkpoints
 from distmlp.run import ledger
 
+pytestmark = pytest.mark.full_xla  # what is compared is what a user's programs compute
+
 # No number of devices divides 33; 4 classes leave blocks of the last layer empty.
 SETTINGS: dict[str, Any] = {"hidden_sizes": (50, 33), "reduction": "invariant", "max_steps": 7, "eval_train": True}
 
@@ -42,7 +44,6 @@ def trained(data: str, **changes: Any) -> list[dict[str, Any]]:
     return [*lines, {"best": params_sha256(result.best_params)}]
 
 
-@pytest.mark.full_xla
 @pytest.mark.parametrize(("optimizer", "hidden", "ways"), [
     ("momentum", (50, 33), [(8, "sharded")]),
     ("adam", (5, 3), [(2, "sharded"), (8, "sharded")]),  # narrower than there are blocks
@@ -58,7 +59,6 @@ def test_the_bits_and_the_numbers_of_replicated(
         assert trained(npz, num_devices=devices, state=state, **settings) == expected
 
 
-@pytest.mark.full_xla
 def test_a_run_of_a_folder_is_that_of_replicated(npz: str) -> None:
     """In bfloat16, with weights: its lines, its ledger with digests, and its checkpoints, the best among them."""
     settings = SETTINGS | OPTIMIZERS["adam"] | {

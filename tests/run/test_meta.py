@@ -121,6 +121,7 @@ def test_an_optimizer_whose_state_has_another_form_is_no_damage(npz: str, monkey
     assert snapshot(Path("run/checkpoints")) == before
 
 
+@pytest.mark.full_xla
 def test_a_run_of_version_0_2_0_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     """The folder that it left after 30 of 36 steps on the digits, to the bits that it had without a stop."""
     shutil.copytree(Path(__file__).parent / "of_0_2_0", "run")
