@@ -122,13 +122,15 @@ def _lightly() -> Callable[..., Any]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """In this process, only tests marked `full_xla` have their programs compiled as a user's are."""
+    """Only tests marked `full_xla` have their programs compiled as a user's are."""
     import jax
     from jax._src import compiler
 
     from distmlp.kept import forget
 
-    options = _lightly() if item.get_closest_marker("full_xla") is None else inspect.unwrap(_lightly())
+    light = item.get_closest_marker("full_xla") is None
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(light))  # of processes that the test starts
+    options = _lightly() if light else inspect.unwrap(_lightly())
     if options is not compiler.get_compile_options:
         compiler.get_compile_options = options
         jax.clear_caches()

@@ -104,10 +104,10 @@ def test_a_disk_that_hangs_in_one_of_two_processes_holds_neither_for_ever(
 def test_slow_steps_of_two_processes_are_no_stall_and_a_signal_does_not_wait_long(
     begun: tuple[list[str], Path], tmp_path: Path
 ) -> None:
-    """24 steps an epoch, of 0.4 s in the second process: many in one dispatch would take longer than a step may."""
+    """24 steps an epoch, of 0.2 s in the second process: many in one dispatch would take longer than a step may."""
     patch = (
         "import time\nfrom distmlp.parallel import feed\nreal = feed.Feed.advance\n"
-        "def slow(*args):\n    state, steps = real(*args)\n    time.sleep(0.4 * len(steps.sizes))\n"
+        "def slow(*args):\n    state, steps = real(*args)\n    time.sleep(0.2 * len(steps.sizes))\n"
         "    return state, steps\nfeed.Feed.advance = slow\n"
     )
     group = two(tmp_path, [*begun[0], "--num_epochs=100000", "--stall_seconds=5"], patch)

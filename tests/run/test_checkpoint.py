@@ -94,15 +94,19 @@ def test_stores_that_save_at_once_do_not_wait_for_one_another(tmp_path: Path) ->
     """Orbax numbers the saves of a process; one that took another's number would wait 300 s for its folders."""
     layout = make_layout(Config(num_devices=1))
     states = [make_state(layout, seed) for seed in range(4)]
+    stores = [open_checkpoints(layout, tmp_path / str(seed)) for seed in range(4)]
     failed: list[BaseException] = []
+    for store, state in zip(stores, states, strict=True):  # which compiles
+        store.save(1, state, {})
+        store.wait()
 
     def save(seed: int) -> None:
-        store = open_checkpoints(layout, tmp_path / str(seed))
+        store = stores[seed]
         try:
-            for step in range(1, 6):
+            for step in range(2, 7):
                 store.save(step, states[seed], {})
             store.wait()
-            assert store.steps()[0] == 5
+            assert store.steps()[0] == 6
             store.close()
         except BaseException as error:
             failed.append(error)

@@ -172,19 +172,19 @@ def test_a_long_save_is_no_stall(npz: str, stalls: list[int], monkeypatch: pytes
 def test_examples_that_take_long_are_no_stall(stalls: list[int]) -> None:
     """A batch takes longer than --stall_seconds; 16 examples do not."""
     config = small_config("", num_classes=2, batch_size=60, max_steps=1, num_devices=1, eval_batch_size=60,
-                          stall_seconds=4)  # fmt: skip
+                          stall_seconds=2)  # fmt: skip
     train(config, SlowItems(), SlowItems())
     assert stalls == []
 
 
 class SlowItems:
-    """60 examples, of which each takes a tenth of a second."""
+    """60 examples, of which each takes a twentieth of a second."""
 
     def __len__(self) -> int:
         return 60
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        time.sleep(0.1)
+        time.sleep(0.05)
         return np.full(4, i, np.float32), i % 2
 
 
