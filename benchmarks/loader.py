@@ -110,6 +110,20 @@ def packed(work: Work) -> Contestant:
         yield found
 
 
+def trained(work: Work) -> Contestant:
+    """Contestant: a shuffled epoch of a training on the pack, whose network has no hidden layer: it mostly reads."""
+    from distmlp import Config, train
+
+    folder = _pixels(work) if work.get("pixels") else _table(work)
+    config = Config(dataset=str(folder / "made"), workdir=None, hidden_sizes=(), batch_size=1024, num_epochs=1,
+                    shuffle=True, data_placement="host", eval_every_epochs=0, test_fraction=0.01, num_devices=1,
+                    verify_data=work["verify"])  # fmt: skip
+    yield {}
+    while True:
+        first = train(config).history[0]
+        yield {"rows_per_second": first["examples_per_second"]}
+
+
 def torch_npy(work: Work) -> Contestant:
     """Contestant: torch's DataLoader, shuffled, over the memory-mapped .npy file, as its documentation has it."""
     import torch
@@ -261,6 +275,8 @@ def _verifying(table: Work, repetitions: int, patience: float) -> dict[str, _Res
             Worker("not verified", "loader:packed", work | {"verify": False}),
             Worker("from the disk, verified", "loader:packed", work | {"verify": True, "cold": True}),
             Worker("from the disk, not verified", "loader:packed", work | {"verify": False, "cold": True}),
+            Worker("in a training, verified", "loader:trained", work | {"verify": True}),
+            Worker("in a training, not verified", "loader:trained", work | {"verify": False}),
         ], 4 * repetitions, patience)  # fmt: skip
     return measured
 
@@ -270,7 +286,7 @@ def _verified_tables(measured: dict[str, _Results]) -> list[str]:
     tables = []
     for name, results in measured.items():
         lines = []
-        for place in ("", "from the disk, "):
+        for place in ("", "from the disk, ", "in a training, "):
             pair = [f"{place}verified", f"{place}not verified"]
             speeds = [harness.spread([row["rows_per_second"] for row in results[each]]) for each in pair]
             lines.append([place.strip(", ") or "from memory", *speeds,
