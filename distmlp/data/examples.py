@@ -16,6 +16,7 @@ from distmlp.data import given
 from distmlp.data.labels import Classes
 from distmlp.data.scaling import BLOCK
 from distmlp.data.streams import NOT_FINITE
+from distmlp.data.typed import surely_finite
 from distmlp.errors import InputError, one_line
 
 _READ_WHOLE = 1 << 30  # bytes of a memory-mapped set that are read and checked before training
@@ -107,8 +108,7 @@ class ArrayDataset:
 
     def _finite(self, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """These images, which are those at `rows` or all, if their values are finite; else an InputError."""
-        # A sum is finite unless a value is not (or unless it overflows): one fast pass, the slow one only if needed.
-        if images.dtype == np.float32 and not np.isfinite(images.sum(dtype=np.float64)):
+        if images.dtype == np.float32 and not surely_finite(images):
             bad = np.argwhere(~np.isfinite(images).all(axis=-1))
             if len(bad):
                 example = bad[0][0] if rows is None else rows[tuple(bad[0])]

@@ -44,9 +44,9 @@ class Order:
         """How an epoch's order is made. Drawn in another way it is another one, and a place in it means nothing."""
         return "computed" if self.shuffle and self.size > _HELD else "held"
 
-    def examples(self, step: int) -> int:
-        """The number of examples in global batch `step` of an epoch."""
-        return min(self.batch_size, self.size - step * self.batch_size)
+    def examples(self, step: int, stop: int | None = None) -> int:
+        """The number of examples in global batch `step` of an epoch, or in the batches step..stop-1."""
+        return min((step + 1 if stop is None else stop) * self.batch_size, self.size) - step * self.batch_size
 
     def weight_sums(self, weights: np.ndarray | None, epoch: int, start: int, stop: int) -> np.ndarray:
         """What the examples of an epoch's global batches start..stop-1 weigh together, float32 [steps]: their number,

@@ -12,7 +12,7 @@ import numpy as np
 from distmlp import machine
 from distmlp.config import digest_json
 from distmlp.data.labels import Classes, Seen
-from distmlp.data.typed import Words
+from distmlp.data.typed import Words, surely_finite
 from distmlp.errors import InputError
 
 NOT_FINITE = "has a value that is NaN or infinite (or beyond float32): remove or mend it"
@@ -140,10 +140,7 @@ class Streamed:
 
 def finite(features: np.ndarray, name: str, row: int) -> np.ndarray:
     """The features, which begin with example `row`, if all of them are finite numbers; else an InputError."""
-    # A sum is finite unless a value is not (or unless it overflows): one fast pass, the slow one only if needed.
-    with np.errstate(over="ignore", invalid="ignore"):
-        sound = features.dtype != np.float32 or np.isfinite(features.sum())
-    if not sound:
+    if features.dtype == np.float32 and not surely_finite(features):
         bad = np.flatnonzero(~np.isfinite(features.reshape(len(features), -1)).all(axis=1))
         if len(bad):
             raise InputError(f"{name}: example {row + bad[0]} {NOT_FINITE}")

@@ -162,6 +162,12 @@ def stream(
         yield Block(*reading.taken(), [by_name[name] for name in carried])
 
 
+def surely_finite(values: np.ndarray) -> bool:
+    """Whether all values are finite, in one fast pass; where it says no, that may be because their sum overflows."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum()))
+
+
 class _Reading:
     """One pass over a table."""
 
@@ -194,7 +200,8 @@ class _Reading:
                 self._add_words(name, values)
             elif name not in self.found:
                 self._add_numbers(name, values, begin)
-        self._check_finite(self._numbers[begin:])
+        if not self.found:  # else columns are not written, and all is read again
+            self._check_finite(self._numbers[begin:])
         rest = block[len(self._choice.features) :]
         if self._labels is not None:
             self._labels.add(rest[0], self._rows)
@@ -227,9 +234,8 @@ class _Reading:
             column[begin:] = numbers
 
     def _check_finite(self, rows: np.ndarray) -> None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(rows.sum()):  # one fast pass, the slow one only if a value is absent, or not finite
-                return
+        if surely_finite(rows):
+            return
         for row, place in np.argwhere(np.isinf(rows))[:1]:
             name = next(name for name, at in self._places.items() if at == place)
             raise InputError(f"{self._raw.name}: row {self._rows + row + 1} of column {name} is infinite, or beyond "

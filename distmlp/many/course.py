@@ -75,8 +75,7 @@ class Course:
             self.step, self.diverged = self.step + int(wrong[0]) + 1, True
             return
         begin = self.step % self.cadence.per_epoch  # of an epoch, whose end these steps do not go beyond
-        size, until = self.order.batch_size, begin + len(losses)
-        self._examples += min(until * size, self.order.size) - begin * size
+        self._examples += self.order.examples(begin, begin + len(losses))
         self.step += len(losses)
         self._loss += float(np.dot(losses.astype(np.float64), weight_sums))
         self._weight += float(weight_sums.sum(dtype=np.float64))

@@ -243,3 +243,19 @@ def test_two_tables_of_one_part_are_refused(tmp_path: Path) -> None:
     (tmp_path / "parts" / "Training.tsv").unlink()
     (tmp_path / "parts" / "train.json").write_text('{"about": "the table"}')  # no table
     assert [len(part) for part in load(Config(dataset=str(tmp_path / "parts"))).parts] == [4, 4]
+
+
+def test_memory_that_was_not_written_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a column that is found to be text while it is read for numbers, whatever memory held before."""
+    (tmp_path / "t.csv").write_text("size,colour,label\n1,red,a\n2,blue,b\n3,red,a\n4,blue,b\n")
+    empty = np.empty
+
+    def used(shape: Any, dtype: Any = float, **more: Any) -> np.ndarray:
+        memory = empty(shape, dtype, **more)
+        if memory.dtype.kind == "f":
+            memory[...] = np.inf
+        return memory
+
+    monkeypatch.setattr(np, "empty", used)
+    loaded = load(Config(dataset=str(tmp_path / "t.csv"), text_columns="one_hot", test_fraction=0.5))
+    assert loaded.columns == ["size", "colour=blue", "colour=red"]
