@@ -264,10 +264,14 @@ class _Sweep:
         def done(courses: Sequence[Course]) -> None:
             record.add(courses, stage)
             if stage is None:
-                for course in courses:
+                best = set(record.best(record.done))
+                ended.update((course.member.number, course) for course in courses)
+                for number in ended.keys() - best:  # the others' states are written at the end
+                    course = ended.pop(number)
                     course.last = course.best = None
                 show.add(len(courses), sum(c.cadence.total_steps for c in courses), self._standings(record))
 
+        ended: dict[int, Course] = {}
         wanted = {course.member.number for course in todo}
         busy = [(team, own) for team in groups if (own := [c for c in team.courses if c.member.number in wanted])]
         written: list[Future[None]] = []
@@ -364,8 +368,9 @@ class _Sweep:
         best = record.best(record.done)
         for number in set(keepsakes.there(folder)) - set(best):
             keepsakes.discard(folder, number)
-        missing = [self._fresh(number) for number in best if number not in keepsakes.there(folder)]
-        lost = [course for course in missing if not record.restore(course, self._like(course))]
+        there = keepsakes.there(folder)
+        missing = [self._ended(number) for number in best if number not in there]
+        lost = [course for course in missing if course.last is None and not record.restore(course, self._like(course))]
         for team in self._teams(lost):  # more are kept than before, or a file is damaged
             team.compile()
             for chunk in team.chunks(team.courses):
@@ -376,9 +381,10 @@ class _Sweep:
         return [functools.partial(keepsakes.write, folder, course, functools.partial(self._fingerprint, course.share))
                 for course in missing]  # fmt: skip
 
-    def _fresh(self, number: int) -> Course:
+    def _ended(self, number: int) -> Course:
+        """That member, as this process has trained it; or as it begins, if another one or an earlier command has."""
         course = self._courses[number]
-        return Course(course.member, course.share, self._shards_of(course.member))
+        return course if course.last is not None else Course(course.member, course.share, self._shards_of(course.member))
 
     def _like(self, course: Course) -> State:
         """Abstract: a member's state."""

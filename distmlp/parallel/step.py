@@ -27,7 +27,7 @@ OwnWork = Callable[[State, Batch], jax.Array]  # what a device does for a step b
 
 def initial_state(
     sizes: Sequence[int], seed: int, optimizer: optax.GradientTransformation, scaling: Sequence[Any],
-    normal: Callable[..., jax.Array] = jax.random.normal,
+    normal: Callable[..., jax.Array] | None = None,
 ) -> State:
     """The state before the first step: the tutorial's parameters of that seed, which `normal` draws."""
     key = jax.random.key(seed - jax.config.values["jax_random_seed_offset"])  # which jax would add
