@@ -79,12 +79,13 @@ def flipped_bit(here: Here) -> str:
     return "checkpoint 6 was set aside, and the run went on from 3 to the same parameters"
 
 
-def flip(checkpoint: Path) -> None:
-    """Changes one bit in the middle of the largest of its files, which holds numbers: Orbax would restore others."""
+def flip(checkpoint: Path, part: float = 0.5) -> None:
+    """Changes one bit of the largest of its files, behind this part of it: most of that is numbers, and Orbax would
+    restore others."""
     files = [path for path in (checkpoint / "state").rglob("*") if path.is_file()]
     path = max(files, key=lambda path: path.stat().st_size)
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[int(len(data) * part)] ^= 1
     path.write_bytes(bytes(data))
     sync(path)
 
