@@ -384,7 +384,9 @@ class _Sweep:
     def _ended(self, number: int) -> Course:
         """That member, as this process has trained it; or as it begins, if another one or an earlier command has."""
         course = self._courses[number]
-        return course if course.last is not None else Course(course.member, course.share, self._shards_of(course.member))
+        if course.last is not None:
+            return course
+        return Course(course.member, course.share, self._shards_of(course.member))
 
     def _like(self, course: Course) -> State:
         """Abstract: a member's state."""

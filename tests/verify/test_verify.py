@@ -165,11 +165,11 @@ def _unverified(monkeypatch: pytest.MonkeyPatch) -> None:
     def unnoticed(checkpoint: Path) -> None:
         for part in np.linspace(0.3, 0.7, 21):
             flip(checkpoint, part)
-            with store.quiet(), store.Manager(checkpoint.parent, read_only=True) as manager:
-                with contextlib.suppress(Exception):  # any of a dozen types, as of store.twice
-                    state = manager.read_state(int(checkpoint.name), None)
-                    if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-                        return
+            with (store.quiet(), store.Manager(checkpoint.parent, read_only=True) as manager,
+                  contextlib.suppress(Exception)):  # any of a dozen types, as of store.twice
+                state = manager.read_state(int(checkpoint.name), None)
+                if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+                    return
             flip(checkpoint, part)  # back
         raise AssertionError("all of them are noticed")
 
