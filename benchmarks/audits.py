@@ -13,7 +13,9 @@ def main() -> None:
     env = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={args.devices}"}
     flags = [f"--synthetic_examples={steps * args.batch_size}", f"--batch_size={args.batch_size}",
              "--dataset=synthetic", "--reduction=invariant", "--check_replicas_every=0"]  # fmt: skip
-    names = {0: "none", **{every: f"of every {every} steps" for every in map(int, args.every.split(","))}}
+    names = {0: "none"}
+    for every in map(int, args.every.split(",")):
+        names[every] = f"of one step in {every}" if every > 1 else "of every step"
     workers = [Worker(name, "ours:epochs", {"flags": [*flags, f"--audit_every={every}"], "epochs": 1}, env)
                for every, name in names.items()]  # fmt: skip
     measured = harness.compare(workers, 3 if args.quick else args.repetitions, args.patience)

@@ -6,9 +6,8 @@ The numbers are those that training logged at the checkpoint's step, to the last
 on any number of devices and processes, as under torchrun or Slurm. Of a sweep's folder, the refitted model is
 evaluated; with --ensemble, it is the mean of the members that were kept, and how far these disagree.
 
---output also writes a file with a row for each
-example, in the order of the set: its label, the class that was predicted, and its probability. Memory does not grow
-with the examples.
+--output also writes a file with a row for each example, in the order of the set: its label, the class that was
+predicted, and its probability. Memory does not grow with the examples.
 """
 
 import contextlib

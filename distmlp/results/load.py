@@ -28,7 +28,8 @@ def load(run: "str | Path", checkpoint: "str | int" = "", ensemble: bool = False
 
 
 def load(run: "str | Path", checkpoint: str | int = "", ensemble: bool = False) -> "Model | Ensemble":
-    """The model of a run, which may still be training: its folder is only read, on one device whatever it ran on.
+    """The model of a run, which may still be training: its folder is only read. One device must hold all
+    parameters, whatever the run trained on.
 
     Args:
       run: the run's folder, its --workdir. Of a sweep's it is the model that was trained again on all training data.

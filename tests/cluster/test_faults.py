@@ -84,7 +84,7 @@ def test_a_read_error_of_the_moment_in_one_of_two_processes_costs_nothing(flags:
 def test_a_disk_that_hangs_in_one_of_two_processes_holds_neither_for_ever(
     end: str, flags: list[str], tmp_path: Path
 ) -> None:
-    stall = "--stall_seconds=5" if end == "watchdog" else "--stall_seconds=600"
+    stall = "--stall_seconds=3" if end == "watchdog" else "--stall_seconds=600"
     act = "print('hangs', flush=True); time.sleep(600)"
     group = two(tmp_path, [*flags, "--max_steps=8", stall, "--heartbeat_seconds=10"], failing("within", act))
     group[1].wait_for("hangs", TIMEOUT)
@@ -97,7 +97,7 @@ def test_a_disk_that_hangs_in_one_of_two_processes_holds_neither_for_ever(
     assert time.monotonic() - started < 40
     if end == "watchdog":
         assert 1 in codes
-        assert any("for --stall_seconds=5 no step, no evaluation and no file went on" in line
+        assert any("for --stall_seconds=3 no step, no evaluation and no file went on" in line
                    for process in group for line in process.errors)  # fmt: skip
 
 

@@ -110,12 +110,12 @@ class Rows:
     def __getitem__(self, i):
         self.reads += 1
         if self.reads == 5:  # before the first step: a large set takes longer than a step may
-            time.sleep(6)
+            time.sleep(4)
         if self.reads > 64 * 20:  # the fingerprint's and some epochs', which are read ahead
             time.sleep(600)
         return np.full(4, i, np.float32), i % 2
 
-config = Config(num_classes=2, hidden_sizes=(4,), batch_size=8, num_epochs=99, eval_every_epochs=0, stall_seconds=5,
+config = Config(num_classes=2, hidden_sizes=(4,), batch_size=8, num_epochs=99, eval_every_epochs=0, stall_seconds=3,
                 workdir="run", num_devices=1)
 train(config, Rows(), Rows())
 """
@@ -130,6 +130,6 @@ def test_a_stalled_run_ends_with_all_stacks(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 1
     first, *stacks = done.stderr.splitlines()
-    assert first.startswith("distmlp: error: for --stall_seconds=5 no step, no evaluation and no file went on: ")
+    assert first.startswith("distmlp: error: for --stall_seconds=3 no step, no evaluation and no file went on: ")
     assert any("in __getitem__" in line for line in stacks)
     assert done.stderr.count("most recent call first") > 1  # all threads
