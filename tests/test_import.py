@@ -35,3 +35,19 @@ def test_a_run_on_arrays_needs_neither_torch_nor_scikit_learn(tmp_path: Path) ->
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120,
                    env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL)  # fmt: skip
+
+
+def test_nothing_that_is_imported_late_adds_to_jaxs_kinds_of_effects(tmp_path: Path) -> None:
+    """While one thread traces a program another imports what the run needs later: jax's walk over them would fail."""
+    code = (
+        "import distmlp.loop, distmlp.many.sweep\n"
+        "from jax._src.effects import EffectTypeSet\n"
+        "def add(self, kind):\n"
+        "    raise AssertionError(kind)\n"
+        "EffectTypeSet.add_type = add\n"
+        "import distmlp.run.keeping, distmlp.run.tensorboard, distmlp.data.loader\n"
+        "distmlp.train(distmlp.Config(hidden_sizes=(8,), num_epochs=1, workdir='run', data_placement='host'))\n"
+        "distmlp.sweep(distmlp.Config(hidden_sizes=(8,), num_epochs=1, workdir='swept'), {'seed': [0, 1]}, folds=2)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=240,
+                   env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL)  # fmt: skip

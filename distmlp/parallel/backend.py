@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax._src import hardware_utils, xla_bridge
+from jax._src import checkify, hardware_utils, xla_bridge  # noqa: F401 # checkify: see below
+from jax._src.pallas import core  # noqa: F401
 from jax.experimental.compilation_cache import compilation_cache
 
 from distmlp import machine
 from distmlp.config import Config
 from distmlp.errors import InputError, remark
+
+# checkify and pallas add to jax's kinds of effects when they are imported, as Orbax does while another thread traces a
+# program: its walk over those kinds would fail ("Set changed size during iteration"). So they are imported before.
 
 # Threads of XLA's CPU pool under --reduction=invariant, on every machine: the bits of a matrix product depend on it.
 # 16 is also enough for 8 emulated devices not to starve one another in a collective (twice the devices).

@@ -153,9 +153,9 @@ def test_a_process_that_dies_or_hangs_ends_the_others(
 ) -> None:
     flags = (data, *FLAGS, *ENDLESS, *(["--heartbeat_seconds=5"] if signum == signal.SIGSTOP else []))
     group = groups.by_flags(tmp_path / "run", [flags] * 2)
-    group[0].wait_for("epoch   2", TIMEOUT)
-    group[victim].popen.send_signal(signum)
     try:
+        group[0].wait_for("epoch   2", TIMEOUT)
+        group[victim].popen.send_signal(signum)
         started = time.monotonic()
         other = group[1 - victim]
         code = other.wait(60)
@@ -168,8 +168,9 @@ def test_a_process_that_dies_or_hangs_ends_the_others(
             assert code == -signal.SIGABRT
             assert "another task died" in other.output
     finally:
-        group[victim].popen.kill()
-        group[victim].popen.wait()
+        for process in group:
+            process.popen.kill()
+            process.popen.wait()
 
 
 def test_a_second_signal_ends_a_process_that_waits_for_another(data: str, tmp_path: Path) -> None:
