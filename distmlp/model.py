@@ -20,11 +20,11 @@ def init_network_params(
 ) -> Params:
     """Parameters of a network whose layers have the given sizes, input and output included: weights [out, in] and
     biases [out], float32, normal with standard deviation `scale`. `normal` draws them, instead of jax.random's."""
-    drawn = _drawn(tuple(sizes), key) if normal is None else standard_normal(sizes, key, normal)
+    drawn = _drawn(tuple(sizes), key) if normal is None else _standard_normal(sizes, key, normal)
     return _scaled(drawn, scale)
 
 
-def standard_normal(sizes: Sequence[int], key: jax.Array, normal: Callable[..., jax.Array] = random.normal) -> Params:
+def _standard_normal(sizes: Sequence[int], key: jax.Array, normal: Callable[..., jax.Array] = random.normal) -> Params:
     """Parameters of standard deviation 1."""
     keys = random.split(key, len(sizes))
     return [_layer(m, n, k, normal) for m, n, k in zip(sizes[:-1], sizes[1:], keys, strict=False)]
@@ -37,7 +37,7 @@ def _layer(m: int, n: int, key: jax.Array, normal: Callable[..., jax.Array]) -> 
 
 # Two programs for all layers, where jax alone would make four a layer. One would not do: XLA joins `scale` with a
 # factor within random.normal, and the tutorial's numbers are then rounded otherwise.
-_drawn = jax.jit(standard_normal, static_argnums=0)
+_drawn = jax.jit(_standard_normal, static_argnums=0)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

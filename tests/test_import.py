@@ -24,6 +24,12 @@ def test_importing_the_package_starts_no_backend_and_is_light() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=REPOSITORY, check=True, timeout=120)
 
 
+def in_a_folder(code: str, folder: Path, timeout: float) -> None:
+    """Runs it there, in a process of its own, which must end well."""
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=timeout,
+                   env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL)  # fmt: skip
+
+
 def test_a_run_on_arrays_needs_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
     """They take longer to import than such a run."""
     code = (
@@ -33,8 +39,7 @@ def test_a_run_on_arrays_needs_neither_torch_nor_scikit_learn(tmp_path: Path) ->
         "distmlp.train(config)\n"
         "assert not {'torch', 'sklearn', 'scipy', 'pandas'} & sys.modules.keys()\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120,
-                   env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL)  # fmt: skip
+    in_a_folder(code, tmp_path, 120)
 
 
 def test_nothing_that_is_imported_late_adds_to_jaxs_kinds_of_effects(tmp_path: Path) -> None:
@@ -49,5 +54,4 @@ def test_nothing_that_is_imported_late_adds_to_jaxs_kinds_of_effects(tmp_path: P
         "distmlp.train(distmlp.Config(hidden_sizes=(8,), num_epochs=1, workdir='run', data_placement='host'))\n"
         "distmlp.sweep(distmlp.Config(hidden_sizes=(8,), num_epochs=1, workdir='swept'), {'seed': [0, 1]}, folds=2)\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=240,
-                   env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.DEVNULL)  # fmt: skip
+    in_a_folder(code, tmp_path, 240)

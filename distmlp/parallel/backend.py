@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax._src import checkify, hardware_utils, xla_bridge  # noqa: F401 # checkify: see below
+from jax._src import checkify, hardware_utils, xla_bridge  # noqa: F401 # checkify, as core: see below
 from jax._src.pallas import core  # noqa: F401
 from jax.experimental.compilation_cache import compilation_cache
 
