@@ -25,8 +25,6 @@ from distmlp.parallel.step import gradients
 from distmlp.run.log import HEADER
 from launch.train import main
 
-pytestmark = pytest.mark.full_xla  # bits are compared with those of other processes
-
 FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--num_epochs=3", "--eval_batch_size=16", "--learning_rate=0.001",
          "--momentum=0.9", "--shuffle", "--eval_train", "--workdir=run")  # fmt: skip
 TIMINGS = {"seconds", "examples_per_second", "total_seconds", "crc32"}  # and the checksum of all

@@ -172,10 +172,15 @@ class Store:
     def _save(self, step: int, state: Any, meta: Meta) -> None:
         digests = self._digest.check(state, step)
         with self._errors():
-            self._manager.write(step, state, meta, digests)
+            self._manager.write(step, state if self._group.several else self._of_one_device(state), meta, digests)
         if not self._group.several:
             self._finish()
             _delete(state)  # a copy
+
+    def _of_one_device(self, state: Any) -> Any:
+        """A replicated state as its first device holds it. Of all copies, which are known to be equal, Orbax would take
+        a part each, and compile a program for every part."""
+        return jax.tree.map(lambda array: array.addressable_data(0), state) if self._manager.whole else state
 
     def _finish(self) -> None:
         """Waits until the new checkpoint is listed, syncs it to disk, and only then deletes older ones."""

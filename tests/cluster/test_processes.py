@@ -18,8 +18,6 @@ from distmlp import train
 from launch import evaluate
 from launch.flags import parse
 
-pytestmark = pytest.mark.full_xla  # bits are compared with those of other processes
-
 FLAGS = ("--hidden_sizes=8", "--batch_size=20", "--eval_batch_size=16", "--learning_rate=0.001", "--momentum=0.9",
          "--shuffle", "--reduction=invariant", "--heartbeat_seconds=60")  # fmt: skip
 HOST = socket.gethostname()
@@ -41,6 +39,7 @@ def finish_here(workdir: Path, flags: Sequence[str]) -> None:
     train(parse(["train", *flags, "--num_devices=1", f"--workdir={workdir}"]))
 
 
+@pytest.mark.full_xla  # bits are compared with those of other processes
 def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +71,7 @@ def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(
     assert len((tmp_path / "one.csv").read_text().splitlines()) == 97
 
 
+@pytest.mark.full_xla  # bits are compared with those of other processes
 def test_a_signal_to_one_stops_both_at_the_same_step_and_one_process_goes_on(data: str, tmp_path: Path) -> None:
     """SIGTERM, which jax takes, too; run/signals.py treats all alike."""
     flags = (data, *FLAGS, "--checkpoint_every_steps=1000000", "--data_placement=host", "--ledger")

@@ -57,6 +57,16 @@ def test_saved_on_8_devices_and_restored_on_others(parallelism: str, devices: in
     assert (meta["step"], meta["totals"], moved) == (3, {"loss": 0.1}, [])
 
 
+def test_a_save_compiles_no_program_for_each_device(tmp_path: Path, compilations: list[str]) -> None:
+    eight = make_layout(Config())
+    saved = open_checkpoints(eight, tmp_path / "run")
+    state = make_state(eight, sizes=(12, 16, 24))  # which no other test has
+    compilations.clear()
+    saved.save(3, state, {})
+    saved.close()
+    assert 0 < len(compilations) <= 3  # the copy and the digest
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     layout = make_layout(Config(num_devices=2))
     checkpoints = open_checkpoints(layout, tmp_path / "run", keep=2)

@@ -22,8 +22,6 @@ from distmlp.run.keeping import Keeping
 from distmlp.run.signals import Signals, Watchdog
 from launch import flags
 
-pytestmark = pytest.mark.full_xla  # bits are compared with those of other processes
-
 FLAGS = ("--dataset=digits", "--hidden_sizes=16", "--reduction=invariant", "--workdir=run")
 TRAIN = f"{sys.executable} -m launch.train {' '.join(FLAGS)}"
 
@@ -228,6 +226,7 @@ def test_hangup_saves_but_not_under_nohup() -> None:
     assert runs.committed(Path("run"))[-1] > step
 
 
+@pytest.mark.full_xla  # bits are compared with those of other processes
 def test_output_that_goes_away_does_not_cost_the_run() -> None:
     """A reader that leaves, and descriptors that never were, so that a file of the run gets their numbers."""
     expected = params_sha256(train(flags.parse(["train", *FLAGS, "--num_devices=1", "--workdir=straight"])).params)

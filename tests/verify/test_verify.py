@@ -45,7 +45,6 @@ OF_DEVICES = {"collectives", "replicated and sharded: the same bits", "1, 2, ...
 OF_ACCELERATORS = {"memory, by the plan", "matrix products, by the data sheet"}
 
 
-@pytest.mark.full_xla
 def test_all_that_applies_to_one_device_holds(run_verb: RunTrain, tmp_path: Path) -> None:
     done = run_verb("verify", "--json", "--output=page.html", "--minutes=5", timeout=320)
     assert done.returncode == 0, done.stderr
