@@ -84,9 +84,8 @@ def _eight_devices() -> None:
 
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
-    # What one test has compiled, the next takes from here, also that of another process. With a size, there are locks.
-    jax.config.update("jax_compilation_cache_dir", str(Path.home() / "programs"))
-    jax.config.update("jax_compilation_cache_max_size", 1 << 30)
+    # What one test has compiled, the next takes from here.
+    jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(dir=Path.home()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     count = jax.device_count()
     assert count == DEVICES, f"the tests need {DEVICES} emulated CPU devices, not {count}: was JAX started too early?"

@@ -32,8 +32,9 @@ from distmlp.run import ledger
 
 pytestmark = pytest.mark.full_xla  # what is compared is what a user's programs compute
 
-# No number of devices divides 33; 4 classes leave blocks of the last layer empty.
-SETTINGS: dict[str, Any] = {"hidden_sizes": (50, 33), "reduction": "invariant", "max_steps": 7, "eval_train": True}
+# No number of devices divides 33; 4 classes leave a block of the last layer empty. 8 shards would be compiled longer.
+SETTINGS: dict[str, Any] = {"hidden_sizes": (50, 33), "reduction": "invariant", "num_shards": 5, "max_steps": 7,
+                            "eval_train": True}  # fmt: skip
 
 
 def trained(data: str, **changes: Any) -> list[dict[str, Any]]:
@@ -45,10 +46,10 @@ def trained(data: str, **changes: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("optimizer", "hidden", "ways"), [
-    ("momentum", (50, 33), [(8, "sharded")]),
-    ("adam", (5, 3), [(2, "sharded"), (8, "sharded")]),  # narrower than there are blocks
+    ("momentum", (50, 33), [(5, "sharded")]),
+    ("adam", (4, 3), [(2, "sharded"), (5, "sharded")]),  # narrower than there are blocks
     # Of 3 devices, the last has an empty block; the bias of a layer of one unit is a number, which all devices hold.
-    ("adamw", (33, 1), [(2, "replicated"), (3, "sharded"), (8, "sharded")]),
+    ("adamw", (33, 1), [(2, "replicated"), (3, "sharded"), (5, "sharded")]),
 ])  # fmt: skip
 def test_the_bits_and_the_numbers_of_replicated(
     optimizer: str, hidden: tuple[int, ...], ways: list[tuple[int, str]], npz: str
