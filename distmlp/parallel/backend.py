@@ -1,6 +1,7 @@
 """What JAX is told before and while a run trains: nothing in the user's environment may change the numbers."""
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -93,10 +94,15 @@ def _compilation_cache(config: Config) -> dict[str, Any]:
     folder = os.path.expanduser(config.compilation_cache_dir)
     reason = "this user has no home folder" if folder.startswith("~/") else ""  # a number that /etc/passwd lacks
     if not reason:
+        what = "made"
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+            what = "written to"
+            with (Path(folder) / "trial").open("w") as file:
+                what = "locked"
+                fcntl.flock(file, fcntl.LOCK_SH)  # as jax will, which would warn of each program
         except OSError as error:
-            reason = f"{folder} cannot be made ({error.strerror})"
+            reason = f"{folder} cannot be {what} ({error.strerror})"
     if reason:
         remark(f"compiled programs are not kept: {reason}; set HOME, or give --compilation_cache_dir=FOLDER")
         return {}

@@ -1,6 +1,7 @@
 """Numbers are the experiment's, not the environment's: JAX's settings, --prng, --seed, --matmul_precision."""
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -166,6 +167,20 @@ def test_a_home_that_cannot_be_written_to_costs_the_cache_only(
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     train(Config(dataset=npz, batch_size=20, max_steps=1, hidden_sizes=(8,), workdir="run"))
     assert (f"compiled programs are not kept: {tmp_path}/file/.cache/distmlp cannot be made (Not a directory); set HOME"
+            in capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_home_without_locks_costs_the_cache_only(
+    npz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("fcntl.flock", flock)
+    train(Config(dataset=npz, batch_size=20, max_steps=1, hidden_sizes=(8,), workdir=None))
+    assert (f"compiled programs are not kept: {tmp_path}/home/.cache/distmlp cannot be locked (No locks available)"
             in capsys.readouterr().err)
 
 
