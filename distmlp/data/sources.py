@@ -16,7 +16,7 @@ from distmlp.data.columns import Columns
 from distmlp.data.pictures import Pictures, StoredPictures
 from distmlp.data.streams import Stream
 from distmlp.data.tables import Reader, Tables
-from distmlp.errors import InputError
+from distmlp.errors import InputError, listed
 
 PARTS = ("train", "test", "validation")  # in the order in which they are read
 
@@ -159,7 +159,12 @@ def _partitions(file: Path) -> dict[str, str]:
 def _saved(folder: Path, config: Config) -> dict[str, Stream]:
     """A Hugging Face data set that was saved to disk, or several, as its splits are."""
     inner = [folder] if (folder / "dataset_info.json").exists() else arrays.visible(folder)
-    parts = {part_of(path) or "train": path for path in inner} if len(inner) > 1 else {"train": inner[0]}
+    if not inner:
+        raise InputError(f"{folder} holds no split: bring back an intact copy, or save it again by save_to_disk")
+    parts = arrays.by_part(inner) if len(inner) > 1 else {"train": inner[0]}
+    if strangers := [path.name for path in inner if path not in parts.values()]:
+        raise InputError(f"{folder} holds {listed(strangers)} of {listed([path.name for path in inner])}: name all of "
+                         "them train, test or val, or move it away")
     streams: dict[str, Stream] = {}
     for part in sorted(parts, key=PARTS.index):
         path = parts[part]

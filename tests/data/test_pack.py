@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -209,6 +210,22 @@ def test_a_data_set_of_hugging_face_that_was_saved(tmp_path: Path) -> None:
     made = packed.Pack(run(tmp_path / "b", numbers))
     assert made.info["classes"] == ["no", "yes"]
     assert made.examples("train", 0).take(np.arange(10))[0][:, 0].tolist() == [*range(10)]
+
+
+def test_splits_of_a_saved_data_set_that_are_no_part_or_one_part_twice_are_named(tmp_path: Path) -> None:
+    for part in ("train", "validation_matched", "validation_mismatched", "test"):
+        saved(tmp_path / "hf" / part, pa.table({"x": np.arange(10.0), "label": np.arange(10) % 2}), {})
+    (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(InputError, match=r"hf holds validation_matched, validation_mismatched of test, train, .*: name"):
+        run(tmp_path / "made", tmp_path / "hf")
+    shutil.rmtree(tmp_path / "hf" / "validation_mismatched")
+    (tmp_path / "hf" / "validation_matched").rename(tmp_path / "hf" / "training")
+    with pytest.raises(InputError, match=r"hf/train and .*hf/training could both be meant as the train set"):
+        run(tmp_path / "made", tmp_path / "hf")
+    for part in ("train", "training", "test"):
+        shutil.rmtree(tmp_path / "hf" / part)
+    with pytest.raises(InputError, match="hf holds no split: "):
+        run(tmp_path / "made", tmp_path / "hf")
 
 
 def test_batches_from_python(tmp_path: Path) -> None:
