@@ -245,6 +245,10 @@ class StoredPictures:
         self._raws, self.files, self._column, self._label = raws, files, column, label
         self.classes, self.name, self.remarks = classes, str(files[0].parent), list[str]()
         self._sizing: Sizing = Sizing(config, like._sizing if like else None)
+        if like is None:
+            cells = (cell for opened in raws for [found] in opened().read([column]) for cell in found.slice(0, 1))
+            if (first := next(cells, None)) is not None:
+                self._sizing.begin(self._picture(first.as_py(), 0)[0])
 
     def labels(self) -> Iterator[Labels]:
         for opened in self._raws:
@@ -265,7 +269,6 @@ class StoredPictures:
                             continue
                         cells = cells.slice(max(0, start - begin)).to_pylist()
                         first = max(start, begin)
-                        self._sizing.begin(self._picture(cells[0], first)[0])
                         yield np.stack([*pool.map(lambda place, cell: self._sizing.array(*self._picture(cell, place)),
                                                   range(first, row), cells)])  # fmt: skip
 

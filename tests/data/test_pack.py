@@ -31,7 +31,7 @@ from pyarrow import feather
 
 from distmlp import Config, InputError, machine, pack, train
 from distmlp.data import batches as loading
-from distmlp.data import datasets, packed, packing, split, streams, tables
+from distmlp.data import datasets, packed, packing, sources, split, streams, tables
 from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
 from distmlp.data.loader import NumpyLoader
@@ -164,6 +164,23 @@ def test_arrays(kind: Any, form: str, tmp_path: Path) -> None:
     same(datasets.load(Config(dataset=str(source))), datasets.load(Config(dataset=str(run(tmp_path / "p", source)))))
 
 
+@pytest.mark.parametrize("train_bytes", [True, False])
+def test_a_part_of_other_numbers_keeps_them_and_one_of_another_width_is_refused(
+    train_bytes: bool, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (40, 4)).astype(np.uint8)
+    kinds = [x, (x[:10] / 255).astype(np.float32)] if train_bytes else [x / 255, x[:10]]
+    arrays = dict(zip(("x_train", "x_test"), kinds, strict=True)) | {"y_train": np.arange(40) % 2}
+    np.savez(tmp_path / "a.npz", **arrays, y_test=np.arange(10) % 2)
+    made = run(tmp_path / "p", tmp_path / "a.npz")
+    same(datasets.load(Config(dataset=str(tmp_path / "a.npz"))), datasets.load(Config(dataset=str(made))))
+    for width in (1, 3):
+        np.savez(tmp_path / "a.npz", **arrays | {"x_test": kinds[1][:, :width]}, y_test=np.arange(10) % 2)
+        with pytest.raises(InputError, match=rf"x_train has 4 features but .*x_test has {width}: they must agree") as it:
+            run(tmp_path / "q", tmp_path / "a.npz")
+        assert "\n" not in str(it.value)
+
+
 def pictures(folder: Path, count: int = 6) -> None:
     for number, name in enumerate(("cat", "dog")):
         (folder / name).mkdir(parents=True)
@@ -210,6 +227,23 @@ def test_a_data_set_of_hugging_face_that_was_saved(tmp_path: Path) -> None:
     made = packed.Pack(run(tmp_path / "b", numbers))
     assert made.info["classes"] == ["no", "yes"]
     assert made.examples("train", 0).take(np.arange(10))[0][:, 0].tolist() == [*range(10)]
+
+
+def test_the_first_stored_picture_decides_for_every_part_and_wherever_reading_begins(tmp_path: Path) -> None:
+    def row(*shape: int) -> dict[str, Any]:
+        Image.fromarray(np.zeros(shape, np.uint8)).save(file := io.BytesIO(), "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    kinds, labels = {"image": {"_type": "Image"}}, [0, 1, 0, 1]
+    saved(tmp_path / "hf" / "train", pa.table({"image": [row(4, 6, 3), *[row(4, 6)] * 3], "label": labels}), kinds)
+    saved(tmp_path / "hf" / "test", pa.table({"image": [row(4, 6)] * 4, "label": labels}), kinds)
+    (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
+    found = sources.found([tmp_path / "hf"], Config())
+    assert [next(found[part].features(start)).shape[1:] for part, start in (("train", 2), ("test", 0))] == [(4, 6, 3)] * 2
+    shutil.rmtree(tmp_path / "hf" / "test")
+    saved(tmp_path / "hf" / "test", pa.table({"image": [row(6, 4)] * 4, "label": labels}), kinds)
+    with pytest.raises(InputError, match="row 0 has 6 x 4 pixels, but the first picture 4 x 6: give --image_size"):
+        run(tmp_path / "made", tmp_path / "hf")
 
 
 def test_splits_of_a_saved_data_set_that_are_no_part_or_one_part_twice_are_named(tmp_path: Path) -> None:
