@@ -242,8 +242,9 @@ class _Packing:
         if marks is not None:
             rows |= {part: int(count) for part, count in zip(PARTS, held, strict=True) if count}
         plan = {
-            "rows": rows, "shape": list(first.shape[1:]), "classes": classes.names,
-            "dtypes": {part: str(firsts.get(part, first).dtype) for part in rows}, "num_classes": classes.number, "numbered": classes.numbered,
+            "rows": rows, "shape": list(first.shape[1:]),
+            "dtypes": {part: str(firsts.get(part, first).dtype) for part in rows},
+            "classes": classes.names, "num_classes": classes.number, "numbered": classes.numbered,
             "table": columns.as_json() if columns else None, "pictures": train.pictures,
             "counts": {part: stream.counts for part, stream in self._parts.items() if isinstance(stream, Tables)},
         }  # fmt: skip

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
             raise InputError(f"{path} does not exist")
     if len(sources) == 1 and sources[0].is_dir():
         return _folder(sources[0], config, partitions)
-    named = {path: part_of(path) for path in sources}
+    named = {path: _part(path) for path in sources}
     parts: dict[str, list[Path]] = {}
     for path in sources:
         part = named[path] if "train" in named.values() else "train"
@@ -52,6 +53,7 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
     if kinds == {".npy"}:
         return arrays.streams([{path.stem: Stored(path) for path in sources}], [sources[0].parent], sources)
     if kinds == {".npz"}:
+        _check_alike({path: [path.name] for path in sources})
         return arrays.streams([*map(arrays.stored, sources)], sources, sources)
     if kinds != {"table"}:
         for path in sources:
@@ -59,6 +61,8 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
                 raise refused.unread(path) if path.is_file() else InputError(
                     f"{path} is a folder of another kind than the other sources: give it alone")
         raise InputError("tables and arrays cannot be packed together: give sources of one kind")
+    if "train" not in named.values():
+        _check_alike({file: file.relative_to(path.parent).parts for path in sources for file in below(path)})
     return _tables({part: [file for path in paths for file in below(path)] for part, paths in parts.items()}, config,
                    partitions)  # fmt: skip
 
@@ -103,7 +107,7 @@ def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]
             like, streams[part] = like or images, Pictures(images)
         return streams
     parts = _parts(folder)
-    if not parts["train"]:
+    if not any(parts.values()):
         archives = sorted(folder.glob("*.npz"))
         if archives:
             return found(archives, config)
@@ -112,19 +116,46 @@ def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
-    """The tables in a folder by part; all are of the training set, if none is named so."""
+    """The tables in a folder by part; all are of the training set, if no name says another thing of some of them."""
     tables = [file for file in sorted(folder.iterdir()) if file.is_file() and columnar.is_table(file)
               and not file.name.startswith((".", "_"))]
     parts: dict[str, list[Path]] = {}
     for path in [*tables, *arrays.visible(folder)]:
         if files := below(path):
-            parts.setdefault(part_of(path), []).extend(files)
+            parts.setdefault(_part(path), []).extend(files)
     if "train" not in parts:
-        return {"train": below(folder)}
+        if "" not in parts and len(parts) > 1:
+            return parts
+        files = below(folder)
+        _check_alike({file: file.relative_to(folder).parts for file in files})
+        return {"train": files}
     if strangers := parts.pop("", None):
         raise InputError(f"{folder} holds {strangers[0].name} beside {parts['train'][0].name}: name all of them train, "
                          "test or val, or move it away")
     return parts
+
+
+def _part(path: Path) -> str:
+    """As part_of, also of one of the many files of a part, as train-00000-of-00001.parquet."""
+    numbered = re.fullmatch(r"([a-z]+)[-_]?[0-9].*", path.name.lower())
+    return _word(numbered[1]) if numbered else part_of(path)
+
+
+@functools.cache
+def _word(word: str) -> str:
+    return part_of(Path(word))
+
+
+def _check_alike(files: dict[Path, Sequence[str]]) -> None:
+    """Raises InputError where the words in these names say of some files that they are held out, and not of all: they
+    would be one training set. Folders named COLUMN=VALUE say nothing."""
+    said = {file: {_word(word) for name in names if "=" not in name
+                   for word in re.findall("[a-z]+", name.lower())} - {""} for file, names in files.items()}  # fmt: skip
+    held = next((file for file in files if said[file] - {"train"}), None)
+    other = next((file for file in files if held and said[file] != said[held]), None)
+    if other:
+        raise InputError(f"{held} and {other} would be one training set: name all of them train, test or val, as in "
+                         "train.csv, or give the training set alone")
 
 
 def _tables(
@@ -133,6 +164,10 @@ def _tables(
     """`known`: the columns of the training set, where it is not among these."""
     streams: dict[str, Stream] = {}
     train: Tables | None = None
+    stems: dict[Path, Path] = {}
+    for file in (file for part in files.values() for file in part):
+        if (same := stems.setdefault(file.with_name(columnar.stem(file)), file)) != file:
+            raise InputError(f"{same} and {file} could both be meant: move one away")
     for part in sorted(files, key=PARTS.index):
         opened = [_opener(file, config, train, known, partitions) for file in files[part]]
         streams[part] = stream = Tables(opened, files[part], config, train.columns if train else known)
