@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import pickle
 import re
@@ -231,15 +232,16 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
 
 @contextlib.contextmanager
 def of_batches(batches: Iterable[Any], config: Config, folder: Path) -> Iterator[Stream]:
-    """Batches as a stream. Frames, and what can be gone through once only, are kept in `folder` meanwhile."""
-    iterator = iter(batches)
-    once = iterator is batches
+    """Batches as a stream, without those of no rows. Frames, and what can be gone through once only, are kept in
+    `folder` meanwhile."""
+    once = (given := iter(batches)) is batches
+    iterator = itertools.filterfalse(_empty, given)
     first = next(iterator, None)
     frames = first is not None and columnar.is_frame(first)
     if not once:
-        iterator = iter(batches)
+        iterator = itertools.filterfalse(_empty, batches)
     else:
-        iterator = (batch for rest in ([first] if first is not None else [], iterator) for batch in rest)
+        iterator = itertools.chain([first] if first is not None else [], iterator)
     spool = folder / "batches.arrow"
     if frames:
         import pyarrow as pa
@@ -263,7 +265,15 @@ def of_batches(batches: Iterable[Any], config: Config, folder: Path) -> Iterator
                 pickle.dump(tuple(map(as_array, batch)) if isinstance(batch, (tuple, list)) else batch, file)
         yield Batches(lambda: _unpickled(spool))
     else:
-        yield Batches(lambda: batches)
+        yield Batches(lambda: itertools.filterfalse(_empty, batches))
+
+
+def _empty(batch: Any) -> bool:
+    """Whether it is a frame, or arrays, of no rows."""
+    parts = batch if isinstance(batch, (tuple, list)) else [batch] if columnar.is_frame(batch) else []
+    with contextlib.suppress(TypeError):  # a number
+        return len(parts) > 0 and not any(map(len, parts))
+    return False
 
 
 def _unpickled(path: Path) -> Iterator[Any]:

@@ -325,7 +325,11 @@ def test_batches_from_python(tmp_path: Path) -> None:
     from_memory = datasets.load(config, (x, y))
     for name, batches in (("list", pairs), ("generator", (pair for pair in pairs))):
         same(from_memory, datasets.load(Config(dataset=str(pack(batches, tmp_path / name, config)))))
-    frames = (frame(50, seed) for seed in range(3))
+    none = [(np.zeros((0, 2, 3), np.uint8), []), *pairs, (x[:0], y[:0])]
+    for name, batches in (("list_none", none), ("generator_none", (pair for pair in none))):
+        same(from_memory, datasets.load(Config(dataset=str(pack(batches, tmp_path / name, config)))))
+        shutil.rmtree(tmp_path / name)
+    frames = (frame(rows, seed) for rows, seed in ((0, 0), (50, 0), (50, 1), (0, 1), (50, 2)))
     settings = LEARNED | {"ignore_columns": "id"}
     made = pack(frames, tmp_path / "frames", Config(**settings))
     pd.concat([frame(50, seed) for seed in range(3)]).to_csv(tmp_path / "t.csv", index=False)
@@ -335,8 +339,9 @@ def test_batches_from_python(tmp_path: Path) -> None:
         pack([(x, y), (x, y[1:])], tmp_path / "wrong")
     with pytest.raises(InputError, match="rows of the shape"):
         pack(iter([(x, y), (x[:, 1:], y)]), tmp_path / "wrong")
-    with pytest.raises(InputError, match="batches is empty"):
-        pack([], tmp_path / "wrong")
+    for nothing in ([], [(x[:0], y[:0])]):
+        with pytest.raises(InputError, match="batches is empty"):
+            pack(nothing, tmp_path / "wrong")
     assert not [*tmp_path.glob("wrong*")]
 
 
