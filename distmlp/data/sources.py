@@ -235,7 +235,7 @@ def of_batches(batches: Iterable[Any], config: Config, folder: Path) -> Iterator
     """Batches as a stream, without those of no rows. Frames, and what can be gone through once only, are kept in
     `folder` meanwhile."""
     once = (given := iter(batches)) is batches
-    iterator = itertools.filterfalse(_empty, given)
+    iterator: Iterator[Any] = itertools.filterfalse(_empty, given)
     first = next(iterator, None)
     frames = first is not None and columnar.is_frame(first)
     if not once:
