@@ -196,7 +196,7 @@ class _Packing:
         self._noted = time.monotonic()
 
     def _remarks(self) -> list[str]:
-        found = [text for stream in self._parts.values() for text in stream.remarks]
+        found = [*dict.fromkeys(text for stream in self._parts.values() for text in stream.remarks)]
         if "test" not in self._counts:
             found.append("there is no test set, which training needs: pack with --test_fraction, or give a part named "
                          "test")
