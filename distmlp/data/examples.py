@@ -6,6 +6,7 @@ otherwise; labels are int32 [N].
 
 import copy
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,15 +82,16 @@ class ArrayDataset:
         self._rows: np.ndarray | None = None  # the positions in a memory-mapped array; None: all of them
         if images.ndim and len(images) == 0:
             raise InputError(f"{name} is empty: give at least one example")
-        self.shape = images.shape[1:]
-        images = images.reshape(len(images), -1) if images.ndim else images
-        if images.ndim != 2 or images.shape[1] == 0 or images.dtype.kind not in "uifb":
+        self.shape, width = images.shape[1:], math.prod(images.shape[1:])
+        if images.ndim and not (self._mapped and images.ndim > 2 and not images.flags.c_contiguous):  # a copy in memory
+            images = images.reshape(len(images), -1)
+        if images.ndim < 2 or width == 0 or images.dtype.kind not in "uifb":
             raise InputError(f"{name}: features must be numbers of shape [examples, ...], "
                              f"not {images.dtype} {list(images.shape)}")
         check_lengths(len(images), len(labels), name)
         self.labels = np.ascontiguousarray(labels, dtype=np.int32)
         self.images = images if self._mapped else self._finite(_features(images))
-        self.num_features, self.dtype = images.shape[1], _features(images[:1]).dtype
+        self.num_features, self.dtype = width, _features(images[:1]).dtype
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,7 +106,9 @@ class ArrayDataset:
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows = indices if self._rows is None else self._rows[indices]
         images = self.images[rows]
-        return self._finite(_features(images), rows) if self._mapped else images, self.labels[indices]
+        if self._mapped:
+            images = self._finite(_features(images.reshape(*rows.shape, self.num_features)), rows)
+        return images, self.labels[indices]
 
     def _finite(self, images: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
         """These images, which are those at `rows` or all, if their values are finite; else an InputError."""
@@ -130,7 +134,8 @@ class ArrayDataset:
         """
         if self.files is not None:
             return _pictures_fingerprint(self)
-        digest = hashlib.blake2b(f"{self.images.shape} {self.images.dtype}".encode(), digest_size=16)
+        shape = len(self.images), self.num_features
+        digest = hashlib.blake2b(f"{shape} {self.images.dtype}".encode(), digest_size=16)
         digest.update(self.labels.data)
         spaced = np.linspace(0, len(self) - 1, 4096).astype(int)
         for images in blocks(self) if self._covered else (self.take(spaced)[0],):

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import math
 import mmap
 import os
 import shutil
@@ -77,7 +78,7 @@ def pack_sources(
                          "val, or none of them")
     listed = [_file(path) for stream in found.values() for path in stream.files]
     settings = {name: getattr(config, name) for name in (*SETTINGS, "drawing_seed", "num_classes")}
-    key = digest_json([FORMAT, str(output), listed, settings, partitions])
+    key = digest_json([FORMAT, machine.version("distmlp"), str(output), listed, settings, partitions])
     with _begun(output, key) as work:
         return _Packing(config, found, output, work, key, listed).run()
 
@@ -161,7 +162,7 @@ class _Packing:
             if "plan" in note:
                 self._restore(note["plan"])
             else:
-                plan, begun["train"] = self._planned()
+                plan, begun = self._planned()
                 note = {"key": self._key, "plan": plan, "written": {}}
                 if self._note_is_due:
                     self._note(note)
@@ -195,15 +196,15 @@ class _Packing:
         self._noted = time.monotonic()
 
     def _remarks(self) -> list[str]:
-        found = [text for stream in self._parts.values() for text in stream.remarks]
+        found = [*dict.fromkeys(text for stream in self._parts.values() for text in stream.remarks)]
         if "test" not in self._counts:
             found.append("there is no test set, which training needs: pack with --test_fraction, or give a part named "
                          "test")
         return found
 
-    def _planned(self) -> tuple[dict[str, Any], Iterator[np.ndarray]]:
+    def _planned(self) -> tuple[dict[str, Any], dict[str, Iterator[np.ndarray]]]:
         """What is to be written, once the labels and, where something is to be learned, the features were read; and the
-        features of the training part."""
+        features of the parts."""
         seen: dict[str, Seen] = {}
         self._weights.unlink(missing_ok=True)
         for part, stream in self._parts.items():
@@ -224,8 +225,16 @@ class _Packing:
         for stream in self._parts.values():
             if stream is not train and isinstance(stream, Tables) and columns:
                 stream.restore(columns, stream.counts)
-        features = train.features()
-        first = next(features)
+        firsts, begun = dict[str, np.ndarray](), dict[str, Iterator[np.ndarray]]()
+        for part, stream in self._parts.items():
+            features = stream.features()
+            firsts[part] = first = next(features)
+            begun[part] = itertools.chain([first], features)
+            widths = [math.prod(each.shape[1:]) for each in (firsts["train"], first)]
+            if widths[0] != widths[1]:
+                raise InputError(f"{train.name} has {widths[0]} features but {stream.name} has {widths[1]}: they must "
+                                 "agree")
+        first = firsts["train"]
         marks = self._marks()
         held = np.zeros(len(PARTS), np.int64) if marks is None else sum(
             (np.bincount(marks[span], minlength=len(PARTS)) for span in _spans(marks)), np.zeros(len(PARTS), int))
@@ -233,15 +242,16 @@ class _Packing:
         if marks is not None:
             rows |= {part: int(count) for part, count in zip(PARTS, held, strict=True) if count}
         plan = {
-            "rows": rows, "shape": list(first.shape[1:]), "dtype": str(first.dtype), "classes": classes.names,
-            "num_classes": classes.number, "numbered": classes.numbered,
+            "rows": rows, "shape": list(first.shape[1:]),
+            "dtypes": {part: str(firsts.get(part, first).dtype) for part in rows},
+            "classes": classes.names, "num_classes": classes.number, "numbered": classes.numbered,
             "table": columns.as_json() if columns else None, "pictures": train.pictures,
             "counts": {part: stream.counts for part, stream in self._parts.items() if isinstance(stream, Tables)},
         }  # fmt: skip
         self._counts = rows
         self._check_room(plan)
         plan["files"] = self._write_labels(rows, marks)
-        return plan, itertools.chain([first], features)
+        return plan, begun
 
     def _restore(self, plan: dict[str, Any]) -> None:
         self._counts = plan["rows"]
@@ -292,8 +302,10 @@ class _Packing:
         return np.load(path, mmap_mode="r") if path.exists() else None
 
     def _check_room(self, plan: dict[str, Any]) -> None:
-        row_bytes = int(np.prod(plan["shape"])) * np.dtype(plan["dtype"]).itemsize + 4
-        needed, free = sum(plan["rows"].values()) * row_bytes + _SPARE, shutil.disk_usage(self._work).free
+        width = math.prod(plan["shape"])
+        needed = _SPARE + sum(rows * (width * np.dtype(plan["dtypes"][part]).itemsize + 4)
+                              for part, rows in plan["rows"].items())  # fmt: skip
+        free = shutil.disk_usage(self._work).free
         if needed > free:
             raise InputError(f"--output={self._output} needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are "
                              "free: make room, or give a folder on another disk")
@@ -329,7 +341,7 @@ class _Packing:
         """Writes the features, from where the note says on; what pack.json is to say. `begun`: the features of parts,
         where reading them has begun."""
         plan, done = note["plan"], note["written"]
-        width, dtype = int(np.prod(plan["shape"])), np.dtype(plan["dtype"])
+        width, dtypes = math.prod(plan["shape"]), {part: np.dtype(kind) for part, kind in plan["dtypes"].items()}
         marks = self._marks()
         written: dict[str, dict[str, Any]] = {}
         with _bar("packing", sum(plan["rows"].values())) as bar:
@@ -342,10 +354,13 @@ class _Packing:
                 with contextlib.ExitStack() as stack:
                     writers = {}
                     for each in into:
-                        writer = Writer(self._path("x", each), width, dtype, **before["files"].get(each, {}))
+                        writer = Writer(self._path("x", each), width, dtypes[each], **before["files"].get(each, {}))
                         writers[each] = stack.enter_context(writer)
                     for block in streams.ahead(begun.get(part) or stream.features(row)):
-                        block = block.reshape(len(block), -1)
+                        if not np.can_cast(block.dtype, dtypes[part]):
+                            raise InputError(f"{stream.name}, row {row}: values of type {block.dtype}, but the first "
+                                             f"are {dtypes[part]}: give all alike")
+                        block = block.reshape(len(block), width)
                         chosen = None if split_up is None else split_up[row : row + len(block)]
                         for each, writer in writers.items():
                             writer.add(block if chosen is None else block[chosen == PARTS.index(each)])

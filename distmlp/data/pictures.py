@@ -30,6 +30,8 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".
 Picture = Callable[[Path], np.ndarray]  # makes a row of a file
 AT_ONCE = 256  # pictures that are decoded at a time, where not all are held
 _DEPTHS = (8, 12, 16, 24, 32)  # bits of a value
+_BRIGHTEST = "brightest"
+_LOOKED_AT = 100  # pictures, where not all are held
 
 
 def read(path: Path | IO[bytes], name: str = "") -> Image.Image:
@@ -67,16 +69,20 @@ def as_training(image: Image.Image, gray: bool, size: int) -> np.ndarray:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Whole numbers of more bits by the upper 8 of 8, 12, 16, 24 or 32 bits, whichever the file's largest value needs;
-    fractions by those too, or if none is above 1 by their share of it."""
+    fractions by those too, or if none is above 1 by their share of it. What was taken for the brightest value that can
+    be is the `info` _BRIGHTEST of what comes out, 0 if it is all black."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.nan_to_num(np.asarray(image).astype(np.float64)).clip(0)
     largest = values.max(initial=0)
     if image.mode == "F" and largest <= 1:
-        values = np.rint(values * 255)
+        values, brightest = np.rint(values * 255), 1
     else:
-        values /= 2 ** (next(bits for bits in _DEPTHS if largest < 2**bits or bits == _DEPTHS[-1]) - 8)
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+        bits = next(bits for bits in _DEPTHS if largest < 2**bits or bits == _DEPTHS[-1])
+        values, brightest = values / 2 ** (bits - 8), 2**bits - 1
+    made = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+    made.info[_BRIGHTEST] = brightest if largest else 0
+    return made
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -111,11 +117,12 @@ def source(config: Config, path: Path, picture: Picture | None = None) -> Source
     folders: dict[str, ImageFolder] = {}
     for part, root in parts.items():
         folders[part] = ImageFolder(root, config, folders.get("train"), picture)
-    return Source({
+    found = {
         part: Part(folder.decoded() if folder.fits else folder, np.array(folder.targets, object), str(folder.root),
                    folder.paths)
         for part, folder in folders.items()
-    }, pictures=True)
+    }  # fmt: skip
+    return Source(found, pictures=True, remarks=folders["train"].remarks())
 
 
 def roots(path: Path) -> dict[str, Path]:
@@ -141,6 +148,17 @@ class Sizing:
         self._size, self._auto = config.image_size, config.image_mode == "auto"
         self._gray: bool = like._gray if like else config.image_mode == "gray"
         self.shape: tuple[int, ...] = like.shape if like else ()
+        self.brightest: dict[int, str] = like.brightest if like else {}  # what was guessed so, and a picture of each
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know of the pictures that have come along."""
+        guessed = sorted(item for item in self.brightest.items() if item[0])
+        if len(guessed) < 2:
+            return []
+        (least, dark), *_, (most, bright) = guessed
+        return [f"{dark} was taken to have values up to {least}, and {bright} up to {most}, each by its largest value: "
+                "equal values in them become unequal; save all with 8 bits, by one scale"]
 
     def begin(self, first: Image.Image) -> None:
         """Looks at the first picture, where no training set has decided."""
@@ -150,6 +168,8 @@ class Sizing:
 
     def array(self, image: Image.Image, name: str) -> np.ndarray:
         """A picture, of this name, uint8 [height, width] or [height, width, 3]."""
+        if (brightest := image.info.get(_BRIGHTEST)) is not None:
+            self.brightest.setdefault(brightest, name)
         if self._auto and self._gray and image.mode != "L":
             raise InputError(f"{name} is in colour, but the first picture is gray: give --image_mode=gray or rgb")
         pixels = as_training(image, self._gray, self._size)
@@ -200,6 +220,15 @@ class ImageFolder:
         """Whether all pictures together take at most a quarter of the host's memory."""
         return len(self) * int(np.prod(self.shape)) <= machine.memory() // 4
 
+    def remarks(self) -> list[str]:
+        """What the user should know of the pictures that were read; if there may be anything, some are read here."""
+        if not self.fits and self._picture is None:
+            for index in np.linspace(0, len(self) - 1, min(len(self), _LOOKED_AT)).astype(int):
+                if index and not self._sizing.brightest:
+                    break
+                _ = self[int(index)]
+        return self._sizing.remarks
+
     def decoded(self) -> np.ndarray:
         """All pictures, [N, *shape]."""
         pixels = np.empty((len(self), *self.shape), self[0][0].dtype)
@@ -219,8 +248,11 @@ class Pictures:
     classes, pictures = None, True
 
     def __init__(self, folder: ImageFolder) -> None:
-        self._folder, self.files, self.remarks = folder, folder.paths, list[str]()
-        self.name = str(folder.root)
+        self._folder, self.files, self.name = folder, folder.paths, str(folder.root)
+
+    @property
+    def remarks(self) -> list[str]:
+        return self._folder._sizing.remarks
 
     def labels(self) -> Iterator[Labels]:
         yield Labels(np.array(self._folder.targets, object))
@@ -243,8 +275,16 @@ class StoredPictures:
         classes: Sequence[str] | None, config: Config, like: "StoredPictures | None" = None,
     ) -> None:
         self._raws, self.files, self._column, self._label = raws, files, column, label
-        self.classes, self.name, self.remarks = classes, str(files[0].parent), list[str]()
+        self.classes, self.name = classes, str(files[0].parent)
         self._sizing: Sizing = Sizing(config, like._sizing if like else None)
+        if like is None:
+            cells = (cell for opened in raws for [found] in opened().read([column]) for cell in found.slice(0, 1))
+            if (first := next(cells, None)) is not None:
+                self._sizing.begin(self._picture(first.as_py(), 0)[0])
+
+    @property
+    def remarks(self) -> list[str]:
+        return self._sizing.remarks
 
     def labels(self) -> Iterator[Labels]:
         for opened in self._raws:
@@ -265,7 +305,6 @@ class StoredPictures:
                             continue
                         cells = cells.slice(max(0, start - begin)).to_pylist()
                         first = max(start, begin)
-                        self._sizing.begin(self._picture(cells[0], first)[0])
                         yield np.stack([*pool.map(lambda place, cell: self._sizing.array(*self._picture(cell, place)),
                                                   range(first, row), cells)])  # fmt: skip
 

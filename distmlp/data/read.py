@@ -11,7 +11,10 @@ from distmlp.data import arrays, columnar, packed, tables
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
 from distmlp.data.packed import Pack
-from distmlp.errors import InputError
+from distmlp.errors import InputError, listed
+
+_ABOUT = ("readme", "license", "licence", "copying", "notice", "citation", "changelog", "changes", "authors",
+          "requirements")  # fmt: skip # what texts beside data are named
 
 
 def source(
@@ -31,12 +34,27 @@ def source(
     if path.is_dir() and packed.is_pack(path):
         return _packed(config, known, columns, Pack(path))
     if files := tables_at(path):
-        return tables.source_for_model(config, files, columns) if known else tables.source(config, files)
+        found = tables.source_for_model(config, files, columns) if known else tables.source(config, files)
+        return found._replace(remarks=[*found.remarks, *_left_out(path, {*files.values()})])
     if path.is_dir() and not any(path.glob("*.npy")) and arrays.visible(path):
         from distmlp.data import pictures
 
         return pictures.source(config, path, picture)
-    return arrays.source(path)
+    found = arrays.source(path)
+    if not path.is_dir():
+        return found
+    trios = arrays.pairs(path, [file.stem for file in path.glob("*.npy")]).values()
+    return found._replace(remarks=_left_out(path, {path / f"{name}.npy" for trio in trios for name in trio}))
+
+
+def _left_out(path: Path, files: set[Path]) -> list[str]:
+    """A remark on the tables and arrays beside those files of the parts, of which none is read."""
+    others = [file.name for file in sorted(path.iterdir() if path.is_dir() else [])
+              if file not in files and (columnar.is_table(file) or file.suffix.lower() in (".npy", ".npz"))
+              and file.is_file() and not file.name.startswith((".", "_"))
+              and columnar.stem(file).lower() not in _ABOUT]  # fmt: skip
+    return [f"{path}: {listed(others)} {'is' if len(others) == 1 else 'are'} not read: the parts are named train, test "
+            "and val"] if others else []
 
 
 def _packed(config: Config, known: bool, columns: Columns | None, pack: Pack) -> Source:

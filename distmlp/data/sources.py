@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from distmlp.data.columns import Columns
 from distmlp.data.pictures import Pictures, StoredPictures
 from distmlp.data.streams import Stream
 from distmlp.data.tables import Reader, Tables
-from distmlp.errors import InputError
+from distmlp.errors import InputError, listed
 
 PARTS = ("train", "test", "validation")  # in the order in which they are read
 
@@ -40,7 +42,7 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
             raise InputError(f"{path} does not exist")
     if len(sources) == 1 and sources[0].is_dir():
         return _folder(sources[0], config, partitions)
-    named = {path: part_of(path) for path in sources}
+    named = {path: _part(path) for path in sources}
     parts: dict[str, list[Path]] = {}
     for path in sources:
         part = named[path] if "train" in named.values() else "train"
@@ -52,6 +54,7 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
     if kinds == {".npy"}:
         return arrays.streams([{path.stem: Stored(path) for path in sources}], [sources[0].parent], sources)
     if kinds == {".npz"}:
+        _check_alike({path: [path.name] for path in sources})
         return arrays.streams([*map(arrays.stored, sources)], sources, sources)
     if kinds != {"table"}:
         for path in sources:
@@ -59,6 +62,8 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
                 raise refused.unread(path) if path.is_file() else InputError(
                     f"{path} is a folder of another kind than the other sources: give it alone")
         raise InputError("tables and arrays cannot be packed together: give sources of one kind")
+    if "train" not in named.values():
+        _check_alike({file: file.relative_to(path.parent).parts for path in sources for file in below(path)})
     return _tables({part: [file for path in paths for file in below(path)] for part, paths in parts.items()}, config,
                    partitions)  # fmt: skip
 
@@ -103,7 +108,7 @@ def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]
             like, streams[part] = like or images, Pictures(images)
         return streams
     parts = _parts(folder)
-    if not parts["train"]:
+    if not any(parts.values()):
         archives = sorted(folder.glob("*.npz"))
         if archives:
             return found(archives, config)
@@ -112,19 +117,46 @@ def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]
 
 
 def _parts(folder: Path) -> dict[str, list[Path]]:
-    """The tables in a folder by part; all are of the training set, if none is named so."""
+    """The tables in a folder by part; all are of the training set, if no name says another thing of some of them."""
     tables = [file for file in sorted(folder.iterdir()) if file.is_file() and columnar.is_table(file)
               and not file.name.startswith((".", "_"))]
     parts: dict[str, list[Path]] = {}
     for path in [*tables, *arrays.visible(folder)]:
         if files := below(path):
-            parts.setdefault(part_of(path), []).extend(files)
+            parts.setdefault(_part(path), []).extend(files)
     if "train" not in parts:
-        return {"train": below(folder)}
+        if "" not in parts and len(parts) > 1:
+            return parts
+        files = below(folder)
+        _check_alike({file: file.relative_to(folder).parts for file in files})
+        return {"train": files}
     if strangers := parts.pop("", None):
         raise InputError(f"{folder} holds {strangers[0].name} beside {parts['train'][0].name}: name all of them train, "
                          "test or val, or move it away")
     return parts
+
+
+def _part(path: Path) -> str:
+    """As part_of, also of one of the many files of a part, as train-00000-of-00001.parquet."""
+    numbered = re.fullmatch(r"([a-z]+)[-_]?[0-9].*", path.name.lower())
+    return _word(numbered[1]) if numbered else part_of(path)
+
+
+@functools.cache
+def _word(word: str) -> str:
+    return part_of(Path(word))
+
+
+def _check_alike(files: dict[Path, Sequence[str]]) -> None:
+    """Raises InputError where the words in these names say of some files that they are held out, and not of all: they
+    would be one training set. Folders named COLUMN=VALUE say nothing."""
+    said = {file: {_word(word) for name in names if "=" not in name
+                   for word in re.findall("[a-z]+", name.lower())} - {""} for file, names in files.items()}  # fmt: skip
+    held = next((file for file in files if said[file] - {"train"}), None)
+    other = next((file for file in files if held and said[file] != said[held]), None)
+    if other:
+        raise InputError(f"{held} and {other} would be one training set: name all of them train, test or val, as in "
+                         "train.csv, or give the training set alone")
 
 
 def _tables(
@@ -133,6 +165,10 @@ def _tables(
     """`known`: the columns of the training set, where it is not among these."""
     streams: dict[str, Stream] = {}
     train: Tables | None = None
+    stems: dict[Path, Path] = {}
+    for file in (file for part in files.values() for file in part):
+        if (same := stems.setdefault(file.with_name(columnar.stem(file)), file)) != file:
+            raise InputError(f"{same} and {file} could both be meant: move one away")
     for part in sorted(files, key=PARTS.index):
         opened = [_opener(file, config, train, known, partitions) for file in files[part]]
         streams[part] = stream = Tables(opened, files[part], config, train.columns if train else known)
@@ -159,7 +195,12 @@ def _partitions(file: Path) -> dict[str, str]:
 def _saved(folder: Path, config: Config) -> dict[str, Stream]:
     """A Hugging Face data set that was saved to disk, or several, as its splits are."""
     inner = [folder] if (folder / "dataset_info.json").exists() else arrays.visible(folder)
-    parts = {part_of(path) or "train": path for path in inner} if len(inner) > 1 else {"train": inner[0]}
+    if not inner:
+        raise InputError(f"{folder} holds no split: bring back an intact copy, or save it again by save_to_disk")
+    parts = arrays.by_part(inner) if len(inner) > 1 else {"train": inner[0]}
+    if strangers := [path.name for path in inner if path not in parts.values()]:
+        raise InputError(f"{folder} holds {listed(strangers)} of {listed([path.name for path in inner])}: name all of "
+                         "them train, test or val, or move it away")
     streams: dict[str, Stream] = {}
     for part in sorted(parts, key=PARTS.index):
         path = parts[part]
@@ -191,15 +232,16 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
 
 @contextlib.contextmanager
 def of_batches(batches: Iterable[Any], config: Config, folder: Path) -> Iterator[Stream]:
-    """Batches as a stream. Frames, and what can be gone through once only, are kept in `folder` meanwhile."""
-    iterator = iter(batches)
-    once = iterator is batches
+    """Batches as a stream, without those of no rows. Frames, and what can be gone through once only, are kept in
+    `folder` meanwhile."""
+    once = (given := iter(batches)) is batches
+    iterator: Iterator[Any] = itertools.filterfalse(_empty, given)
     first = next(iterator, None)
     frames = first is not None and columnar.is_frame(first)
     if not once:
-        iterator = iter(batches)
+        iterator = itertools.filterfalse(_empty, batches)
     else:
-        iterator = (batch for rest in ([first] if first is not None else [], iterator) for batch in rest)
+        iterator = itertools.chain([first] if first is not None else [], iterator)
     spool = folder / "batches.arrow"
     if frames:
         import pyarrow as pa
@@ -223,7 +265,15 @@ def of_batches(batches: Iterable[Any], config: Config, folder: Path) -> Iterator
                 pickle.dump(tuple(map(as_array, batch)) if isinstance(batch, (tuple, list)) else batch, file)
         yield Batches(lambda: _unpickled(spool))
     else:
-        yield Batches(lambda: batches)
+        yield Batches(lambda: itertools.filterfalse(_empty, batches))
+
+
+def _empty(batch: Any) -> bool:
+    """Whether it is a frame, or arrays, of no rows."""
+    parts = batch if isinstance(batch, (tuple, list)) else [batch] if columnar.is_frame(batch) else []
+    with contextlib.suppress(TypeError):  # a number
+        return len(parts) > 0 and not any(map(len, parts))
+    return False
 
 
 def _unpickled(path: Path) -> Iterator[Any]:

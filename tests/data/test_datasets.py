@@ -119,6 +119,23 @@ def test_a_large_mapped_set_that_was_written_again_is_said(
         train(dataclasses.replace(config, num_epochs=4))
 
 
+def test_a_large_mapped_set_in_fortran_order_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = np.random.default_rng(0).random((20, 3, 4)), np.arange(20) % 2
+    found = []
+    for name, kept in (("c", x), ("fortran", np.asfortranarray(x))):
+        (tmp_path / name).mkdir()
+        path = save(tmp_path / name, {"x_train": kept, "y_train": y}, "npy")
+        for limit in (1 << 30, 0):
+            monkeypatch.setattr(examples, "_READ_WHOLE", limit)
+            data = load(Config(dataset=path, test_fraction=0.2))
+            taken = [part.take(np.arange(4).reshape(2, 2))[0] for part in data.parts]
+            found.append([data.info(), data.fingerprint(), *map(np.ndarray.tobytes, taken)])
+            assert [each.shape for each in taken] == [(2, 2, 12)] * 2
+            assert all((time is None) == (limit > 0) for time in data.modified())
+            assert np.shares_memory(data.train.images, data.test.images)  # type: ignore[attr-defined]
+    assert found[:2] == found[2:]
+
+
 def test_a_nan_in_a_mapped_test_set_is_found_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

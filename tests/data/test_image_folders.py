@@ -14,7 +14,7 @@ from PIL import Image
 
 from distmlp import Config, InputError, machine, train
 from distmlp import load as load_run
-from distmlp.data import examples, pictures
+from distmlp.data import examples, packing, pictures
 from distmlp.data.datasets import load
 from distmlp.results import run_data
 from distmlp.results.pictures import for_model
@@ -74,6 +74,26 @@ def test_sixteen_bits_a_pixel_become_eight(tmp_path: Path) -> None:
         Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 256 + 7).save(path)
     wide = load(Config(dataset=str(root), test_fraction=0.25))
     assert wide.fingerprint() == load(Config(dataset=str(folder(tmp_path / "plain")), test_fraction=0.25)).fingerprint()
+
+
+@pytest.mark.parametrize("memory", [1 << 40, 0])
+def test_pictures_of_many_bits_whose_scales_were_guessed_differently_are_said(
+    memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder(tmp_path / "set")
+    pixels = np.full((6, 5), 200, np.uint16)
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        pixels[0, 0] = 5000
+        Image.fromarray(pixels * (number > 0)).save(path)
+    monkeypatch.setattr(machine, "memory", lambda: memory)
+    config = Config(dataset=str(root), test_fraction=0.25)
+    assert load(config).remarks == []  # one scale, and a picture that is all black
+    Image.fromarray(np.full((6, 5), 200, np.uint16)).save(root / "dog" / "2.png")
+    [said] = load(config).remarks
+    assert said.startswith(f"{root / 'dog' / '2.png'} was taken to have values up to 255, and {root}")
+    assert " up to 65535, each by its largest value: " in said
+    _, [packed] = packing.pack_sources([root], tmp_path / "made", config)
+    assert said.split(" and ")[0] == packed.split(" and ")[0]  # the other is one of many
 
 
 def spoil(path: Path, how: str) -> None:

@@ -1,5 +1,6 @@
 """pack: what comes out is what training reads from the sources themselves, whole or not at all, and it is checked."""
 
+import dataclasses
 import errno
 import gc
 import importlib.metadata
@@ -8,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -30,7 +32,7 @@ from pyarrow import feather
 
 from distmlp import Config, InputError, machine, pack, train
 from distmlp.data import batches as loading
-from distmlp.data import datasets, packed, packing, split, streams, tables
+from distmlp.data import datasets, packed, packing, sources, split, streams, tables
 from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
 from distmlp.data.loader import NumpyLoader
@@ -131,6 +133,60 @@ def test_a_folder_of_many_tables_is_one_and_one_of_parts_is_parts(tmp_path: Path
     same(made, datasets.load(Config(dataset=str(named))))
 
 
+@pytest.mark.parametrize("names", [
+    "wine.csv test.csv", "wine.csv wine_test.csv", "data/train-0.csv more/test-0.csv", "adult.train.csv adult.test.csv",
+    "a/1.csv val/1.csv", "a.npz test.npz", "train.npz test.npz",
+])  # fmt: skip
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_is_named_as_held_out_is_not_packed_into_the_training_set(
+    names: str, alone: bool, tmp_path: Path
+) -> None:
+    files = [tmp_path / "s" / name for name in names.split()]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".npz":
+            np.savez(file, x=np.eye(4), y=[0, 1, 0, 1])
+        else:
+            file.write_text("x,label\n1,0\n2,1\n")
+    sources = [tmp_path / "s"] if alone else [tmp_path / "s" / name.split("/")[0] for name in names.split()]
+    with pytest.raises(InputError, match=r"would be one training set: name all of them train, test or val") as caught:
+        run(tmp_path / "made", *dict.fromkeys(sources))
+    assert "\n" not in str(caught.value)
+
+
+def test_numbered_files_of_parts_are_parts_and_of_one_part_alone_are_the_training_set(tmp_path: Path) -> None:
+    for rows, name in ((20, "train-00000-of-00002"), (30, "train-00001-of-00002"), (8, "test-00000-of-00001-b42a7")):
+        frame(rows).to_parquet(tmp_path / f"{name}.parquet")
+    made = packed.Pack(run(tmp_path / "a", tmp_path, missing="zero", text_columns="one_hot"))
+    assert {part: info["x"]["rows"] for part, info in made.info["parts"].items()} == {"train": 50, "test": 8}
+    for file in tmp_path.glob("train-*"):
+        file.unlink()
+    frame(9).to_csv(tmp_path / "test2.csv", index=False)
+    for name, paths in (("b", [tmp_path]), ("c", sorted(tmp_path.glob("test*")))):
+        alone = packed.Pack(run(tmp_path / "made" / name, *paths, missing="zero", text_columns="one_hot"))
+        assert {part: info["x"]["rows"] for part, info in alone.info["parts"].items()} == {"train": 17}
+
+
+def test_one_table_in_two_formats_is_not_read_twice(tmp_path: Path) -> None:
+    write_csv(frame(), tmp_path / "wine.csv")
+    write_csv(frame(), tmp_path / "wine.csv.gz")
+    with pytest.raises(InputError, match=r"wine\.csv and .*wine\.csv\.gz could both be meant: move one away"):
+        run(tmp_path / "made", tmp_path, **LEARNED)
+
+
+def test_the_test_and_validation_set_of_a_folder_are_evaluated_apart(tmp_path: Path) -> None:
+    for part, rows in (("test", 20), ("val", 30)):
+        frame(rows)[["number", "label"]].to_csv(tmp_path / f"{part}.csv", index=False)
+    columns = datasets.load(Config(dataset="python:x", missing="mean", test_fraction=0.5), (
+        frame()[["number"]], frame()["label"])).table  # fmt: skip
+    assert columns is not None
+    found = sources.for_model(tmp_path, Config(), dataclasses.replace(columns, label="label"))
+    assert {part: [file.name for file in stream.files] for part, stream in found.items()} == {
+        "test": ["test.csv"], "validation": ["val.csv"]}  # fmt: skip
+    with pytest.raises(InputError, match="holds no training set, but test, validation: name the parts"):
+        run(tmp_path / "made", tmp_path)
+
+
 def test_folders_of_partitions_are_a_column_if_asked(tmp_path: Path) -> None:
     for kind in ("a", "b"):
         (tmp_path / "t" / f"kind={kind}").mkdir(parents=True)
@@ -161,6 +217,23 @@ def test_arrays(kind: Any, form: str, tmp_path: Path) -> None:
         for name, array in arrays.items():
             np.save(source / f"{name}.npy", array)
     same(datasets.load(Config(dataset=str(source))), datasets.load(Config(dataset=str(run(tmp_path / "p", source)))))
+
+
+@pytest.mark.parametrize("train_bytes", [True, False])
+def test_a_part_of_other_numbers_keeps_them_and_one_of_another_width_is_refused(
+    train_bytes: bool, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (40, 4)).astype(np.uint8)
+    kinds = [x, (x[:10] / 255).astype(np.float32)] if train_bytes else [x / 255, x[:10]]
+    arrays = dict(zip(("x_train", "x_test"), kinds, strict=True)) | {"y_train": np.arange(40) % 2}
+    np.savez(tmp_path / "a.npz", **arrays, y_test=np.arange(10) % 2)
+    made = run(tmp_path / "p", tmp_path / "a.npz")
+    same(datasets.load(Config(dataset=str(tmp_path / "a.npz"))), datasets.load(Config(dataset=str(made))))
+    for width in (1, 3):
+        np.savez(tmp_path / "a.npz", **arrays | {"x_test": kinds[1][:, :width]}, y_test=np.arange(10) % 2)
+        with pytest.raises(InputError, match=rf"x_train has 4 features but .*x_test has {width}: they must") as it:
+            run(tmp_path / "q", tmp_path / "a.npz")
+        assert "\n" not in str(it.value)
 
 
 def pictures(folder: Path, count: int = 6) -> None:
@@ -211,6 +284,40 @@ def test_a_data_set_of_hugging_face_that_was_saved(tmp_path: Path) -> None:
     assert made.examples("train", 0).take(np.arange(10))[0][:, 0].tolist() == [*range(10)]
 
 
+def test_the_first_stored_picture_decides_for_every_part_and_wherever_reading_begins(tmp_path: Path) -> None:
+    def row(*shape: int) -> dict[str, Any]:
+        Image.fromarray(np.zeros(shape, np.uint8)).save(file := io.BytesIO(), "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    kinds, labels = {"image": {"_type": "Image"}}, [0, 1, 0, 1]
+    saved(tmp_path / "hf" / "train", pa.table({"image": [row(4, 6, 3), *[row(4, 6)] * 3], "label": labels}), kinds)
+    saved(tmp_path / "hf" / "test", pa.table({"image": [row(4, 6)] * 4, "label": labels}), kinds)
+    (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
+    found = sources.found([tmp_path / "hf"], Config())
+    for part, start in (("train", 2), ("test", 0)):
+        assert next(found[part].features(start)).shape[1:] == (4, 6, 3)
+    shutil.rmtree(tmp_path / "hf" / "test")
+    saved(tmp_path / "hf" / "test", pa.table({"image": [row(6, 4)] * 4, "label": labels}), kinds)
+    with pytest.raises(InputError, match="row 0 has 6 x 4 pixels, but the first picture 4 x 6: give --image_size"):
+        run(tmp_path / "made", tmp_path / "hf")
+
+
+def test_splits_of_a_saved_data_set_that_are_no_part_or_one_part_twice_are_named(tmp_path: Path) -> None:
+    for part in ("train", "validation_matched", "validation_mismatched", "test"):
+        saved(tmp_path / "hf" / part, pa.table({"x": np.arange(10.0), "label": np.arange(10) % 2}), {})
+    (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
+    with pytest.raises(InputError, match=r"hf holds validation_matched, validation_mismatched of test, train"):
+        run(tmp_path / "made", tmp_path / "hf")
+    shutil.rmtree(tmp_path / "hf" / "validation_mismatched")
+    (tmp_path / "hf" / "validation_matched").rename(tmp_path / "hf" / "training")
+    with pytest.raises(InputError, match=r"hf/train and .*hf/training could both be meant as the train set"):
+        run(tmp_path / "made", tmp_path / "hf")
+    for part in ("train", "training", "test"):
+        shutil.rmtree(tmp_path / "hf" / part)
+    with pytest.raises(InputError, match="hf holds no split: "):
+        run(tmp_path / "made", tmp_path / "hf")
+
+
 def test_batches_from_python(tmp_path: Path) -> None:
     x, y = np.random.default_rng(0).standard_normal((90, 2, 3)), np.arange(90) % 3
     pairs = [(x[begin : begin + 20], y[begin : begin + 20]) for begin in range(0, 90, 20)]
@@ -218,7 +325,11 @@ def test_batches_from_python(tmp_path: Path) -> None:
     from_memory = datasets.load(config, (x, y))
     for name, batches in (("list", pairs), ("generator", (pair for pair in pairs))):
         same(from_memory, datasets.load(Config(dataset=str(pack(batches, tmp_path / name, config)))))
-    frames = (frame(50, seed) for seed in range(3))
+    none = [(np.zeros((0, 2, 3), np.uint8), []), *pairs, (x[:0], y[:0])]
+    for name, batches in (("list_none", none), ("generator_none", (pair for pair in none))):
+        same(from_memory, datasets.load(Config(dataset=str(pack(batches, tmp_path / name, config)))))
+        shutil.rmtree(tmp_path / name)
+    frames = (frame(rows, seed) for rows, seed in ((0, 0), (50, 0), (50, 1), (0, 1), (50, 2)))
     settings = LEARNED | {"ignore_columns": "id"}
     made = pack(frames, tmp_path / "frames", Config(**settings))
     pd.concat([frame(50, seed) for seed in range(3)]).to_csv(tmp_path / "t.csv", index=False)
@@ -228,8 +339,9 @@ def test_batches_from_python(tmp_path: Path) -> None:
         pack([(x, y), (x, y[1:])], tmp_path / "wrong")
     with pytest.raises(InputError, match="rows of the shape"):
         pack(iter([(x, y), (x[:, 1:], y)]), tmp_path / "wrong")
-    with pytest.raises(InputError, match="batches is empty"):
-        pack([], tmp_path / "wrong")
+    for nothing in ([], [(x[:0], y[:0])]):
+        with pytest.raises(InputError, match="batches is empty"):
+            pack(nothing, tmp_path / "wrong")
     assert not [*tmp_path.glob("wrong*")]
 
 

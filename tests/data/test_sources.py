@@ -245,6 +245,23 @@ def test_two_tables_of_one_part_are_refused(tmp_path: Path) -> None:
     assert [len(part) for part in load(Config(dataset=str(tmp_path / "parts"))).parts] == [4, 4]
 
 
+def test_tables_and_arrays_that_are_no_part_are_named(tmp_path: Path) -> None:
+    for name in ("train.csv", "test.csv", "README.txt", "License.txt", ".hidden.csv", "about.md"):
+        (tmp_path / name).write_text(TABLE)
+    assert load(Config(dataset=str(tmp_path))).remarks == []
+    for name in ("dev.csv", "Holdout.tsv"):
+        (tmp_path / name).write_text(TABLE)
+    data = load(Config(dataset=str(tmp_path)))
+    said = [f"{tmp_path}: Holdout.tsv, dev.csv are not read: the parts are named train, test and val"]
+    assert (data.validation, data.remarks) == (None, said)
+    assert load(Config(dataset=str(tmp_path)), info=data.info()).remarks == said
+    arrays = write(tmp_path / "arrays", {name: name for name in ARRAYS})
+    assert load(Config(dataset=arrays)).remarks == []
+    np.save(tmp_path / "arrays" / "x_dev.npy", ARRAYS["x_test"])
+    assert load(Config(dataset=arrays)).remarks == [
+        f"{arrays}: x_dev.npy is not read: the parts are named train, test and val"]  # fmt: skip
+
+
 def test_memory_that_was_not_written_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a column that is found to be text while it is read for numbers, whatever memory held before."""
     (tmp_path / "t.csv").write_text("size,colour,label\n1,red,a\n2,blue,b\n3,red,a\n4,blue,b\n")
