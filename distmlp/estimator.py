@@ -247,11 +247,13 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
 
         given = (X, codes) if weights is None else (X, codes, weights)
         data = datasets.load(config, given, tested=False)
-        counted = np.array_equal(self.classes_, np.arange(len(self.classes_)))
+        # As `train` calls them: 2.0 is 2; and False is not 0, though equal.
+        called = [int(each) if isinstance(each, float) else each for each in self.classes_.tolist()]
+        counted = [(type(each), each) for each in called] == [(int, number) for number in range(len(called))]
         names = getattr(self, "feature_names_in_", None)
         columns = Columns(tuple(names.tolist())) if names is not None else None
         return dataclasses.replace(
-            data, classes=None if counted else self.classes_.tolist(), table=columns,
+            data, classes=None if counted else called, table=columns,
             columns=columns.features if columns else None,
         )  # fmt: skip
 

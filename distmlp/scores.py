@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,31 +64,52 @@ def undefined(counts: np.ndarray, classes: Sequence[Any]) -> str:
 
 def roc_auc(labels: np.ndarray, log_probs: np.ndarray) -> float | None:
     """The area under the ROC curve of two classes, or the mean of each class's against the rest."""
-    if _undefined(labels, log_probs):
-        return None
     from sklearn import metrics
 
-    return float(metrics.roc_auc_score(labels, _scores(log_probs), multi_class="ovr"))
+    return _mean_over_classes(metrics.roc_auc_score, labels, log_probs)
 
 
 def average_precision(labels: np.ndarray, log_probs: np.ndarray) -> float | None:
     """The area under the curve of precision over recall, likewise."""
-    if _undefined(labels, log_probs):
-        return None
     from sklearn import metrics
 
-    return float(metrics.average_precision_score(labels, _scores(log_probs)))
+    return _mean_over_classes(metrics.average_precision_score, labels, log_probs)
 
 
-def _undefined(labels: np.ndarray, log_probs: np.ndarray) -> str:
+def _mean_over_classes(metric: Callable[..., float], labels: np.ndarray, log_probs: np.ndarray) -> float | None:
+    """Of the metric for the second one of two classes, or for each class against the rest; None: it is not defined."""
     classes = log_probs.shape[1]
-    return undefined(np.bincount(labels, minlength=classes), range(classes))
+    if undefined(np.bincount(labels, minlength=classes), range(classes)):
+        return None
+    return statistics.fmean(metric(labels == each, odds) for each, odds in _log_odds(log_probs))
 
 
-def _scores(log_probs: np.ndarray) -> np.ndarray:
-    """Probabilities, [N] of the second one of two classes, or [N, classes]."""
-    probabilities = np.exp(log_probs)
-    return probabilities[:, 1] if log_probs.shape[1] == 2 else probabilities
+def _log_odds(log_probs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """The second one of two classes, or each class in turn, and log(p / (1 - p)) of its probabilities, float64 [N].
+
+    They tell apart what probabilities cannot: those are all 1 where the others are below a float32's last digit.
+    """
+    count = log_probs.shape[1]
+
+    def column(each: int) -> np.ndarray:
+        return np.asarray(log_probs[:, each], np.float64)
+
+    if count == 2:
+        yield 1, column(1) - column(0)
+        return
+    best = log_probs.argmax(axis=1)
+    most, second = log_probs.max(axis=1).astype(np.float64), np.full(len(best), -np.inf)
+    for each in range(count):
+        second = np.where(best == each, second, np.maximum(second, column(each)))
+    powers, other_powers = np.zeros((2, len(best)))  # sums, of all classes and of all but the best
+    for each in range(count):
+        powers += np.exp(column(each) - most)
+        other_powers += np.where(best == each, 0, np.exp(np.minimum(column(each) - second, 0)))
+    others = second + np.log(other_powers)
+    for each in range(count):
+        own = column(each)
+        rest = np.where(best == each, 1, powers - np.exp(own - most))  # 1 at least, the best one's
+        yield each, own - np.where(best == each, others, most + np.log(rest))
 
 
 class Calibration:

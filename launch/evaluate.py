@@ -24,7 +24,8 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
     verb.add_checkpoint(arguments)
     verb.add_ensemble(arguments)
-    arguments.add_argument("--dataset", default="", help="other data than the run's, named as for training")
+    arguments.add_argument("--dataset", action=verb.Named, default="",
+                           help="other data than the run's, named as for training")
     arguments.add_argument("--split", default="test", help="train, test (the default) or validation")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
     arguments.add_argument("--output", default="", metavar="FILE",

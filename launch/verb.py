@@ -29,6 +29,17 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}: {self.prog} --help says how")
 
 
+class Named(argparse.Action):
+    """Takes a name, which is not empty: a shell variable that is not set would choose what leaving it out does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:  # fmt: skip
+        if not values:
+            raise argparse.ArgumentError(self, "is empty, as if by a shell variable that is not set: name one, or "
+                                               "leave the flag out")
+        setattr(namespace, self.dest, values)
+
+
 def parser(name: str, doc: str) -> argparse.ArgumentParser:
     """A parser of a verb's command line, whose `doc` becomes the help; wrong usage is an InputError."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -36,7 +47,7 @@ def parser(name: str, doc: str) -> argparse.ArgumentParser:
 
 
 def add_checkpoint(arguments: argparse.ArgumentParser) -> None:
-    arguments.add_argument("--checkpoint", default="", metavar="best|newest|STEP",
+    arguments.add_argument("--checkpoint", action=Named, default="", metavar="best|newest|STEP",
                            help="which checkpoint; default: best if the run knows one, else newest")
 
 

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     from distmlp.verify.verify import verify
 
     if given.output:
-        files.write(Path(given.output), b"")  # before minutes have gone into what it shall show
+        files.check(Path(given.output))  # before minutes have gone into what it shall show
 
     def tell(row: "Row") -> None:
         text = f"{_HELD[row.held]:<9} {row.seconds:6.1f} s  {row.name}: {row.detail}"

@@ -373,6 +373,18 @@ def test_a_fit_with_a_folder_is_a_run(
     assert "<svg" in Path("report.html").read_text()
 
 
+@pytest.mark.parametrize("names", [[False, True], [1.0, 2.0], [0.0, 1.0], [0, 1], [-1, 1]], ids=str)
+def test_a_run_calls_the_classes_as_train_does(names: list[Any]) -> None:
+    x, y = WINE[0][WINE[1] < 2], np.array(names)[WINE[1][WINE[1] < 2]]
+    estimator = MLPClassifier(**SMALL | {"num_epochs": 2}, workdir="run").fit(x, y)
+    train(Config(dataset="python:a", hidden_sizes=(8,), num_epochs=1, workdir="other"), (x, y), (x, y))
+    called = [(type(name), name) for name in load("run").classes]
+    assert called == [(type(name), name) for name in load("other").classes]
+    assert called == [(bool if y.dtype == bool else int, name) for name in estimator.classes_.tolist()]
+    assert (estimator.classes_.dtype, estimator.predict(x[:2]).dtype) == (y.dtype, y.dtype)
+    assert load("run").predict(x).classes.tolist() == estimator.predict(x).tolist()
+
+
 def test_the_best_of_a_folder(tmp_path: Path) -> None:
     settings = SMALL | {"validation_fraction": 0.3, "learning_rate": 0.05, "patience": 4, "num_epochs": 60}
     one, other = (MLPClassifier(**settings, workdir=workdir).fit(*WINE) for workdir in (None, tmp_path / "run"))

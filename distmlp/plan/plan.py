@@ -1,6 +1,7 @@
 """The plan of a run: the very program that `train` would run is compiled, read and timed by the model of cost.py."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from distmlp.plan.advice import warnings
 from distmlp.plan.cards import Card
 from distmlp.plan.hlo import Module
 
+_MAY_BE_0 = ("kernel_seconds", "link_seconds", "host_seconds", "per_host")
 _SHOWN_SHARDS, _SHOWN_EXAMPLES = 8, 4
 
 
@@ -41,8 +43,9 @@ def make(
     config.validate()
     known = [field.name for field in dataclasses.fields(Card) if field.name != "kind"]
     for name, value in (figures or {}).items():
-        if name not in known or value < 0:
-            raise InputError(f"--figure={name}={value:g}: give {', '.join(known)} as a number from 0 up")
+        if name not in known or not (value > 0 or (value == 0 and name in _MAY_BE_0)) or math.isinf(value):
+            raise InputError(f"--figure={name}={value:g}: give {', '.join(known)} as a number above 0, of "
+                             f"{', '.join(_MAY_BE_0)} also 0")
     if target:  # of this machine, only the CPU is asked for
         config = dataclasses.replace(config, platform="cpu")
         targets.prepare()
@@ -54,12 +57,14 @@ def make(
 
 def _make(config: Config, target: str, figures: Mapping[str, float], count: int | None) -> dict[str, Any]:
     card, devices = targets.find(target) if target else (None, ())
+    # What is chosen by the memory, such as where the data lie, is chosen by the figure.
+    room = int(figures.get("memory", card.memory if card else 0))
     config = resolve_paths(config)
     data = datasets.load(config)
     if count is not None:
-        found = members.make(config, data, layout_of(config, devices, card.memory if card else 0), card, figures, count)
+        found = members.make(config, data, layout_of(config, devices, room), card, figures, count)
         return found | {"target": target or found["target"]}
-    layout = make_layout(config, devices, card.memory if card else 0)
+    layout = make_layout(config, devices, room)
     parts, compiled, seconds, needed = _compiled(config, data, layout)
     evaluated = parts.evaluator.lower(parts.state, data.test).compile(layout.compiler_options)
     module, sizes, there = Module(compiled.as_text() or ""), parts.sizes, len(layout.devices)

@@ -2,7 +2,9 @@
 
 import contextlib
 import functools
+import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,19 +13,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
-from distmlp.data import asked
+from distmlp.data import asked, columnar
 from distmlp.data.packed import HEADER, npy_header
 from distmlp.data.streams import ahead
+from distmlp.data.tables import Reader
 from distmlp.errors import InputError, remark
 from distmlp.results import files
 from distmlp.results.ensemble import Ensemble
-from distmlp.results.models import Model
+from distmlp.results.models import Model, check_outputs
 
 if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
     from distmlp.parallel.evaluate import Seen
     from distmlp.results.evaluation import Watch
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".npy")
+
+
+_OF_TYPES = (".parquet", ".feather", ".arrow")  # what says of which type a column is
+
+
+class _OtherType(Exception):
+    """A column is not of the type of the rows before, and cannot become it."""
 
 
 class _NotWhole(Exception):
@@ -58,6 +68,8 @@ def write(
                          "or .jsonl file")
     names = _names(columns, model.classes, probabilities, isinstance(model, Ensemble))
     target, texts = output_of(output, process, processes), set[str]()
+    if processes > 1 and columns:
+        texts = _texts(sources(model, header).rows(paths, columns), columns, model.reader(header), sure=bool(header))
     while True:
         rows = sources(model, header).rows(paths, columns)
         try:
@@ -148,23 +160,33 @@ class Answers(NamedTuple):
     probabilities: np.ndarray  # float32 [rows, classes]
     disagreement: np.ndarray | None  # float32 [rows], of an ensemble's members
     carried: list[Any]  # the other columns that come along
+    name: str  # of the source
 
 
 def answers(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[Answers]:
     """Those of blocks, each given with the name of its source."""
-    carried: list[list[Any]] = []  # of the blocks that are on their way
+    names, carried = list[str](), list[list[Any]]()  # of the blocks that are on their way
+    rows: Counter[str] = Counter()  # answered of each source
+
+    def named() -> Iterator[tuple[str, asked.Asked]]:
+        for name, block in blocks:
+            names.append(name)
+            yield name, block
 
     def features() -> Iterator[np.ndarray]:
-        for found, beside in ahead(checked(model, blocks)):
+        for found, beside in ahead(checked(model, named())):
             carried.append(beside)
             yield found
 
-    if isinstance(model, Ensemble):
-        for probabilities, apart in model.answers(features()):
-            yield Answers(probabilities, apart, carried.pop(0))
-    else:
-        for probabilities in model.probabilities(features()):
-            yield Answers(probabilities, None, carried.pop(0))
+    found: Iterator[tuple[np.ndarray, np.ndarray | None]] = (
+        model.answers(features()) if isinstance(model, Ensemble) else
+        ((probabilities, None) for probabilities in model.probabilities(features()))
+    )  # fmt: skip
+    for probabilities, apart in found:
+        name = names.pop(0)
+        check_outputs(probabilities, rows[name], f"{name}: row")
+        rows[name] += len(probabilities)
+        yield Answers(probabilities, apart, carried.pop(0), name)
 
 
 def _write(
@@ -188,36 +210,67 @@ def _write(
                 yield from ((each.name, block) for block in each.blocks(start - begin, stop - begin))
             begin = end if counts else 0
 
-    classes = pa.array(list(model.classes))
+    classes, none = pa.array(list(model.classes)), np.zeros((0, len(model.classes)), np.float32)
+    apart = none[:, 0] if isinstance(model, Ensemble) else None
+    if processes > 1:  # all parts are of the types that the first row has, also those without a row
+        first = next(rows[0].blocks(0, 1), None) if columns else None
+        beside = first.carried if first else [pa.array([], pa.string())] * len(columns)
+        beside = [_typed(*each, rows[0].name, texts, whole)[:0] for each in zip(beside, columns, strict=True)]
+        add([none] if array else [*beside, *_answers(none, classes, names, apart=apart)])
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for found, apart, beside in answers(model, blocks()):
-            beside = [_typed(*each, texts, whole) for each in zip(beside, columns, strict=True)]
-            add([found] if array else [*beside, *_answers(found, classes, names, apart=apart)])
+        for found, apart, beside, name in answers(model, blocks()):
+            beside = [_typed(*each, name, texts, whole) for each in zip(beside, columns, strict=True)]
+            try:
+                add([found] if array else [*beside, *_answers(found, classes, names, apart=apart)])
+            except _OtherType as error:
+                raise InputError(f"--columns={error}, unlike the rows before those of {name}: save it as one type in "
+                                 "all files, or write a .jsonl file, which has any") from None
             done += len(found)
             bar.update(len(found))
     if not done and processes == 1:
         raise InputError(f"{rows[0].name} holds no rows")
-    if not done and array:
-        add([np.zeros((0, len(model.classes)), np.float32)])
-    elif not done:  # more processes than rows
-        none = np.zeros((0, len(model.classes)), np.float32)
-        apart = none[:, 0] if isinstance(model, Ensemble) else None
-        add([*[pa.array([], pa.string())] * len(columns), *_answers(none, classes, names, apart=apart)])
     return done
 
 
-def _typed(values: Any, column: str, texts: set[str], whole: dict[str, bool]) -> Any:
-    """A carried column; text that is whole numbers throughout, as text files have them, as numbers."""
+def _typed(values: Any, column: str, name: str, texts: set[str], whole: dict[str, bool]) -> Any:
+    """A column that comes along from the source of this name; text that is whole numbers throughout, as text files have
+    them, as numbers."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    if not pa.types.is_string(values.type) or column in texts:
+    if not _is_text(values) or column in texts:
         return values
-    plain = pc.all(pc.match_substring_regex(values, r"^(0|-?[1-9]\d{0,17})$"), skip_nulls=False).as_py()
-    if whole.setdefault(column, bool(plain)) and not plain:
+    plain = columnar.suffix(Path(name)) not in _OF_TYPES and _whole(values)
+    if whole.setdefault(column, plain) and not plain:
         raise _NotWhole(column)
     return values.cast(pa.int64()) if whole[column] else values
+
+
+def _is_text(values: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(values.type) or pa.types.is_large_string(values.type))
+
+
+def _whole(texts: Any) -> bool:
+    import pyarrow.compute as pc
+
+    plain = pc.match_substring_regex(texts, r"^(0|-?[1-9]\d{0,17})$")
+    return bool(pc.all(plain, skip_nulls=False).as_py())
+
+
+def _texts(rows: Sequence[asked.Rows], columns: Sequence[str], reader: Reader, sure: bool) -> set[str]:
+    """The columns of text that are not whole numbers throughout: of all rows, so that several processes, each of which
+    writes some, take them alike."""
+    found = set[str]()
+    for each in rows:
+        raw = reader.opened(Path(each.name), sure)
+        here = {name.strip(): name for name in raw.names}
+        blocks = raw.read([here[name.strip()] for name in columns])
+        for block in blocks if raw.text else itertools.islice(blocks, 1):
+            found.update(column for column, values in zip(columns, block, strict=True)
+                         if _is_text(values) and not (raw.text and _whole(values)))
+    return found
 
 
 @contextlib.contextmanager
@@ -249,13 +302,23 @@ def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callabl
         if not made:
             made.extend((make(batch.schema), batch.schema))
         writer, schema = made
-        writer.write_batch(batch.cast(schema))
+        if len(batch):
+            writer.write_batch(pa.record_batch([*map(_as, batch.columns, schema.types, names)], schema))
 
     try:
         yield add
     finally:
         for writer in made[:1]:
             writer.close()
+
+
+def _as(column: Any, kind: Any, name: str) -> Any:
+    import pyarrow as pa
+
+    try:
+        return column.cast(kind)
+    except pa.ArrowException:
+        raise _OtherType(f"{name} is {column.type}, not {kind}") from None
 
 
 @contextlib.contextmanager
@@ -273,10 +336,19 @@ def _lines(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], N
 
 
 def _plain(column: Any) -> Iterable[Any]:
-    """The values; numbers of single precision as the shortest text that is theirs."""
+    """The values; numbers of single precision as the shortest text that is theirs, and None for NaN and infinity, which
+    JSON does not have."""
     if str(column.type) == "float":
-        return map(float, map(str, column.to_numpy(zero_copy_only=False)))
-    return column.to_pylist()
+        return map(_finite, map(float, map(str, column.to_numpy(zero_copy_only=False))))
+    return map(_finite, column.to_pylist())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [*map(_finite, value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

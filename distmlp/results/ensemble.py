@@ -16,6 +16,7 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.data import columnar
+from distmlp.data.arrays import as_array
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes
 from distmlp.data.tables import Reader
@@ -166,7 +167,7 @@ class Ensemble:
             x, remarks = self.reader().features(x, "the frame")
             for text in remarks:
                 remark(text)
-        x = np.asarray(x)
+        x = as_array(x)
         if x.ndim != 2 or x.dtype.kind not in "uifb" or x.shape[1] != self.num_features:
             raise InputError(f"rows to predict must be a frame, or numbers of shape [N, {self.num_features}], the "
                              f"columns and words of all members, not {x.dtype} {list(x.shape)}")
@@ -181,7 +182,6 @@ class Ensemble:
         Raises:
           InputError: as `predict`; or a label that is none of the classes.
         """
-        from distmlp.data.arrays import as_array
         from distmlp.data.datasets import ArrayDataset
 
         x, labels = self.check(x), Classes.of(self.data_info, len(self.classes)).encode(as_array(y), "y")
@@ -199,7 +199,7 @@ class Ensemble:
 
         sets = sets if len(sets) > 1 else [*sets] * len(self.members)
         size, classes = len(sets[0]), len(self.classes)
-        tally, pairs = Tally(size, self.classes, watch), np.zeros((2, 0), np.int64)  # codes, and how often
+        tally, pairs = Tally(sets[0], self.classes, watch), np.zeros((2, 0), np.int64)  # codes, and how often
         right, apart, loss = np.zeros(len(self.members), np.int64), 0.0, 0.0
         for start in range(0, size, _ROWS):
             rows = np.arange(start, min(start + _ROWS, size))
@@ -211,7 +211,7 @@ class Ensemble:
                 if own is None or (own[1] != labels).any():
                     raise InputError(f"{member.run} and {self.members[0].run} have other examples in {sets[0].name}: "
                                      "evaluate on data of one's own, by --dataset")
-                outputs.append(member.predict_log_proba(own[0]))
+                outputs.append(member.outputs(own[0], logarithms=True, first=start))
             log_probs, each = _log_mean(outputs), np.stack(outputs).argmax(axis=2)
             predicted = log_probs.argmax(axis=1).astype(np.int32)
             right += (each == labels).sum(axis=1)

@@ -17,6 +17,7 @@ from distmlp.parallel import backend
 from distmlp.parallel.evaluate import Evaluation, Evaluator, Seen
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
+from distmlp.results.models import check_outputs
 
 _WIDTH = 80  # columns of a terminal
 _MATRIX = 1000  # classes of which JSON has the whole confusion matrix
@@ -163,15 +164,18 @@ class EnsembleReport(ClassificationReport):
 class Tally:
     """What is counted of the examples of an evaluation, some at a time; memory does not grow with them."""
 
-    def __init__(self, examples: int, classes: tuple[Any, ...], watch: Watch | None = None) -> None:
+    def __init__(self, examples: Readable, classes: tuple[Any, ...], watch: Watch | None = None) -> None:
         """`watch` is shown them, too."""
-        self._classes, self._watch, self._kept = classes, watch, list[Seen]()
+        self._name, self._classes, self._watch, self._kept = examples.name, classes, watch, list[Seen]()
+        self._looked_at = 0
         self._calibration = scores.Calibration()
         self._among_3, self._many = 0, len(classes) >= _MANY
-        self._few = not scores.too_many(examples, len(classes))
+        self._few = not scores.too_many(len(examples), len(classes))
 
     def look(self, seen: Seen) -> None:
         log_probs = seen.log_probs
+        check_outputs(log_probs, self._looked_at, f"{self._name}: example")
+        self._looked_at += len(log_probs)
         self._calibration.add(np.exp(log_probs.max(axis=1)), seen.labels == seen.predicted)
         if self._few:
             self._kept.append(seen._replace(images=None))
@@ -219,7 +223,7 @@ def evaluate(
     devices and processes. Each example is read once; `watch` is called for some hundred at a time, in the data set's
     order. Memory does not grow with the examples.
     """
-    tally = Tally(len(dataset), classes, watch)
+    tally = Tally(dataset, classes, watch)
     with backend.prepared(config):
         devices = tuple(jax.devices() if together else jax.local_devices())
         layout = Layout(devices, "shard_map" if len(devices) > 1 else "single", len(devices))

@@ -68,6 +68,20 @@ def write(output: Path, content: bytes, beside: dict[str, bytes] | None = None) 
             stack.enter_context(whole(output.with_name(output.name + ending))).write_bytes(data)
 
 
+class _Tried(Exception):
+    """A file was begun, and is not to be."""
+
+
+def check(output: Path) -> None:
+    """Raises InputError if `write` cannot write what --output names, where that can be known; what is there stays."""
+    with _said(output):
+        mode = _mode(output)
+    if str(output) not in _STANDARD_OUTPUT and (not mode or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        with contextlib.suppress(_Tried), whole(output) as new:
+            new.touch()
+            raise _Tried
+
+
 @contextlib.contextmanager
 def _said(output: Path) -> Iterator[None]:
     """An OSError within this context is an InputError that names --output."""

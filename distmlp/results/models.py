@@ -17,6 +17,7 @@ import numpy as np
 from distmlp import model
 from distmlp.config import Config
 from distmlp.data import columnar
+from distmlp.data.arrays import as_array
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes
 from distmlp.data.streams import NOT_FINITE
@@ -94,27 +95,30 @@ class Model:
         or of a frame, whose columns are found by the names that training knew, and become what they were there.
 
         Raises:
-          InputError: another width, columns that are missing, or values that are no finite numbers.
+          InputError: another width, columns that are missing, or values that are no finite numbers, or too large ones.
         """
         probabilities = self.predict_proba(x)
         return Predictions(np.array(self.classes)[probabilities.argmax(axis=1)], probabilities)
 
     def predict_proba(self, x: Any) -> np.ndarray:
         """Their probabilities alone, float32 [N, classes], as scikit-learn's estimators give them; see `predict`."""
-        return self._outputs(x, logarithms=False)
+        return self.outputs(x, logarithms=False)
 
     def predict_log_proba(self, x: Any) -> np.ndarray:
         """The logarithms of the probabilities, float32 [N, classes]: finite where a probability is 0; see `predict`."""
-        return self._outputs(x, logarithms=True)
+        return self.outputs(x, logarithms=True)
 
-    def _outputs(self, x: Any, logarithms: bool) -> np.ndarray:
-        x = self.check(x)
+    def outputs(self, x: Any, logarithms: bool, first: int = 0) -> np.ndarray:
+        """The probabilities of the rows of `x`, or their logarithms. Its first row is number `first`."""
+        x = self.check(x, first)
         with backend.prepared(self.config_here):
             self._check_room()
             program = _program(self.config.compute_dtype, logarithms)
             network = jax.device_put((self.params, self.scaling))
             parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
-        return np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+        found = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
+        check_outputs(found, first)
+        return found
 
     def probabilities(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Those of blocks of rows, which `check` has returned: float32 [rows, classes] each, in their order, on all
@@ -144,7 +148,6 @@ class Model:
         Raises:
           InputError: as `predict`; or a label that is none of the classes.
         """
-        from distmlp.data.arrays import as_array
         from distmlp.data.datasets import ArrayDataset
 
         known = Classes.of(self.data_info, len(self.classes))
@@ -178,8 +181,7 @@ class Model:
             x, remarks = self.reader().features(x, "the frame")
             for text in remarks:
                 remark(text)
-        columnar.refuse_sparse(x)
-        x = np.asarray(x)
+        x = as_array(x)
         if x.ndim < 2 or x.dtype.kind not in "uifb":
             raise InputError(f"rows to predict must be numbers of shape [N, ...], not {x.dtype} {list(x.shape)}")
         x = x.reshape(len(x), math.prod(x.shape[1:]))
@@ -192,6 +194,15 @@ class Model:
         if len(bad):
             raise InputError(f"row {first + bad[0]} {NOT_FINITE}")
         return np.asarray(x)
+
+
+def check_outputs(outputs: np.ndarray, first: int = 0, what: str = "row") -> None:
+    """Raises InputError unless probabilities or their logarithms, [N, classes], are numbers; the first is of `what`
+    number `first`."""
+    bad = np.flatnonzero(~np.isfinite(outputs.min(axis=1)))
+    if len(bad):
+        raise InputError(f"{what} {first + bad[0]} has a value so large that its probabilities are no numbers, as what "
+                         "stands for no data may be: remove or mend it")
 
 
 @kept

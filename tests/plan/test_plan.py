@@ -127,6 +127,14 @@ def test_what_fits_only_without_the_copy_is_warned_of(npz: str) -> None:
         assert any("does not fit" in text for text in warnings) != fits
 
 
+def test_the_figure_of_the_memory_decides_where_data_and_state_lie(npz: str) -> None:
+    config = small_config(npz, num_devices=2, hidden_sizes=(64,), momentum=0.9)
+    needed = plan.make(config)["memory_by_state"]
+    found = [plan.make(config, figures={"memory": room}) for room in (1e9, needed["replicated"] - 1, 1000)]
+    assert [each["state"] for each in found] == ["replicated", "sharded", "sharded, layer by layer"]
+    assert [each["data_placement"] for each in found] == ["device", "device", "host"]
+
+
 def test_an_evaluation_that_needs_more_than_a_step_counts(npz: str) -> None:
     small, large = (plan.make(small_config(npz, eval_batch_size=size))["memory"] for size in (1, 100_000))
     assert large["evaluation"] > small["evaluation"] + 5 * 100_000 * 12
@@ -183,10 +191,17 @@ def test_the_command_prints_one_json_object(npz: str, capsys: pytest.CaptureFixt
     assert set(json.loads(capsys.readouterr().out)) >= KEYS
 
 
+def test_flags_may_have_one_dash(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"-dataset={npz}", "-hidden_sizes=7", "-header", "none", "-batch_size=20", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["layers"] == [12, 7, 4]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [(["--target=rtx:8"], "--target=rtx:8: choose a100|h100"), (["--target=h100:x"], "give a number of GPUs"),
      (["--target=v5e:8"], "give a shape"), (["--figure=lnk=3"], "give bf16"), (["--figure=link=x"], "NAME=NUMBER"),
+     (["--figure=link=0"], "--figure=link=0: give bf16, f32"), (["--figure=bf16=inf"], "above 0"),
+     (["--figure=memory=nan"], "above 0"), (["--figure=kernel_seconds=-1"], "of kernel_seconds, "),
      (["--batch_size=0"], "--batch_size=0 must be at least 1"), (["--nonsense"], "no flag")],
 )
 def test_bad_input_names_the_flag_and_the_remedy(flags: list[str], message: str) -> None:

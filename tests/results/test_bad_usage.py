@@ -58,6 +58,9 @@ def test_what_cannot_be_written_or_is_not_known(copy: Path, npz: str) -> None:
     assert "--split=dev: choose one of " in fails("evaluate", copy, "--split=dev")
     assert "has no validation set" in fails("evaluate", copy, "--split=validation")
     assert "features" in fails("evaluate", copy, f"--dataset={npz}")
+    for verb, *empty in (("evaluate", "--dataset="), ("evaluate", "--dataset", ""), ("predict", "--checkpoint=")):
+        flag = empty[0].rstrip("=")
+        assert f"argument {flag}: is empty, as if by a shell variable that is not set" in fails(verb, copy, *empty)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -17,6 +17,7 @@ from distmlp.data import columnar
 from distmlp.data.streams import Streamed
 from distmlp.parallel.layout import Layout
 from distmlp.results import bulk, files, models, run_data
+from distmlp.results.ensemble import Ensemble
 from launch import evaluate, pack, predict
 
 Capture = pytest.CaptureFixture[str]
@@ -142,6 +143,77 @@ def test_whole_numbers_of_a_text_file_are_numbers_if_all_are(
     table = parquet.read_table(tmp_path / "p.parquet")
     assert [str(kind) for kind in table.schema.types[:2]] == ["int64", "string"]
     assert table["number"].to_pylist() == frame["number"].tolist()
+
+
+def test_text_of_a_parquet_file_stays_text(wine_run: Path, tmp_path: Path) -> None:
+    numbers = [str(row) for row in range(20)]
+    table = pa.Table.from_pandas(wine(20), preserve_index=False)
+    parquet.write_table(table.append_column("number", pa.array(numbers, pa.string())), tmp_path / "t.parquet")
+    wine(20).assign(number=numbers).to_csv(tmp_path / "t.csv", index=False)
+    for first, second in (("parquet", "csv"), ("csv", "parquet")):
+        paths = [tmp_path / f"t.{kind}" for kind in (first, second)]
+        bulk.write(load(wine_run), paths, tmp_path / "p.parquet", ["number"])
+        assert parquet.read_table(tmp_path / "p.parquet")["number"].to_pylist() == numbers * 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_parts_of_several_processes_have_the_same_types(kind: str, wine_run: Path, tmp_path: Path) -> None:
+    frame = wine(20).assign(number=[*map(str, range(15)), *"abcde"])  # numbers only, for the first two of four
+    path = tmp_path / f"t.{kind}"
+    frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+    for processes in (4, 30):
+        for process in range(processes):
+            bulk.write(load(wine_run), [path], tmp_path / "p.parquet", ["number", "id"], False, "", process, processes)
+        parts = [parquet.read_table(f"{tmp_path}/p.parquet.{n}-of-{processes}") for n in range(processes)]
+        assert [str(kind) for kind in parts[0].schema.types[:2]] in (["string", "int64"], ["large_string", "int64"])
+        assert pa.concat_tables(parts)["number"].to_pylist() == frame["number"].tolist()
+
+
+def test_a_column_of_another_type_in_another_file(wine_run: Path, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.parquet" for n in range(3)]
+    for path, notes in zip(paths, ([None] * 9, [*"abcdefghi"], [*range(9)]), strict=True):
+        wine(9).assign(note=notes).to_parquet(path)
+    for first, second, said in ((paths[0], paths[1], "string, not null"), (paths[2], paths[1], "string, not int64")):
+        with pytest.raises(InputError, match=f"^--columns=note is (large_)?{said}, unlike .* of .*1.parq"):
+            bulk.write(load(wine_run), [first, second], tmp_path / "p.csv", ["note"])
+        bulk.write(load(wine_run), [first, second], tmp_path / "p.jsonl", ["note"])
+        assert read(tmp_path / "p.jsonl")["note"].tolist()[9:] == [*"abcdefghi"]
+
+
+def test_json_has_null_for_what_is_no_number(wine_run: Path, tmp_path: Path) -> None:
+    values = [1.5, np.nan, np.inf, -np.inf, None]
+    frame = pa.Table.from_pandas(wine(5), preserve_index=False)
+    for name, column in (("f", pa.array(values, pa.float32())), ("d", pa.array(values, pa.float64())),
+                         ("s", pa.array([{"x": value} for value in values]))):  # fmt: skip
+        frame = frame.append_column(name, column)
+    parquet.write_table(frame, tmp_path / "t.parquet")
+    bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / "p.jsonl", ["f", "d", "s"])
+    text = (tmp_path / "p.jsonl").read_text()
+    assert ("NaN" in text, "Infinity" in text) == (False, False)
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [(line["f"], line["d"], line["s"]["x"]) for line in lines] == [(1.5,) * 3] + [(None,) * 3] * 4
+
+
+@pytest.mark.parametrize("size", [0, 5], ids=["one", "ensemble"])
+def test_a_row_that_has_no_probabilities_is_named(size: int, wine_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    """What stands for no data is finite, until it is scaled."""
+    model: Any = load(wine_run)
+    model = Ensemble.of(wine_run, [model] * size) if size else model
+    frame = plain().head(30).assign(label="Barolo <b>")
+    frame.loc[7, "hue"] = np.finfo(np.float32).min
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    rows = frame.drop(columns="label")
+    said = "7 has a value so large that its probabilities are no numbers"
+    for call in (model.predict, model.predict_log_proba, lambda x: model.evaluate(x, frame["label"])):
+        with pytest.raises(InputError, match=said):
+            call(rows)
+    with pytest.raises(InputError, match=rf"t\.csv: row {said}"):
+        bulk.write(model, [tmp_path / "t.csv"], tmp_path / "p.csv")
+    if not size:
+        assert predict.main([str(wine_run), str(tmp_path / "t.csv"), "--json"]) == 2
+        assert f"t.csv: row {said}" in capsys.readouterr().err
+        with pytest.raises(InputError, match=rf"t\.csv.*: example {said}"):
+            evaluate.main([str(wine_run), f"--dataset={tmp_path / 't.csv'}", "--json"])
 
 
 def test_a_pack(wine_run: Path, tmp_path: Path) -> None:

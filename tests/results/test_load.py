@@ -278,6 +278,8 @@ def test_classes_are_of_the_labels_own_type(typed_run: Any, names: list[Any]) ->
     assert (result.accuracy, json.loads(json.dumps(result.as_json()))["classes"]) == (1, sorted(names))
     assert loaded.evaluate(x.tolist(), pd.Series(y)).accuracy == 1
     assert loaded.evaluate(x, torch.tensor(y) if y.dtype.kind != "U" else y.astype(object)).accuracy == 1
+    assert loaded.evaluate(torch.tensor(x, requires_grad=True), y).accuracy == 1
+    np.testing.assert_array_equal(loaded.predict_proba(torch.nn.Parameter(torch.tensor(x))), predictions.probabilities)
 
 
 def test_labels_of_another_kind_than_the_runs_are_refused(typed_run: Any, tmp_path: Path) -> None:

@@ -315,6 +315,19 @@ def test_the_page_shows_what_does_not_hold() -> None:
     assert "&lt;fine&gt;" in shown
 
 
+def test_a_page_that_is_there_stays_until_there_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    monkeypatch.setattr("distmlp.verify.verify.verify", lambda *_: began.append((tmp_path / "page.html").read_text()))
+    (tmp_path / "page.html").write_text("of before")
+    command.main([f"--output={tmp_path}/page.html"])
+    command.main(["--output=/dev/null"])
+    assert (began, [*tmp_path.iterdir()]) == (["of before"] * 2, [tmp_path / "page.html"])
+    for path, said in ((tmp_path, "Is a directory"), (tmp_path / "none" / "page.html", "No such file")):
+        with pytest.raises(InputError, match=f"^--output={path} cannot be written .{said}"):
+            command.main([f"--output={path}"])
+    assert len(began) == 2
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "three"])
 def test_minutes_that_are_none(minutes: str) -> None:
     with pytest.raises(InputError, match=f"^--minutes={minutes}: give a number above 0$"):
