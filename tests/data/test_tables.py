@@ -16,7 +16,9 @@ from pyarrow import parquet
 import distmlp
 from distmlp import Config, InputError, train
 from distmlp.data import columnar, read
+from distmlp.data.asked import TableRows
 from distmlp.data.datasets import Data, load
+from distmlp.data.tables import Reader
 from distmlp.results import run_data
 from distmlp.results.models import Model
 
@@ -213,6 +215,43 @@ def test_a_header_of_numbers_is_no_row(model: Model, digits_run: Path, tmp_path:
     assert len(predicted(tmp_path / "d.csv", digits)) == 5
 
 
+@pytest.mark.parametrize("kind", ["file", "frame"])
+def test_numbers_that_are_names_are_found_by_name(kind: str, tmp_path: Path) -> None:
+    """Years, unlike 0, 1, 2, ..., which merely count the columns."""
+    years = pd.DataFrame({"2018": 18.0, "2019": 19.0, "2020": 20.0, "label": ["u", "v"] * 10})
+    later = years.rename(columns={"2018": "2021"})
+    if kind == "frame":
+        with pytest.raises(InputError, match="test_set lacks the column 2018: it has 2021, 2019, 2020"):
+            load(config("python:x", test_fraction=0), (years.iloc[:, :3], years["label"]),
+                 (later.iloc[:, :3], later["label"]))  # fmt: skip
+        return
+    years.to_csv(tmp_path / "train.csv", index=False)
+    for labels in (later["label"], later["2019"]):
+        later.assign(label=labels).to_csv(tmp_path / "test.csv", index=False)
+        with pytest.raises(InputError, match=r"test.csv lacks the column 2018: .*; give --header=none if its first"):
+            load(config(tmp_path, test_fraction=0))
+    columns = load(config(tmp_path / "train.csv")).table
+    reader = Reader(Config(), columns)
+    for text, rows in (("2019,2020,2021\n1,2,3\n", 0), ("2020,2018,2019\n1,2,3\n", 1), ("1,2,3\n4,5,6\n", 2),
+                       ("2018,2018,1\n4,5,6\n", 2), ("2018,0.5,1\n4,5,6\n", 2), ("0,1,2\n4,5,6\n", 1)):  # fmt: skip
+        path = written(tmp_path, text)
+        if not rows:
+            with pytest.raises(InputError, match="lacks the column 2018"):
+                TableRows(path, reader, [], sure=False)
+        else:
+            assert TableRows(path, reader, [], sure=False).count() == rows
+
+
+def test_names_that_count_past_the_labels_go_by_place(tmp_path: Path) -> None:
+    rows = "1,2,u,3\n4,5,v,6\n" * 10
+    data = load(config(written(tmp_path, "0,1,2,3\n" + rows), label_column="2"))
+    assert data.columns == ["0", "1", "3"]
+    reader = Reader(Config(), data.table)
+    for text in ("a,b,c\n7,8,9\n", "7,8,9\n", "0,1,2,3\n7,8,5,9\n", "1,3,0\n8,9,7\n"):
+        (block,) = TableRows(written(tmp_path, text), reader, [], sure=False).blocks(0, 9)
+        assert block.features.tolist() == [[7, 8, 9]]
+
+
 def test_a_first_row_with_a_gap_is_a_row(model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="row 1 of column 1 has no value: remove the row, or fill it in"):
         asked_rows(written(tmp_path, "1,NA,2\n1,2,3\n"), model)
@@ -347,6 +386,16 @@ def test_frames_are_converted_column_by_column() -> None:
     expected = np.column_stack([np.stack(column) if name == "list" else np.asarray(column).astype(np.float32)
                                 for name, column in columns.items()])  # fmt: skip
     np.testing.assert_array_equal(data.train.take(np.arange(size))[0], expected)
+
+
+def test_bytes_have_no_gaps_to_fill() -> None:
+    table = pd.DataFrame({"a": np.arange(20, dtype=np.uint8), "b": np.uint8(3)})
+    y = np.arange(20) % 2
+    data = load(config("python:x", missing="zero"), (table, y))
+    assert sorted(data.train.take(np.arange(16))[0][:, 1].tolist()) == [3] * 16
+    data = load(config("python:x", missing="mean"), (table.astype(float), y))
+    features, _ = Reader(Config(), data.table).features(table, "the frame")
+    np.testing.assert_array_equal(features, table.to_numpy())
 
 
 def test_arrows_numbers_and_embeddings_in_parquet(tmp_path: Path) -> None:
