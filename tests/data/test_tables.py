@@ -258,6 +258,21 @@ def test_a_first_row_with_a_gap_is_a_row(model: Model, tmp_path: Path) -> None:
     assert len(predicted(written(tmp_path, "1,2,3\n4,5,6\n"), model)) == 2
 
 
+def test_an_empty_line_is_a_row_of_a_single_column_but_at_the_end(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(columnar, "_BLOCK", 4)
+    table = pd.DataFrame({"a": [1.0, 2.0] * 10, "label": ["u", "v"] * 10})
+    columns = load(config("python:x", missing="zero"), (table[["a"]], table["label"])).table
+    for text, rows in (("a\n1\n\n3\n\n", [1, 0, 3]), ("a\r\n\r\n\r\n3\r\n", [0, 0, 3]), ('a\n1\n""\n', [1, 0]),
+                       ("1" + "\n" * 8 + "3" + "\n" * 8, [1, *[0] * 7, 3]), ("a\n", [])):  # fmt: skip
+        found = TableRows(written(tmp_path, text), Reader(Config(), columns), [], sure=False)
+        assert found.count() == len(rows)
+        assert [row for block in found.blocks(0, 99) for row in block.features[:, 0].tolist()] == rows
+    columns = load(config("python:x"), (table[["a"]], table["label"])).table
+    found = TableRows(written(tmp_path, "a\n1\n\n3\n"), Reader(Config(), columns), [], sure=False)
+    with pytest.raises(InputError, match="row 2 of column a has no value"):
+        [*found.blocks(0, 99)]
+
+
 UCI = "1,14.23,1.71\n2,13.2,1.78\n1,14.23,2.5\n2,12.1,1.5\n" * 5
 
 
@@ -409,6 +424,32 @@ def test_arrows_numbers_and_embeddings_in_parquet(tmp_path: Path) -> None:
     assert data.columns == ["e[0]", "e[1]", "e[2]", "e[3]", "d", "u", "t", "h"]
     np.testing.assert_array_equal(examples(data)[:, 3:6], np.array([[4 * n + 3, n, n] for n in range(10)], np.float32))
     assert load(config(tmp_path / "t.parquet", ignore_columns="e, h")).columns == ["d", "u", "t"]
+
+
+def test_lists_after_rows_without_any_are_found(tmp_path: Path) -> None:
+    lists = [None] * 1500 + [[1.0, 2.0]] * 500
+    table = pa.table({"e": pa.array(lists, pa.list_(pa.float32())), "b": np.zeros(2000), "y": [0, 1] * 1000})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pa.ipc.new_file(str(tmp_path / "t.arrow"), table.schema) as file:
+        file.write_table(table, 100)
+    for name in ("t.parquet", "t.arrow"):
+        data = load(config(tmp_path / name, missing="zero"))
+        assert data.columns == ["e[0]", "e[1]", "b"]
+        assert examples(data).sum(axis=0).tolist() == [500, 1000, 0]
+        with pytest.raises(InputError, match=r"column e\[0\] has no value: .*--missing=zero"):
+            load(config(tmp_path / name))
+    table = table.set_column(0, "e", pa.array([[], None] * 1000, pa.list_(pa.float32())))
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"column e is of the type list.*, not of numbers: give --ignore_columns=e,"):
+        load(config(tmp_path / "t.parquet"))
+    assert load(config(tmp_path / "t.parquet", ignore_columns="e")).columns == ["b"]
+
+
+def test_lists_of_several_lengths_are_refused_whichever_element_is_ignored(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"e": [[1, 2, 3], [4, 5, 6, 7]] * 10, "y": [0, 1] * 10}), tmp_path / "t.parquet")
+    for ignored in ("", "e[0]", "e[1], e[2]"):
+        with pytest.raises(InputError, match="a list in column e has 3 values, but another 4: all must have as many"):
+            load(config(tmp_path / "t.parquet", ignore_columns=ignored))
 
 
 @pytest.mark.parametrize(
