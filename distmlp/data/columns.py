@@ -176,7 +176,7 @@ def is_header(cells: Sequence[str], name: str, config: Config, known: Columns | 
     data = [looks_like_data(cell) for cell in cells]
     if known and wanted & names:
         # Numbers may be names, too, as years are: these differ from one another, and are no fractions.
-        numbers = [cell.strip() for cell, number in zip(cells, data, strict=True) if number]
+        numbers = [cell.strip() for cell, number in zip(cells, data, strict=True) if number and cell.strip()]
         as_names = len({*numbers}) == len(numbers) and all(map(str.isdecimal, numbers)) and not known.counted
         if wanted <= names or as_names or not all(map(str.isdecimal, wanted)):
             return True

@@ -232,7 +232,8 @@ def test_numbers_that_are_names_are_found_by_name(kind: str, tmp_path: Path) -> 
             load(config(tmp_path, test_fraction=0))
     columns = load(config(tmp_path / "train.csv")).table
     reader = Reader(Config(), columns)
-    for text, rows in (("2019,2020,2021\n1,2,3\n", 0), ("2020,2018,2019\n1,2,3\n", 1), ("1,2,3\n4,5,6\n", 2),
+    for text, rows in (("2019,2020,2021\n1,2,3\n", 0), (",2019,2020,2021\n0,1,2,3\n", 0),
+                       ("2020,2018,2019\n1,2,3\n", 1), ("1,2,3\n4,5,6\n", 2),
                        ("2018,2018,1\n4,5,6\n", 2), ("2018,0.5,1\n4,5,6\n", 2), ("0,1,2\n4,5,6\n", 1)):  # fmt: skip
         path = written(tmp_path, text)
         if not rows:
