@@ -245,6 +245,9 @@ class Arrays:
                 raise InputError(f"{x.name} has {len(x)} examples but {len(y)} labels: give as many of both")
             if weights is not None and len(x) != len(weights):
                 raise InputError(f"{x.name} has {len(x)} examples but {len(weights)} weights: give as many of both")
+            if weights is not None and weights.shape[1:] not in ((), (1,)):
+                raise InputError(f"{weights.name}: weights must be numbers of shape [examples], one for each, not "
+                                 f"{weights.dtype} {list(weights.shape)}")
         if len({weights is None for _, _, weights in sets}) > 1:
             raise InputError(f"{self.name}: some of them have weights, others have none: give all alike")
         self._bytes = all(x.dtype == np.uint8 for x, _, _ in sets)
@@ -299,7 +302,7 @@ class Batches:
             if number and bool(more) != weighed:
                 raise InputError(f"{name} {'has' if more else 'lacks'} weights, unlike those before: give all alike")
             weighed = bool(more)
-            yield x, y, more[0].reshape(-1) if more else None
+            yield x, y, more[0] if more else None
 
     def labels(self) -> Iterator[Labels]:
         for _, y, weights in self._pairs():

@@ -17,6 +17,7 @@ _TEXT = (".csv", ".tsv", ".txt", ".data")
 _ARROW = (".feather", ".arrow")
 SUFFIXES = (*_TEXT, ".parquet", *_ARROW)
 _PACKED = (".gz", ".bz2", ".zst")
+_FEW = 1024  # rows that are looked at
 _BLOCK = 4 << 20  # bytes of a text file, and values of a Parquet file, that are read at a time
 _INDEX = re.compile(r"Unnamed: \d+(\.\d+)*|__index_level_\d+__")  # pandas' names for an index that has none
 
@@ -150,11 +151,24 @@ def _blocks(path: Path, separator: str, width: int, places: Sequence[str], skipp
                 with csv.open_csv(
                     stream,
                     csv.ReadOptions(column_names=names, block_size=_BLOCK + line, use_threads=threads),
-                    csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
-                    csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=places),
+                    csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note,
+                                     ignore_empty_lines=width > 1),
+                    csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=places,
+                                       null_values=[""], strings_can_be_null=width == 1,
+                                       quoted_strings_can_be_null=False),
                 ) as reader:
+                    empty = 0
                     for block in reader:
-                        yield block.columns
+                        if width > 1:
+                            yield block.columns
+                            continue
+                        # An empty line is an absent value here, but at the end of the file it is none.
+                        cells, there = block.columns[0], np.flatnonzero(block.columns[0].is_valid())
+                        rows = there[-1] + 1 if len(there) else 0
+                        if rows:
+                            yield [pa.concat_arrays([pa.nulls(empty, pa.string()), cells[:rows]])]
+                            empty = 0
+                        empty += len(cells) - rows
 
     try:
         yield from blocks(threads=True)
@@ -178,7 +192,6 @@ def _parquet(path: Path) -> Raw:
 
     with parquet.ParquetFile(path) as opened:
         schema, count = opened.schema_arrow, opened.metadata.num_rows
-        first = next(opened.iter_batches(batch_size=1), None) if any(map(_is_list, schema.types)) else None
 
     def batches(columns: Sequence[int], size: int) -> Iterator[Any]:
         chosen = [schema.names[place] for place in columns]
@@ -186,7 +199,7 @@ def _parquet(path: Path) -> Raw:
         with _readable(path), parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 16) as opened:
             yield from opened.iter_batches(size, columns=chosen)
 
-    return _with_schema(path, schema, first.columns if first else [], count, batches)
+    return _with_schema(path, schema, count, batches)
 
 
 def _arrow(path: Path) -> Raw:
@@ -207,34 +220,33 @@ def _arrow(path: Path) -> Raw:
                 yield reader.schema, iter(reader)
 
     with opened() as (schema, every):
-        first = next((batch for batch in every if len(batch)), None)
-        count = (len(first) if first else 0) + sum(map(len, every))
+        count = sum(map(len, every))
 
     def batches(columns: Sequence[int], size: int) -> Iterator[Any]:
         with _readable(path), opened(columns) as (_, every):
             for batch in every:
                 yield from (batch.slice(start, size) for start in range(0, len(batch), size))
 
-    return _with_schema(path, schema, first.columns if first else [], count, batches)
+    return _with_schema(path, schema, count, batches)
 
 
 def _with_schema(
-    path: Path, schema: Any, first: Sequence[Any], count: int, batches: Callable[[Sequence[int], int], Iterator[Any]]
+    path: Path, schema: Any, count: int, batches: Callable[[Sequence[int], int], Iterator[Any]]
 ) -> Raw:
     """The table in a file that says its columns' types and its `count` of rows. `batches` gives the columns at some
-    places, in their order, in blocks of at most so many rows; `first` are some rows, where there are columns of lists.
+    places, in their order, in blocks of at most so many rows.
     """
     metadata = schema.metadata or {}
     pandas = json.loads(metadata.get(b"pandas", b"{}"))
     index = {name for name in pandas.get("index_columns", ()) if isinstance(name, str)}
     index |= {name for name in schema.names if _INDEX.fullmatch(name)}
-    fields = _fields(schema.names, schema.types, first)
+    fields = _fields(schema.names, schema.types, lambda place: (block.columns[0] for block in batches([place], _FEW)))
 
     def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
         columns = sorted({fields[name][0] for name in wanted})
         for block in batches(columns, max(1, min(1 << 15, _BLOCK // max(1, len(columns))))):
             by_place = dict(zip(columns, block.columns, strict=True))
-            yield [_element(by_place[fields[name][0]], name, fields[name], str(path)) for name in wanted]
+            yield _elements(by_place, wanted, fields, str(path))
 
     return _named_once(Raw(str(path), [*fields], read, frozenset(index & {*fields}), rows=count), names=schema.names)
 
@@ -268,11 +280,11 @@ def frame(table: Any, name: str) -> Raw:
         index = {column for column in pandas.get("index_columns", ()) if column in names}
     if len({*names}) < len(names):
         return _named_once(Raw(name, names, lambda wanted: iter(())))
-    fields = _fields(names, [column.type for column in columns], columns)
+    fields = _fields(names, [column.type for column in columns], lambda place: iter([columns[place]]))
 
     def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
         if len(table):
-            yield [_element(columns[fields[column][0]], column, fields[column], name) for column in wanted]
+            yield _elements(columns, wanted, fields, name)
 
     only_bytes = all(str(column.type) == "uint8" and not column.null_count for column in columns)
     return Raw(name, [*fields], read, frozenset(index), dtype=np.uint8 if only_bytes else np.float32)
@@ -285,7 +297,11 @@ def is_frame(value: Any) -> bool:
 
 
 def refuse_sparse(value: Any) -> None:
-    """Raises InputError for a sparse matrix of SciPy's, which NumPy would take for a single object."""
+    """Raises InputError for a sparse matrix of SciPy's, which NumPy would take for a single object; and for masked
+    cells, whose values NumPy would take."""
+    if isinstance(value, np.ma.MaskedArray) and value.mask.any():
+        raise InputError(f"{value.mask.sum():,} cells of an array are masked: fill them, as in x.filled(0), or "
+                         "give a frame with NaN in them, and --missing=mean")
     if hasattr(value, "tocsr") and hasattr(value, "toarray"):
         raise InputError(f"the features are a sparse matrix ({type(value).__name__}): give x.toarray(), which takes "
                          f"{4e-9 * value.shape[0] * value.shape[-1]:.1g} GB")
@@ -311,35 +327,42 @@ def _is_list(kind: Any) -> bool:
     return bool(kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind))
 
 
-def _fields(names: Sequence[str], types: Sequence[Any], columns: Sequence[Any]) -> dict[str, _Field]:
-    """Where the column of each name is found. Lists of one length, as embeddings are, become a column an element."""
+def _fields(names: Sequence[str], types: Sequence[Any], blocks: Callable[[int], Iterator[Any]]) -> dict[str, _Field]:
+    """Where the column of each name is found. Lists of one length, as embeddings are, become a column an element; of
+    the column at a place, `blocks` gives the rows, until one has a list that holds anything."""
     import pyarrow.compute as pc
 
     fields: dict[str, _Field] = {}
     for place, (name, kind) in enumerate(zip(names, types, strict=True)):
-        if _is_list(kind):
-            lengths = pc.list_value_length(columns[place]) if columns else None
-            size = getattr(kind, "list_size", None) or (lengths and pc.max(lengths).as_py()) or 0
+        size = getattr(kind, "list_size", 0)
+        if _is_list(kind) and not size:
+            longest = (pc.max(pc.list_value_length(block)).as_py() for block in blocks(place))
+            size = next(filter(None, longest), 0)
+        if size:
             fields |= {f"{name}[{element}]": (place, element, size) for element in range(size)}
         else:
-            fields[name] = (place, None, 1)
+            fields[name] = (place, None, 1)  # of lists that hold nothing, one that is refused as no numbers
     return fields
 
 
-def _element(array: Any, name: str, field: _Field, table: str) -> Any:
+def _elements(columns: Any, wanted: Sequence[str], fields: dict[str, _Field], table: str) -> list[Any]:
+    """The columns of these names, of those by their place."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    _, element, size = field
-    if element is None:
-        return array
-    if not pa.types.is_fixed_size_list(array.type) and element == 0:
-        lengths = pc.list_value_length(array)
-        other = pc.index(pc.not_equal(lengths, size), True).as_py()
-        if other >= 0:
-            raise InputError(f"{table}: a list in column {name.removesuffix('[0]')} has {lengths[other]} values, but "
-                             f"another {size}: all must have as many")
-    return pc.list_element(array, element)
+    found, checked = [], set[int]()
+    for name in wanted:
+        place, element, size = fields[name]
+        array = columns[place]
+        if element is not None and place not in checked and not pa.types.is_fixed_size_list(array.type):
+            checked.add(place)
+            lengths = pc.list_value_length(array)
+            other = pc.index(pc.not_equal(lengths, size), True).as_py()
+            if other >= 0:
+                raise InputError(f"{table}: a list in column {name.rpartition('[')[0]} has {lengths[other]} values, "
+                                 f"but another {size}: all must have as many")
+        found.append(array if element is None else pc.list_element(array, element))
+    return found
 
 
 def _named_once(raw: Raw, hint: str = "", names: Sequence[str] = ()) -> Raw:

@@ -41,6 +41,13 @@ class Columns:
         return dataclasses.asdict(self)
 
     @property
+    def counted(self) -> bool:
+        """Whether the names merely count the columns of a table that has no names: with those of other use, if any."""
+        beside = {*self.names, self.label, self.weight, *self.ignored}
+        places = sorted({name.strip() for name in beside if name.strip().isdecimal()}, key=int)
+        return all(name.strip().isdecimal() for name in self.names) and counts(places)
+
+    @property
     def features(self) -> list[str]:
         """The names of the network's inputs: the columns', and COLUMN=WORD for each word of a column of text."""
         return [feature for name in self.names
@@ -62,7 +69,7 @@ class Columns:
         table's own numbers are used up; words that training did not see are counted in `unseen`.
         """
         numbers = table.numbers
-        if self.fill:
+        if self.fill and numbers.dtype != np.uint8:  # which has no absent values
             fill = np.array(list(self.fill.values()), np.float32)
             for start in range(0, len(numbers), _BLOCK):
                 block = numbers[start : start + _BLOCK]
@@ -166,9 +173,13 @@ def is_header(cells: Sequence[str], name: str, config: Config, known: Columns | 
         return not sure and counts(cells) and len(cells) > 3  # a default frame's
     if counts(cells) and len(cells) > 1:
         return True
-    if wanted and (wanted <= names or (wanted & names and not all(map(str.isdecimal, wanted)))):
-        return True
     data = [looks_like_data(cell) for cell in cells]
+    if known and wanted & names:
+        # Numbers may be names, too, as years are: these differ from one another, and are no fractions.
+        numbers = [cell.strip() for cell, number in zip(cells, data, strict=True) if number and cell.strip()]
+        as_names = len({*numbers}) == len(numbers) and all(map(str.isdecimal, numbers)) and not known.counted
+        if wanted <= names or as_names or not all(map(str.isdecimal, wanted)):
+            return True
     if known is None or len(cells) != len(known.names):
         if sure and all(data):
             raise InputError(f"{name} has numbers for names ({listed(cells, 3)}): give --header=none if "
@@ -225,18 +236,20 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
         return Choice(others, label, None, empty)
     wanted = [by_name.get(name.strip() or "Unnamed: 0") for name in known.names]
     missing = [name for name, found in zip(known.names, wanted, strict=True) if found is None]
-    counted = all(name.strip().isdecimal() for name in known.names)
     if not raw.header:
         by_place = len(raw.names) == len(wanted)  # else a file like the training set's, if that had no names, too
         others = raw.names if by_place else others
     else:
-        by_place = bool(missing) and len(others) == len(wanted) and (counted or counts(others))
+        by_place = bool(missing) and len(others) == len(wanted) and (known.counted or counts(others))
     if by_place and not (raw.header is False and label):
         return Choice(others, label, None, empty)
+    numbers = all(name.strip().isdecimal() for name in known.names)
+    counted = known.counted or (numbers and not known.label)  # a frame's label may lie between its columns
     if missing or not (raw.header or counted):
         several = "s" if len(missing) > 1 else ""
+        hint = "; give --header=none if its first line is a row" if raw.text and raw.header and numbers else ""
         raise InputError(f"{raw.name} lacks the column{several} {listed(missing or known.names)}: it has "
-                         f"{listed(raw.names)}; the run was trained on {len(wanted):,} columns, found by name")
+                         f"{listed(raw.names)}; the run was trained on {len(wanted):,} columns, found by name{hint}")
     extra = [name for name in raw.names if name not in {*wanted, *beside} and name.strip() not in known.ignored]
     remarks = [f"{raw.name}: {_columns(extra)} not known to the run, and ignored"] if extra else []
     if weight:

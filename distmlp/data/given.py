@@ -9,7 +9,7 @@ import numpy as np
 from distmlp.config import Config
 from distmlp.data import columnar, refused, tables
 from distmlp.data.arrays import Part, Source, as_array
-from distmlp.errors import InputError
+from distmlp.errors import InputError, listed
 
 _IMAGES, _LABELS = ("image", "images", "img", "x", "features", "pixel_values"), ("label", "labels", "target", "y")
 
@@ -22,9 +22,13 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
     """
     parts: dict[str, Part] = {}
     names = columns = None
+    one_hot: list[str] = []  # the columns of the training set's labels, where these are a frame of several
     remarks: list[str] = []
     for part, dataset in (("train", train_set), ("test", test_set), ("validation", validation_set)):
         arrays, name = _arrays(dataset), f"{part}_set"
+        if arrays is not None:
+            one_hot = one_hot or (_names(arrays[1]) if part == "train" else [])
+            labels = _one_hot(arrays[1], one_hot, name)
         if arrays is not None and columnar.is_frame(arrays[0]):
             raw = columnar.frame(arrays[0], name)
             if part == "train":
@@ -35,9 +39,9 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
                 raise InputError(f"--weight_column={config.weight_column}: {name} comes with weights, too: give one of "
                                  "both")
             weights = arrays[2] if found.weights is None else found.weights
-            parts[part], remarks = found._replace(labels=as_array(arrays[1]), weights=weights), remarks + more
+            parts[part], remarks = found._replace(labels=labels, weights=weights), remarks + more
         elif arrays is not None:
-            parts[part] = Part(as_array(arrays[0]), as_array(arrays[1]), name, weights=arrays[2])
+            parts[part] = Part(as_array(arrays[0]), labels, name, weights=arrays[2])
         elif dataset is not None:
             refused.check_object(dataset, name)
             kind, map_style = type(dataset).__name__, hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
@@ -53,6 +57,27 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
                              "give both the same, in one order")
         names = names or own
     return Source(parts, names, columns, remarks)
+
+
+def _names(labels: Any) -> list[str]:
+    """Of one-hot labels' columns, if they have any."""
+    if not columnar.is_frame(labels) or labels.shape[1] < 2:
+        return []
+    names = [str(name) for name in getattr(labels, "column_names", labels.columns)]
+    return [] if columnar.counts(names) else names
+
+
+def _one_hot(labels: Any, known: Sequence[str], name: str) -> np.ndarray:
+    """Labels as an array; the columns of a frame of one-hot labels as those that are known, found by name."""
+    names, array = _names(labels), as_array(labels)
+    if not known or not names or names == known:
+        return array
+    if strange := [column for column in names if column not in known]:
+        raise InputError(f"{name}: the one-hot labels have the columns {listed(names)}, of which train_set does not "
+                         f"have {listed(strange)}: it has {listed(known)}; give both the same")
+    ordered = np.zeros((len(array), len(known)), array.dtype)
+    ordered[:, [known.index(column) for column in names]] = array
+    return ordered
 
 
 def title(dataset: Any) -> str:

@@ -4,6 +4,7 @@ The kinds are text, whole numbers and booleans. Words are no numbers: where one 
 have to be what the other's classes are as text, so that "1" is 1, but "01" is another class.
 """
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -18,7 +19,14 @@ from distmlp.errors import InputError, listed
 _WHOLE = re.compile(r"-?(0|[1-9]\d{0,17})(\.0+)?")  # without what int() drops, so that a class is called as in the file
 _NUMBERS = (bool, int, float, Decimal, np.number, np.bool_)
 _SMALL = 1 << 12  # whole numbers below it are told apart without sorting them
+# What stands for an absent value in text; in a column of labels, an empty cell does, and each of them among numbers.
+ABSENT = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA",
+          "NULL", "NaN", "n/a", "nan", "null")  # fmt: skip
 _BOOLEANS = ({"True", "False"}, {"true", "false"}, {"TRUE", "FALSE"})
+
+
+class Written(str):
+    """A label as a text file has it: what it is, is for all of them together to say. See read_texts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +61,13 @@ class Classes:
 
     def encode(self, labels: Any, name: str) -> np.ndarray:
         """Labels as class numbers, int32 [N]; an InputError for one that is none of the classes. `name` says whose."""
+        self.check_columns(_columns(labels), name)
+        if self.texts and _is_written(labels):
+            words, codes = _distinct(labels)
+            found = [self.written(word, value) for word, value in zip(words, read_texts(words).tolist(), strict=True)]
+            if -1 in found:
+                raise self._stranger(words[next(code for code in codes if found[code] == -1)], labels, name)
+            return np.asarray(found, np.int32)[codes]
         values = _values(labels, name)
         text = values.dtype.kind == "O"
         if not text and (self.names is None or self.numbered):
@@ -72,6 +87,22 @@ class Classes:
             code = next(code for code in codes if found[code] == -1)
             raise self._stranger(distinct[code], values, name)
         return np.asarray(found, np.int32)[codes]
+
+    def check_columns(self, columns: int, name: str) -> None:
+        """Raises InputError for one-hot labels of another number of columns than there are classes."""
+        if columns not in (0, self.number):
+            raise InputError(f"{name}: one-hot labels have {columns} columns, but there are {self.number} classes: "
+                             "give a column for each class, or each label as a number or text")
+
+    @property
+    def texts(self) -> bool:
+        """Whether the classes are text, and not by number."""
+        return not self.numbered and isinstance(self.called[0], str)
+
+    def written(self, word: str, value: Any) -> int:
+        """The number of the class that is called as a text file has it, or else as what it was read as; -1 if none."""
+        read = -1 if isinstance(value, float) else self._by_text.get(str(value), -1)
+        return self._by_text.get(word, read)
 
     def _stranger(self, label: Any, values: np.ndarray, name: str) -> InputError:
         """The error for a label that is none of the classes."""
@@ -99,19 +130,22 @@ def find_classes(
     """
     values = _values(labels, name)
     examples = examples or len(values)
-    given, known = known, known or len(names or ())
-    numbers = values.dtype.kind in "iu" and (np.asarray(labels).dtype.kind != "f" or np.ndim(labels) > 1)
+    given, known = known, known or len(names or ()) or _columns(labels)
+    numbers = values.dtype.kind in "iu" and np.asarray(labels).dtype.kind != "f"
     if values.dtype.kind in "iu" and (known or (numbers and values.min() == 0)):
         largest = int(values.max())
         if not known and largest >= max(1000, examples):
             raise InputError(f"{name}: label {largest} of {examples} examples looks damaged; "
                              f"mend the labels or give --num_classes={largest + 1}")
-        columns = np.shape(labels)[1:]  # of one-hot rows
-        number = known or (columns[0] if columns and columns[0] > 1 else largest + 1)
+        number = known or largest + 1
         named = bool(names) and number == len(names or ())
         found = Classes(number, list(names or ()) if named else None, named)
     else:
         distinct = sorted(_distinct(values)[0])
+        if (absent := _absent(distinct)) is not None:
+            where = "" if examples > len(values) else f" of example {int(np.argmax(values == absent))}"
+            raise InputError(f"{name}: label {str(absent)!r}{where} stands for an absent value among numbers, not a "
+                             "class: remove or mend it")
         if len(distinct) > max(1000, examples // 2):
             raise InputError(f"{name}: {len(distinct)} different labels in {examples} examples look like names or "
                              "measurements of the examples, not like classes: give the column of the classes")
@@ -138,7 +172,11 @@ class Seen:
     def add(self, labels: np.ndarray) -> np.ndarray:
         """The codes of the next labels of any kind, int32 [rows]."""
         self._fractions |= labels.dtype.kind == "f"
-        self._columns = max(self._columns, *labels.shape[1:], 0)
+        columns = _columns(labels)
+        if self._columns and columns not in (0, self._columns):
+            raise InputError(f"{self._name}, from example {self.examples} on: one-hot labels have {columns} columns, "
+                             f"but before {self._columns}: give a column for each class in all")
+        self._columns = self._columns or columns
         distinct, places = _distinct(_values(labels, f"{self._name}, from example {self.examples} on"))
         return self._add(distinct, places)
 
@@ -171,15 +209,20 @@ class Seen:
         """As find_classes of all labels."""
         if not self.examples:
             raise InputError(f"{self._name} is empty: give at least one example")
-        columns = self._columns if self._columns > 1 else 0
-        return find_classes(self.values(), self._name, known or columns, names, self.examples)
+        return find_classes(self.values(), self._name, known or len(names or ()) or self._columns, names, self.examples)
 
     def numbers(self, classes: Classes) -> np.ndarray:
         """The number of the class of each code, int32; an InputError for a label that is none of the classes."""
+        classes.check_columns(self._columns, self._name)
         values = self.values()
-        found = [classes.encode(values[code : code + 1], f"{self._name}: example {self._first[code]}")[0]
-                 for code in range(len(values))]
-        return np.array(found, np.int32)
+
+        def number(code: int, label: Any) -> int:
+            found = classes.written(label[0], values[code]) if classes.texts and isinstance(label, tuple) else -1
+            if found >= 0:
+                return found
+            return int(classes.encode(values[code : code + 1], f"{self._name}: example {self._first[code]}")[0])
+
+        return np.array([number(code, label) for code, label in enumerate(self._codes)], np.int32)
 
 
 def read_texts(texts: Sequence[str]) -> np.ndarray:
@@ -202,11 +245,24 @@ def read_texts(texts: Sequence[str]) -> np.ndarray:
     return fractions if np.any(np.isfinite(fractions) & (fractions % 1 != 0)) else _objects(texts)
 
 
+def _absent(distinct: Sequence[Any]) -> str | None:
+    """Of distinct labels, one that stands for an absent value, where all others are numbers as text."""
+    absent = [label for label in distinct if isinstance(label, str) and label.strip() in ABSENT]
+    others = [label for label in distinct if label not in absent]
+    with contextlib.suppress(ValueError):
+        if absent and others and np.isfinite([*map(float, others)]).all():
+            return absent[0]
+    return None
+
+
 def _values(labels: Any, name: str) -> np.ndarray:
     """Labels as one value each, [N]: integers, booleans, or text (objects); an InputError if they cannot be classes."""
     labels = np.asarray(labels)
     if labels.ndim and not len(labels):
         raise InputError(f"{name} is empty: give at least one example")
+    if _is_written(labels):
+        words, codes = _distinct(labels)
+        labels = read_texts(words)[codes]
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "iufb":
@@ -234,6 +290,16 @@ def _values(labels: Any, name: str) -> np.ndarray:
     if labels.dtype.kind not in "iubO":
         raise InputError(f"{name}: labels must name classes, by text or whole numbers, not be of type {labels.dtype}")
     return np.asarray(labels)
+
+
+def _columns(labels: Any) -> int:
+    """Of one-hot rows; 0 if the labels are others."""
+    shape = np.shape(labels)
+    return shape[1] if len(shape) == 2 and shape[1] > 1 else 0
+
+
+def _is_written(labels: Any) -> bool:
+    return isinstance(labels, np.ndarray) and labels.dtype == object and isinstance(next(labels.flat, None), Written)
 
 
 def _of_objects(labels: np.ndarray, name: str) -> np.ndarray:

@@ -8,14 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distmlp.data.columnar import Raw
-from distmlp.data.labels import read_texts
+from distmlp.data.labels import ABSENT, Written
 from distmlp.errors import InputError
 
 _BLOCK = 8192  # rows that are moved at a time
 MOST_WORDS = 1000  # in a column of text
-# What stands for an absent value in text; in a column of labels, only an empty cell does.
-_ABSENT = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA",
-           "NULL", "NaN", "n/a", "nan", "null")  # fmt: skip
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf(inity)?|nan)\s*", re.IGNORECASE)
 
 
@@ -92,7 +89,7 @@ class Rules(NamedTuple):
 
 def looks_like_data(cell: str) -> bool:
     """Whether the text of a cell is a number, True or False, or stands for an absent value."""
-    return bool(_NUMBER.fullmatch(cell)) or cell.strip() in _ABSENT or cell.strip().lower() in ("true", "false")
+    return bool(_NUMBER.fullmatch(cell)) or cell.strip() in ABSENT or cell.strip().lower() in ("true", "false")
 
 
 def read(raw: Raw, choice: Choice, rules: Rules) -> tuple[Table, np.ndarray | None, np.ndarray | None]:
@@ -346,8 +343,8 @@ class _Labels:
         array = np.concatenate(self._arrays)
         if not self._words:
             return array
-        words = [*self._words]
-        return (read_texts(words) if self._text else np.array(words, object))[array]
+        words = [Written(word) if self._text else word for word in self._words]
+        return np.array(words, object)[array]
 
     def taken(self) -> "np.ndarray | Words":
         """The labels since the last call, which are no longer kept."""
@@ -364,7 +361,7 @@ def _is_text(kind: Any) -> bool:
     return str(kind) in ("string", "large_string", "string_view")
 
 
-def _plain(values: Any, absent: Sequence[str] = _ABSENT) -> Any:
+def _plain(values: Any, absent: Sequence[str] = ABSENT) -> Any:
     """Text without blanks at its ends, and null where it stands for an absent value."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -406,7 +403,7 @@ def _binary(numbers: np.ndarray) -> bool:
     return bool(((numbers == 0) | (numbers == 1) | np.isnan(numbers)).all())
 
 
-def _words(values: Any, absent: Sequence[str] = _ABSENT) -> tuple[np.ndarray, list[str]]:
+def _words(values: Any, absent: Sequence[str] = ABSENT) -> tuple[np.ndarray, list[str]]:
     """A column as places in a list of words, int64 [rows], -1 where there is none; and the list."""
     import pyarrow as pa
 

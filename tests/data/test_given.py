@@ -124,6 +124,18 @@ def test_what_cannot_be_sent_to_workers_is_one_line() -> None:
     assert "lambdas" in str(caught.value)
 
 
+def test_one_hot_labels_of_frames_are_found_by_name() -> None:
+    import pandas as pd
+
+    x, y = np.ones((30, 2)), pd.get_dummies(pd.Series([*"abc"] * 10))
+    for later, numbers in ((y[["c", "a", "b"]], [0, 1, 2]), (pd.get_dummies(pd.Series([*"acc"] * 10)), [0, 2, 2]),
+                           (pd.DataFrame(y.to_numpy()), [0, 1, 2])):  # fmt: skip
+        data = load(small_config(dataset="python:x"), (x, y), (x, later))
+        assert (data.num_classes, data.test.labels[:3].tolist()) == (3, numbers)  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"test_set: the one-hot labels have the columns a, c, d, of which .* have d:"):
+        load(small_config(dataset="python:x"), (x, y), (x, y.set_axis([*"acd"], axis=1)))
+
+
 def test_items_of_other_types_than_the_first_are_refused() -> None:
     items: Any = [(np.ones(4, np.uint8), 1), (np.full(4, 0.5), 0)]
     with pytest.raises(InputError, match="example 1 has values of type float32, but example 0 of uint8"):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from distmlp import InputError
-from distmlp.data.labels import Classes, find_classes, read_texts
+from distmlp.data.labels import Classes, Seen, Written, find_classes, read_texts
 
 KINDS: dict[str, Any] = {
     "text": (["dog", "cat", "fish", "cat"], [1, 0, 2, 0], ["cat", "dog", "fish"]),
@@ -159,3 +159,69 @@ def test_python_objects_that_are_missing_or_of_two_kinds(labels: list[Any]) -> N
 def test_the_labels_of_a_text_file_are_what_they_are_written_as(texts: list[str], values: list[Any]) -> None:
     read = read_texts(texts).tolist()
     assert (read, [type(value) for value in read]) == (values, [type(value) for value in values])
+
+
+def in_file(*texts: str) -> np.ndarray:
+    """Labels as those of a text file come."""
+    return np.array([Written(text) for text in texts], object)
+
+
+def numbers_seen(train: Any, test: Any) -> list[int]:
+    """As pack finds them, block by block."""
+    sets = []
+    for labels in (train, test):
+        seen = Seen("y")
+        for label in labels:
+            codes = seen.add_words(np.zeros(1, np.int32), [str(label)], written=True)
+            assert len(codes) == 1
+        sets.append(seen)
+    return sets[1].numbers(sets[0].classes(0, None)).tolist()
+
+
+@pytest.mark.parametrize(("train", "test", "numbers"), [
+    (["true", "false", "unknown"], ["true", "false"], [1, 0]), (["1", "1.0", "x"], ["1.0"], [1]),
+    (["1", "1.0", "2", "x"], ["1.0", "2.0"], [1, 2]), (["1", "NA", "x"], ["1", "NA"], [0, 1]),
+    (["0.5", "x"], ["0.5"], [0]), (["1", "x"], ["1.0"], [0]), (["True", "x"], ["true"], [0]),
+])  # fmt: skip
+def test_text_of_a_later_file_is_first_of_all_what_is_written(
+    train: list[str], test: list[str], numbers: list[int]
+) -> None:
+    assert find_classes(in_file(*train), "y").encode(in_file(*test), "y").tolist() == numbers
+    assert numbers_seen(train, test) == numbers
+
+
+@pytest.mark.parametrize("test", [["1", "NA"], ["0.50"]])
+def test_what_reads_like_a_class_but_is_written_otherwise(test: list[str]) -> None:
+    known = find_classes(in_file("0.5", "1", "nan", "x"), "y")
+    with pytest.raises(InputError, match=f"does not have the label {test[-1]}"):
+        known.encode(in_file(*test), "y")
+
+
+@pytest.mark.parametrize("texts", [["0", "1", "NA"], ["0.0", "1.0", "nan"], ["01", "02", "null"]])
+def test_an_absent_label_among_numbers_is_no_class(texts: list[str]) -> None:
+    for labels in (in_file(*texts), np.array(texts), np.array(texts, object)):
+        with pytest.raises(InputError, match=f"^y: label '{texts[2]}' of example 2 stands for an absent value among"):
+            find_classes(labels, "y")
+    with pytest.raises(InputError, match=f"^y: label '{texts[2]}'.* stands for an absent value.*: remove or mend it"):
+        numbers_seen([*texts, *texts], [])
+    assert find_classes(in_file("a", "b", "NA"), "y").names == ["NA", "a", "b"]
+
+
+def test_one_hot_labels_have_a_column_for_each_class() -> None:
+    classes = find_classes(np.eye(3)[[1, 2]], "y")
+    assert (classes.number, classes.names, classes.encode(np.eye(3)[[1]], "y").tolist()) == (3, None, [1])
+    for width in (2, 4):
+        with pytest.raises(InputError, match=f"^test: one-hot labels have {width} columns, but there are 3 classes"):
+            classes.encode(np.eye(width), "test")
+    seen, other = Seen("y"), Seen("test")
+    seen.add(np.eye(3))
+    other.add(np.eye(2))
+    with pytest.raises(InputError, match=r"^y, from example 3 on: one-hot labels have 2 columns, but before 3"):
+        seen.add(np.eye(2))
+    with pytest.raises(InputError, match=r"^test: one-hot labels have 2 columns, but there are 3 classes"):
+        other.numbers(seen.classes(0, None))
+
+
+def test_whole_floats_are_the_same_classes_as_a_column() -> None:
+    for labels in (np.array([0.0, 2.0]), np.array([[0.0], [2.0]])):
+        assert find_classes(labels, "y").names == [0, 2]

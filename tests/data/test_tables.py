@@ -16,7 +16,9 @@ from pyarrow import parquet
 import distmlp
 from distmlp import Config, InputError, train
 from distmlp.data import columnar, read
+from distmlp.data.asked import TableRows
 from distmlp.data.datasets import Data, load
+from distmlp.data.tables import Reader
 from distmlp.results import run_data
 from distmlp.results.models import Model
 
@@ -213,10 +215,63 @@ def test_a_header_of_numbers_is_no_row(model: Model, digits_run: Path, tmp_path:
     assert len(predicted(tmp_path / "d.csv", digits)) == 5
 
 
+@pytest.mark.parametrize("kind", ["file", "frame"])
+def test_numbers_that_are_names_are_found_by_name(kind: str, tmp_path: Path) -> None:
+    """Years, unlike 0, 1, 2, ..., which merely count the columns."""
+    years = pd.DataFrame({"2018": 18.0, "2019": 19.0, "2020": 20.0, "label": ["u", "v"] * 10})
+    later = years.rename(columns={"2018": "2021"})
+    if kind == "frame":
+        with pytest.raises(InputError, match="test_set lacks the column 2018: it has 2021, 2019, 2020"):
+            load(config("python:x", test_fraction=0), (years.iloc[:, :3], years["label"]),
+                 (later.iloc[:, :3], later["label"]))  # fmt: skip
+        return
+    years.to_csv(tmp_path / "train.csv", index=False)
+    for labels in (later["label"], later["2019"]):
+        later.assign(label=labels).to_csv(tmp_path / "test.csv", index=False)
+        with pytest.raises(InputError, match=r"test.csv lacks the column 2018: .*; give --header=none if its first"):
+            load(config(tmp_path, test_fraction=0))
+    columns = load(config(tmp_path / "train.csv")).table
+    reader = Reader(Config(), columns)
+    for text, rows in (("2019,2020,2021\n1,2,3\n", 0), (",2019,2020,2021\n0,1,2,3\n", 0),
+                       ("2020,2018,2019\n1,2,3\n", 1), ("1,2,3\n4,5,6\n", 2),
+                       ("2018,2018,1\n4,5,6\n", 2), ("2018,0.5,1\n4,5,6\n", 2), ("0,1,2\n4,5,6\n", 1)):  # fmt: skip
+        path = written(tmp_path, text)
+        if not rows:
+            with pytest.raises(InputError, match="lacks the column 2018"):
+                TableRows(path, reader, [], sure=False)
+        else:
+            assert TableRows(path, reader, [], sure=False).count() == rows
+
+
+def test_names_that_count_past_the_labels_go_by_place(tmp_path: Path) -> None:
+    rows = "1,2,u,3\n4,5,v,6\n" * 10
+    data = load(config(written(tmp_path, "0,1,2,3\n" + rows), label_column="2"))
+    assert data.columns == ["0", "1", "3"]
+    reader = Reader(Config(), data.table)
+    for text in ("a,b,c\n7,8,9\n", "7,8,9\n", "0,1,2,3\n7,8,5,9\n", "1,3,0\n8,9,7\n"):
+        (block,) = TableRows(written(tmp_path, text), reader, [], sure=False).blocks(0, 9)
+        assert block.features.tolist() == [[7, 8, 9]]
+
+
 def test_a_first_row_with_a_gap_is_a_row(model: Model, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="row 1 of column 1 has no value: remove the row, or fill it in"):
         asked_rows(written(tmp_path, "1,NA,2\n1,2,3\n"), model)
     assert len(predicted(written(tmp_path, "1,2,3\n4,5,6\n"), model)) == 2
+
+
+def test_an_empty_line_is_a_row_of_a_single_column_but_at_the_end(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(columnar, "_BLOCK", 4)
+    table = pd.DataFrame({"a": [1.0, 2.0] * 10, "label": ["u", "v"] * 10})
+    columns = load(config("python:x", missing="zero"), (table[["a"]], table["label"])).table
+    for text, rows in (("a\n1\n\n3\n\n", [1, 0, 3]), ("a\r\n\r\n\r\n3\r\n", [0, 0, 3]), ('a\n1\n""\n', [1, 0]),
+                       ("1" + "\n" * 8 + "3" + "\n" * 8, [1, *[0] * 7, 3]), ("a\n", [])):  # fmt: skip
+        found = TableRows(written(tmp_path, text), Reader(Config(), columns), [], sure=False)
+        assert found.count() == len(rows)
+        assert [row for block in found.blocks(0, 99) for row in block.features[:, 0].tolist()] == rows
+    columns = load(config("python:x"), (table[["a"]], table["label"])).table
+    found = TableRows(written(tmp_path, "a\n1\n\n3\n"), Reader(Config(), columns), [], sure=False)
+    with pytest.raises(InputError, match="row 2 of column a has no value"):
+        [*found.blocks(0, 99)]
 
 
 UCI = "1,14.23,1.71\n2,13.2,1.78\n1,14.23,2.5\n2,12.1,1.5\n" * 5
@@ -349,6 +404,16 @@ def test_frames_are_converted_column_by_column() -> None:
     np.testing.assert_array_equal(data.train.take(np.arange(size))[0], expected)
 
 
+def test_bytes_have_no_gaps_to_fill() -> None:
+    table = pd.DataFrame({"a": np.arange(20, dtype=np.uint8), "b": np.uint8(3)})
+    y = np.arange(20) % 2
+    data = load(config("python:x", missing="zero"), (table, y))
+    assert sorted(data.train.take(np.arange(16))[0][:, 1].tolist()) == [3] * 16
+    data = load(config("python:x", missing="mean"), (table.astype(float), y))
+    features, _ = Reader(Config(), data.table).features(table, "the frame")
+    np.testing.assert_array_equal(features, table.to_numpy())
+
+
 def test_arrows_numbers_and_embeddings_in_parquet(tmp_path: Path) -> None:
     embedding = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(40, dtype=np.float32)), 4)
     table = pa.table({
@@ -360,6 +425,32 @@ def test_arrows_numbers_and_embeddings_in_parquet(tmp_path: Path) -> None:
     assert data.columns == ["e[0]", "e[1]", "e[2]", "e[3]", "d", "u", "t", "h"]
     np.testing.assert_array_equal(examples(data)[:, 3:6], np.array([[4 * n + 3, n, n] for n in range(10)], np.float32))
     assert load(config(tmp_path / "t.parquet", ignore_columns="e, h")).columns == ["d", "u", "t"]
+
+
+def test_lists_after_rows_without_any_are_found(tmp_path: Path) -> None:
+    lists = [None] * 1500 + [[1.0, 2.0]] * 500
+    table = pa.table({"e": pa.array(lists, pa.list_(pa.float32())), "b": np.zeros(2000), "y": [0, 1] * 1000})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pa.ipc.new_file(str(tmp_path / "t.arrow"), table.schema) as file:
+        file.write_table(table, 100)
+    for name in ("t.parquet", "t.arrow"):
+        data = load(config(tmp_path / name, missing="zero"))
+        assert data.columns == ["e[0]", "e[1]", "b"]
+        assert examples(data).sum(axis=0).tolist() == [500, 1000, 0]
+        with pytest.raises(InputError, match=r"column e\[0\] has no value: .*--missing=zero"):
+            load(config(tmp_path / name))
+    table = table.set_column(0, "e", pa.array([[], None] * 1000, pa.list_(pa.float32())))
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"column e is of the type list.*, not of numbers: give --ignore_columns=e,"):
+        load(config(tmp_path / "t.parquet"))
+    assert load(config(tmp_path / "t.parquet", ignore_columns="e")).columns == ["b"]
+
+
+def test_lists_of_several_lengths_are_refused_whichever_element_is_ignored(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"e": [[1, 2, 3], [4, 5, 6, 7]] * 10, "y": [0, 1] * 10}), tmp_path / "t.parquet")
+    for ignored in ("", "e[0]", "e[1], e[2]"):
+        with pytest.raises(InputError, match="a list in column e has 3 values, but another 4: all must have as many"):
+            load(config(tmp_path / "t.parquet", ignore_columns=ignored))
 
 
 @pytest.mark.parametrize(
