@@ -17,6 +17,8 @@ from distmlp.progress import Progress
 
 def train(course: Course, stop: int, beat: Callable[[], None]) -> None:
     """As Team.train, of a single member."""
+    if course.diverged:
+        return
     config = course.member.config
     with backend.pinned(config):
         layout = make_layout(config)
@@ -39,9 +41,9 @@ def train(course: Course, stop: int, beat: Callable[[], None]) -> None:
                             best = _on_host(state)
                         if progress.step >= stop:
                             break
-            except DivergedError:
+            except DivergedError:  # the state may be another's memory by now
                 course.diverged = True
-            course.took(progress, _on_host(state), best)
+            course.took(progress, None if course.diverged else _on_host(state), best)
 
 
 def _on_host(state: State) -> State:

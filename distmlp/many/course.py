@@ -25,7 +25,7 @@ class Course:
       step: updates so far.
       lines: as those of metrics.jsonl.
       standing: of its evaluations.
-      diverged: whether a loss was not finite; it then ends at that step.
+      diverged: whether a loss, or an evaluation's, was not finite; it then ends at that step.
       last, best: its states, NumPy's, once it has ended or waits to go on; None where nobody needs them any more.
       seconds: that its training took.
     """
@@ -95,11 +95,11 @@ class Course:
         self.standing = self.standing.after(self.lines[-1])
         return self.standing.best["step"] == self.step
 
-    def took(self, progress: Progress, last: State, best: State | None) -> None:
-        """Takes over how far another kind of training has come."""
+    def took(self, progress: Progress, last: State | None, best: State | None) -> None:
+        """Takes over how far another kind of training has come; there is no last state where it diverged."""
         self.step, self.lines, self.standing = progress.step, progress.history, progress.standing
         self.seconds = self._since = sum(line.get("seconds", 0.0) for line in self.lines)
-        self.last, self.best = last, best or last
+        self.last, self.best = last, None if last is None else best or last
 
     def restored(
         self, step: int, lines: list[Line], standing: Standing, seconds: float, last: State, best: State

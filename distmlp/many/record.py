@@ -146,8 +146,9 @@ class Record:
 
     def best(self, done: dict[int, Value]) -> list[int]:
         """The numbers of the members to keep, the best first: of those that were trained to their end."""
-        scored = [(-value["score"] if swept.higher_is_better(value["choose_by"]) else value["score"], number)
-                  for number, value in done.items() if value["score"] is not None and value.get("halted") is None]
+        scored = [(-score if swept.higher_is_better(value["choose_by"]) else score, number)
+                  for number, value in done.items()
+                  if (score := swept.score(value)) is not None and value.get("halted") is None]
         return [number for _, number in sorted(scored)[: self._keep]]
 
     def _path(self, number: int) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 from distmlp import loop, machine
 from distmlp.cluster.group import Group
 from distmlp.cluster.place import Place, find_place, local_gpus
-from distmlp.config import FROM_PYTHON, Config, resolve_paths
+from distmlp.config import FROM_PYTHON, Config, flag_value, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.data.datasets import Data
 from distmlp.errors import DivergedError, InputError, ProcessEnded, printable, remark
@@ -414,6 +414,10 @@ class _Sweep:
                 line["best_step"] for line in best.members))))
             if config.schedule != "constant" and not config.schedule_steps:
                 config = dataclasses.replace(config, schedule_steps=course.cadence.total_steps)
+        wanted = {f"--{name}={flag_value(value)}" for name, value in own.items()}
+        flags = folder / "run.flags"
+        if flags.exists() and not wanted <= set(flags.read_text(encoding="utf-8").splitlines()):
+            keepsakes.discard(folder.parent, folder.name)  # of what was once taken for the best
         history = loop.run(config, self._shares.whole, silent=True, group=Group()).history
         *_, last, final = history
         tested = {name: value for name, value in (last | final).items() if name.startswith("test_")}
@@ -442,8 +446,10 @@ class _Sweep:
 
     def _is_over(self, record: Record, keep: int, refit: bool, folder: Path) -> bool:
         refitted, final = self._ends(record)
-        done = len(record.done) == len(self._found) and final is not None and (refitted is not None or not refit)
-        return done and set(keepsakes.there(folder / "members")) == set(record.best(record.done))
+        if len(record.done) < len(self._found) or final is None or (refit and refitted is None):
+            return False
+        same = final["best"]["settings"] == self._standings(record)[0].settings  # where once a NaN won it is not
+        return same and set(keepsakes.there(folder / "members")) == set(record.best(record.done))
 
     def _result(self, record: Record, folder: Path) -> Sweep:
         standings, lines = self._standings(record), [record.done[number] for number in sorted(record.done)]

@@ -189,6 +189,9 @@ class Team:
             if found is not None:
                 labels = self._host_pool.labels[course.share.held]
                 line = trained.get(place, {}) | evaluated(found[place], labels, config.choose_by)
+                if not math.isfinite(line["validation_loss"]):
+                    course.diverged = True
+                    continue
                 if score(line) is None:
                     raise InputError(f"--choose_by={config.choose_by} is not defined for the examples of member "
                                      f"{course.member.number}: give another of its values")

@@ -94,6 +94,12 @@ def kept(folder: Path) -> list[Path]:
     return swept.kept
 
 
+def score(line: Value) -> float | None:
+    """The score in a member's line; None where there is none, as of one that diverged, or none that is finite."""
+    found: float | None = line.get("score")
+    return found if found is not None and math.isfinite(found) else None
+
+
 def higher_is_better(choose_by: str) -> bool:
     return choose_by != "loss"
 
@@ -106,7 +112,7 @@ def standings(members: Iterable[Value], choose_by: str) -> list[Standing]:
         by_settings.setdefault(json.dumps(settings, sort_keys=True), []).append(line)
     found = []
     for own in by_settings.values():
-        scores = [line["score"] for line in own if line.get("score") is not None]
+        scores = [each for line in own if (each := score(line)) is not None]
         mean = statistics.fmean(scores) if len(scores) == len(own) else None
         spread = None if mean is None or len(own) < 2 else statistics.stdev(scores) / math.sqrt(len(own))
         halted = min((line["halted"] for line in own if line.get("halted") is not None), default=None)

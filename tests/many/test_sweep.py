@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import small_config
+from conftest import small_config, write_lines
 
 from distmlp import Config, InputError, load, sweep, train
 from distmlp.config import run_flags
@@ -253,6 +253,35 @@ def test_a_member_that_diverges_is_the_worst_and_no_harm(npz: str) -> None:
     assert [(line["score"], line["params_sha256"]) for line in found.members[:8]] == [(None, None)] * 8
     assert found.best == {"learning_rate": 0.01}
     assert found.table[1] == {"settings": {"learning_rate": 1e30}, "score": None, "error": None}
+
+
+def test_a_member_that_diverges_is_so_wherever_its_examples_are(npz: str) -> None:
+    config, found = given(npz, num_devices=1, learning_rate=1e30, num_epochs=3, eval_every_steps=1), []
+    for placement in ("device", "host"):
+        placed = dataclasses.replace(config, data_placement=placement, workdir=placement)
+        lines = sweep(placed, {"learning_rate": [1e30, 0.01]}, folds=2, keep=0, refit=False).members
+        found.append([(line["score"], line["steps"], line["params_sha256"], len(line["curve"])) for line in lines])
+    assert found[0] == found[1]
+    assert [each[0] is None for each in found[0]] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("choose_by", ["loss", "roc_auc"])
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_an_evaluation_that_finds_nan_is_no_score(npz: str, choose_by: str, placement: str) -> None:
+    config = given(npz, num_devices=1, max_steps=1, choose_by=choose_by, data_placement=placement)
+    varied = {"learning_rate": [1e30, 0.01]}  # the loss of the only step is that of before it
+    found = sweep(config, varied, folds=2, keep=1, refit=placement == "device")
+    assert [(line["score"], line.get("diverged")) for line in found.members[:2]] == [(None, True)] * 2
+    assert [row["settings"]["learning_rate"] for row in found.table] == [0.01, 1e30]
+    path, told_before = Path("run/sweep.jsonl"), told("run")
+    lines = [line | {"score": np.nan} if line.get("diverged") else line for line in told_before]
+    lines[-1] = lines[-1] | {"best": {"settings": {"learning_rate": 1e30}}, "kept": [0]}  # as it was once
+    write_lines(path, [line | {"seconds": 1.0} for line in lines])
+    for flags_of in Path("run/members").glob("refit/run.flags"):
+        flags_of.write_text(flags_of.read_text().replace("--learning_rate=0.01", "--learning_rate=1e+30"))
+    again = sweep(config, varied, folds=2, keep=1, refit=placement == "device")
+    assert (again.best, again.table) == (found.best, found.table)
+    assert told("run")[4:] == told_before[4:]
 
 
 REFUSED = {
