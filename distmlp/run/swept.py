@@ -105,7 +105,8 @@ def higher_is_better(choose_by: str) -> bool:
 
 
 def standings(members: Iterable[Value], choose_by: str) -> list[Standing]:
-    """How the settings stand by their members' scores, the best first; those that halving left behind are behind."""
+    """How the settings stand by their members' scores, the best first. Those that halving left behind are behind, but
+    before those without a score where all that went the full length have none."""
     by_settings: dict[str, list[Value]] = {}
     for line in members:
         settings = {name: value for name, value in line["settings"].items() if name != "seed"}
@@ -119,10 +120,12 @@ def standings(members: Iterable[Value], choose_by: str) -> list[Standing]:
         settings = {name: own[0]["settings"][name] for name in own[0]["settings"] if name != "seed"}
         found.append(Standing(settings, own, mean, spread, halted))
     sign = -1 if higher_is_better(choose_by) else 1
+    finalist = any(each.halted is None and each.mean is not None for each in found)
 
-    def place(standing: Standing) -> tuple[bool, float, bool, float]:
+    def place(standing: Standing) -> tuple[bool, bool, float, bool, float]:
         mean = standing.mean
-        return (standing.halted is not None, -(standing.halted or 0), mean is None, sign * (mean or 0.0))
+        lost = mean is None and not finalist
+        return (lost, standing.halted is not None, -(standing.halted or 0), mean is None, sign * (mean or 0.0))
 
     return sorted(found, key=place)
 
