@@ -24,7 +24,7 @@ from distmlp.data.datasets import Data
 from distmlp.errors import DivergedError, InputError, ProcessEnded, printable, remark
 from distmlp.many import alone, keepsakes, shown
 from distmlp.many.course import Course, check_defined
-from distmlp.many.record import Record
+from distmlp.many.record import SCORED_WHEN, Record
 from distmlp.many.shares import Share, Shares
 from distmlp.many.team import Team, teams
 from distmlp.many.vary import Member, members, varied
@@ -40,6 +40,7 @@ from distmlp.run.workdir import Workdir
 
 _WRITERS = 4  # threads that write the members that are kept
 _LOOK_SECONDS = 0.2  # between two looks at what other processes have written
+_STALLED = 1.5  # times --stall_seconds: by then a process that does not go on has ended itself
 _NOT_TOLD = ("state", "workdir", "data_dir", "num_devices")
 
 
@@ -163,6 +164,8 @@ class _Sweep:
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
         self._fingerprints: dict[int, str] = {}
         self._stopping = threading.Event()
+        self._waits = False  # for other processes
+        self._reading: list[Callable[[], int]] = []  # how many examples a member has read that are not in memory
 
     def _shards_of(self, member: Member) -> int:
         return member.config.num_shards or self._layout.num_shards
@@ -182,12 +185,18 @@ class _Sweep:
             data = self._shares.whole(self._of_data(self._courses[self._found[0].number].member.config))
             settings = {name: value for name, value in self._config.settings("experiment", "length").items()
                         if name not in _NOT_TOLD}  # fmt: skip
+            settings |= {name: getattr(self._config, name) for name in SCORED_WHEN}
             record.describe(self._what | {"settings": settings, "data": data.fingerprint()})
             record.read()
             if self._is_over(record, keep, refit, folder):
                 record.leave()
                 self._show_end(record, folder, keep, again=True)
                 return self._result(record, folder)
+            for number, line in record.done.items():
+                if line["settings"] != self._found[number].settings:  # once a setting could be drawn twice
+                    raise InputError(f"--workdir={folder} holds another sweep (member {number} was "
+                                     f"{swept.named(line['settings'])}, is {swept.named(self._found[number].settings)}"
+                                     "): give another --workdir")
             record.begin()
             self._train(record, halving, data, folder)
             if self._process == 0:
@@ -211,13 +220,27 @@ class _Sweep:
         self._say_begin(data, folder, len(record.done))
         show = shown.Shown(self._process == 0, len(left), sum(c.cadence.total_steps for c in left),
                            self._config.choose_by)  # fmt: skip
-        with closing(show), Watchdog(self._config.stall_seconds) as watchdog:
+        signs = (machine.mebibytes_moved, lambda: sum(taken() for taken in tuple(self._reading)))
+        with closing(show), Watchdog(self._config.stall_seconds, signs, self._pulse_of(record)) as watchdog:
             if halving:
                 self._halve(record, halving, own, groups, show, watchdog)
             else:
                 self._train_to(record, left, groups, lambda course: course.cadence.total_steps, None, show, watchdog)
             if self._process == 0:
                 self._wait_for(lambda: len(record.done) == len(self._found), record, watchdog)
+
+    def _pulse_of(self, record: Record) -> Callable[[int], int]:
+        """What a Watchdog calls with its pulse: the other processes are told of it, unless this one waits for them."""
+        last = -1
+
+        def told(pulse: int) -> int:
+            nonlocal last
+            if self._processes > 1 and not self._waits and pulse != last:
+                record.beat(pulse)
+            last = pulse
+            return pulse
+
+        return told
 
     def _teams(self, courses: Sequence[Course]) -> list[Team]:
         in_memory = [course for course in courses if course.share.pool is not None]
@@ -271,6 +294,12 @@ class _Sweep:
                     course.last = course.best = None
                 show.add(len(courses), sum(c.cadence.total_steps for c in courses), self._standings(record))
 
+        def patiently(work: Future[Any]) -> Any:
+            while not work.done():  # a compilation, or all that is read before the first step
+                wait([work], timeout=1)
+                watchdog.beat()
+            return work.result()
+
         ended: dict[int, Course] = {}
         wanted = {course.member.number for course in todo}
         busy = [(team, own) for team in groups if (own := [c for c in team.courses if c.member.number in wanted])]
@@ -290,15 +319,13 @@ class _Sweep:
 
             try:
                 for (team, own), ready in zip(busy, compiled, strict=True):
-                    while not ready.done():  # a compilation goes on
-                        wait([ready], timeout=1)
-                        watchdog.beat()
-                    ready.result()
+                    patiently(ready)
                     _all([lanes.submit(train, team, chunk) for chunk in team.chunks(own)])
                 _all(written)
                 for course in todo:
                     if course.share.pool is None:
-                        alone.train(course, stop(course), beat)
+                        alone.train(course, stop(course), beat, self._reading,
+                                    lambda work: patiently(compiler.submit(work)))  # fmt: skip
                         done([course])
             except BaseException:
                 self._stopping.set()
@@ -310,19 +337,21 @@ class _Sweep:
         """Waits until other processes have written what is asked for."""
         if self._processes == 1:
             return
-        seen, since = -1, time.monotonic()
+        seen: Any = None
+        since, stall = time.monotonic(), self._config.stall_seconds
+        self._waits = True
         while not ready():
             record.read()
-            known = len(record.done) + len(record.rungs)
+            known = len(record.done), len(record.rungs), record.pulses()
             if known != seen:
                 seen, since = known, time.monotonic()
             watchdog.beat()
-            if self._config.stall_seconds and time.monotonic() - since > self._config.stall_seconds:
+            if stall and time.monotonic() - since > _STALLED * stall:
                 left = [m.number for m in self._found if m.number not in record.done]
-                raise ProcessEnded(f"for --stall_seconds={self._config.stall_seconds:g} no other process has finished "
-                                   f"a member; {len(left)} are left, from member {left[0]} on: start again, and they "
-                                   "are trained")
+                raise ProcessEnded(f"for --stall_seconds={stall:g} no other process has gone on; {len(left)} members "
+                                   f"are left, from member {left[0]} on: start again, and they are trained")
             time.sleep(_LOOK_SECONDS)
+        self._waits = False
 
     def _say_begin(self, data: Data, folder: Path, done: int) -> None:
         if self._process:
@@ -351,6 +380,9 @@ class _Sweep:
         if standings[0].mean is None:
             raise DivergedError("all settings diverged: the loss or a gradient was not finite; vary a lower "
                                 "learning_rate, or give --clip_norm")
+        if standings[0].halted is not None:
+            remark("all settings that went the full length diverged: the best is one that --halving left behind, and "
+                   "none of its members is kept")
         from distmlp.run.store import quiet  # imports Orbax
 
         with quiet(), ThreadPoolExecutor(_WRITERS) as writers:  # which wait for the disk, most of the time
