@@ -21,12 +21,12 @@ from distmlp.cluster.place import Place, find_place, local_gpus
 from distmlp.config import FROM_PYTHON, Config, flag_value, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.data.datasets import Data
-from distmlp.errors import DivergedError, InputError, ProcessEnded, printable, remark
+from distmlp.errors import DivergedError, InputError, ProcessEnded, counted, printable, remark
 from distmlp.many import alone, keepsakes, shown
 from distmlp.many.course import Course, check_defined
 from distmlp.many.record import SCORED_WHEN, Record
 from distmlp.many.shares import Share, Shares
-from distmlp.many.team import Team, teams
+from distmlp.many.team import Pools, Team, teams
 from distmlp.many.vary import Member, members, varied
 from distmlp.optim import make_for_many
 from distmlp.parallel import backend
@@ -163,6 +163,7 @@ class _Sweep:
                 checked.add(asked)
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
         self._fingerprints: dict[int, str] = {}
+        self._pools: Pools = {}
         self._stopping = threading.Event()
         self._waits = False  # for other processes
         self._reading: list[Callable[[], int]] = []  # how many examples a member has read that are not in memory
@@ -244,7 +245,7 @@ class _Sweep:
 
     def _teams(self, courses: Sequence[Course]) -> list[Team]:
         in_memory = [course for course in courses if course.share.pool is not None]
-        return list(teams(in_memory, self._layout, self._num_classes, self._lanes))
+        return list(teams(in_memory, self._layout, self._num_classes, self._lanes, self._pools))
 
     def _halve(
         self, record: Record, part: int, own: Sequence[Course], groups: Sequence[Team], show: shown.Shown,
@@ -348,8 +349,9 @@ class _Sweep:
             watchdog.beat()
             if stall and time.monotonic() - since > _STALLED * stall:
                 left = [m.number for m in self._found if m.number not in record.done]
-                raise ProcessEnded(f"for --stall_seconds={stall:g} no other process has gone on; {len(left)} members "
-                                   f"are left, from member {left[0]} on: start again, and they are trained")
+                raise ProcessEnded(f"for --stall_seconds={stall:g} no other process has gone on, with "
+                                   f"{counted(len(left), 'member')} left, from member {left[0]} on: start again, and "
+                                   "they are trained")
             time.sleep(_LOOK_SECONDS)
         self._waits = False
 
@@ -387,6 +389,7 @@ class _Sweep:
 
         with quiet(), ThreadPoolExecutor(_WRITERS) as writers:  # which wait for the disk, most of the time
             kept = [writers.submit(write) for write in self._to_keep(record, folder / "members")]
+            self._pools.clear()
             if refit:
                 record.add_end(self._refitted(standings[0], folder / "members" / "refit"))
             _all(kept)

@@ -19,6 +19,7 @@ from distmlp.errors import ProcessEnded
 from distmlp.many import record, shares, vary
 from distmlp.many.course import Course
 from distmlp.parallel import members
+from distmlp.parallel.layout import Layout
 from distmlp.run import swept
 from distmlp.run.log import read_lines
 from distmlp.run.signals import Watchdog
@@ -64,10 +65,16 @@ def told(folder: Path | str) -> list[dict[str, Any]]:
 
 @pytest.mark.full_xla
 @pytest.mark.parametrize("kind", VARIED)
-def test_a_member_has_the_bits_of_the_run_alone_under_invariant(npz: str, kind: str, compilations: list[str]) -> None:
+def test_a_member_has_the_bits_of_the_run_alone_under_invariant(
+    npz: str, kind: str, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes, varied = VARIED[kind]
     config = given(npz, **changes)
+    pools: list[int] = []
+    put = Layout.put
+    monkeypatch.setattr(Layout, "put", lambda *given: pools.append(isinstance(given[1], members.Pool)) or put(*given))
     found = sweep(config, varied, folds=2, keep=0, refit=False)  # on 8 devices
+    assert sum(pools) == 1
     assert len([name for name in compilations if "advance" in name]) == len(varied.get("hidden_sizes", [()]))
     assert len(found.members) == 16
     assert len({line["params_sha256"] for line in found.members}) == 16
@@ -249,7 +256,7 @@ def test_a_process_waits_for_another_one_that_goes_on(tmp_path: Path, monkeypatc
             other.beat(time.monotonic_ns())
         return False
 
-    with pytest.raises(ProcessEnded, match=r"no other process has gone on; 1 members are left, from member 7 on"):
+    with pytest.raises(ProcessEnded, match=r"no other process has gone on, with 1 member left, from member 7 on"):
         sweep_module._Sweep._wait_for(waiting, ready, own, Watchdog(0))
     assert time.monotonic() > ended
     told = sweep_module._Sweep._pulse_of(waiting, own)
