@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from distmlp import scores
@@ -39,12 +40,22 @@ class Course:
         self.member, self.share = member, share
         self.order = Order(len(share.rows), config.batch_size, num_shards, config.shuffle, config.seed)
         self.cadence = Cadence(dataclasses.replace(config, check_replicas_every=0), self.order.steps_per_epoch)
-        self.step, self.lines, self.standing, self.diverged = 0, list[Line](), Standing(), False
         self.last: State | None = None
         self.best: State | None = None
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """It has no state any more, and is trained from its first step on."""
+        self.step, self.lines, self.standing, self.diverged = 0, list[Line](), Standing(), False
+        self.last = self.best = None
         self.seconds = 0.0
         self._loss = self._weight = 0.0  # added up since the last line
         self._examples, self._since = 0, 0.0  # since the last line that has a speed
+
+    @property
+    def bytes(self) -> int:
+        """Of its states."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.last, self.best)))
 
     @property
     def ended(self) -> bool:

@@ -40,6 +40,7 @@ from distmlp.run.workdir import Workdir
 
 _WRITERS = 4  # threads that write the members that are kept
 _LOOK_SECONDS = 0.2  # between two looks at what other processes have written
+_STATES = 4  # such a part of the memory may have the states of members that wait for a stage's end
 _STALLED = 1.5  # times --stall_seconds: by then a process that does not go on has ended itself
 _NOT_TOLD = ("state", "workdir", "data_dir", "num_devices")
 
@@ -164,6 +165,7 @@ class _Sweep:
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
         self._fingerprints: dict[int, str] = {}
         self._pools: Pools = {}
+        self._room = machine.memory() // (_STATES * on_host)
         self._stopping = threading.Event()
         self._waits = False  # for other processes
         self._reading: list[Callable[[], int]] = []  # how many examples a member has read that are not in memory
@@ -287,6 +289,9 @@ class _Sweep:
 
         def done(courses: Sequence[Course]) -> None:
             record.add(courses, stage)
+            if stage is not None and sum(course.bytes for course in self._courses.values()) > self._room:
+                for course in courses:
+                    course.begin_again()
             if stage is None:
                 best = set(record.best(record.done))
                 ended.update((course.member.number, course) for course in courses)

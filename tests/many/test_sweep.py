@@ -211,7 +211,7 @@ def test_processes_share_the_members_and_the_first_one_merges(npz: str, monkeypa
     assert not (Path("run") / "processes").exists()
 
 
-def test_halving_ends_all_but_the_best_early(npz: str) -> None:
+def test_halving_ends_all_but_the_best_early(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, rates = given(npz, num_devices=1, num_epochs=9), [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
     halved = sweep(config, {"learning_rate": rates}, folds=2, halving=3, keep=2)
     by_steps: dict[int, set[float]] = {}
@@ -224,6 +224,12 @@ def test_halving_ends_all_but_the_best_early(npz: str) -> None:
     at_three = {line["member"]: line["curve"][0][2] for line in whole.members}
     assert all(line["score"] == at_three[line["member"]] for line in halved.members if line["steps"] == 3)
     assert halved.best == {"learning_rate": next(iter(by_steps[27]))}
+    monkeypatch.setattr(sweep_module, "_STATES", 1 << 60)  # no state is held
+    begun, again = list[int](), Course.begin_again
+    monkeypatch.setattr(Course, "begin_again", lambda self: (begun.append(self.member.number), again(self)))
+    sweep(dataclasses.replace(config, workdir="dropped"), {"learning_rate": rates}, folds=2, halving=3, keep=2)
+    assert len(begun) >= 18 + 18 + 6  # once made, and after each stage
+    assert told("dropped") == told("run")
 
 
 def test_halving_whose_last_one_diverges_has_the_best_of_those_before(
