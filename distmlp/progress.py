@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -53,7 +54,7 @@ class Standing(NamedTuple):
         found, top = score(line), score(self.best)
         if found is None or line["step"] <= self.step:
             return self
-        better = top is None or found > top
+        better = top is None or math.isnan(top) or found > top
         return Standing(line, 0, line["step"]) if better else Standing(self.best, self.stale + 1, line["step"])
 
 
@@ -242,6 +243,7 @@ class Progress:
             told = zip(np.asarray(steps.losses), steps.sizes, steps.weight_sums.tolist(), strict=False)
             for step, (loss, size, weight) in enumerate(told, first + 1):
                 if not np.isfinite(loss):
+                    self.step = step
                     raise DivergedError(f"the loss or a gradient is not finite at step {step}: try a lower "
                                         "--learning_rate or --clip_norm")
                 self.last_loss = float(loss)
@@ -303,7 +305,11 @@ class Measures:
                 raise _undefined(chooser, why)
 
     def evaluated(self, state: State, poll: Poll) -> Line:
-        """What is due while training: of the validation set where there is one, else of the test set."""
+        """What is due while training: of the validation set where there is one, else of the test set.
+
+        Raises:
+          DivergedError: the loss is not finite.
+        """
         line: Line = {}
         if self._eval_train:
             line["train_accuracy"] = self._evaluator(state, self._data.train, poll).accuracy
@@ -311,6 +317,9 @@ class Measures:
         if self._choose_by != "accuracy":
             line["choose_by"] = self._choose_by
         line |= self._measure(name, state, chooser, poll)
+        if not math.isfinite(line[f"{name}_loss"]):
+            raise DivergedError(f"the loss of {chooser.name} is not finite after step {int(state.step)}: try a lower "
+                                "--learning_rate or --clip_norm")
         if score(line) is None:
             raise _undefined(chooser, "not every class occurs in it")
         return line
@@ -327,10 +336,11 @@ class Measures:
 
 
 def measured(name: str, found: Evaluation, choose_by: str) -> Line:
-    """What an evaluation of the set `name` has found, as a line has it."""
+    """What an evaluation of the set `name` has found, as a line has it; without a score where the loss is not finite.
+    """
     line = {f"{name}_loss": found.loss, f"{name}_accuracy": found.accuracy, f"{name}_correct": found.correct,
             f"{name}_count": found.total}  # fmt: skip
-    if found.pairs is not None:
+    if found.pairs is not None and math.isfinite(found.loss):
         value = scores.score(choose_by, found.pairs, found.labels, found.log_probs)
         line |= {} if value is None else {f"{name}_{choose_by}": value}
     return line

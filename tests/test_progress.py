@@ -44,6 +44,11 @@ def test_resuming_drops_the_line_of_the_step_if_it_lacks_a_due_evaluation(
     assert found.logged == (10 in kept)
 
 
+def test_a_loss_of_nan_is_the_best_only_while_there_is_no_other() -> None:
+    lines = [line(step, choose_by="loss", validation_loss=loss) for step, loss in enumerate((np.nan, 0.5, np.nan), 1)]
+    assert [best(lines[:count])["step"] for count in (1, 2, 3)] == [1, 2, 2]
+
+
 def test_with_nothing_to_evaluate_no_evaluation_is_due() -> None:
     cadence = Cadence(Config(max_steps=7), 5, evaluates=False)
     assert [step for step in range(1, 8) if cadence.line(step)] == [5, 7]

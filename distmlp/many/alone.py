@@ -1,7 +1,9 @@
 """Trains one member at a time on all devices of this process, as a run alone: where its examples are not in memory."""
 
+import functools
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,24 +12,29 @@ from distmlp import training
 from distmlp.errors import DivergedError
 from distmlp.many.course import Course
 from distmlp.parallel import backend
-from distmlp.parallel.layout import make_layout
+from distmlp.parallel.layout import Layout, make_layout
 from distmlp.parallel.specs import State
 from distmlp.progress import Progress
 
 
-def train(course: Course, stop: int, beat: Callable[[], None]) -> None:
-    """As Team.train, of a single member."""
+def train(
+    course: Course, stop: int, beat: Callable[[], None], reading: list[Callable[[], int]] | None = None,
+    aside: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+) -> None:
+    """As Team.train, of a single member.
+
+    Meanwhile `reading` has what says how many examples were read; `aside` does what comes before the first step, which
+    may take longer than a step.
+    """
+    if course.diverged:
+        return
     config = course.member.config
     with backend.pinned(config):
         layout = make_layout(config)
-        data = course.share.data()
-        with closing(training.Program(config, data, layout, layout.device_memory)) as parts:
-            parts.compile()
-            begin = course.last
-            if begin is None:
-                state = parts.initial_state(parts.scaling())
-            else:
-                state = parts.state_of(begin.params, begin.scaling, begin.opt_state, course.step)
+        with closing(aside(functools.partial(_program, course, layout))) as parts:
+            reading = [] if reading is None else reading
+            reading.append(parts.taken)
+            state = aside(functools.partial(_begin, course, parts))
             progress = Progress(parts.cadence, course.step, history=course.lines, standing=course.standing)
             best = course.best
             try:
@@ -39,9 +46,25 @@ def train(course: Course, stop: int, beat: Callable[[], None]) -> None:
                             best = _on_host(state)
                         if progress.step >= stop:
                             break
-            except DivergedError:
+            except DivergedError:  # the state may be another's memory by now
                 course.diverged = True
-            course.took(progress, _on_host(state), best)
+            reading.clear()
+            course.took(progress, None if course.diverged else _on_host(state), best)
+
+
+def _program(course: Course, layout: Layout) -> training.Program:
+    with backend.pinned(course.member.config):  # a thread's own
+        return training.Program(course.member.config, course.share.data(), layout, layout.device_memory)
+
+
+def _begin(course: Course, parts: training.Program) -> State:
+    """Its state before the step that comes next, once all is compiled."""
+    config, last = course.member.config, course.last
+    with backend.pinned(config):
+        parts.compile()
+        if last is None:
+            return parts.initial_state(course.share.scaling(config))
+        return parts.state_of(last.params, last.scaling, last.opt_state, course.step)
 
 
 def _on_host(state: State) -> State:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from distmlp import scores
@@ -25,7 +26,7 @@ class Course:
       step: updates so far.
       lines: as those of metrics.jsonl.
       standing: of its evaluations.
-      diverged: whether a loss was not finite; it then ends at that step.
+      diverged: whether a loss, or an evaluation's, was not finite; it then ends at that step.
       last, best: its states, NumPy's, once it has ended or waits to go on; None where nobody needs them any more.
       seconds: that its training took.
     """
@@ -39,12 +40,22 @@ class Course:
         self.member, self.share = member, share
         self.order = Order(len(share.rows), config.batch_size, num_shards, config.shuffle, config.seed)
         self.cadence = Cadence(dataclasses.replace(config, check_replicas_every=0), self.order.steps_per_epoch)
-        self.step, self.lines, self.standing, self.diverged = 0, list[Line](), Standing(), False
         self.last: State | None = None
         self.best: State | None = None
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """It has no state any more, and is trained from its first step on."""
+        self.step, self.lines, self.standing, self.diverged = 0, list[Line](), Standing(), False
+        self.last = self.best = None
         self.seconds = 0.0
         self._loss = self._weight = 0.0  # added up since the last line
         self._examples, self._since = 0, 0.0  # since the last line that has a speed
+
+    @property
+    def bytes(self) -> int:
+        """Of its states."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves((self.last, self.best)))
 
     @property
     def ended(self) -> bool:
@@ -95,11 +106,11 @@ class Course:
         self.standing = self.standing.after(self.lines[-1])
         return self.standing.best["step"] == self.step
 
-    def took(self, progress: Progress, last: State, best: State | None) -> None:
-        """Takes over how far another kind of training has come."""
+    def took(self, progress: Progress, last: State | None, best: State | None) -> None:
+        """Takes over how far another kind of training has come; there is no last state where it diverged."""
         self.step, self.lines, self.standing = progress.step, progress.history, progress.standing
         self.seconds = self._since = sum(line.get("seconds", 0.0) for line in self.lines)
-        self.last, self.best = last, best or last
+        self.last, self.best = last, None if last is None else best or last
 
     def restored(
         self, step: int, lines: list[Line], standing: Standing, seconds: float, last: State, best: State

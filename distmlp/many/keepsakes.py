@@ -25,8 +25,8 @@ def there(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
 
 
-def discard(folder: Path, number: int) -> None:
-    shutil.rmtree(folder / str(number), ignore_errors=True)
+def discard(folder: Path, name: int | str) -> None:
+    shutil.rmtree(folder / str(name), ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:

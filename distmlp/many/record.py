@@ -2,7 +2,8 @@
 
 FOLDER/sweep.json says what the sweep is. FOLDER/sweep.jsonl has a line for each member, once it is done, in the form of
 run/lines.py; with --halving, FOLDER/rungs.jsonl has one for each stage of each. Of several processes, each but the
-first has such files of its own in FOLDER/processes/N. FOLDER/candidates has the states of the best members so far.
+first has such files of its own in FOLDER/processes/N, where each has one that changes while it goes on, too.
+FOLDER/candidates has the states of the best members so far.
 """
 
 import contextlib
@@ -32,6 +33,8 @@ from distmlp.run.workdir import writing
 _MEMBER: Kind = {"member": operator.index, "settings": dict, "steps": operator.index}
 _REFIT: Kind = {"refit": bool, "settings": dict}
 _FINAL: Kind = {"final": bool, "best": dict}
+# Beside the settings of an experiment: they decide a member's score and length, too. Older folders lack them.
+SCORED_WHEN = ("patience", "eval_every_epochs", "eval_every_steps")
 
 
 class Record:
@@ -42,6 +45,7 @@ class Record:
         self.folder, self._keep, self._first = folder, keep, process == 0
         self._own = folder if self._first else folder / "processes" / str(process)
         self._own.mkdir(parents=True, exist_ok=True)
+        self._pulse = folder / "processes" / str(process) / "pulse"
         self._candidates = folder / "candidates"
         self._lock = threading.Lock()
         self.done: dict[int, Value] = {}  # the members' lines, by their numbers
@@ -78,7 +82,9 @@ class Record:
                          for each in (there[0], own))  # fmt: skip
         changed = [f"{name} was {_told(before.get(name))}, is {_told(after[name])}" for name in after
                    if before.get(name) != after[name]]  # fmt: skip
-        changed += differences(there[0].get("settings", {}), own["settings"])
+        saved = there[0].get("settings", {})
+        lacking = {name: own["settings"].get(name) for name in SCORED_WHEN}
+        changed += differences(lacking | saved, own["settings"])
         if changed:
             raise InputError(f"--workdir={self.folder} holds another sweep ({'; '.join(changed)}): give the same "
                              "flags, or another --workdir")
@@ -106,6 +112,19 @@ class Record:
             if changes and (text := lines.renew(found, kept)):
                 remark(text)
         self.ended = []
+
+    def beat(self, pulse: int) -> None:
+        """Tells the other processes that this one goes on, by a number that changes."""
+        self._pulse.parent.mkdir(parents=True, exist_ok=True)
+        self._pulse.write_text(str(pulse), encoding="utf-8")
+
+    def pulses(self) -> list[str]:
+        """What all processes tell so."""
+        found = []
+        for path in sorted(self.folder.glob("processes/*/pulse")):
+            with contextlib.suppress(OSError):  # it is being replaced
+                found.append(path.read_text(encoding="utf-8"))
+        return found
 
     def add(self, courses: Iterable[Course], rung: int | None = None) -> None:
         """Writes the lines of members that are done, or with a stage's number of those that have come so far. They are
@@ -146,8 +165,9 @@ class Record:
 
     def best(self, done: dict[int, Value]) -> list[int]:
         """The numbers of the members to keep, the best first: of those that were trained to their end."""
-        scored = [(-value["score"] if swept.higher_is_better(value["choose_by"]) else value["score"], number)
-                  for number, value in done.items() if value["score"] is not None and value.get("halted") is None]
+        scored = [(-score if swept.higher_is_better(value["choose_by"]) else score, number)
+                  for number, value in done.items()
+                  if (score := swept.score(value)) is not None and value.get("halted") is None]
         return [number for _, number in sorted(scored)[: self._keep]]
 
     def _path(self, number: int) -> Path:

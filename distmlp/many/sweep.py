@@ -18,15 +18,15 @@ from typing import Any
 from distmlp import loop, machine
 from distmlp.cluster.group import Group
 from distmlp.cluster.place import Place, find_place, local_gpus
-from distmlp.config import FROM_PYTHON, Config, resolve_paths
+from distmlp.config import FROM_PYTHON, Config, flag_value, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.data.datasets import Data
-from distmlp.errors import DivergedError, InputError, ProcessEnded, printable, remark
+from distmlp.errors import DivergedError, InputError, ProcessEnded, counted, printable, remark
 from distmlp.many import alone, keepsakes, shown
 from distmlp.many.course import Course, check_defined
-from distmlp.many.record import Record
+from distmlp.many.record import SCORED_WHEN, Record
 from distmlp.many.shares import Share, Shares
-from distmlp.many.team import Team, teams
+from distmlp.many.team import Pools, Team, teams
 from distmlp.many.vary import Member, members, varied
 from distmlp.optim import make_for_many
 from distmlp.parallel import backend
@@ -40,6 +40,8 @@ from distmlp.run.workdir import Workdir
 
 _WRITERS = 4  # threads that write the members that are kept
 _LOOK_SECONDS = 0.2  # between two looks at what other processes have written
+_STATES = 4  # such a part of the memory may have the states of members that wait for a stage's end
+_STALLED = 1.5  # times --stall_seconds: by then a process that does not go on has ended itself
 _NOT_TOLD = ("state", "workdir", "data_dir", "num_devices")
 
 
@@ -162,7 +164,11 @@ class _Sweep:
                 checked.add(asked)
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
         self._fingerprints: dict[int, str] = {}
+        self._pools: Pools = {}
+        self._room = machine.memory() // (_STATES * on_host)
         self._stopping = threading.Event()
+        self._waits = False  # for other processes
+        self._reading: list[Callable[[], int]] = []  # how many examples a member has read that are not in memory
 
     def _shards_of(self, member: Member) -> int:
         return member.config.num_shards or self._layout.num_shards
@@ -182,12 +188,18 @@ class _Sweep:
             data = self._shares.whole(self._of_data(self._courses[self._found[0].number].member.config))
             settings = {name: value for name, value in self._config.settings("experiment", "length").items()
                         if name not in _NOT_TOLD}  # fmt: skip
+            settings |= {name: getattr(self._config, name) for name in SCORED_WHEN}
             record.describe(self._what | {"settings": settings, "data": data.fingerprint()})
             record.read()
             if self._is_over(record, keep, refit, folder):
                 record.leave()
                 self._show_end(record, folder, keep, again=True)
                 return self._result(record, folder)
+            for number, line in record.done.items():
+                if line["settings"] != self._found[number].settings:  # once a setting could be drawn twice
+                    raise InputError(f"--workdir={folder} holds another sweep (member {number} was "
+                                     f"{swept.named(line['settings'])}, is {swept.named(self._found[number].settings)}"
+                                     "): give another --workdir")
             record.begin()
             self._train(record, halving, data, folder)
             if self._process == 0:
@@ -211,7 +223,8 @@ class _Sweep:
         self._say_begin(data, folder, len(record.done))
         show = shown.Shown(self._process == 0, len(left), sum(c.cadence.total_steps for c in left),
                            self._config.choose_by)  # fmt: skip
-        with closing(show), Watchdog(self._config.stall_seconds) as watchdog:
+        signs = (machine.mebibytes_moved, lambda: sum(taken() for taken in tuple(self._reading)))
+        with closing(show), Watchdog(self._config.stall_seconds, signs, self._pulse_of(record)) as watchdog:
             if halving:
                 self._halve(record, halving, own, groups, show, watchdog)
             else:
@@ -219,9 +232,22 @@ class _Sweep:
             if self._process == 0:
                 self._wait_for(lambda: len(record.done) == len(self._found), record, watchdog)
 
+    def _pulse_of(self, record: Record) -> Callable[[int], int]:
+        """What a Watchdog calls with its pulse: the other processes are told of it, unless this one waits for them."""
+        last = -1
+
+        def told(pulse: int) -> int:
+            nonlocal last
+            if self._processes > 1 and not self._waits and pulse != last:
+                record.beat(pulse)
+            last = pulse
+            return pulse
+
+        return told
+
     def _teams(self, courses: Sequence[Course]) -> list[Team]:
         in_memory = [course for course in courses if course.share.pool is not None]
-        return list(teams(in_memory, self._layout, self._num_classes, self._lanes))
+        return list(teams(in_memory, self._layout, self._num_classes, self._lanes, self._pools))
 
     def _halve(
         self, record: Record, part: int, own: Sequence[Course], groups: Sequence[Team], show: shown.Shown,
@@ -263,6 +289,9 @@ class _Sweep:
 
         def done(courses: Sequence[Course]) -> None:
             record.add(courses, stage)
+            if stage is not None and sum(course.bytes for course in self._courses.values()) > self._room:
+                for course in courses:
+                    course.begin_again()
             if stage is None:
                 best = set(record.best(record.done))
                 ended.update((course.member.number, course) for course in courses)
@@ -270,6 +299,12 @@ class _Sweep:
                     course = ended.pop(number)
                     course.last = course.best = None
                 show.add(len(courses), sum(c.cadence.total_steps for c in courses), self._standings(record))
+
+        def patiently(work: Future[Any]) -> Any:
+            while not work.done():  # a compilation, or all that is read before the first step
+                wait([work], timeout=1)
+                watchdog.beat()
+            return work.result()
 
         ended: dict[int, Course] = {}
         wanted = {course.member.number for course in todo}
@@ -290,15 +325,13 @@ class _Sweep:
 
             try:
                 for (team, own), ready in zip(busy, compiled, strict=True):
-                    while not ready.done():  # a compilation goes on
-                        wait([ready], timeout=1)
-                        watchdog.beat()
-                    ready.result()
+                    patiently(ready)
                     _all([lanes.submit(train, team, chunk) for chunk in team.chunks(own)])
                 _all(written)
                 for course in todo:
                     if course.share.pool is None:
-                        alone.train(course, stop(course), beat)
+                        alone.train(course, stop(course), beat, self._reading,
+                                    lambda work: patiently(compiler.submit(work)))  # fmt: skip
                         done([course])
             except BaseException:
                 self._stopping.set()
@@ -310,19 +343,22 @@ class _Sweep:
         """Waits until other processes have written what is asked for."""
         if self._processes == 1:
             return
-        seen, since = -1, time.monotonic()
+        seen: Any = None
+        since, stall = time.monotonic(), self._config.stall_seconds
+        self._waits = True
         while not ready():
             record.read()
-            known = len(record.done) + len(record.rungs)
+            known = len(record.done), len(record.rungs), record.pulses()
             if known != seen:
                 seen, since = known, time.monotonic()
             watchdog.beat()
-            if self._config.stall_seconds and time.monotonic() - since > self._config.stall_seconds:
+            if stall and time.monotonic() - since > _STALLED * stall:
                 left = [m.number for m in self._found if m.number not in record.done]
-                raise ProcessEnded(f"for --stall_seconds={self._config.stall_seconds:g} no other process has finished "
-                                   f"a member; {len(left)} are left, from member {left[0]} on: start again, and they "
-                                   "are trained")
+                raise ProcessEnded(f"for --stall_seconds={stall:g} no other process has gone on, with "
+                                   f"{counted(len(left), 'member')} left, from member {left[0]} on: start again, and "
+                                   "they are trained")
             time.sleep(_LOOK_SECONDS)
+        self._waits = False
 
     def _say_begin(self, data: Data, folder: Path, done: int) -> None:
         if self._process:
@@ -351,10 +387,14 @@ class _Sweep:
         if standings[0].mean is None:
             raise DivergedError("all settings diverged: the loss or a gradient was not finite; vary a lower "
                                 "learning_rate, or give --clip_norm")
+        if standings[0].halted is not None:
+            remark("all settings that went the full length diverged: the best is one that --halving left behind, and "
+                   "none of its members is kept")
         from distmlp.run.store import quiet  # imports Orbax
 
         with quiet(), ThreadPoolExecutor(_WRITERS) as writers:  # which wait for the disk, most of the time
             kept = [writers.submit(write) for write in self._to_keep(record, folder / "members")]
+            self._pools.clear()
             if refit:
                 record.add_end(self._refitted(standings[0], folder / "members" / "refit"))
             _all(kept)
@@ -414,6 +454,10 @@ class _Sweep:
                 line["best_step"] for line in best.members))))
             if config.schedule != "constant" and not config.schedule_steps:
                 config = dataclasses.replace(config, schedule_steps=course.cadence.total_steps)
+        wanted = {f"--{name}={flag_value(value)}" for name, value in own.items()}
+        flags = folder / "run.flags"
+        if flags.exists() and not wanted <= set(flags.read_text(encoding="utf-8").splitlines()):
+            keepsakes.discard(folder.parent, folder.name)  # of what was once taken for the best
         history = loop.run(config, self._shares.whole, silent=True, group=Group()).history
         *_, last, final = history
         tested = {name: value for name, value in (last | final).items() if name.startswith("test_")}
@@ -442,8 +486,10 @@ class _Sweep:
 
     def _is_over(self, record: Record, keep: int, refit: bool, folder: Path) -> bool:
         refitted, final = self._ends(record)
-        done = len(record.done) == len(self._found) and final is not None and (refitted is not None or not refit)
-        return done and set(keepsakes.there(folder / "members")) == set(record.best(record.done))
+        if len(record.done) < len(self._found) or final is None or (refit and refitted is None):
+            return False
+        same = final["best"]["settings"] == self._standings(record)[0].settings  # where once a NaN won it is not
+        return same and set(keepsakes.there(folder / "members")) == set(record.best(record.done))
 
     def _result(self, record: Record, folder: Path) -> Sweep:
         standings, lines = self._standings(record), [record.done[number] for number in sorted(record.done)]

@@ -32,6 +32,8 @@ _KEPT_ORDERS = 128 << 20  # bytes of orders that are not made again
 _ARRAYS = {"learning_rate", "momentum", "weight_decay", "seed", "data_seed", "shuffle", "fold", "input_scaling",
            "class_weight"}  # fmt: skip
 
+Pools = dict[int, Pool]  # those on the devices, by the identities of NumPy's
+
 
 def key(course: Course) -> Any:
     """Equal for members that one program trains."""
@@ -56,13 +58,16 @@ def _cadence(course: Course) -> Any:
 class Team:
     """Members of one program, and this program; nothing is compiled or placed by making it."""
 
-    def __init__(self, courses: Sequence[Course], layout: Layout, num_classes: int, lanes: int) -> None:
-        """`lanes`: how many calls of `train` there may be at once."""
+    def __init__(
+        self, courses: Sequence[Course], layout: Layout, num_classes: int, lanes: int, pools: Pools
+    ) -> None:
+        """`lanes`: how many calls of `train` there may be at once; `pools`: which teams share."""
         first = courses[0]
         self.courses, self._layout, self._lanes, self._config = courses, layout, lanes, first.member.config
         config, pool = self._config, first.share.pool
         assert pool is not None
         self._host_pool: Pool = pool
+        self._pools = pools
         self._one_by_one = members.one_by_one(layout)
         self._orders: dict[Any, tuple[np.ndarray, ...]] = {}
         self._initial: dict[int, Any] = {}
@@ -112,7 +117,9 @@ class Team:
                         raise InputError(f"a member needs {needed / 2**30:,.1f} GiB, and a device has "
                                          f"{memory / 2**30:,.1f}: train it alone, with launch.train")
                 break
-            self._pool = self._layout.put(Pool(*self._host_pool), REPLICATED)
+            if id(self._host_pool) not in self._pools:
+                self._pools[id(self._host_pool)] = self._layout.put(Pool(*self._host_pool), REPLICATED)
+            self._pool = self._pools[id(self._host_pool)]
         self._compiled = True
 
     def _most_in_turn(self, memory: int) -> int:
@@ -189,6 +196,9 @@ class Team:
             if found is not None:
                 labels = self._host_pool.labels[course.share.held]
                 line = trained.get(place, {}) | evaluated(found[place], labels, config.choose_by)
+                if not math.isfinite(line["validation_loss"]):
+                    course.diverged = True
+                    continue
                 if score(line) is None:
                     raise InputError(f"--choose_by={config.choose_by} is not defined for the examples of member "
                                      f"{course.member.number}: give another of its values")
@@ -263,11 +273,11 @@ class Team:
 
 
 def teams(
-    courses: Sequence[Course], layout: Layout, num_classes: Callable[[Config], int], lanes: int
+    courses: Sequence[Course], layout: Layout, num_classes: Callable[[Config], int], lanes: int, pools: Pools
 ) -> Iterator[Team]:
     """The members that are trained by the same program together."""
     alike: dict[Any, list[Course]] = {}
     for course in courses:
         alike.setdefault(key(course), []).append(course)
     for found in alike.values():
-        yield Team(found, layout, num_classes(found[0].member.config), lanes)
+        yield Team(found, layout, num_classes(found[0].member.config), lanes, pools)

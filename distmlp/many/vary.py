@@ -14,6 +14,7 @@ from distmlp.config import Config, as_text
 from distmlp.errors import InputError, counted
 
 _MOST = 100_000  # members
+_TRIES = 1000  # draws of each setting, at most, until there is one that was not drawn before
 # Of these a sweep has one: what members are scored on, and how.
 _SCORED_BY = ("dataset", "test_fraction", "validation_fraction", "fold", "data_seed", "label_column", "num_classes",
               "choose_by", "synthetic_examples", "synthetic_features", "synthetic_classes")  # fmt: skip
@@ -203,8 +204,15 @@ def _settings(config: Config, vary: Varied, sample: int) -> list[dict[str, Any]]
         rng = np.random.default_rng(config.drawing_seed)
         return [grid[at] for at in np.sort(rng.choice(len(grid), sample, replace=False))]
     rng = np.random.default_rng(config.drawing_seed)
-    return [{name: values.draw(rng) if isinstance(values, Range) else values[int(rng.integers(len(values)))]
-             for name, values in vary.items()} for _ in range(sample)]  # fmt: skip
+    drawn: dict[str, dict[str, Any]] = {}  # each once
+    for _ in range(sample * _TRIES):
+        found = {name: values.draw(rng) if isinstance(values, Range) else values[int(rng.integers(len(values)))]
+                 for name, values in vary.items()}  # fmt: skip
+        drawn.setdefault(str(found), found)
+        if len(drawn) == sample:
+            return list(drawn.values())
+    raise InputError(f"--sample={sample}: the ranges have {counted(len(drawn), 'setting')}: give fewer, or wider "
+                     "ranges")
 
 
 def from_flags(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

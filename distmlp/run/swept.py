@@ -94,29 +94,38 @@ def kept(folder: Path) -> list[Path]:
     return swept.kept
 
 
+def score(line: Value) -> float | None:
+    """The score in a member's line; None where there is none, as of one that diverged, or none that is finite."""
+    found: float | None = line.get("score")
+    return found if found is not None and math.isfinite(found) else None
+
+
 def higher_is_better(choose_by: str) -> bool:
     return choose_by != "loss"
 
 
 def standings(members: Iterable[Value], choose_by: str) -> list[Standing]:
-    """How the settings stand by their members' scores, the best first; those that halving left behind are behind."""
+    """How the settings stand by their members' scores, the best first. Those that halving left behind are behind, but
+    before those without a score where all that went the full length have none."""
     by_settings: dict[str, list[Value]] = {}
     for line in members:
         settings = {name: value for name, value in line["settings"].items() if name != "seed"}
         by_settings.setdefault(json.dumps(settings, sort_keys=True), []).append(line)
     found = []
     for own in by_settings.values():
-        scores = [line["score"] for line in own if line.get("score") is not None]
+        scores = [each for line in own if (each := score(line)) is not None]
         mean = statistics.fmean(scores) if len(scores) == len(own) else None
         spread = None if mean is None or len(own) < 2 else statistics.stdev(scores) / math.sqrt(len(own))
         halted = min((line["halted"] for line in own if line.get("halted") is not None), default=None)
         settings = {name: own[0]["settings"][name] for name in own[0]["settings"] if name != "seed"}
         found.append(Standing(settings, own, mean, spread, halted))
     sign = -1 if higher_is_better(choose_by) else 1
+    finalist = any(each.halted is None and each.mean is not None for each in found)
 
-    def place(standing: Standing) -> tuple[bool, float, bool, float]:
+    def place(standing: Standing) -> tuple[bool, bool, float, bool, float]:
         mean = standing.mean
-        return (standing.halted is not None, -(standing.halted or 0), mean is None, sign * (mean or 0.0))
+        lost = mean is None and not finalist
+        return (lost, standing.halted is not None, -(standing.halted or 0), mean is None, sign * (mean or 0.0))
 
     return sorted(found, key=place)
 

@@ -1,23 +1,31 @@
 """Sweeps: members are the runs that `train` makes alone, each is trained once, and what is asked for makes sense."""
 
 import dataclasses
+import importlib
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import small_config
+from conftest import small_config, write_lines
 
 from distmlp import Config, InputError, load, sweep, train
 from distmlp.config import run_flags
-from distmlp.many import record, vary
+from distmlp.errors import ProcessEnded
+from distmlp.many import record, shares, vary
+from distmlp.many.course import Course
 from distmlp.parallel import members
+from distmlp.parallel.layout import Layout
 from distmlp.run import swept
 from distmlp.run.log import read_lines
+from distmlp.run.signals import Watchdog
 from launch import flags
 
+sweep_module: Any = importlib.import_module("distmlp.many.sweep")
 VARIED = {  # one of each kind of setting that enters a program as numbers, and one that needs a program of its own
     "sgd": (
         {"weight_decay": 1e-3, "class_weight": "balanced", "patience": 1, "num_epochs": 6},
@@ -57,10 +65,16 @@ def told(folder: Path | str) -> list[dict[str, Any]]:
 
 @pytest.mark.full_xla
 @pytest.mark.parametrize("kind", VARIED)
-def test_a_member_has_the_bits_of_the_run_alone_under_invariant(npz: str, kind: str, compilations: list[str]) -> None:
+def test_a_member_has_the_bits_of_the_run_alone_under_invariant(
+    npz: str, kind: str, compilations: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes, varied = VARIED[kind]
     config = given(npz, **changes)
+    pools: list[int] = []
+    put = Layout.put
+    monkeypatch.setattr(Layout, "put", lambda *given: pools.append(isinstance(given[1], members.Pool)) or put(*given))
     found = sweep(config, varied, folds=2, keep=0, refit=False)  # on 8 devices
+    assert sum(pools) == 1
     assert len([name for name in compilations if "advance" in name]) == len(varied.get("hidden_sizes", [()]))
     assert len(found.members) == 16
     assert len({line["params_sha256"] for line in found.members}) == 16
@@ -155,8 +169,13 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pyt
     assert len(list((more.folder / "members").iterdir())) == 4
     with pytest.raises(InputError, match=r"holds another sweep \(folds was 2, is 3\): give the same flags"):
         sweep(config, varied, folds=3)
-    with pytest.raises(InputError, match=r"holds another sweep .*batch_size"):
-        sweep(dataclasses.replace(config, batch_size=10), varied, folds=2)
+    for changes in ({"batch_size": 10}, {"patience": 1}, {"eval_every_epochs": 2}, {"eval_every_steps": 2}):
+        with pytest.raises(InputError, match=rf"holds another sweep \({next(iter(changes))} was "):
+            sweep(dataclasses.replace(config, **changes), varied, folds=2, keep=3)
+    plan = json.loads(Path("run/sweep.json").read_text())
+    plan["settings"] = {name: value for name, value in plan["settings"].items() if name not in record.SCORED_WHEN}
+    write_lines(Path("run/sweep.json"), [plan])  # as older ones are
+    assert sweep(config, varied, folds=2, keep=3).table == whole.table
 
 
 def test_a_folder_holds_a_run_or_a_sweep(npz: str) -> None:
@@ -192,7 +211,7 @@ def test_processes_share_the_members_and_the_first_one_merges(npz: str, monkeypa
     assert not (Path("run") / "processes").exists()
 
 
-def test_halving_ends_all_but_the_best_early(npz: str) -> None:
+def test_halving_ends_all_but_the_best_early(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, rates = given(npz, num_devices=1, num_epochs=9), [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
     halved = sweep(config, {"learning_rate": rates}, folds=2, halving=3, keep=2)
     by_steps: dict[int, set[float]] = {}
@@ -205,6 +224,75 @@ def test_halving_ends_all_but_the_best_early(npz: str) -> None:
     at_three = {line["member"]: line["curve"][0][2] for line in whole.members}
     assert all(line["score"] == at_three[line["member"]] for line in halved.members if line["steps"] == 3)
     assert halved.best == {"learning_rate": next(iter(by_steps[27]))}
+    monkeypatch.setattr(sweep_module, "_STATES", 1 << 60)  # no state is held
+    begun, again = list[int](), Course.begin_again
+    monkeypatch.setattr(Course, "begin_again", lambda self: (begun.append(self.member.number), again(self)))
+    sweep(dataclasses.replace(config, workdir="dropped"), {"learning_rate": rates}, folds=2, halving=3, keep=2)
+    assert len(begun) >= 18 + 18 + 6  # once made, and after each stage
+    assert told("dropped") == told("run")
+
+
+def test_halving_whose_last_one_diverges_has_the_best_of_those_before(
+    npz: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Course.add
+
+    def late(self: Course, losses: np.ndarray, *more: Any) -> None:
+        add(self, np.where(np.arange(self.step, self.step + len(losses)) < 20, losses, np.nan), *more)
+
+    monkeypatch.setattr(Course, "add", late)
+    config = given(npz, num_devices=1, num_epochs=9)
+    found = sweep(config, {"learning_rate": [0.001, 0.003, 0.01]}, folds=2, halving=3, keep=2, refit=False)
+    halted = {line["settings"]["learning_rate"]: line.get("halted") for line in found.members}
+    assert sorted(halted.values(), key=str) == [0, 0, None]
+    assert halted[found.best["learning_rate"]] == 0
+    assert [row["score"] is None for row in found.table] == [False, False, True]
+    assert "all settings that went the full length diverged: the best is one that --hal" in capsys.readouterr().err
+    assert swept.read(found.folder).final["kept"] == []  # type: ignore[index] # it is finished
+
+
+def test_a_process_waits_for_another_one_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, ended = given("", stall_seconds=0.1), time.monotonic() + 0.5
+    monkeypatch.setattr(sweep_module, "_LOOK_SECONDS", 0.01)
+    other, own = record.Record(tmp_path, 1, 0), record.Record(tmp_path, 0, 0)
+    waiting: Any = SimpleNamespace(_processes=2, _config=config, _found=[vary.Member(7, {}, None, config)])
+
+    def ready() -> bool:
+        if time.monotonic() < ended:
+            other.beat(time.monotonic_ns())
+        return False
+
+    with pytest.raises(ProcessEnded, match=r"no other process has gone on, with 1 member left, from member 7 on"):
+        sweep_module._Sweep._wait_for(waiting, ready, own, Watchdog(0))
+    assert time.monotonic() > ended
+    told = sweep_module._Sweep._pulse_of(waiting, own)
+    assert waiting._waits
+    assert (told(3), len(own.pulses())) == (3, 1)
+    waiting._waits = False
+    assert (told(4), own.pulses()[0]) == (4, "4")
+
+
+def test_while_all_is_read_for_the_scaling_the_watchdog_waits_and_it_is_read_once(
+    npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats, wait = list[int](), sweep_module.wait
+    monkeypatch.setattr(Watchdog, "beat", lambda self: beats.append(len(self._signs)))
+    monkeypatch.setattr(sweep_module, "wait", lambda work, timeout=0, **more: wait(work, timeout / 100 or None, **more))
+    scaling, read = shares.input_scaling, list[int]()
+
+    def slowly(*given: Any) -> Any:
+        before = len(beats)
+        time.sleep(0.1)
+        read.append(len(beats) - before)
+        return scaling(*given)
+
+    monkeypatch.setattr(shares, "input_scaling", slowly)
+    monkeypatch.setattr("distmlp.training.input_scaling", slowly)
+    config = given(npz, num_devices=1, num_epochs=1, data_placement="host")
+    sweep(config, {"learning_rate": [0.01, 0.1]}, folds=2, keep=0, refit=False)
+    assert len(read) == 2  # folds
+    assert min(read) > 3
+    assert set(beats) == {2}
 
 
 def test_data_that_training_learns_from_or_that_are_not_in_memory(tmp_path: Path) -> None:
@@ -253,6 +341,35 @@ def test_a_member_that_diverges_is_the_worst_and_no_harm(npz: str) -> None:
     assert [(line["score"], line["params_sha256"]) for line in found.members[:8]] == [(None, None)] * 8
     assert found.best == {"learning_rate": 0.01}
     assert found.table[1] == {"settings": {"learning_rate": 1e30}, "score": None, "error": None}
+
+
+def test_a_member_that_diverges_is_so_wherever_its_examples_are(npz: str) -> None:
+    config, found = given(npz, num_devices=1, steps_per_dispatch=1, num_epochs=3), []
+    for placement in ("device", "host"):
+        placed = dataclasses.replace(config, data_placement=placement, workdir=placement)
+        lines = sweep(placed, {"learning_rate": [1e30, 0.01]}, folds=2, keep=0, refit=False).members
+        found.append([(line["score"], line["steps"], line["params_sha256"], len(line["curve"])) for line in lines])
+    assert found[0] == found[1]
+    assert [each[0] is None for each in found[0]] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("choose_by", ["loss", "roc_auc"])
+@pytest.mark.parametrize("placement", ["device", "host"])
+def test_an_evaluation_that_finds_nan_is_no_score(npz: str, choose_by: str, placement: str) -> None:
+    config = given(npz, num_devices=1, max_steps=1, choose_by=choose_by, data_placement=placement)
+    varied = {"learning_rate": [1e30, 0.01]}  # the loss of the only step is that of before it
+    found = sweep(config, varied, folds=2, keep=1, refit=placement == "device")
+    assert [(line["score"], line.get("diverged")) for line in found.members[:2]] == [(None, True)] * 2
+    assert [row["settings"]["learning_rate"] for row in found.table] == [0.01, 1e30]
+    path, told_before = Path("run/sweep.jsonl"), told("run")
+    lines = [line | {"score": np.nan} if line.get("diverged") else line for line in told_before]
+    lines[-1] = lines[-1] | {"best": {"settings": {"learning_rate": 1e30}}, "kept": [0]}  # as it was once
+    write_lines(path, [line | {"seconds": 1.0} for line in lines])
+    for flags_of in Path("run/members").glob("refit/run.flags"):
+        flags_of.write_text(flags_of.read_text().replace("--learning_rate=0.01", "--learning_rate=1e+30"))
+    again = sweep(config, varied, folds=2, keep=1, refit=placement == "device")
+    assert (again.best, again.table) == (found.best, found.table)
+    assert told("run")[4:] == told_before[4:]
 
 
 REFUSED = {
@@ -318,3 +435,9 @@ def test_a_command_line_becomes_members() -> None:
     assert 10 < (rates < 10**-2.5).sum() < 40
     assert (rates.min() > 1e-4, rates.max() < 1e-1) == (True, True)
     assert {type(member.config.batch_size) for member in drawn} == {int}
+    few = {"batch_size": vary.varied({"batch_size": "log:16:64"})["batch_size"]}
+    sizes = [member.config.batch_size for member in vary.members(Config(), few, 0, 49)]
+    assert sorted(sizes) == list(range(16, 65))
+    assert sizes[:5] == [member.config.batch_size for member in vary.members(Config(), few, 0, 5)]
+    with pytest.raises(InputError, match=r"^--sample=50: the ranges have 49 settings: give fewer, or wider ranges$"):
+        vary.members(Config(), few, 0, 50)

@@ -55,6 +55,15 @@ def test_a_loss_that_is_not_finite(
         assert (done.returncode, done.stderr) == (3, f"distmlp: error: {first.value}\n")
 
 
+def test_an_evaluation_that_is_not_finite(npz: str) -> None:
+    """The loss of the only step is that of before it; with roc_auc, scikit-learn would raise an error of its own."""
+    for choose_by in ("accuracy", "loss", "roc_auc"):
+        config = small_config(npz, max_steps=1, learning_rate=1e30, num_devices=1, choose_by=choose_by,
+                              validation_fraction=0.3, workdir=None)  # fmt: skip
+        with pytest.raises(DivergedError, match=r"^the loss of .* is not finite after step 1: try a lower --learning"):
+            train(config)
+
+
 @pytest.mark.parametrize(("value", "step", "saved"), [(np.nan, 7, 6), (-np.inf, 7, 6), (-np.inf, 10, 9)])
 def test_a_weight_that_is_not_finite_is_never_saved(
     value: float, step: int, saved: int, npz: str, monkeypatch: pytest.MonkeyPatch
