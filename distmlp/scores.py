@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from distmlp.errors import InputError
+
 _MOST_CLASSES, _MOST_SCORES = 100, 10**7  # for which metrics over all probabilities are computed
 _RANGES = 10  # of probabilities, for the calibration error
 _UNIT = 1 << 40  # by which probabilities become whole numbers
@@ -110,6 +112,15 @@ def _log_odds(log_probs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         own = column(each)
         rest = np.where(best == each, 1, powers - np.exp(own - most))  # 1 at least, the best one's
         yield each, own - np.where(best == each, others, most + np.log(rest))
+
+
+def check_outputs(outputs: np.ndarray, first: int = 0, what: str = "row") -> None:
+    """Raises InputError unless probabilities or their logarithms, [N, classes], are numbers; the first is of `what`
+    number `first`."""
+    bad = np.flatnonzero(~np.isfinite(outputs.min(axis=1)))
+    if len(bad):
+        raise InputError(f"{what} {first + bad[0]} has a value so large that its probabilities are no numbers, as what "
+                         "stands for no data may be: remove or mend it")
 
 
 class Calibration:

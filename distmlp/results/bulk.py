@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from tqdm.auto import tqdm
 
+from distmlp import scores
 from distmlp.data import asked, columnar
 from distmlp.data.packed import HEADER, npy_header
 from distmlp.data.streams import ahead
@@ -20,7 +21,7 @@ from distmlp.data.tables import Reader
 from distmlp.errors import InputError, remark
 from distmlp.results import files
 from distmlp.results.ensemble import Ensemble
-from distmlp.results.models import Model, check_outputs
+from distmlp.results.models import Model
 
 if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
     from distmlp.parallel.evaluate import Seen
@@ -184,7 +185,7 @@ def answers(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) 
     )  # fmt: skip
     for probabilities, apart in found:
         name = names.pop(0)
-        check_outputs(probabilities, rows[name], f"{name}: row")
+        scores.check_outputs(probabilities, rows[name], f"{name}: row")
         rows[name] += len(probabilities)
         yield Answers(probabilities, apart, carried.pop(0), name)
 

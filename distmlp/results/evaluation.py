@@ -17,7 +17,6 @@ from distmlp.parallel import backend
 from distmlp.parallel.evaluate import Evaluation, Evaluator, Seen
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.specs import STATE, State
-from distmlp.results.models import check_outputs
 
 _WIDTH = 80  # columns of a terminal
 _MATRIX = 1000  # classes of which JSON has the whole confusion matrix
@@ -174,7 +173,7 @@ class Tally:
 
     def look(self, seen: Seen) -> None:
         log_probs = seen.log_probs
-        check_outputs(log_probs, self._looked_at, f"{self._name}: example")
+        scores.check_outputs(log_probs, self._looked_at, f"{self._name}: example")
         self._looked_at += len(log_probs)
         self._calibration.add(np.exp(log_probs.max(axis=1)), seen.labels == seen.predicted)
         if self._few:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp import model
+from distmlp import model, scores
 from distmlp.config import Config
 from distmlp.data import columnar
 from distmlp.data.arrays import as_array
@@ -117,7 +117,7 @@ class Model:
             network = jax.device_put((self.params, self.scaling))
             parts = [np.asarray(program(*network, block))[:rows] for block, rows in _blocks(x)]
         found = np.concatenate(parts) if parts else np.zeros((0, len(self.classes)), np.float32)
-        check_outputs(found, first)
+        scores.check_outputs(found, first)
         return found
 
     def probabilities(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -194,15 +194,6 @@ class Model:
         if len(bad):
             raise InputError(f"row {first + bad[0]} {NOT_FINITE}")
         return np.asarray(x)
-
-
-def check_outputs(outputs: np.ndarray, first: int = 0, what: str = "row") -> None:
-    """Raises InputError unless probabilities or their logarithms, [N, classes], are numbers; the first is of `what`
-    number `first`."""
-    bad = np.flatnonzero(~np.isfinite(outputs.min(axis=1)))
-    if len(bad):
-        raise InputError(f"{what} {first + bad[0]} has a value so large that its probabilities are no numbers, as what "
-                         "stands for no data may be: remove or mend it")
 
 
 @kept

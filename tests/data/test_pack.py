@@ -224,7 +224,7 @@ def test_a_part_of_other_numbers_keeps_them_and_one_of_another_width_is_refused(
     train_bytes: bool, tmp_path: Path
 ) -> None:
     x = np.random.default_rng(0).integers(0, 256, (40, 4)).astype(np.uint8)
-    kinds = [x, (x[:10] / 255).astype(np.float32)] if train_bytes else [x / 255, x[:10]]
+    kinds: list[np.ndarray] = [x, (x[:10] / 255).astype(np.float32)] if train_bytes else [x / 255, x[:10]]
     arrays = dict(zip(("x_train", "x_test"), kinds, strict=True)) | {"y_train": np.arange(40) % 2}
     np.savez(tmp_path / "a.npz", **arrays, y_test=np.arange(10) % 2)
     made = run(tmp_path / "p", tmp_path / "a.npz")
@@ -325,8 +325,9 @@ def test_batches_from_python(tmp_path: Path) -> None:
     from_memory = datasets.load(config, (x, y))
     for name, batches in (("list", pairs), ("generator", (pair for pair in pairs))):
         same(from_memory, datasets.load(Config(dataset=str(pack(batches, tmp_path / name, config)))))
-    none = [(np.zeros((0, 2, 3), np.uint8), []), *pairs, (x[:0], y[:0])]
-    for name, batches in (("list_none", none), ("generator_none", (pair for pair in none))):
+    none: list[Any] = [(np.zeros((0, 2, 3), np.uint8), []), *pairs, (x[:0], y[:0])]
+    given: list[tuple[str, Any]] = [("list_none", none), ("generator_none", (pair for pair in none))]
+    for name, batches in given:
         same(from_memory, datasets.load(Config(dataset=str(pack(batches, tmp_path / name, config)))))
         shutil.rmtree(tmp_path / name)
     frames = (frame(rows, seed) for rows, seed in ((0, 0), (50, 0), (50, 1), (0, 1), (50, 2)))

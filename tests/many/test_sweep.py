@@ -15,6 +15,7 @@ from conftest import small_config, write_lines
 
 from distmlp import Config, InputError, load, sweep, train
 from distmlp.config import run_flags
+from distmlp.data import datasets
 from distmlp.errors import ProcessEnded
 from distmlp.many import record, shares, vary
 from distmlp.many.course import Course
@@ -278,7 +279,7 @@ def test_while_all_is_read_for_the_scaling_the_watchdog_waits_and_it_is_read_onc
     beats, wait = list[int](), sweep_module.wait
     monkeypatch.setattr(Watchdog, "beat", lambda self: beats.append(len(self._signs)))
     monkeypatch.setattr(sweep_module, "wait", lambda work, timeout=0, **more: wait(work, timeout / 100 or None, **more))
-    scaling, read = shares.input_scaling, list[int]()
+    scaling, read = datasets.input_scaling, list[int]()
 
     def slowly(*given: Any) -> Any:
         before = len(beats)
