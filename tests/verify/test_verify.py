@@ -31,7 +31,7 @@ from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.feed import DeviceBatches
 from distmlp.parallel.layout import Layout, make_layout
 from distmlp.plan import cards
-from distmlp.progress import Progress
+from distmlp.progress import Measures, Progress
 from distmlp.run import store
 from distmlp.training import Program
 from distmlp.verify import arithmetic, faults, speed
@@ -145,6 +145,12 @@ def _damaged_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Layout, "put", put)
 
 
+def _careless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the losses of steps nor those of evaluations are looked at."""
+    monkeypatch.setattr(Progress, "_read_losses", lambda self, most: self._pending.clear())
+    monkeypatch.setattr(Measures, "evaluated", lambda self, state, poll: {})
+
+
 def _large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_stat", lambda device, name: 1000 if name == "peak_bytes_in_use" else 100)
     monkeypatch.setattr(speed, "_plan", lambda here, config: {"memory": {"total": 800}})
@@ -184,8 +190,7 @@ OF_THE_HOST: Breaks = {  # or of programs that nothing else uses
     "each test example counts once": (wrapped(evaluate._Steps, "__iter__", _shifted), "of 103 examples got another"),
     "two runs: the same bits": (_restless, "the parameters differ: the first run "),
     "loader and device path": (_damaged_on_the_way, "what device 3 (cpu, process 0) holds is not what was sent to it"),
-    "a loss that is not finite is found": (
-        replaced(Progress, "_read_losses", lambda self, most: self._pending.clear()), "were made without a word"),
+    "a loss that is not finite is found": (_careless, "were made without a word"),
     "copies that differ are found": (replaced(StateDigest, "check", lambda self, state, step: {}), "nobody noticed"),
     "a flipped bit is found": (_unverified, "taken for good"),
     "memory, by the plan": (_large, "0 MiB used, at most 0 planned"),
