@@ -98,7 +98,7 @@ def _compilation_cache(config: Config) -> dict[str, Any]:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             what = "written to"
-            with (Path(folder) / "trial").open("w") as file:
+            with (Path(folder) / "trial").open("wb") as file:
                 what = "locked"
                 fcntl.flock(file, fcntl.LOCK_SH)  # as jax will, which would warn of each program
         except OSError as error:
