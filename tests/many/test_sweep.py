@@ -283,7 +283,7 @@ def test_while_all_is_read_for_the_scaling_the_watchdog_waits_and_it_is_read_onc
 
     def slowly(*given: Any) -> Any:
         before = len(beats)
-        time.sleep(0.1)
+        time.sleep(0.4)
         read.append(len(beats) - before)
         return scaling(*given)
 
