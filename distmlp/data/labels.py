@@ -337,6 +337,11 @@ def _distinct(values: np.ndarray) -> tuple[list[Any], np.ndarray]:
     if values.dtype.kind != "O":
         distinct, codes = np.unique(values, return_inverse=True)
         return distinct.tolist(), codes
+    if _is_written(values):  # of which there may be millions, and pyarrow has read them
+        import pyarrow as pa
+
+        encoded = pa.array(values, pa.string()).dictionary_encode()
+        return list(map(Written, encoded.dictionary.to_pylist())), encoded.indices.to_numpy()
     known: dict[Any, int] = {}
     codes = np.fromiter((known.setdefault(value, len(known)) for value in values), np.intp, len(values))
     return list(known), codes
