@@ -325,7 +325,7 @@ def as_array(value: Any) -> np.ndarray:
     """An array, tensor of any kind, frame, picture or number as a NumPy array."""
     if hasattr(value, "detach"):
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).detach().cpu()
-    columnar.refuse_sparse(value)
+    columnar.refuse_sparse_or_masked(value)
     return np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
 
 

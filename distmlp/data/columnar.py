@@ -296,7 +296,7 @@ def is_frame(value: Any) -> bool:
     return known and hasattr(value, "columns") and len(value.shape) == 2
 
 
-def refuse_sparse(value: Any) -> None:
+def refuse_sparse_or_masked(value: Any) -> None:
     """Raises InputError for a sparse matrix of SciPy's, which NumPy would take for a single object; and for masked
     cells, whose values NumPy would take."""
     if isinstance(value, np.ma.MaskedArray) and value.mask.any():
