@@ -1,7 +1,7 @@
 """Uses an exported network from PyTorch: nothing of distmlp or JAX is imported.
 
-    distmlp train digits.flags --workdir=runs/digits
-    distmlp export runs/digits --format=safetensors --output=model.safetensors
+    distmlp train digits.flags --workdir=runs/exported
+    distmlp export runs/exported --format=safetensors --output=model.safetensors
     python examples/exported_to_pytorch.py model.safetensors
 """
 

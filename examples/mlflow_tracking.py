@@ -1,4 +1,7 @@
-"""MLflow keeps the settings, and each line's numbers: python examples/mlflow_tracking.py"""
+"""MLflow keeps the settings, and each line's numbers.
+
+    pip install -e '.[examples]' && python examples/mlflow_tracking.py
+"""
 
 import mlflow
 

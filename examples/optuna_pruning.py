@@ -1,4 +1,7 @@
-"""Optuna ends runs that fall behind, after any epoch: python examples/optuna_pruning.py"""
+"""Optuna ends runs that fall behind, after any epoch.
+
+    pip install -e '.[examples]' && python examples/optuna_pruning.py
+"""
 
 import optuna
 

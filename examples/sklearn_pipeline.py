@@ -1,6 +1,6 @@
 """The estimator among scikit-learn's tools: words and gaps of a table are encoded in a pipeline, and a search chooses.
 
-    python examples/sklearn_pipeline.py
+    pip install pandas && python examples/sklearn_pipeline.py
 """
 
 import numpy as np

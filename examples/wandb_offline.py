@@ -1,4 +1,7 @@
-"""Weights & Biases keeps each line in a folder, for `wandb sync`: python examples/wandb_offline.py"""
+"""Weights & Biases keeps each line in a folder, for `wandb sync`.
+
+    pip install wandb && python examples/wandb_offline.py
+"""
 
 import wandb
 

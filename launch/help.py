@@ -15,8 +15,8 @@ Trains the MLP: python -m launch.train CONFIG.flags [--NAME=VALUE ...]
 Flags given after a config win over it. Of several values the first is the
 default, else the value shown; --[no]NAME is off. {more}
 
-Exit codes: 0 done, or help; 2 bad input; 3 diverged; 130 and 143 interrupted by
-SIGINT and SIGTERM; else a fault.
+Exit codes: 0 done, or help; 2 bad input; 3 diverged; 128 + N stopped by signal
+N, as 130 by Ctrl-C; else a fault.
 """
 
 
