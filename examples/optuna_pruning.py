@@ -1,7 +1,4 @@
-"""Optuna ends runs that fall behind, after any epoch.
-
-    pip install -e '.[examples]' && python examples/optuna_pruning.py
-"""
+"""Optuna ends runs that fall behind: pip install -e '.[examples]' && python examples/optuna_pruning.py"""
 
 import optuna
 
