@@ -39,6 +39,7 @@ def test_messages_take_the_ring_where_they_are_large_and_the_tree_where_they_are
     small = cost.message("all-reduce", 8, 8, H100)
     assert small == pytest.approx(6e-6, rel=1e-3)
     assert cost.message("all-gather", 1 << 30, 8, H100) == pytest.approx(large / 2)
+    assert cost.message("reduce-scatter", 1 << 30, 8, H100) == pytest.approx(large / 2)
     between_hosts = cost.message("all-reduce", 1 << 30, 16, H100)  # each of a host's eight sends an eighth to the other
     assert between_hosts == pytest.approx(large + 2**30 / 8 / 50e9 + 10e-6)
 

@@ -49,6 +49,18 @@ def test_the_plan_of_eight_devices_says_what_training_will_do(npz: str) -> None:
     assert max(map(len, text.text(found).splitlines())) <= 80
 
 
+def test_more_devices_send_no_more_each_of_a_sharded_state(npz: str) -> None:
+    """What the program for eight devices scatters is an eighth of the array, of which 4,096 would get less."""
+    figures = {"link": 1e3, "link_seconds": 0.0}  # a step is as long as its messages
+    found = plan.make(small_config(npz, state="sharded", hidden_sizes=(64, 64)), figures=figures)
+    parameters = 4 * (12 * 64 + 64 + 64 * 64 + 64 + 64 * 4 + 4)
+    assert 2 * parameters < found["communication_bytes_per_step"] < 2.3 * parameters  # gathered, scattered, filled up
+    seconds = {int(count): int(count) * 3 / rate for count, rate in found["predicted_scaling"].items()}
+    for count in (2, 8, 4096):
+        sent = (count - 1) / count * found["communication_bytes_per_step"]
+        assert seconds[count] == pytest.approx(sent / 1e3, rel=0.01)
+
+
 def test_an_unknown_device_is_measured_at_the_sizes_of_the_run(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, ...]] = []
 
