@@ -74,6 +74,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float], count: int 
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
         layout.devices[0], layout.device_memory, examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
     )
+    card = dataclasses.replace(card, memory=layout.device_memory)  # of one that is here, what jax takes of it
     card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # make has checked the names
     analysis: Any = compiled.memory_analysis()
     memory = _memory_of(analysis, evaluated.memory_analysis(), parts, card)
@@ -119,7 +120,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float], count: int 
         "predicted_scaling": _scaling(step, card, rate, examples),
         "figures": dataclasses.asdict(card),
     }  # fmt: skip
-    return plan | {"warnings": warnings(config, layout, plan, predicted)}
+    return plan | {"warnings": warnings(config, layout, plan, predicted, not target)}
 
 
 def _compiled(

@@ -12,9 +12,10 @@ import pytest
 from conftest import small_config
 
 from distmlp import Config, InputError, train
+from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.feed import Feed
-from distmlp.plan import advice, cost, plan, rates, targets, text
+from distmlp.plan import advice, cards, cost, plan, rates, targets, text
 from distmlp.plan.cards import CARDS
 from launch.plan import main
 
@@ -139,6 +140,19 @@ def test_what_fits_only_without_the_copy_is_warned_of(npz: str) -> None:
         assert any("does not fit" in text for text in warnings) != fits
 
 
+def test_the_memory_of_a_card_that_is_here_is_what_jax_has_of_it(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the data sheet's: by one figure the state is chosen, recommended and warned of."""
+    monkeypatch.setattr(cards, "find", lambda kind: CARDS["h100"])
+    config = small_config(npz, num_devices=2, hidden_sizes=(64,), momentum=0.9)
+    room = plan.make(config)["memory_by_state"]["replicated"] - 1
+    monkeypatch.setattr(backend, "device_memory", lambda device: room)
+    found = plan.make(config)
+    assert (found["card"], found["state"]) == ("H100", "sharded")
+    assert found["memory"]["available"] == found["figures"]["memory"] == room
+    assert "recommended: --state=sharded" in text._state(found)
+    assert plan.make(config, count=3)["memory"]["available"] == room
+
+
 def test_the_figure_of_the_memory_decides_where_data_and_state_lie(npz: str) -> None:
     config = small_config(npz, num_devices=2, hidden_sizes=(64,), momentum=0.9)
     needed = plan.make(config)["memory_by_state"]
@@ -162,7 +176,7 @@ def test_a_plan_is_compiled_anew_whatever_cache_the_caller_has(npz: str) -> None
     assert dict(jax.config.values) == before
 
 
-def warned(**changes: Any) -> list[str]:
+def warned(total: int = 1, here: bool = False, **changes: Any) -> list[str]:
     config = Config(**{"batch_size": 1024, "learning_rate": 0.08} | changes)
 
     class Layout:
@@ -171,14 +185,28 @@ def warned(**changes: Any) -> list[str]:
         shards_per_device = -(-num_shards // 8)
 
     found = {
-        "memory": {"total": changes.get("total", 1), "available": 100}, "data_placement": "device", "devices": 8,
-        "batch": {"per_device": config.batch_size // 8}, "card": "H100", "state_is_donated": True, "host_transfers": [],
+        "memory": {"total": total, "available": 100}, "memory_by_state": {"replicated": total}, "state": "replicated",
+        "data_placement": "device", "devices": 8, "batch": {"per_device": config.batch_size // 8}, "card": "H100",
+        "state_is_donated": True, "host_transfers": [],
     }  # fmt: skip
-    return advice.warnings(config, Layout(), found, cost.Seconds(1, 0, 0, 0.5))
+    return advice.warnings(config, Layout(), found, cost.Seconds(1, 0, 0, 0.5), here)
 
 
 def test_a_sensible_run_is_not_warned_of() -> None:
     assert warned() == []
+
+
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_what_jax_takes_of_a_gpu_is_named_where_it_matters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a target the plan knows all of the memory; of a GPU that is here, the three quarters that JAX has taken."""
+    for each in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(each, raising=False)
+    assert ["set XLA_CLIENT_MEM_FRACTION=0.95" in text for text in warned(total=80)] == [True]
+    assert warned(total=80, here=True) == []
+    assert ["give XLA_CLIENT_MEM_FRACTION=0.95" in text for text in warned(total=101, here=True)] == [True]
+    assert ["does not fit" in text and "FRACTION" not in text for text in warned(total=150, here=True)] == [True]
+    monkeypatch.setenv(name, "0.95")  # as the user was told
+    assert ["does not fit" in text and "FRACTION" not in text for text in warned(total=101, here=True)] == [True]
 
 
 @pytest.mark.parametrize(
