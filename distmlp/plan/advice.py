@@ -74,6 +74,8 @@ def _communication(plan: Mapping[str, Any], predicted: Seconds) -> str:
 def _learning_rate(config: Config) -> str:
     """The usual rate grows with the batch, with its root for Adam, whose steps do not grow with the gradient."""
     growth = config.batch_size / _USUAL_BATCH
+    if config.optimizer not in _USUAL_RATES:
+        return ""
     usual = _USUAL_RATES[config.optimizer] * (growth if config.optimizer == "sgd" else math.sqrt(growth))
     ratio = config.learning_rate / usual
     if _TOO_LOW <= ratio <= _TOO_HIGH:

@@ -219,6 +219,11 @@ def test_what_makes_no_sense_is_warned_of(changes: dict[str, Any], word: str) ->
     assert any(word in warning for warning in warned(**changes))
 
 
+def test_an_optimizer_without_a_usual_rate_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "_USUAL_RATES", {})
+    assert warned(learning_rate=1e6) == []
+
+
 def test_a_run_that_does_not_fit_or_only_communicates_is_warned_of(npz: str) -> None:
     found = plan.make(small_config(npz), figures={"memory": 1000, "link": 1, "link_seconds": 1})
     assert [w.split(":")[0].split(" for ")[0] for w in found["warnings"]][:2] == ["it does not fit", "a step sends"]
