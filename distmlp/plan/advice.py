@@ -1,6 +1,7 @@
 """Warnings of a plan: where a run makes no sense as it is asked for, and what to give instead."""
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,12 @@ _FEW_EXAMPLES = 32  # on an accelerator: with fewer, it starts kernels and does 
 _USUAL_BATCH = 128
 _USUAL_RATES = {"sgd": 0.01, "adam": 0.001, "adamw": 0.001}  # at that batch: the tutorial's, and Adam's default
 _TOO_LOW, _TOO_HIGH = 1 / 4, 16
+_FRACTION, _OLD_FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # JAX refuses both together
 
 
-def warnings(config: Config, layout: Layout, plan: Mapping[str, Any], predicted: Seconds) -> list[str]:
-    """One or two sentences each; none if nothing is odd."""
-    found = [_memory(layout, plan), _few_examples(layout, plan), _empty_shards(config, layout),
+def warnings(config: Config, layout: Layout, plan: Mapping[str, Any], predicted: Seconds, here: bool) -> list[str]:
+    """One or two sentences each; none if nothing is odd. `here`: the devices are here, and no target."""
+    found = [_memory(layout, plan, here), _few_examples(layout, plan), _empty_shards(config, layout),
              _communication(plan, predicted), _learning_rate(config)]
     if not plan["state_is_donated"]:
         found.append("the program does not reuse the memory of the state: each device holds it twice")
@@ -25,17 +27,21 @@ def warnings(config: Config, layout: Layout, plan: Mapping[str, Any], predicted:
     return [text for text in found if text]
 
 
-def _memory(layout: Layout, plan: Mapping[str, Any]) -> str:
+def _memory(layout: Layout, plan: Mapping[str, Any], here: bool) -> str:
     total, available = plan["memory"]["total"], plan["memory"]["available"]
+    gpu = layout.devices[0].platform == "gpu"
     if total > available:
         sharded = [size for state, size in plan["memory_by_state"].items() if state != "replicated"]
         remedy = "--state=sharded" if plan["state"] == "replicated" and min(sharded, default=total) <= available else (
             "--data_placement=host" if plan["data_placement"] == "device" else "a smaller --batch_size or network")
+        more = gpu and here and total <= 0.95 / 0.75 * available
+        if more and not {_FRACTION, _OLD_FRACTION} & os.environ.keys():
+            remedy = f"{_FRACTION}=0.95, for JAX by default takes three quarters of a GPU; or {remedy}"
         return (f"it does not fit: a device needs {total / 2**30:,.1f} GiB and has {available / 2**30:,.1f}: "
                 f"give {remedy}, or more devices")
-    if layout.devices[0].platform == "gpu" and total > 0.75 * available:
+    if gpu and not here and total > 0.75 * available:  # of a GPU that is here, what JAX takes is all there is
         return (f"it needs {total / 2**30:,.1f} of {available / 2**30:,.1f} GiB, and JAX by default takes three "
-                "quarters: set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95")
+                f"quarters: set {_FRACTION}=0.95")
     return ""
 
 
@@ -68,6 +74,8 @@ def _communication(plan: Mapping[str, Any], predicted: Seconds) -> str:
 def _learning_rate(config: Config) -> str:
     """The usual rate grows with the batch, with its root for Adam, whose steps do not grow with the gradient."""
     growth = config.batch_size / _USUAL_BATCH
+    if config.optimizer not in _USUAL_RATES:
+        return ""
     usual = _USUAL_RATES[config.optimizer] * (growth if config.optimizer == "sgd" else math.sqrt(growth))
     ratio = config.learning_rate / usual
     if _TOO_LOW <= ratio <= _TOO_HIGH:

@@ -1,6 +1,6 @@
 """The figures of cards and of the links between them: one table, with its sources.
 
-GPUs: peaks and memory of NVIDIA's data sheets (A100 80 GB SXM, H100 SXM, H200, HGX B200; dense, without sparsity), the
+GPUs: peaks and memory of NVIDIA's data sheets (A100 SXM, H100 SXM, H200, HGX B200; dense, without sparsity), the
 rest of a card's description from XLA's public device descriptions. NVLink: the same data sheets, one way. Between
 hosts: one network adapter for each GPU as in NVIDIA's DGX systems, 200 Gbit/s (A100) or 400 Gbit/s (the others).
 TPUs: https://jax-ml.github.io/scaling-book/tpus and https://cloud.google.com/tpu/docs; a link is both directions of one
@@ -58,6 +58,15 @@ CARDS = {
     "v6e": _tpu("TPU v6 lite", 920e12, 32 << 30, 1.6e12, 1.8e11),
 }
 
+# By what jax calls those that are there. Each in full: an H100 PCIe, a GH200 or a part of a card (MIG) is another one.
+_KINDS = {
+    "NVIDIA A100-SXM4-80GB": CARDS["a100"],
+    "NVIDIA A100-SXM4-40GB": dataclasses.replace(CARDS["a100"], memory=40 << 30, bandwidth=1.555e12),
+    "NVIDIA H100 80GB HBM3": CARDS["h100"], "NVIDIA H200": CARDS["h200"], "NVIDIA B200": CARDS["b200"],
+    "TPU v4": CARDS["v4"], "TPU v5 lite": CARDS["v5e"], "TPU v5e": CARDS["v5e"], "TPU v5": CARDS["v5p"],
+    "TPU v5p": CARDS["v5p"], "TPU v6 lite": CARDS["v6e"], "TPU v6e": CARDS["v6e"],
+}  # fmt: skip
+
 # What XLA's GPU compiler wants to know of a card beyond that: how many cores of which kind, and their memories.
 _COMMON = {
     "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49152,
@@ -91,5 +100,4 @@ def gpu_description(name: str) -> str:
 
 def find(device_kind: str) -> Card | None:
     """The card of a device that is there, by what jax calls it; None if it is not in the table."""
-    by_length = sorted(CARDS.values(), key=lambda card: -len(card.kind))
-    return next((card for card in by_length if card.kind.lower() in device_kind.lower()), None)
+    return _KINDS.get(device_kind)

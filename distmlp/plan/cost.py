@@ -30,7 +30,7 @@ class Step:
     flops: float
     memory_bytes: float
     kernels: int
-    messages: Mapping[str, tuple[int, int]]  # kind of collective -> how many, and their bytes
+    messages: Mapping[str, tuple[int, int]]  # kind of collective -> how many, and their bytes (see `message`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +91,8 @@ def predict(step: Step, card: Card, rate: float, devices: int) -> Seconds:
 
 
 def message(kind: str, size: int, devices: int, card: Card) -> float:
-    """Seconds of one collective of so many bytes on each device."""
+    """Seconds of one collective of so many bytes, those of the whole array that is added up or gathered."""
     share = 1.0 if kind == "all-reduce" else 0.5
-    size *= devices if kind == "reduce-scatter" else 1  # whose result is one device's part of what is sent
     inner = min(devices, card.per_host or devices)
     outer = -(-devices // inner)
     inside = _all_reduce(size, inner, card.link, card.link_seconds)

@@ -74,14 +74,18 @@ def _make(config: Config, target: str, figures: Mapping[str, float], count: int 
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
         layout.devices[0], layout.device_memory, examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
     )
+    card = dataclasses.replace(card, memory=layout.device_memory)  # of one that is here, what jax takes of it
     card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # make has checked the names
     analysis: Any = compiled.memory_analysis()
     memory = _memory_of(analysis, evaluated.memory_analysis(), parts, card)
+    # What a reduce-scatter gives is a device's part of the array that is sent: the part of one of these devices.
+    sent = {kind: (number, size * (there if kind == "reduce-scatter" else 1))
+            for kind, (number, size) in module.messages().items()}  # fmt: skip
     step = cost.Step(
         cost.flops(sizes, examples),
         cost.memory_bytes(sizes, examples, data.train.dtype.itemsize, state_bytes,
                           2 if config.compute_dtype == "bfloat16" else 4),
-        module.kernels_per_step(), module.messages() or {"all-reduce": (1, _bytes(parts.state.params) + 4)},
+        module.kernels_per_step(), sent or {"all-reduce": (1, _bytes(parts.state.params) + 4)},
     )  # fmt: skip
     rate = card.products(config.compute_dtype, config.matmul_precision)
     predicted = cost.predict(step, card, rate, there)
@@ -100,12 +104,12 @@ def _make(config: Config, target: str, figures: Mapping[str, float], count: int 
         "memory_by_state": needed,
         "data_placement": parts.placement[0],
         "first_examples": _first_examples(parts.loader, layout),
-        "collectives": {kind: count for kind, (count, _) in module.messages().items()},
+        "collectives": {kind: count for kind, (count, _) in sent.items()},
         "kernels_per_step": module.kernels_per_step(),
         "steps_per_dispatch": module.step_loop and module.trip_count(module.step_loop),
         "host_transfers": module.host_transfers(),
         "flops_per_step": cost.flops(sizes, config.batch_size),
-        "communication_bytes_per_step": sum(size for _, size in module.messages().values()),
+        "communication_bytes_per_step": sum(size for _, size in sent.values()),
         "memory": memory,
         "checkpoint_bytes": _bytes(parts.held.shapes),
         "donated_bytes": analysis.alias_size_in_bytes,
@@ -116,7 +120,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float], count: int 
         "predicted_scaling": _scaling(step, card, rate, examples),
         "figures": dataclasses.asdict(card),
     }  # fmt: skip
-    return plan | {"warnings": warnings(config, layout, plan, predicted)}
+    return plan | {"warnings": warnings(config, layout, plan, predicted, not target)}
 
 
 def _compiled(

@@ -39,6 +39,7 @@ def test_messages_take_the_ring_where_they_are_large_and_the_tree_where_they_are
     small = cost.message("all-reduce", 8, 8, H100)
     assert small == pytest.approx(6e-6, rel=1e-3)
     assert cost.message("all-gather", 1 << 30, 8, H100) == pytest.approx(large / 2)
+    assert cost.message("reduce-scatter", 1 << 30, 8, H100) == pytest.approx(large / 2)
     between_hosts = cost.message("all-reduce", 1 << 30, 16, H100)  # each of a host's eight sends an eighth to the other
     assert between_hosts == pytest.approx(large + 2**30 / 8 / 50e9 + 10e-6)
 
@@ -48,8 +49,18 @@ def test_cards_are_found_by_what_jax_calls_them() -> None:
     assert find("TPU v5 lite") is CARDS["v5e"]
     assert find("TPU v5") is CARDS["v5p"]
     assert find("cpu") is None
+    smaller = find("NVIDIA A100-SXM4-40GB")
+    assert smaller is not None
+    assert (smaller.kind, smaller.bandwidth, smaller.link) == ("A100", 1.555e12, CARDS["a100"].link)
     assert "core_count: 132" in gpu_description("h100")
     assert 'device_description_str: "B200"' in gpu_description("b200")
+
+
+@pytest.mark.parametrize("kind", ["NVIDIA A100 80GB PCIe", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA GH200 480GB",
+                                  "NVIDIA H200 NVL", "NVIDIA GB200", "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+                                  "TPU v4 lite"])  # fmt: skip
+def test_a_card_with_a_similar_name_is_another_one(kind: str) -> None:
+    assert find(kind) is None
 
 
 def test_the_rate_of_products_is_that_of_their_type_and_precision() -> None:

@@ -12,9 +12,10 @@ import pytest
 from conftest import small_config
 
 from distmlp import Config, InputError, train
+from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.feed import Feed
-from distmlp.plan import advice, cost, plan, rates, targets, text
+from distmlp.plan import advice, cards, cost, plan, rates, targets, text
 from distmlp.plan.cards import CARDS
 from launch.plan import main
 
@@ -47,6 +48,18 @@ def test_the_plan_of_eight_devices_says_what_training_will_do(npz: str) -> None:
     assert found["first_examples"]["1"] == [1, 9, 17]
     assert list(found["predicted_scaling"]) == [str(2**n) for n in range(13)]
     assert max(map(len, text.text(found).splitlines())) <= 80
+
+
+def test_more_devices_send_no_more_each_of_a_sharded_state(npz: str) -> None:
+    """What the program for eight devices scatters is an eighth of the array, of which 4,096 would get less."""
+    figures = {"link": 1e3, "link_seconds": 0.0}  # a step is as long as its messages
+    found = plan.make(small_config(npz, state="sharded", hidden_sizes=(64, 64)), figures=figures)
+    parameters = 4 * (12 * 64 + 64 + 64 * 64 + 64 + 64 * 4 + 4)
+    assert 2 * parameters < found["communication_bytes_per_step"] < 2.3 * parameters  # gathered, scattered, filled up
+    seconds = {int(count): int(count) * 3 / rate for count, rate in found["predicted_scaling"].items()}
+    for count in (2, 8, 4096):
+        sent = (count - 1) / count * found["communication_bytes_per_step"]
+        assert seconds[count] == pytest.approx(sent / 1e3, rel=0.01)
 
 
 def test_an_unknown_device_is_measured_at_the_sizes_of_the_run(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +140,19 @@ def test_what_fits_only_without_the_copy_is_warned_of(npz: str) -> None:
         assert any("does not fit" in text for text in warnings) != fits
 
 
+def test_the_memory_of_a_card_that_is_here_is_what_jax_has_of_it(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the data sheet's: by one figure the state is chosen, recommended and warned of."""
+    monkeypatch.setattr(cards, "find", lambda kind: CARDS["h100"])
+    config = small_config(npz, num_devices=2, hidden_sizes=(64,), momentum=0.9)
+    room = plan.make(config)["memory_by_state"]["replicated"] - 1
+    monkeypatch.setattr(backend, "device_memory", lambda device: room)
+    found = plan.make(config)
+    assert (found["card"], found["state"]) == ("H100", "sharded")
+    assert found["memory"]["available"] == found["figures"]["memory"] == room
+    assert "recommended: --state=sharded" in text._state(found)
+    assert plan.make(config, count=3)["memory"]["available"] == room
+
+
 def test_the_figure_of_the_memory_decides_where_data_and_state_lie(npz: str) -> None:
     config = small_config(npz, num_devices=2, hidden_sizes=(64,), momentum=0.9)
     needed = plan.make(config)["memory_by_state"]
@@ -150,7 +176,7 @@ def test_a_plan_is_compiled_anew_whatever_cache_the_caller_has(npz: str) -> None
     assert dict(jax.config.values) == before
 
 
-def warned(**changes: Any) -> list[str]:
+def warned(total: int = 1, here: bool = False, **changes: Any) -> list[str]:
     config = Config(**{"batch_size": 1024, "learning_rate": 0.08} | changes)
 
     class Layout:
@@ -159,14 +185,28 @@ def warned(**changes: Any) -> list[str]:
         shards_per_device = -(-num_shards // 8)
 
     found = {
-        "memory": {"total": changes.get("total", 1), "available": 100}, "data_placement": "device", "devices": 8,
-        "batch": {"per_device": config.batch_size // 8}, "card": "H100", "state_is_donated": True, "host_transfers": [],
+        "memory": {"total": total, "available": 100}, "memory_by_state": {"replicated": total}, "state": "replicated",
+        "data_placement": "device", "devices": 8, "batch": {"per_device": config.batch_size // 8}, "card": "H100",
+        "state_is_donated": True, "host_transfers": [],
     }  # fmt: skip
-    return advice.warnings(config, Layout(), found, cost.Seconds(1, 0, 0, 0.5))
+    return advice.warnings(config, Layout(), found, cost.Seconds(1, 0, 0, 0.5), here)
 
 
 def test_a_sensible_run_is_not_warned_of() -> None:
     assert warned() == []
+
+
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_what_jax_takes_of_a_gpu_is_named_where_it_matters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a target the plan knows all of the memory; of a GPU that is here, the three quarters that JAX has taken."""
+    for each in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(each, raising=False)
+    assert ["set XLA_CLIENT_MEM_FRACTION=0.95" in text for text in warned(total=80)] == [True]
+    assert warned(total=80, here=True) == []
+    assert ["give XLA_CLIENT_MEM_FRACTION=0.95" in text for text in warned(total=101, here=True)] == [True]
+    assert ["does not fit" in text and "FRACTION" not in text for text in warned(total=150, here=True)] == [True]
+    monkeypatch.setenv(name, "0.95")  # as the user was told
+    assert ["does not fit" in text and "FRACTION" not in text for text in warned(total=101, here=True)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +217,11 @@ def test_a_sensible_run_is_not_warned_of() -> None:
 )
 def test_what_makes_no_sense_is_warned_of(changes: dict[str, Any], word: str) -> None:
     assert any(word in warning for warning in warned(**changes))
+
+
+def test_an_optimizer_without_a_usual_rate_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "_USUAL_RATES", {})
+    assert warned(learning_rate=1e6) == []
 
 
 def test_a_run_that_does_not_fit_or_only_communicates_is_warned_of(npz: str) -> None:
