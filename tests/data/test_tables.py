@@ -147,6 +147,16 @@ def test_folders_of_arrays_and_of_pictures_are_predicted(digits_run: Path, tmp_p
         asked_rows(tmp_path / "empty", model)
 
 
+@pytest.mark.parametrize("inner", ["", "data"])
+def test_of_a_folder_of_numbered_parts_the_test_set_is_predicted(inner: str, model: Model, tmp_path: Path) -> None:
+    table, folder = frame(), tmp_path / inner
+    folder.mkdir(exist_ok=True)
+    for name, rows in {"train-00000-of-00002": slice(20), "train-00001-of-00002": slice(20, 50),
+                       "test-00000-of-00001": slice(50, 60)}.items():  # fmt: skip
+        table[rows].to_parquet(folder / f"{name}.parquet")
+    np.testing.assert_array_equal(predicted(tmp_path, model), table[["a", "b", "c"]].to_numpy(np.float32)[50:])
+
+
 # Columns by name.
 
 
