@@ -218,8 +218,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         return self._model().predict_log_proba(validate_data(self, X, reset=False))
 
     def _checked(self, X: Any, y: Any, sample_weight: Any, reset: bool) -> tuple[np.ndarray, np.ndarray, Any]:
-        """X, y and the rows' weights or None, as arrays of one length."""
-        X, y = validate_data(self, X, y, reset=reset)
+        """X, y and the rows' weights or None, as arrays of one length. A gap in a list of labels stays one."""
+        from distmlp.data.arrays import as_array
+
+        X, y = validate_data(self, X, as_array(y) if isinstance(y, (list, tuple)) else y, reset=reset)
         check_classification_targets(y)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
         if isinstance(self.class_weight, dict):

@@ -277,6 +277,7 @@ def test_what_it_does_not_take(fitted: MLPClassifier) -> None:
     for arguments, message in (
         ((x, np.stack([y, y], axis=1)), "1d array"), ((scipy.sparse.csr_array(x), y), "[Ss]parse"),
         ((np.where(x > 1500, np.nan, x), y), "NaN"), ((x, y, -np.ones(len(y))), "weight"),
+        ((x, [*NAMES[y[:-1]], float("nan")]), "NaN"),
     ):  # fmt: skip
         with pytest.raises((ValueError, TypeError), match=message):
             MLPClassifier(**SMALL).fit(*arguments)

@@ -11,7 +11,7 @@ import numpy as np
 
 from distmlp import machine
 from distmlp.data import arrays, columnar, packed, pictures, refused, sources
-from distmlp.data.arrays import Stored, part_of
+from distmlp.data.arrays import Stored
 from distmlp.data.columns import Columns, Unseen
 from distmlp.data.tables import Reader
 from distmlp.errors import InputError, listed
@@ -185,7 +185,7 @@ class Sources:
             refused.check_file(path)
             return [functools.partial(PictureRows, [path], self._picture)]
         if files := sources.tables(path):
-            parts = {part: [file for file in files if part_of(path / file.relative_to(path).parts[0]) == part]
+            parts = {part: [file for file in files if sources.part_below(path, file) == part]
                      for part in ("test", "train")}  # fmt: skip
             return each_table(parts["test"] or parts["train"] or files)
         images = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures.SUFFIXES

@@ -107,7 +107,8 @@ def _text(path: Path, is_header: Callable[[list[str]], bool]) -> Raw:
 
     raw = Raw(str(path), names, read, frozenset(names[:leading]), frozenset(blank - {*names[:leading]}), header=header,
               text=True)
-    return _named_once(raw, "" if counts(names) else ", or --header=none if its first line is a row")
+    _check_once(raw.name, names, "" if counts(names) else ", or --header=none if its first line is a row")
+    return raw
 
 
 def _unnamed(place: int, given: set[str]) -> str:
@@ -240,7 +241,8 @@ def _with_schema(
     pandas = json.loads(metadata.get(b"pandas", b"{}"))
     index = {name for name in pandas.get("index_columns", ()) if isinstance(name, str)}
     index |= {name for name in schema.names if _INDEX.fullmatch(name)}
-    fields = _fields(schema.names, schema.types, lambda place: (block.columns[0] for block in batches([place], _FEW)))
+    fields = _fields(str(path), schema.names, schema.types,
+                     lambda place: (block.columns[0] for block in batches([place], _FEW)))  # fmt: skip
 
     def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
         columns = sorted({fields[name][0] for name in wanted})
@@ -248,7 +250,7 @@ def _with_schema(
             by_place = dict(zip(columns, block.columns, strict=True))
             yield _elements(by_place, wanted, fields, str(path))
 
-    return _named_once(Raw(str(path), [*fields], read, frozenset(index & {*fields}), rows=count), names=schema.names)
+    return Raw(str(path), [*fields], read, frozenset(index & {*fields}), rows=count)
 
 
 def with_constants(raw: Raw, constants: dict[str, str]) -> Raw:
@@ -262,7 +264,8 @@ def with_constants(raw: Raw, constants: dict[str, str]) -> Raw:
             rows = len(block[0])
             yield [columns[name] if name in columns else pa.repeat(pa.scalar(constants[name]), rows) for name in wanted]
 
-    return _named_once(raw._replace(names=[*raw.names, *constants], read=read))
+    _check_once(raw.name, [*raw.names, *constants])
+    return raw._replace(names=[*raw.names, *constants], read=read)
 
 
 def frame(table: Any, name: str) -> Raw:
@@ -278,9 +281,7 @@ def frame(table: Any, name: str) -> Raw:
         names, columns = table.column_names, [column.combine_chunks() for column in table.columns]
         pandas = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
         index = {column for column in pandas.get("index_columns", ()) if column in names}
-    if len({*names}) < len(names):
-        return _named_once(Raw(name, names, lambda wanted: iter(())))
-    fields = _fields(names, [column.type for column in columns], lambda place: iter([columns[place]]))
+    fields = _fields(name, names, [column.type for column in columns], lambda place: iter([columns[place]]))
 
     def read(wanted: Sequence[str]) -> Iterator[list[Any]]:
         if len(table):
@@ -327,22 +328,27 @@ def _is_list(kind: Any) -> bool:
     return bool(kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind))
 
 
-def _fields(names: Sequence[str], types: Sequence[Any], blocks: Callable[[int], Iterator[Any]]) -> dict[str, _Field]:
-    """Where the column of each name is found. Lists of one length, as embeddings are, become a column an element; of
-    the column at a place, `blocks` gives the rows, until one has a list that holds anything."""
+def _fields(
+    table: str, names: Sequence[str], types: Sequence[Any], blocks: Callable[[int], Iterator[Any]]
+) -> dict[str, _Field]:
+    """Where the column of each name is found; an InputError if two have one. Lists of one length, as embeddings are,
+    become a column an element; of the column at a place, `blocks` gives the rows, until one has a list that holds
+    anything."""
     import pyarrow.compute as pc
 
-    fields: dict[str, _Field] = {}
+    _check_once(table, names)
+    fields: list[tuple[str, _Field]] = []
     for place, (name, kind) in enumerate(zip(names, types, strict=True)):
         size = getattr(kind, "list_size", 0)
         if _is_list(kind) and not size:
             longest = (pc.max(pc.list_value_length(block)).as_py() for block in blocks(place))
             size = next(filter(None, longest), 0)
         if size:
-            fields |= {f"{name}[{element}]": (place, element, size) for element in range(size)}
+            fields += [(f"{name}[{element}]", (place, element, size)) for element in range(size)]
         else:
-            fields[name] = (place, None, 1)  # of lists that hold nothing, one that is refused as no numbers
-    return fields
+            fields.append((name, (place, None, 1)))  # of lists that hold nothing, one that is refused as no numbers
+    _check_once(table, [name for name, _ in fields])
+    return dict(fields)
 
 
 def _elements(columns: Any, wanted: Sequence[str], fields: dict[str, _Field], table: str) -> list[Any]:
@@ -365,9 +371,8 @@ def _elements(columns: Any, wanted: Sequence[str], fields: dict[str, _Field], ta
     return found
 
 
-def _named_once(raw: Raw, hint: str = "", names: Sequence[str] = ()) -> Raw:
-    """The table, if no two of its columns have one name, blanks at its ends left aside; else an InputError."""
-    twice = [name for name, times in Counter(name.strip() for name in names or raw.names).items() if times > 1]
+def _check_once(table: str, names: Sequence[str], hint: str = "") -> None:
+    """Raises InputError if two of a table's columns have one name, blanks at its ends left aside."""
+    twice = [name for name, times in Counter(map(str.strip, names)).items() if times > 1]
     if twice:
-        raise InputError(f"{raw.name} has several columns named {twice[0]}: give each its own name{hint}")
-    return raw
+        raise InputError(f"{table} has several columns named {twice[0]}: give each its own name{hint}")

@@ -46,6 +46,7 @@ class Data:
     pictures: bool = False  # the examples are picture files
     weights: np.ndarray | None = None  # float32 [N]: what the training examples count in the loss; None: each 1
     statistics: Statistics | None = None  # of the training set's values, where they are known without reading them
+    packed: dict[str, Any] | None = None  # the settings by which a pack's files were read, which a run need not repeat
 
     @property
     def sizes(self) -> list[int]:
@@ -101,6 +102,7 @@ class Data:
             **self._values,
             **({"numbered": self.numbered} if self.classes else {}),  # the labels are the numbers of the classes
             **({"pictures": True} if self.pictures else {}),  # the examples were picture files
+            **({"packed": self.packed} if self.packed else {}),  # by these, files were read
         }
 
     @functools.cached_property
@@ -234,7 +236,8 @@ def load(
     whole = source.pack is not None and len(train) == len(source.parts["train"].features)
     return Data(train, parts["test"], train.num_features, known.number, name, parts.get("validation"), known.names,
                 columns.features if columns else None, columns, remarks, known.numbered, source.pictures, weighed,
-                source.pack.statistics if source.pack and whole and config.class_weight == "none" else None)
+                source.pack.statistics if source.pack and whole and config.class_weight == "none" else None,
+                source.pack.reading if source.pack else None)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

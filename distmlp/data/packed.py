@@ -309,6 +309,12 @@ class Pack:
     def statistics(self) -> Statistics:
         return Statistics(**self.info["statistics"])
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings by which its files were read, where they are not the defaults."""
+        return {name: value for name, value in self.info["settings"].items()
+                if not name.endswith("_fraction") and value != getattr(Config(), name)}
+
     def array(self, part: str, letter: str) -> Array:
         """One of a part's files: x, the features, y, the labels, or w, the weights."""
         return Array(self.folder / f"{letter}_{part}.npy", self.info["parts"][part][letter])

@@ -42,7 +42,7 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
             raise InputError(f"{path} does not exist")
     if len(sources) == 1 and sources[0].is_dir():
         return _folder(sources[0], config, partitions)
-    named = {path: _part(path) for path in sources}
+    named = {path: part_named(path) for path in sources}
     parts: dict[str, list[Path]] = {}
     for path in sources:
         part = named[path] if "train" in named.values() else "train"
@@ -123,7 +123,7 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     parts: dict[str, list[Path]] = {}
     for path in [*tables, *arrays.visible(folder)]:
         if files := below(path):
-            parts.setdefault(_part(path), []).extend(files)
+            parts.setdefault(part_named(path), []).extend(files)
     if "train" not in parts:
         if "" not in parts and len(parts) > 1:
             return parts
@@ -136,10 +136,16 @@ def _parts(folder: Path) -> dict[str, list[Path]]:
     return parts
 
 
-def _part(path: Path) -> str:
+def part_named(path: Path) -> str:
     """As part_of, also of one of the many files of a part, as train-00000-of-00001.parquet."""
     numbered = re.fullmatch(r"([a-z]+)[-_]?[0-9].*", path.name.lower())
     return _word(numbered[1]) if numbered else part_of(path)
+
+
+def part_below(folder: Path, file: Path) -> str:
+    """The part that a file in a folder is of, by its own name or that of a folder between, the upper one first."""
+    names = file.relative_to(folder).parts
+    return next(filter(None, (part_named(folder.joinpath(*names[: end + 1])) for end in range(len(names)))), "")
 
 
 @functools.cache

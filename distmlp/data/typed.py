@@ -171,6 +171,10 @@ class _Reading:
     def __init__(self, raw: Raw, choice: Choice, rules: Rules, texts: set[str]) -> None:
         self._raw, self._choice, self._rules, self._rows = raw, choice, rules, 0
         features, label = choice.features, choice.label
+        if len({*features}) < len(features):  # of one of the two, nothing would be written
+            twice = next(name for name in features if features.count(name) > 1)
+            raise InputError(f"{raw.name} has one column {twice}, and the run was trained on several of that name: "
+                             "give each its own name, and train again")
         self._texts: dict[str, tuple[list[np.ndarray], dict[Any, int]]] = {
             name: ([], {}) for name in features if name in texts}  # fmt: skip
         numbers = [name for name in features if name not in texts]

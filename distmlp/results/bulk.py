@@ -140,7 +140,7 @@ def sources(model: Model | Ensemble, header: str = "") -> asked.Sources:
     """Finds what there is to predict; `header` is said of it (--header)."""
     from distmlp.results import pictures
 
-    picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.config)
+    picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.reading)
     return asked.Sources(model.reader(header), picture, sure=bool(header))
 
 

@@ -60,8 +60,13 @@ class Ensemble:
 
     @property
     def config(self) -> Config:
-        """The best member's: by it, files are read."""
+        """The best member's."""
         return self.members[0].config
+
+    @property
+    def reading(self) -> Config:
+        """The best member's settings by which files are read."""
+        return self.members[0].reading
 
     @property
     def config_here(self) -> Config:
@@ -91,7 +96,7 @@ class Ensemble:
 
     def reader(self, header: str = "") -> Reader:
         """Reads tables as the ensemble takes them; --header, if it is said of these."""
-        config = dataclasses.replace(self.config, header=header) if header else self.config
+        config = dataclasses.replace(self.reading, header=header) if header else self.reading
         return Reader(config, self.columns, self.num_features)
 
     @property

@@ -67,6 +67,11 @@ class Model:
         return dict(self.meta.get("data_info") or {})
 
     @property
+    def reading(self) -> Config:
+        """The settings by which files are read as the training set's were: also those that its pack was made with."""
+        return dataclasses.replace(self.config, **self.data_info.get("packed", {}))
+
+    @property
     def config_here(self) -> Config:
         """The settings with which to use it on this machine, as this user: what was trained on accelerators can do
         without any, and programs are kept where that is allowed."""
@@ -87,7 +92,7 @@ class Model:
 
     def reader(self, header: str = "") -> Reader:
         """Reads tables as the model takes them; --header, if it is said of these."""
-        config = dataclasses.replace(self.config, header=header) if header else self.config
+        config = dataclasses.replace(self.reading, header=header) if header else self.reading
         return Reader(config, self.columns, self.num_features)
 
     def predict(self, x: Any) -> Predictions:

@@ -30,11 +30,11 @@ def read(model: Model, dataset: str = "") -> datasets.Data:
     """
     config = model.config
     if dataset:
-        config = dataclasses.replace(config, dataset=dataset, num_classes=len(model.classes))
+        config = dataclasses.replace(model.reading, dataset=dataset, num_classes=len(model.classes))
     elif config.dataset.startswith(FROM_PYTHON):
         raise InputError(f"{model.run} was trained on data given from Python: name some with --dataset, "
                          "or call load(RUN).evaluate(x, y)")
-    picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.config)
+    picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.reading)
     data = datasets.load(config, info=model.data_info, picture=picture) if dataset else datasets.load(config)
     if not dataset and data.fingerprint() != model.meta["data"]:
         raise InputError(f"the data of --dataset={config.dataset} are not those that {model.run} was trained on: "
@@ -55,7 +55,7 @@ def split(model: Model, name: str = "test", dataset: str = "") -> Readable:
         raise InputError(f"--split={name}: choose one of {', '.join(SPLITS)}")
     path = Path(dataset)
     if dataset and dataset not in NAMED_DATASETS and model.columns and path.exists() and sources.tables(path):
-        config = dataclasses.replace(model.config, dataset=dataset)
+        config = dataclasses.replace(model.reading, dataset=dataset)
         streams: Any = sources.for_model(path, config, model.columns)
         found = dict.fromkeys(("train", "test"), streams.get("train") or streams.get("test")) | streams
     else:

@@ -160,7 +160,7 @@ def _shape(model: Model) -> PictureShape | None:
     if model.data_info.get("columns") or (model.data_info and len(given) < 2):
         return None
     try:
-        return picture_shape(model.num_features, model.data_info, model.config)
+        return picture_shape(model.num_features, model.data_info, model.reading)
     except InputError:
         return None
 

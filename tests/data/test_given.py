@@ -258,8 +258,13 @@ class Stream(torch.utils.data.IterableDataset[Any]):
         ((X, Y + 0.5), "train_set: label 0.5 of example"),
         ((X, Y[:-1]), "train_set has 96 examples but 95 labels"),
         (lists(X, Y + 0.25), "train_set: example 0: label [0-9.]+25 is no class"),
+        ((X, ["u", float("nan"), "v"] * 32), "train_set: example 1 has no label"),
+        ((X, [["u"], ["v"], [float("nan")]] * 32), "train_set: example 2 has no label"),
+        ((X, (1, "a", "b") * 32), "train_set: the label of example 0 is the number 1, but that of example 1 the text"),
+        ((X, [b"u", float("nan"), b"v"] * 32), "train_set: example 1 has no label"),
     ],
-    ids=["stream", "no labels", "no class count", "fractions", "lengths", "fractional items"],
+    ids=["stream", "no labels", "no class count", "fractions", "lengths", "fractional items", "a gap in a list",
+         "a gap in a column", "text beside numbers", "a gap in bytes"],
 )  # fmt: skip
 def test_what_cannot_be_trained_on_is_one_line(given: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):

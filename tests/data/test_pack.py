@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import REPOSITORY, small_config
+from conftest import REPOSITORY, asked_rows, small_config
 from PIL import Image
 from pyarrow import feather
 
@@ -37,6 +37,8 @@ from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
 from distmlp.data.loader import NumpyLoader
 from distmlp.errors import WriteError
+from distmlp.results import run_data
+from distmlp.results.models import Model
 from launch import pack as verb
 
 Capture = pytest.CaptureFixture[str]
@@ -250,6 +252,33 @@ def test_pictures(tmp_path: Path) -> None:
     made = datasets.load(Config(dataset=str(run(tmp_path / "made", tmp_path / "pets", **settings))))
     same(datasets.load(Config(dataset=str(tmp_path / "pets"), **settings)), made)  # type: ignore[arg-type]
     assert made.info()["pictures"]
+
+
+def of_pack(output: Path) -> Model:
+    """A model of the pack's features and classes, which was not trained."""
+    data = datasets.load(Config(dataset=str(output)), tested=False)
+    params = [(np.zeros((data.num_classes, data.num_features), np.float32), np.zeros(data.num_classes, np.float32))]
+    return Model(output, 0, params, (), Config(dataset=str(output)), {"data_info": json.loads(json.dumps(data.info()))})
+
+
+def test_a_model_reads_files_as_its_pack_did(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):  # bright, of other proportions, and in colour
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        pixels = np.random.default_rng(number).integers(180 * number, 256, (20, 31, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pets" / name / "0.png")
+    model = of_pack(run(tmp_path / "made", tmp_path / "pets", image_size=9, image_mode="gray"))
+    expected = packed.Pack(tmp_path / "made").examples("train", 0).take(np.arange(2))[0]
+    np.testing.assert_array_equal(np.concatenate([row for _, row in asked_rows(tmp_path / "pets", model)]), expected)
+    again = run_data.read(model, str(tmp_path / "pets")).test
+    np.testing.assert_array_equal(again.take(np.arange(2))[0], expected)
+
+    (tmp_path / "iris.data").write_text("5.1,3.5,setosa\n6.2,2.9,virginica\n" * 5)
+    model = of_pack(run(tmp_path / "irises", tmp_path / "iris.data", header="none", label_column="2"))
+    assert model.reader().config.header == "none"
+    rows = run_data.split(model, "test", str(tmp_path / "iris.data"))
+    assert rows.take(np.arange(10))[1].tolist() == [0, 1] * 5
+    del model.meta["data_info"]["packed"]  # as in older runs
+    assert model.reading == model.config
 
 
 def saved(folder: Path, table: pa.Table, features: dict[str, Any]) -> Path:

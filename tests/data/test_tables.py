@@ -17,6 +17,7 @@ import distmlp
 from distmlp import Config, InputError, train
 from distmlp.data import columnar, read
 from distmlp.data.asked import TableRows
+from distmlp.data.columns import Columns
 from distmlp.data.datasets import Data, load
 from distmlp.data.tables import Reader
 from distmlp.results import run_data
@@ -145,6 +146,16 @@ def test_folders_of_arrays_and_of_pictures_are_predicted(digits_run: Path, tmp_p
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds no tables, arrays or pictures"):
         asked_rows(tmp_path / "empty", model)
+
+
+@pytest.mark.parametrize("inner", ["", "data"])
+def test_of_a_folder_of_numbered_parts_the_test_set_is_predicted(inner: str, model: Model, tmp_path: Path) -> None:
+    table, folder = frame(), tmp_path / inner
+    folder.mkdir(exist_ok=True)
+    for name, rows in {"train-00000-of-00002": slice(20), "train-00001-of-00002": slice(20, 50),
+                       "test-00000-of-00001": slice(50, 60)}.items():  # fmt: skip
+        table[rows].to_parquet(folder / f"{name}.parquet")
+    np.testing.assert_array_equal(predicted(tmp_path, model), table[["a", "b", "c"]].to_numpy(np.float32)[50:])
 
 
 # Columns by name.
@@ -402,6 +413,22 @@ def test_frames_are_converted_column_by_column() -> None:
     expected = np.column_stack([np.stack(column) if name == "list" else np.asarray(column).astype(np.float32)
                                 for name, column in columns.items()])  # fmt: skip
     np.testing.assert_array_equal(data.train.take(np.arange(size))[0], expected)
+
+
+@pytest.mark.parametrize("names", [("a", "a "), ("e", "e[0]"), ("e ", "e [1] ")])
+def test_columns_of_frames_and_files_whose_names_are_one(names: tuple[str, str], tmp_path: Path) -> None:
+    first = pa.array([[1.0, 2.0]] * 20 if "[" in names[1] else np.arange(20.0))
+    table = pa.table({names[0]: first, names[1]: np.ones(20), "y": [0, 1] * 10})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    x, y = table.drop_columns(["y"]), table["y"].to_numpy()
+    for source, more in ((tmp_path / "t.parquet", ()), ("python:x", ((x, y),)), ("python:x", ((x.to_pandas(), y),))):
+        with pytest.raises(InputError, match=r"has several columns named (a|e ?\[[01]\]): give each its own name"):
+            load(config(source), *more)
+
+
+def test_a_run_of_two_columns_of_one_name_takes_no_table_that_has_one_of_them() -> None:
+    with pytest.raises(InputError, match="the frame has one column a, and the run was trained on several"):
+        Reader(Config(), Columns(("a", "a "))).features(pd.DataFrame({"a": [1.0], "b": [2.0]}), "the frame")
 
 
 def test_bytes_have_no_gaps_to_fill() -> None:
