@@ -161,8 +161,7 @@ def _pairs(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return np.column_stack([both.T, counts]).astype(np.int64)
 
 
-def check_defined(choose_by: str, labels: np.ndarray, called: Sequence[Any], which: str) -> None:
-    """Raises InputError where that score is not defined for examples with these labels."""
+def undefined(choose_by: str, labels: np.ndarray, called: Sequence[Any]) -> str:
+    """Why that score is not defined for examples with these labels; "" if it is."""
     counts = np.bincount(labels, minlength=len(called))
-    if choose_by == "roc_auc" and (why := scores.undefined(counts, called)):
-        raise InputError(f"--choose_by=roc_auc is not defined for {which}, for {why}: give another of its values")
+    return scores.undefined(counts, called) if choose_by == "roc_auc" else ""

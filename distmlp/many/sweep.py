@@ -23,7 +23,7 @@ from distmlp.data import datasets, given
 from distmlp.data.datasets import Data
 from distmlp.errors import DivergedError, InputError, ProcessEnded, counted, printable, remark
 from distmlp.many import alone, keepsakes, shown
-from distmlp.many.course import Course, check_defined
+from distmlp.many.course import Course, undefined
 from distmlp.many.record import SCORED_WHEN, Record
 from distmlp.many.shares import Share, Shares
 from distmlp.many.team import Pools, Team, teams
@@ -159,8 +159,9 @@ class _Sweep:
             asked = (member.config.choose_by, id(share))
             if share.pool is not None and asked not in checked:
                 data = self._shares.whole(self._of_data(member.config))
-                check_defined(member.config.choose_by, share.pool.labels[share.held], data.called,
-                              f"the examples that member {member.number} is scored by")
+                if why := undefined(member.config.choose_by, share.pool.labels[share.held], data.called):
+                    raise InputError(f"--choose_by={member.config.choose_by} is not defined for the examples that "
+                                     f"member {member.number} is scored by, for {why}: give another of its values")
                 checked.add(asked)
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
         self._fingerprints: dict[int, str] = {}
@@ -454,7 +455,10 @@ class _Sweep:
                 line["best_step"] for line in best.members))))
             if config.schedule != "constant" and not config.schedule_steps:
                 config = dataclasses.replace(config, schedule_steps=course.cadence.total_steps)
-        wanted = {f"--{name}={flag_value(value)}" for name, value in own.items()}
+        data = self._shares.whole(config)
+        if data.validation is None and undefined(base.choose_by, data.test.labels, data.called):
+            config = dataclasses.replace(config, choose_by="accuracy")  # there is nothing to choose, only to test
+        wanted = {f"--{name}={flag_value(getattr(config, name))}" for name in (*own, "choose_by")}
         flags = folder / "run.flags"
         if flags.exists() and not wanted <= set(flags.read_text(encoding="utf-8").splitlines()):
             keepsakes.discard(folder.parent, folder.name)  # of what was once taken for the best

@@ -132,6 +132,31 @@ def test_kept_members_and_the_refitted_model_are_ordinary_runs(npz: str, capsys:
     assert found.refit["test_accuracy"] == again[-2]["test_accuracy"]
 
 
+@pytest.mark.parametrize(("labels", "choose_by"), [([0, 1], "accuracy"), ([0, 1, 2], "roc_auc")])
+def test_a_refitted_run_stays_while_its_settings_do_and_needs_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: list[int], choose_by: str
+) -> None:
+    base = given("any", patience=1, choose_by="roc_auc")
+    trained = list[Config]()
+    final = {"step": 6, "total_seconds": 1.0, "params_sha256": ""}
+    monkeypatch.setattr(sweep_module.loop, "run", lambda config, *more, **others: (
+        trained.append(config), SimpleNamespace(history=[{"test_accuracy": 0.5}, final]))[1])  # fmt: skip
+    data = SimpleNamespace(validation=None, test=SimpleNamespace(labels=np.array(labels)), called=range(3))
+    asked: Any = SimpleNamespace(_config=base, _shares=SimpleNamespace(whole=lambda config: data), _courses={})
+    kept = list[bool]()
+    for rate, steps in ((0.1, 8), (0.1, 8), (0.2, 8)):
+        setting = {"learning_rate": rate, "max_steps": steps}
+        member = vary.Member(0, setting, None, dataclasses.replace(base, **setting))
+        asked._courses[0] = SimpleNamespace(member=member)
+        best = swept.Standing(setting, [{"member": 0, "best_step": 6}], 0.5, None, None)
+        sweep_module._Sweep._refitted(asked, best, tmp_path / "refit")
+        kept.append((tmp_path / "refit").exists())
+        (tmp_path / "refit").mkdir(exist_ok=True)
+        (tmp_path / "refit" / "run.flags").write_text(run_flags(trained[-1]))
+    assert [(config.max_steps, config.choose_by) for config in trained] == [(6, choose_by)] * 3
+    assert kept == [False, True, False]  # as it is before it is trained
+
+
 def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01], "seed": list(range(6))}
     whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=2, keep=2)
