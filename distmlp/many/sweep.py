@@ -220,13 +220,14 @@ class _Sweep:
     def _train(self, record: Record, halving: int, data: Data, folder: Path) -> None:
         own = list(self._courses.values())[self._process :: self._processes]
         left = [course for course in own if course.member.number not in record.done]
-        groups = self._teams(left)
+        halves = halving and len(record.done) < len(self._found)
+        groups = self._teams(own if halves else left)  # of one that is done the line of a stage may be lost
         self._say_begin(data, folder, len(record.done))
         show = shown.Shown(self._process == 0, len(left), sum(c.cadence.total_steps for c in left),
                            self._config.choose_by)  # fmt: skip
         signs = (machine.mebibytes_moved, lambda: sum(taken() for taken in tuple(self._reading)))
         with closing(show), Watchdog(self._config.stall_seconds, signs, self._pulse_of(record)) as watchdog:
-            if halving:
+            if halves:
                 self._halve(record, halving, own, groups, show, watchdog)
             else:
                 self._train_to(record, left, groups, lambda course: course.cadence.total_steps, None, show, watchdog)
@@ -275,6 +276,9 @@ class _Sweep:
             for course in over:
                 course.last = course.best = None
             show.add(len(over), sum(c.cadence.total_steps for c in over), [])
+        for course in own:
+            if course.member.number in record.done:  # it may have been trained up to a stage again
+                course.begin_again()
         left = [c for c in own if c.member.number in playing and c.member.number not in record.done]
         self._train_to(record, left, groups, lambda course: course.cadence.total_steps, None, show, watchdog)
 
@@ -355,9 +359,9 @@ class _Sweep:
             watchdog.beat()
             if stall and time.monotonic() - since > _STALLED * stall:
                 left = [m.number for m in self._found if m.number not in record.done]
-                raise ProcessEnded(f"for --stall_seconds={stall:g} no other process has gone on, with "
-                                   f"{counted(len(left), 'member')} left, from member {left[0]} on: start again, and "
-                                   "they are trained")
+                which = f", with {counted(len(left), 'member')} left, from member {left[0]} on" if left else ""
+                raise ProcessEnded(f"for --stall_seconds={stall:g} no other process has gone on{which}: start again, "
+                                   "and what is missing is trained")
             time.sleep(_LOOK_SECONDS)
         self._waits = False
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -255,7 +256,18 @@ def test_halving_ends_all_but_the_best_early(npz: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(Course, "begin_again", lambda self: (begun.append(self.member.number), again(self)))
     sweep(dataclasses.replace(config, workdir="dropped"), {"learning_rate": rates}, folds=2, halving=3, keep=2)
     assert len(begun) >= 18 + 18 + 6  # once made, and after each stage
-    assert told("dropped") == told("run")
+    lines = told("run")[:18]
+    assert told("dropped")[:18] == lines
+    for folder, lost in (("run", 2), ("dropped", 3)):  # lines at the end, the last member's at "dropped"
+        path = Path(folder)
+        write_lines(path / "sweep.jsonl", [line | {"seconds": 1.0} for line in told(folder)[:-lost]])
+        (path / "rungs.jsonl").unlink()  # as another process's are once all is done, or damaged
+        shutil.rmtree(path / "members")
+        sweep(dataclasses.replace(config, workdir=folder), {"learning_rate": rates}, folds=2, halving=3, keep=2)
+        assert told(folder)[:18] == lines
+        assert (path / "rungs.jsonl").exists() == (folder == "dropped")
+        for line in lines[-2:]:
+            assert load(path / "members" / str(line["member"]), "newest").step == 27
 
 
 def test_halving_whose_last_one_diverges_has_the_best_of_those_before(
@@ -291,6 +303,9 @@ def test_a_process_waits_for_another_one_that_goes_on(tmp_path: Path, monkeypatc
     with pytest.raises(ProcessEnded, match=r"no other process has gone on, with 1 member left, from member 7 on"):
         sweep_module._Sweep._wait_for(waiting, ready, own, Watchdog(0))
     assert time.monotonic() > ended
+    waiting._found = []  # only lines of stages are missing
+    with pytest.raises(ProcessEnded, match=r"no other process has gone on: start again"):
+        sweep_module._Sweep._wait_for(waiting, lambda: False, own, Watchdog(0))
     told = sweep_module._Sweep._pulse_of(waiting, own)
     assert waiting._waits
     assert (told(3), len(own.pulses())) == (3, 1)
