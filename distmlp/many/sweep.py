@@ -164,6 +164,9 @@ class _Sweep:
                                      f"member {member.number} is scored by, for {why}: give another of its values")
                 checked.add(asked)
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
+        if part := what["halving"]:
+            for course in sorted(self._courses.values(), key=lambda course: course.cadence.total_steps):
+                course.rungs(part)  # an InputError says what all need
         self._fingerprints: dict[int, str] = {}
         self._pools: Pools = {}
         self._room = machine.memory() // (_STATES * on_host)
@@ -256,9 +259,9 @@ class _Sweep:
         watchdog: Watchdog,
     ) -> None:
         playing = {member.number for member in self._found}
-        for stage, share in enumerate((1 / part**2, 1 / part)):
-            def stop(course: Course, share: float = share) -> int:
-                return course.rung(max(1, math.ceil(course.cadence.total_steps * share)))
+        for stage in range(2):
+            def stop(course: Course, stage: int = stage) -> int:
+                return course.rungs(part)[stage]
 
             def ready(stage: int = stage, among: Collection[int] = playing) -> bool:
                 return all((number, stage) in record.rungs for number in among)

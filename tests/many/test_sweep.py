@@ -431,6 +431,14 @@ REFUSED = {
     "--folds=1: give 2 or more": {"folds": 1},
     "--halving=1: give 2 or more": {"folds": 2, "halving": 1},
     "needs several settings": {"vary": {"seed": [1, 2]}, "folds": 2, "halving": 2},
+    "first compared after steps 3 and 3: give --eval_every_steps=1": {
+        "vary": {"learning_rate": [0.1, 0.2, 0.3]}, "folds": 2, "halving": 3},
+    "of 30 steps are first compared after steps 30 and 30: give --eval_every_steps=4": {
+        "vary": {"learning_rate": [0.1, 0.2, 0.3]}, "folds": 2, "halving": 3,
+        "config": {"num_epochs": 10, "eval_every_epochs": 0}},
+    "--halving=2 saves nothing where members of 2 steps": {
+        "vary": {"learning_rate": [0.1, 0.2], "max_steps": [9, 2]}, "folds": 2, "halving": 2,
+        "config": {"eval_every_steps": 1}},
     "--keep=-1": {"folds": 2, "keep": -1},
     "needs examples to score by": {"vary": {"seed": [1, 2]}},
     "both hold out examples": {"folds": 2, "config": {"validation_fraction": 0.2}},
