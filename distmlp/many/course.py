@@ -85,7 +85,8 @@ class Course:
             found = [step if self.cadence.evaluation(step) else self.cadence.next(step) for step in found]
         if found[0] < found[1] < total:
             return found
-        remedy = f"give --eval_every_steps={wanted[0]}" if total > part else f"give more than {part} steps, or leave it out"
+        often = f"give --eval_every_steps={wanted[0]}"
+        remedy = often if total > part else f"give more than {part} steps, or leave it out"
         raise InputError(f"--halving={part} saves nothing where members of {total} steps are first compared after "
                          f"steps {found[0]} and {found[1]}: {remedy}")
 

@@ -355,6 +355,25 @@ def test_data_that_training_learns_from_or_that_are_not_in_memory(tmp_path: Path
     assert [line["params_sha256"] for line in sent.members] == [line["params_sha256"] for line in found.members[:2]]
 
 
+def test_pools_of_folds_are_counted_together_and_hold_their_examples_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(90, 2)), columns=["a", "b"])
+    frame.loc[::7, "a"] = None
+    frame["label"] = rng.choice(["yes", "no"], 90)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    config = given(str(tmp_path / "t.csv"), test_fraction=0.2, missing="mean")
+    folds = [dataclasses.replace(config, fold=f"{number}/3") for number in (1, 2, 3)]
+    made = shares.Shares(datasets.load, 2 * 72 * 2 * 4)  # room for two pools of 72 examples
+    found = [made.of(fold) for fold in folds]
+    assert [share.pool is None for share in found] == [False, False, True]
+    for share, fold in zip(found, folds, strict=True):
+        data = share.data()
+        assert data.fingerprint() == datasets.load(fold).fingerprint()
+        for part in (data.train, data.validation):
+            held = share.pool is not None and np.shares_memory(part.resident[0], share.pool.images)
+            assert held == (share.pool is not None)
+
+
 def test_what_is_best_of_a_table_with_text_labels_is_so_on_the_test_set(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(size=(400, 2)), columns=["east", "north"])
