@@ -18,7 +18,7 @@ from distmlp import Config, InputError, load, sweep, train
 from distmlp.config import run_flags
 from distmlp.data import datasets
 from distmlp.errors import ProcessEnded
-from distmlp.many import record, shares, vary
+from distmlp.many import record, shares, team, vary
 from distmlp.many.course import Course
 from distmlp.parallel import members
 from distmlp.parallel.layout import Layout
@@ -367,11 +367,22 @@ def test_pools_of_folds_are_counted_together_and_hold_their_examples_once(tmp_pa
     found = [made.of(fold) for fold in folds]
     assert [share.pool is None for share in found] == [False, False, True]
     for share, fold in zip(found, folds, strict=True):
-        data = share.data()
+        data: Any = share.data()
         assert data.fingerprint() == datasets.load(fold).fingerprint()
         for part in (data.train, data.validation):
             held = share.pool is not None and np.shares_memory(part.resident[0], share.pool.images)
             assert held == (share.pool is not None)
+
+
+@pytest.mark.parametrize(("width", "steps"), [(8, 500), (8192, 1)])
+def test_a_dispatch_on_a_cpu_is_so_short_that_no_watchdog_takes_it_for_a_stall(width: int, steps: int) -> None:
+    config = given("", hidden_sizes=(width,) * 3, batch_size=200, steps_per_dispatch=500, num_devices=1)
+    pool = members.Pool(np.zeros((200_000, 4), np.uint8), np.zeros(200_000, np.int32))
+    rows, held = np.split(np.arange(200_000), [199_000])
+    share = shares.Share(pool, rows, held, None, lambda: pytest.fail("the data are not needed"))
+    course = Course(vary.Member(0, {}, None, config), share, 1)
+    made = team.Team([course], members.layout_of(config), 2, 1, {})
+    assert made._shape.steps == steps
 
 
 def test_what_is_best_of_a_table_with_text_labels_is_so_on_the_test_set(tmp_path: Path) -> None:
