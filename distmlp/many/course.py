@@ -1,6 +1,7 @@
 """How far one member's training is, and what its evaluations have found: what a run alone keeps in its lines."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,11 +73,22 @@ class Course:
         """The score that a line has, by --choose_by."""
         return line.get(f"validation_{self.member.config.choose_by}")
 
-    def rung(self, step: int) -> int:
-        """The first step from this one on after which it is evaluated."""
-        while step < self.cadence.total_steps and not self.cadence.evaluation(step):
-            step += 1
-        return min(step, self.cadence.total_steps)
+    def rungs(self, part: int) -> list[int]:
+        """After which steps --halving=`part` compares it: where it is evaluated first after 1/part^2 and 1/part of all.
+
+        Raises:
+          InputError: these are not two steps before its end.
+        """
+        total = self.cadence.total_steps
+        wanted = found = [max(1, math.ceil(total * share)) for share in (1 / part**2, 1 / part)]
+        while not all(map(self.cadence.evaluation, found)):
+            found = [step if self.cadence.evaluation(step) else self.cadence.next(step) for step in found]
+        if found[0] < found[1] < total:
+            return found
+        often = f"give --eval_every_steps={wanted[0]}"
+        remedy = often if total > part else f"give more than {part} steps, or leave it out"
+        raise InputError(f"--halving={part} saves nothing where members of {total} steps are first compared after "
+                         f"steps {found[0]} and {found[1]}: {remedy}")
 
     def add(self, losses: np.ndarray, weight_sums: np.ndarray, seconds: float) -> None:
         """Counts steps, by their losses, float32 [steps]."""
@@ -161,8 +173,7 @@ def _pairs(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return np.column_stack([both.T, counts]).astype(np.int64)
 
 
-def check_defined(choose_by: str, labels: np.ndarray, called: Sequence[Any], which: str) -> None:
-    """Raises InputError where that score is not defined for examples with these labels."""
+def undefined(choose_by: str, labels: np.ndarray, called: Sequence[Any]) -> str:
+    """Why that score is not defined for examples with these labels; "" if it is."""
     counts = np.bincount(labels, minlength=len(called))
-    if choose_by == "roc_auc" and (why := scores.undefined(counts, called)):
-        raise InputError(f"--choose_by=roc_auc is not defined for {which}, for {why}: give another of its values")
+    return scores.undefined(counts, called) if choose_by == "roc_auc" else ""

@@ -1,5 +1,6 @@
 """Which examples each member learns from, and which it is scored by: positions in a pool that members share."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.data import weights
-from distmlp.data.datasets import Data, Examples, input_scaling
+from distmlp.data.datasets import ArrayDataset, Data, Examples, input_scaling
 from distmlp.data.split import hold_out_fold
 from distmlp.errors import InputError
 from distmlp.parallel.members import Pool
@@ -44,7 +45,7 @@ class Shares:
     """The shares of all members; what a fold only takes a part of is read once."""
 
     def __init__(self, load: Load, room: int) -> None:
-        """`room`: bytes that a pool may have."""
+        """`room`: bytes that all pools together may have."""
         self._load, self._room = load, room
         self._loaded: dict[Any, Data] = {}
         self._pools: dict[int, Pool | None] = {}
@@ -85,23 +86,38 @@ class Shares:
             return dataclasses.replace(raw, train=train.part(stay, train.name), weights=counted, statistics=None,
                                        validation=train.part(held, f"{train.name} (validation part)"))
 
-        return Share(self._pool(raw, [train]), stay, held, counted, data)
+        if id(raw) not in self._pools:  # which all folds share, and `whole` keeps
+            self._pools[id(raw)] = self._pool([train])
+        return Share(self._pools[id(raw)], stay, held, counted, data)
 
     def _two(self, data: Data) -> Share:
         """Of data whose training and validation sets are apart."""
         assert data.validation is not None
         sizes = [len(data.train), len(data.validation)]
         rows, held = np.split(np.arange(sum(sizes)), sizes[:1])
-        return Share(self._pool(data, [data.train, data.validation]), rows, held, data.weights, lambda: data)
+        pool = self._pool([data.train, data.validation])
+        if pool is not None:
+            train, validation = (_within(pool, *each) for each in ((data.train, rows), (data.validation, held)))
+            data = dataclasses.replace(data, train=train, validation=validation)
+        return Share(pool, rows, held, data.weights, lambda: data)
 
-    def _pool(self, data: Data, parts: list[Examples]) -> Pool | None:
-        """These sets one behind the other, in memory if they fit there: the same object for the same data."""
-        if id(data) not in self._pools:
-            size = sum(len(part) * part.num_features * part.dtype.itemsize for part in parts)
-            fits = size <= self._room and not any(part.one_by_one for part in parts)
-            taken = [part.resident or part.take(np.arange(len(part))) for part in parts] if fits else []
-            self._pools[id(data)] = Pool(*map(_joined, zip(*taken, strict=True))) if taken else None
-        return self._pools[id(data)]
+    def _pool(self, parts: list[Examples]) -> Pool | None:
+        """These sets one behind the other, in memory if they fit there, beside the pools so far."""
+        size = sum(len(part) * part.num_features * part.dtype.itemsize for part in parts)
+        if size > self._room or any(part.one_by_one for part in parts):
+            return None
+        self._room -= size
+        taken = [part.resident or part.take(np.arange(len(part))) for part in parts]
+        return Pool(*map(_joined, zip(*taken, strict=True)))
+
+
+def _within(pool: Pool, part: Examples, rows: np.ndarray) -> Examples:
+    """This set, which is at these rows of the pool, one behind the other; in that memory if it has its own."""
+    if not isinstance(part, ArrayDataset) or part.resident is None or part.dtype != pool.images.dtype:
+        return part
+    view, place = copy.copy(part), slice(rows[0], rows[-1] + 1)
+    view.images, view.labels = pool.images[place], pool.labels[place]
+    return view
 
 
 def _joined(arrays: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -23,7 +23,7 @@ from distmlp.data import datasets, given
 from distmlp.data.datasets import Data
 from distmlp.errors import DivergedError, InputError, ProcessEnded, counted, printable, remark
 from distmlp.many import alone, keepsakes, shown
-from distmlp.many.course import Course, check_defined
+from distmlp.many.course import Course, undefined
 from distmlp.many.record import SCORED_WHEN, Record
 from distmlp.many.shares import Share, Shares
 from distmlp.many.team import Pools, Team, teams
@@ -159,10 +159,14 @@ class _Sweep:
             asked = (member.config.choose_by, id(share))
             if share.pool is not None and asked not in checked:
                 data = self._shares.whole(self._of_data(member.config))
-                check_defined(member.config.choose_by, share.pool.labels[share.held], data.called,
-                              f"the examples that member {member.number} is scored by")
+                if why := undefined(member.config.choose_by, share.pool.labels[share.held], data.called):
+                    raise InputError(f"--choose_by={member.config.choose_by} is not defined for the examples that "
+                                     f"member {member.number} is scored by, for {why}: give another of its values")
                 checked.add(asked)
             make_for_many(member.config, self._courses[member.number].cadence.total_steps)
+        if part := what["halving"]:
+            for course in sorted(self._courses.values(), key=lambda course: course.cadence.total_steps):
+                course.rungs(part)  # an InputError says what all need
         self._fingerprints: dict[int, str] = {}
         self._pools: Pools = {}
         self._room = machine.memory() // (_STATES * on_host)
@@ -219,13 +223,14 @@ class _Sweep:
     def _train(self, record: Record, halving: int, data: Data, folder: Path) -> None:
         own = list(self._courses.values())[self._process :: self._processes]
         left = [course for course in own if course.member.number not in record.done]
-        groups = self._teams(left)
+        halves = halving and len(record.done) < len(self._found)
+        groups = self._teams(own if halves else left)  # of one that is done the line of a stage may be lost
         self._say_begin(data, folder, len(record.done))
         show = shown.Shown(self._process == 0, len(left), sum(c.cadence.total_steps for c in left),
                            self._config.choose_by)  # fmt: skip
         signs = (machine.mebibytes_moved, lambda: sum(taken() for taken in tuple(self._reading)))
         with closing(show), Watchdog(self._config.stall_seconds, signs, self._pulse_of(record)) as watchdog:
-            if halving:
+            if halves:
                 self._halve(record, halving, own, groups, show, watchdog)
             else:
                 self._train_to(record, left, groups, lambda course: course.cadence.total_steps, None, show, watchdog)
@@ -254,9 +259,9 @@ class _Sweep:
         watchdog: Watchdog,
     ) -> None:
         playing = {member.number for member in self._found}
-        for stage, share in enumerate((1 / part**2, 1 / part)):
-            def stop(course: Course, share: float = share) -> int:
-                return course.rung(max(1, math.ceil(course.cadence.total_steps * share)))
+        for stage in range(2):
+            def stop(course: Course, stage: int = stage) -> int:
+                return course.rungs(part)[stage]
 
             def ready(stage: int = stage, among: Collection[int] = playing) -> bool:
                 return all((number, stage) in record.rungs for number in among)
@@ -274,6 +279,9 @@ class _Sweep:
             for course in over:
                 course.last = course.best = None
             show.add(len(over), sum(c.cadence.total_steps for c in over), [])
+        for course in own:
+            if course.member.number in record.done:  # it may have been trained up to a stage again
+                course.begin_again()
         left = [c for c in own if c.member.number in playing and c.member.number not in record.done]
         self._train_to(record, left, groups, lambda course: course.cadence.total_steps, None, show, watchdog)
 
@@ -354,9 +362,9 @@ class _Sweep:
             watchdog.beat()
             if stall and time.monotonic() - since > _STALLED * stall:
                 left = [m.number for m in self._found if m.number not in record.done]
-                raise ProcessEnded(f"for --stall_seconds={stall:g} no other process has gone on, with "
-                                   f"{counted(len(left), 'member')} left, from member {left[0]} on: start again, and "
-                                   "they are trained")
+                which = f", with {counted(len(left), 'member')} left, from member {left[0]} on" if left else ""
+                raise ProcessEnded(f"for --stall_seconds={stall:g} no other process has gone on{which}: start again, "
+                                   "and what is missing is trained")
             time.sleep(_LOOK_SECONDS)
         self._waits = False
 
@@ -454,7 +462,10 @@ class _Sweep:
                 line["best_step"] for line in best.members))))
             if config.schedule != "constant" and not config.schedule_steps:
                 config = dataclasses.replace(config, schedule_steps=course.cadence.total_steps)
-        wanted = {f"--{name}={flag_value(value)}" for name, value in own.items()}
+        data = self._shares.whole(config)
+        if data.validation is None and undefined(base.choose_by, data.test.labels, data.called):
+            config = dataclasses.replace(config, choose_by="accuracy")  # there is nothing to choose, only to test
+        wanted = {f"--{name}={flag_value(getattr(config, name))}" for name in (*own, "choose_by")}
         flags = folder / "run.flags"
         if flags.exists() and not wanted <= set(flags.read_text(encoding="utf-8").splitlines()):
             keepsakes.discard(folder.parent, folder.name)  # of what was once taken for the best

@@ -23,7 +23,7 @@ from distmlp.parallel.step import initial_state
 from distmlp.plan import cost
 from distmlp.progress import Line, score
 
-_CPU_SECONDS = 4.0  # that members of a core take together, about: what a crash costs, and what shows no progress
+_CPU_SECONDS = 4.0  # about, that members of a core take together, or a dispatch of one: what shows no progress
 _CPU_RATE, _CPU_STEP = 3e10, 3e-5  # FLOP/s of a core; seconds that a step takes at least
 _CPU_MEMBERS = 32  # of a core at most: more win nothing
 _KEPT_ORDERS = 128 << 20  # bytes of orders that are not made again
@@ -78,9 +78,13 @@ class Team:
         dispatch = members.largest_dispatch(config, layout)
         longest = max(min(course.cadence.per_epoch, course.cadence.total_steps) for course in courses)
         weights = [course.share.weights for course in courses]
+        sizes = config.layer_sizes(pool.images.shape[1], num_classes)
+        self._step_seconds = max(_CPU_STEP, cost.flops(sizes, config.batch_size) / _CPU_RATE)  # of a core, about
+        if not layout.accelerated:
+            dispatch = max(1, min(dispatch, int(_CPU_SECONDS / self._step_seconds)))
         self._shape = Shape(
-            sizes=config.layer_sizes(pool.images.shape[1], num_classes), scaled=config.input_scaling != "none",
-            members=1, steps=min(dispatch, longest), shards=first.order.num_shards, rows=first.order.rows,
+            sizes=sizes, scaled=config.input_scaling != "none", members=1, steps=min(dispatch, longest),
+            shards=first.order.num_shards, rows=first.order.rows,
             blocks=-(-held // rows), block_rows=rows, weightless=any(w is not None and not w.all() for w in weights),
             pauses=config.patience > 0 and not self._one_by_one, log_probs=config.choose_by == "roc_auc",
         )  # fmt: skip
@@ -124,9 +128,7 @@ class Team:
 
     def _most_in_turn(self, memory: int) -> int:
         """How many members, one after the other, are worth a program."""
-        config, course = self._config, self.courses[0]
-        step = max(_CPU_STEP, cost.flops(list(self._shape.sizes), config.batch_size) / _CPU_RATE)
-        useful = int(_CPU_SECONDS / (step * course.cadence.total_steps))
+        useful = int(_CPU_SECONDS / (self._step_seconds * self.courses[0].cadence.total_steps))
         fits = memory // (8 * self._lanes * self._made(1).bytes)
         return max(1, min(_CPU_MEMBERS, useful, fits))
 

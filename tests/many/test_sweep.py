@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from distmlp import Config, InputError, load, sweep, train
 from distmlp.config import run_flags
 from distmlp.data import datasets
 from distmlp.errors import ProcessEnded
-from distmlp.many import record, shares, vary
+from distmlp.many import record, shares, team, vary
 from distmlp.many.course import Course
 from distmlp.parallel import members
 from distmlp.parallel.layout import Layout
@@ -132,6 +133,31 @@ def test_kept_members_and_the_refitted_model_are_ordinary_runs(npz: str, capsys:
     assert found.refit["test_accuracy"] == again[-2]["test_accuracy"]
 
 
+@pytest.mark.parametrize(("labels", "choose_by"), [([0, 1], "accuracy"), ([0, 1, 2], "roc_auc")])
+def test_a_refitted_run_stays_while_its_settings_do_and_needs_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, labels: list[int], choose_by: str
+) -> None:
+    base = given("any", patience=1, choose_by="roc_auc")
+    trained = list[Config]()
+    final = {"step": 6, "total_seconds": 1.0, "params_sha256": ""}
+    monkeypatch.setattr(sweep_module.loop, "run", lambda config, *more, **others: (
+        trained.append(config), SimpleNamespace(history=[{"test_accuracy": 0.5}, final]))[1])  # fmt: skip
+    data = SimpleNamespace(validation=None, test=SimpleNamespace(labels=np.array(labels)), called=range(3))
+    asked: Any = SimpleNamespace(_config=base, _shares=SimpleNamespace(whole=lambda config: data), _courses={})
+    kept = list[bool]()
+    for rate, steps in ((0.1, 8), (0.1, 8), (0.2, 8)):
+        setting = {"learning_rate": rate, "max_steps": steps}
+        member = vary.Member(0, setting, None, dataclasses.replace(base, **setting))
+        asked._courses[0] = SimpleNamespace(member=member)
+        best = swept.Standing(setting, [{"member": 0, "best_step": 6}], 0.5, None, None)
+        sweep_module._Sweep._refitted(asked, best, tmp_path / "refit")
+        kept.append((tmp_path / "refit").exists())
+        (tmp_path / "refit").mkdir(exist_ok=True)
+        (tmp_path / "refit" / "run.flags").write_text(run_flags(trained[-1]))
+    assert [(config.max_steps, config.choose_by) for config in trained] == [(6, choose_by)] * 3
+    assert kept == [False, True, False]  # as it is before it is trained
+
+
 def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01], "seed": list(range(6))}
     whole = sweep(dataclasses.replace(config, workdir="whole"), varied, folds=2, keep=2)
@@ -230,7 +256,18 @@ def test_halving_ends_all_but_the_best_early(npz: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(Course, "begin_again", lambda self: (begun.append(self.member.number), again(self)))
     sweep(dataclasses.replace(config, workdir="dropped"), {"learning_rate": rates}, folds=2, halving=3, keep=2)
     assert len(begun) >= 18 + 18 + 6  # once made, and after each stage
-    assert told("dropped") == told("run")
+    lines = told("run")[:18]
+    assert told("dropped")[:18] == lines
+    for folder, lost in (("run", 2), ("dropped", 3)):  # lines at the end, the last member's at "dropped"
+        path = Path(folder)
+        write_lines(path / "sweep.jsonl", [line | {"seconds": 1.0} for line in told(folder)[:-lost]])
+        (path / "rungs.jsonl").unlink()  # as another process's are once all is done, or damaged
+        shutil.rmtree(path / "members")
+        sweep(dataclasses.replace(config, workdir=folder), {"learning_rate": rates}, folds=2, halving=3, keep=2)
+        assert told(folder)[:18] == lines
+        assert (path / "rungs.jsonl").exists() == (folder == "dropped")
+        for line in lines[-2:]:
+            assert load(path / "members" / str(line["member"]), "newest").step == 27
 
 
 def test_halving_whose_last_one_diverges_has_the_best_of_those_before(
@@ -266,6 +303,9 @@ def test_a_process_waits_for_another_one_that_goes_on(tmp_path: Path, monkeypatc
     with pytest.raises(ProcessEnded, match=r"no other process has gone on, with 1 member left, from member 7 on"):
         sweep_module._Sweep._wait_for(waiting, ready, own, Watchdog(0))
     assert time.monotonic() > ended
+    waiting._found = []  # only lines of stages are missing
+    with pytest.raises(ProcessEnded, match=r"no other process has gone on: start again"):
+        sweep_module._Sweep._wait_for(waiting, lambda: False, own, Watchdog(0))
     told = sweep_module._Sweep._pulse_of(waiting, own)
     assert waiting._waits
     assert (told(3), len(own.pulses())) == (3, 1)
@@ -313,6 +353,36 @@ def test_data_that_training_learns_from_or_that_are_not_in_memory(tmp_path: Path
     from_host = dataclasses.replace(config, data_placement="host", workdir="host")
     sent = sweep(from_host, {"seed": [0]}, folds=2, keep=1, refit=False)
     assert [line["params_sha256"] for line in sent.members] == [line["params_sha256"] for line in found.members[:2]]
+
+
+def test_pools_of_folds_are_counted_together_and_hold_their_examples_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(90, 2)), columns=["a", "b"])
+    frame.loc[::7, "a"] = None
+    frame["label"] = rng.choice(["yes", "no"], 90)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    config = given(str(tmp_path / "t.csv"), test_fraction=0.2, missing="mean")
+    folds = [dataclasses.replace(config, fold=f"{number}/3") for number in (1, 2, 3)]
+    made = shares.Shares(datasets.load, 2 * 72 * 2 * 4)  # room for two pools of 72 examples
+    found = [made.of(fold) for fold in folds]
+    assert [share.pool is None for share in found] == [False, False, True]
+    for share, fold in zip(found, folds, strict=True):
+        data: Any = share.data()
+        assert data.fingerprint() == datasets.load(fold).fingerprint()
+        for part in (data.train, data.validation):
+            held = share.pool is not None and np.shares_memory(part.resident[0], share.pool.images)
+            assert held == (share.pool is not None)
+
+
+@pytest.mark.parametrize(("width", "steps"), [(8, 500), (8192, 1)])
+def test_a_dispatch_on_a_cpu_is_so_short_that_no_watchdog_takes_it_for_a_stall(width: int, steps: int) -> None:
+    config = given("", hidden_sizes=(width,) * 3, batch_size=200, steps_per_dispatch=500, num_devices=1)
+    pool = members.Pool(np.zeros((200_000, 4), np.uint8), np.zeros(200_000, np.int32))
+    rows, held = np.split(np.arange(200_000), [199_000])
+    share = shares.Share(pool, rows, held, None, lambda: pytest.fail("the data are not needed"))
+    course = Course(vary.Member(0, {}, None, config), share, 1)
+    made = team.Team([course], members.layout_of(config), 2, 1, {})
+    assert made._shape.steps == steps
 
 
 def test_what_is_best_of_a_table_with_text_labels_is_so_on_the_test_set(tmp_path: Path) -> None:
@@ -391,6 +461,14 @@ REFUSED = {
     "--folds=1: give 2 or more": {"folds": 1},
     "--halving=1: give 2 or more": {"folds": 2, "halving": 1},
     "needs several settings": {"vary": {"seed": [1, 2]}, "folds": 2, "halving": 2},
+    "first compared after steps 3 and 3: give --eval_every_steps=1": {
+        "vary": {"learning_rate": [0.1, 0.2, 0.3]}, "folds": 2, "halving": 3},
+    "of 30 steps are first compared after steps 30 and 30: give --eval_every_steps=4": {
+        "vary": {"learning_rate": [0.1, 0.2, 0.3]}, "folds": 2, "halving": 3,
+        "config": {"num_epochs": 10, "eval_every_epochs": 0}},
+    "--halving=2 saves nothing where members of 2 steps": {
+        "vary": {"learning_rate": [0.1, 0.2], "max_steps": [9, 2]}, "folds": 2, "halving": 2,
+        "config": {"eval_every_steps": 1}},
     "--keep=-1": {"folds": 2, "keep": -1},
     "needs examples to score by": {"vary": {"seed": [1, 2]}},
     "both hold out examples": {"folds": 2, "config": {"validation_fraction": 0.2}},
