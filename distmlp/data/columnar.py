@@ -313,7 +313,8 @@ def _series(series: Any, name: str) -> Any:
     import pyarrow as pa
 
     try:
-        return pa.array(series.to_numpy() if str(series.dtype).startswith("Sparse") else series, from_pandas=True)
+        made = pa.array(series.to_numpy() if str(series.dtype).startswith("Sparse") else series, from_pandas=True)
+        return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(f"{name} cannot be converted to numbers or text ({one_line(error, 100)}): give it one kind of "
                          "values, or leave it out") from None

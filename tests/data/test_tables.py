@@ -431,6 +431,24 @@ def test_a_run_of_two_columns_of_one_name_takes_no_table_that_has_one_of_them() 
         Reader(Config(), Columns(("a", "a "))).features(pd.DataFrame({"a": [1.0], "b": [2.0]}), "the frame")
 
 
+@pytest.mark.parametrize("kind", ["string[pyarrow]", "dictionary", "category"])
+def test_text_of_joined_frames_is_taken(kind: str) -> None:
+    """Arrow has it in several pieces."""
+    dtype = pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string())) if kind == "dictionary" else kind
+    half = pd.DataFrame({"k": ["u", "v"] * 20, "y": ["yes", "no"] * 20}).astype(dtype)
+    whole = pd.concat([half, half], ignore_index=True)
+    data = load(config("python:x", text_columns="one_hot"), (whole[["k"]], whole["y"]))
+    assert (data.columns, data.classes) == (["k=u", "k=v"], ["no", "yes"])
+    assert sum(map(len, data.parts)) == 80
+    assert columnar.frame(whole, "x").names == ["k", "y"]
+
+
+def test_labels_may_be_text_of_arrows() -> None:
+    labels = pa.array(["yes", "no"] * 20)
+    for given in (labels, pa.chunked_array([labels[:10], labels[10:]])):
+        assert load(config("python:x"), (frame(40)[["a"]], given)).classes == ["no", "yes"]
+
+
 def test_bytes_have_no_gaps_to_fill() -> None:
     table = pd.DataFrame({"a": np.arange(20, dtype=np.uint8), "b": np.uint8(3)})
     y = np.arange(20) % 2
