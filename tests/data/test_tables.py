@@ -502,6 +502,8 @@ def test_lists_of_several_lengths_are_refused_whichever_element_is_ignored(tmp_p
     ("column", "words"),
     [
         (["u", "v"] * 30, "train_set: row 1 of column k is 'u', not a number.*--text_columns=one_hot"),
+        (pd.Categorical(["u", "v"] * 30), "train_set: row 1 of column k is 'u', not a number.*--text_columns=one_hot"),
+        (pd.Categorical(["1", "2"] * 29 + ["v"] * 2), "train_set: row 59 of column k is 'v', not a number"),
         (pd.date_range("2020", periods=60), "train_set: column k is of the type timestamp.*, not of numbers"),
         (np.ones(60, complex), "train_set: column k cannot be converted to numbers or text"),
         ([1, "a"] * 30, "train_set: column k cannot be converted to numbers or text"),
@@ -513,6 +515,14 @@ def test_the_column_that_is_none_is_named(column: Any, words: str) -> None:
     table = frame()
     with pytest.raises(InputError, match=words):
         load(config("python:x"), (table[["a"]].assign(k=column), table["label"]))
+
+
+def test_arrows_views_of_text_are_text() -> None:
+    table = pa.table({"k": pa.array(["u", None, "v", "u"] * 10, pa.string_view()), "n": np.arange(40.0)})
+    with pytest.raises(InputError, match=r"row 1 of column k is 'u', not a number.*--text_columns=one_hot"):
+        load(config("python:x", missing="zero"), (table, ["yes", "no"] * 20))
+    data = load(config("python:x", missing="zero", text_columns="one_hot"), (table, ["yes", "no"] * 20))
+    assert data.columns == ["k=u", "k=v", "n"]
 
 
 def test_sparse_matrices_are_told_what_to_do(model: Model) -> None:
