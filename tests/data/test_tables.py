@@ -690,11 +690,46 @@ def test_a_run_that_knows_names_only_predicts_as_before(model: Model, tmp_path: 
     assert predicted(written(tmp_path, "1,2,3\n4,5,6\n"), nothing).tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+# First lines.
+
+
+@pytest.mark.parametrize(
+    ("first", "names"),
+    [
+        ("\nA,B,label", ["A", "B"]), ("\r\n  \r\n\t\r\nA,B,label", ["A", "B"]), ("\ufeff\n\nA,B,label", ["A", "B"]),
+        ('size (5"),B,label', ['size (5")', "B"]), ('5",6",label', ['5"', '6"']),
+        ('"A ""x""\n\n,""",B,label', ['A "x"\n\n,"', "B"]), ('\ufeff"A\n1",B,label', ["A\n1", "B"]),
+    ],
+)  # fmt: skip
+def test_empty_lines_and_quotes_before_the_first_line_ends(first: str, names: list[str], tmp_path: Path) -> None:
+    separator = first[first.rindex("label") - 1]
+    rows = [separator.join(["1"] * len(names) + [label]) for label in ("yes", "no")]
+    data = load(config(written(tmp_path, "\n".join([first, *rows * 10, ""]))))
+    assert (data.columns, data.classes, sum(map(len, data.parts))) == (names, ["no", "yes"], 20)
+
+
+def test_empty_lines_before_a_first_row_or_an_index(tmp_path: Path) -> None:
+    path = written(tmp_path, "\n\r\n" + "1,2,no\n3,4,yes\n" * 5)
+    assert len(examples(load(config(path, header="none", label_column="2")))) == 10
+    assert load(config(written(tmp_path, "\n\tA\tlabel\n" + "0\t1\tno\n1\t2\tyes\n" * 5))).columns == ["A"]
+
+
+def test_a_quote_that_is_not_closed_is_searched_for_in_some_of_the_file(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(columnar, "_LONGEST", 1 << 20)
+    started = time.monotonic()
+    for text in ('a,"b,label', 'a,"b,label\n' + "1,2,u\n" * 10, 'a,"b,label\n' + "1,2,u\n" * 10**6):
+        with pytest.raises(InputError, match=r"t.csv .*\(a quote in its first line is not closed\): close it"):
+            load(config(written(tmp_path, text)))
+    assert time.monotonic() - started < 10  # it took minutes
+    with pytest.raises(InputError, match=r"t.csv cannot be read as a table \(field larger than"):
+        load(config(written(tmp_path, "a" * 200_000 + ",label\n1,u\n")))
+
+
 # Wide and long.
 
 
 def test_ten_thousand_columns_and_a_long_header(tmp_path: Path) -> None:
-    names = [f"{'x' * 120}{n}" for n in range(10_000)]  # a header of 1.2 MB
+    names = [f"{'x' * 120},{n}" for n in range(10_000)]  # a header of 1.2 MB, in quotes
     table = pd.DataFrame(np.arange(300_000).reshape(30, 10_000) % 97, columns=names).assign(label=["u", "v"] * 15)
     table.to_csv(tmp_path / "t.csv", index=False)
     started = time.monotonic()
