@@ -149,7 +149,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         """
         goes_on = self.warm_start and hasattr(self, "coefs_")
         X, y, weights = self._checked(X, y, sample_weight, reset=not goes_on)
-        classes, codes = np.unique(y, return_inverse=True)
+        classes, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
         if len(classes) < 2:
             raise ValueError(f"{type(self).__name__} needs two classes or more, and y has 1 class: {classes.tolist()}")
         if goes_on and not np.array_equal(classes, self.classes_):
@@ -159,6 +159,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         before = _Before(self._network(), self._scaling) if goes_on else None
         seed = _drawn(self.random_state)
         config = self._config(len(X), seed=seed)
+        if config.validation_fraction and counts.min() == 1:
+            single = classes.tolist()[counts.argmin()]
+            raise InputError(f"validation_fraction={config.validation_fraction}: label {single!r} is of a single row, "
+                             "and each part needs one: remove it, or give validation_fraction=0")
         if config.workdir is None:
             ended = _trained(config, self._data(config, X, codes, weights), before, self.verbose)
         elif goes_on:

@@ -326,7 +326,8 @@ def as_array(value: Any) -> np.ndarray:
     if hasattr(value, "detach"):
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).detach().cpu()
     columnar.refuse_sparse_or_masked(value)
-    array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") else value)
+    arrow = hasattr(value, "to_pylist")  # whose to_numpy() takes no text
+    array = np.asarray(value.to_numpy() if hasattr(value, "to_numpy") and not arrow else value)
     if array.ndim and array.dtype.kind in "US" and isinstance(value, Sequence):
         objects = np.array(value, object)
         if not all(isinstance(each, str if array.dtype.kind == "U" else bytes) for each in objects.flat):

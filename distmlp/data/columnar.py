@@ -1,5 +1,6 @@
 """Tables as they lie in text files, Parquet files and frames: the columns' names, and the columns as Arrow's arrays."""
 
+import codecs
 import contextlib
 import csv
 import json
@@ -19,6 +20,12 @@ SUFFIXES = (*_TEXT, ".parquet", *_ARROW)
 _PACKED = (".gz", ".bz2", ".zst")
 _FEW = 1024  # rows that are looked at
 _BLOCK = 4 << 20  # bytes of a text file, and values of a Parquet file, that are read at a time
+_LONGEST = 16 << 20  # bytes of a first line with a quote that nothing has closed yet
+_SEPARATORS = ",;\t|"
+# A cell in quotes. A quote within other text is a character of it, to Python's reader and to Arrow's.
+_QUOTED = rf'(?<![^{_SEPARATORS}\r\n])"(?:[^"]++|"")*+"'
+_FIRST_LINE = re.compile(  # that is not empty; less than that up to a quote that is not closed
+    rf'(?:[ \t]*+[\r\n])*+((?:[^"\r\n]++|{_QUOTED}|(?<=[^{_SEPARATORS}\r\n])")*+)(\r\n?|\n)?'.encode())
 _INDEX = re.compile(r"Unnamed: \d+(\.\d+)*|__index_level_\d+__")  # pandas' names for an index that has none
 
 
@@ -75,7 +82,7 @@ def _readable(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, UnicodeError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, csv.Error, pa.ArrowException) as error:
         said = one_line(error)
         remedy = "save it as UTF-8" if isinstance(error, UnicodeError) or "invalid UTF8" in said else "mend the file"
         remedy = "change its permissions" if isinstance(error, PermissionError) else remedy
@@ -86,8 +93,8 @@ def _text(path: Path, is_header: Callable[[list[str]], bool]) -> Raw:
     line, skipped = _first_line(path)
     if not line.strip():
         raise InputError(f"{path} cannot be read as a table (it is empty): mend the file")
-    unquoted = re.sub(r'"[^"]*"', "", line)
-    separator = "\t" if suffix(path) == ".tsv" and "\t" in unquoted else max(",;\t|", key=unquoted.count)
+    unquoted = re.sub(_QUOTED, "", line)
+    separator = "\t" if suffix(path) == ".tsv" and "\t" in unquoted else max(_SEPARATORS, key=unquoted.count)
     cells = next(csv.reader([line], delimiter=separator))
     header = is_header(cells)
     if header:
@@ -118,20 +125,27 @@ def _unnamed(place: int, given: set[str]) -> str:
 
 
 def _first_line(path: Path) -> tuple[str, int]:
-    """The first line that is not empty, which may be of any length, and how many bytes it ends after."""
+    """The first line that is not empty, which may be of any length, and how many bytes it ends after. An InputError if
+    a cell of it has no closing quote."""
     import pyarrow as pa
 
     with pa.input_stream(str(path), compression="detect") as stream:
-        read = b""
+        read = stream.read(3)
+        mark = len(codecs.BOM_UTF8) if read == codecs.BOM_UTF8 else 0
+        read = read[mark:]
         while True:
-            more = stream.read(1 << 20)
+            more = stream.read(max(1 << 20, len(read)))
             read += more
-            for end in re.finditer(rb"\r\n?|\n", read):
-                line = read[: end.start()]
-                if line.strip(b"\xef\xbb\xbf\r\n\t ") and line.count(b'"') % 2 == 0:
-                    return line.decode("utf-8-sig"), end.end()
+            found = _FIRST_LINE.match(read)
+            assert found is not None  # it matches nothing, too
+            if found[2] and (found.end() < len(read) or not more):
+                return found[1].decode(), mark + found.end()
+            unclosed = found.end() < len(read)
+            if unclosed and (not more or len(read) > _LONGEST):
+                raise InputError(f"{path} cannot be read as a table (a quote in its first line is not closed): close "
+                                 "it, or remove it")
             if not more:
-                return read.decode("utf-8-sig"), len(read)
+                return found[1].decode(), mark + len(read)
 
 
 def _blocks(path: Path, separator: str, width: int, places: Sequence[str], skipped: int, line: int) -> Iterator[Any]:
@@ -313,7 +327,8 @@ def _series(series: Any, name: str) -> Any:
     import pyarrow as pa
 
     try:
-        return pa.array(series.to_numpy() if str(series.dtype).startswith("Sparse") else series, from_pandas=True)
+        made = pa.array(series.to_numpy() if str(series.dtype).startswith("Sparse") else series, from_pandas=True)
+        return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(f"{name} cannot be converted to numbers or text ({one_line(error, 100)}): give it one kind of "
                          "values, or leave it out") from None

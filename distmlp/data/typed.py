@@ -282,7 +282,7 @@ class _Reading:
         if not _is_text(values.type):
             return InputError(f"{self._raw.name}: column {name} is of the type {values.type}, not of numbers: give "
                               f"--ignore_columns={name}, or replace the column by numbers")
-        cells = _plain(values).to_pylist()
+        cells = _plain(_decoded(values)).to_pylist()
         row = next((i for i, cell in enumerate(cells) if cell is not None and not _NUMBER.fullmatch(cell)), 0)
         where = f"{self._raw.name}: row {self._rows + row + 1} of column {name} is {cells[row]!r}, not a number"
         if self._rules.texts is not None:
@@ -325,10 +325,7 @@ class _Labels:
         self._words: dict[Any, int] = {}  # text: each word once, for it may be long
 
     def add(self, values: Any, begin: int) -> None:
-        import pyarrow as pa
-
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
+        values = _decoded(values)
         if _is_text(values.type):
             local, words = _words(values, absent=("",))
             place = np.array([*(self._words.setdefault(word, len(self._words)) for word in words), -1], np.int32)
@@ -365,6 +362,17 @@ def _is_text(kind: Any) -> bool:
     return str(kind) in ("string", "large_string", "string_view")
 
 
+def _decoded(values: Any) -> Any:
+    """The cells without a dictionary, and text as strings: Arrow's functions for text take no others."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if str(values.type) == "string_view":  # which older versions of pyarrow cannot cast
+        values = pa.array(values.to_numpy(zero_copy_only=False), pa.string())
+    return values
+
+
 def _plain(values: Any, absent: Sequence[str] = ABSENT) -> Any:
     """Text without blanks at its ends, and null where it stands for an absent value."""
     import pyarrow as pa
@@ -379,11 +387,7 @@ def _numbers(values: Any) -> tuple[np.ndarray | None, bool]:
     as text."""
     import pyarrow as pa
 
-    kinds = pa.types
-    if kinds.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if str(values.type) == "string_view":
-        values = values.cast(pa.string())
+    kinds, values = pa.types, _decoded(values)
     if not _is_text(values.type):
         if kinds.is_boolean(values.type):
             values = values.cast(pa.uint8())
@@ -411,9 +415,8 @@ def _words(values: Any, absent: Sequence[str] = ABSENT) -> tuple[np.ndarray, lis
     """A column as places in a list of words, int64 [rows], -1 where there is none; and the list."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if str(values.type) not in ("string", "large_string"):
+    values = _decoded(values)
+    if not _is_text(values.type):
         values = values.cast(pa.string())
     coded = _plain(values, absent).dictionary_encode()
     return np.asarray(coded.indices.fill_null(-1)), coded.dictionary.to_pylist()

@@ -431,6 +431,24 @@ def test_a_run_of_two_columns_of_one_name_takes_no_table_that_has_one_of_them() 
         Reader(Config(), Columns(("a", "a "))).features(pd.DataFrame({"a": [1.0], "b": [2.0]}), "the frame")
 
 
+@pytest.mark.parametrize("kind", ["string[pyarrow]", "dictionary", "category"])
+def test_text_of_joined_frames_is_taken(kind: str) -> None:
+    """Arrow has it in several pieces."""
+    dtype = pd.ArrowDtype(pa.dictionary(pa.int32(), pa.string())) if kind == "dictionary" else kind
+    half = pd.DataFrame({"k": ["u", "v"] * 20, "y": ["yes", "no"] * 20}).astype(dtype)
+    whole = pd.concat([half, half], ignore_index=True)
+    data = load(config("python:x", text_columns="one_hot"), (whole[["k"]], whole["y"]))
+    assert (data.columns, data.classes) == (["k=u", "k=v"], ["no", "yes"])
+    assert sum(map(len, data.parts)) == 80
+    assert columnar.frame(whole, "x").names == ["k", "y"]
+
+
+def test_labels_may_be_text_of_arrows() -> None:
+    labels = pa.array(["yes", "no"] * 20)
+    for given in (labels, pa.chunked_array([labels[:10], labels[10:]])):
+        assert load(config("python:x"), (frame(40)[["a"]], given)).classes == ["no", "yes"]
+
+
 def test_bytes_have_no_gaps_to_fill() -> None:
     table = pd.DataFrame({"a": np.arange(20, dtype=np.uint8), "b": np.uint8(3)})
     y = np.arange(20) % 2
@@ -484,6 +502,8 @@ def test_lists_of_several_lengths_are_refused_whichever_element_is_ignored(tmp_p
     ("column", "words"),
     [
         (["u", "v"] * 30, "train_set: row 1 of column k is 'u', not a number.*--text_columns=one_hot"),
+        (pd.Categorical(["u", "v"] * 30), "train_set: row 1 of column k is 'u', not a number.*--text_columns=one_hot"),
+        (pd.Categorical(["1", "2"] * 29 + ["v"] * 2), "train_set: row 59 of column k is 'v', not a number"),
         (pd.date_range("2020", periods=60), "train_set: column k is of the type timestamp.*, not of numbers"),
         (np.ones(60, complex), "train_set: column k cannot be converted to numbers or text"),
         ([1, "a"] * 30, "train_set: column k cannot be converted to numbers or text"),
@@ -495,6 +515,14 @@ def test_the_column_that_is_none_is_named(column: Any, words: str) -> None:
     table = frame()
     with pytest.raises(InputError, match=words):
         load(config("python:x"), (table[["a"]].assign(k=column), table["label"]))
+
+
+def test_arrows_views_of_text_are_text() -> None:
+    table = pa.table({"k": pa.array(["u", None, "v", "u"] * 10, pa.string_view()), "n": np.arange(40.0)})
+    with pytest.raises(InputError, match=r"row 1 of column k is 'u', not a number.*--text_columns=one_hot"):
+        load(config("python:x", missing="zero"), (table, ["yes", "no"] * 20))
+    data = load(config("python:x", missing="zero", text_columns="one_hot"), (table, ["yes", "no"] * 20))
+    assert data.columns == ["k=u", "k=v", "n"]
 
 
 def test_sparse_matrices_are_told_what_to_do(model: Model) -> None:
@@ -662,11 +690,46 @@ def test_a_run_that_knows_names_only_predicts_as_before(model: Model, tmp_path: 
     assert predicted(written(tmp_path, "1,2,3\n4,5,6\n"), nothing).tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
+# First lines.
+
+
+@pytest.mark.parametrize(
+    ("first", "names"),
+    [
+        ("\nA,B,label", ["A", "B"]), ("\r\n  \r\n\t\r\nA,B,label", ["A", "B"]), ("\ufeff\n\nA,B,label", ["A", "B"]),
+        ('size (5"),B,label', ['size (5")', "B"]), ('5",6",label', ['5"', '6"']),
+        ('"A ""x""\n\n,""",B,label', ['A "x"\n\n,"', "B"]), ('\ufeff"A\n1",B,label', ["A\n1", "B"]),
+    ],
+)  # fmt: skip
+def test_empty_lines_and_quotes_before_the_first_line_ends(first: str, names: list[str], tmp_path: Path) -> None:
+    separator = first[first.rindex("label") - 1]
+    rows = [separator.join(["1"] * len(names) + [label]) for label in ("yes", "no")]
+    data = load(config(written(tmp_path, "\n".join([first, *rows * 10, ""]))))
+    assert (data.columns, data.classes, sum(map(len, data.parts))) == (names, ["no", "yes"], 20)
+
+
+def test_empty_lines_before_a_first_row_or_an_index(tmp_path: Path) -> None:
+    path = written(tmp_path, "\n\r\n" + "1,2,no\n3,4,yes\n" * 5)
+    assert len(examples(load(config(path, header="none", label_column="2")))) == 10
+    assert load(config(written(tmp_path, "\n\tA\tlabel\n" + "0\t1\tno\n1\t2\tyes\n" * 5))).columns == ["A"]
+
+
+def test_a_quote_that_is_not_closed_is_searched_for_in_some_of_the_file(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(columnar, "_LONGEST", 1 << 20)
+    started = time.monotonic()
+    for text in ('a,"b,label', 'a,"b,label\n' + "1,2,u\n" * 10, 'a,"b,label\n' + "1,2,u\n" * 10**6):
+        with pytest.raises(InputError, match=r"t.csv .*\(a quote in its first line is not closed\): close it"):
+            load(config(written(tmp_path, text)))
+    assert time.monotonic() - started < 10  # it took minutes
+    with pytest.raises(InputError, match=r"t.csv cannot be read as a table \(field larger than"):
+        load(config(written(tmp_path, "a" * 200_000 + ",label\n1,u\n")))
+
+
 # Wide and long.
 
 
 def test_ten_thousand_columns_and_a_long_header(tmp_path: Path) -> None:
-    names = [f"{'x' * 120}{n}" for n in range(10_000)]  # a header of 1.2 MB
+    names = [f"{'x' * 120},{n}" for n in range(10_000)]  # a header of 1.2 MB, in quotes
     table = pd.DataFrame(np.arange(300_000).reshape(30, 10_000) % 97, columns=names).assign(label=["u", "v"] * 15)
     table.to_csv(tmp_path / "t.csv", index=False)
     started = time.monotonic()
