@@ -224,6 +224,10 @@ class Config:
             self._validate_field(field, getattr(self, field.name))
         for name in PATHS:
             check_local(f"--{name}", getattr(self, name) or "")
+        for name in ("dataset", "data_dir"):  # of which the current folder would be taken
+            if not getattr(self, name):
+                raise InputError(f"--{name}= is empty, as if by a shell variable that is not set: name one, or leave "
+                                 "the flag out")
         sizes: Any = self.hidden_sizes
         if not isinstance(sizes, (tuple, list)) or not all(type(size) is int and size >= 1 for size in sizes):
             raise InputError(f"--hidden_sizes={as_text(sizes)}: give whole numbers from 1 up, as in 512,512")

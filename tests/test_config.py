@@ -43,6 +43,8 @@ def test_scopes() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"dataset": ""}, "--dataset= is empty, as if by a shell variable that is not set"),
+        ({"data_dir": ""}, "--data_dir= is empty"),
         ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
         ({"batch_size": -3}, "--batch_size=-3 must be at least 1"),
         ({"batch_size": 1.5}, "--batch_size=1.5: give an int"),
