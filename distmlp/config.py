@@ -1,5 +1,6 @@
 """The one description of a run: a frozen dataclass, from which the flags of the command line are generated."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -367,8 +368,23 @@ def _absolute(name: str, path: str) -> str:
 def run_flags(config: Config) -> str:
     """The text of a flagfile that repeats the run, without its workdir."""
     kept = [field.name for field in dataclasses.fields(Config) if field.metadata["scope"] != "start"]
-    lines = [f"--{name}={flag_value(getattr(config, name))}" for name in kept]
+    lines = [f"--{name}={_quoted(flag_value(getattr(config, name)))}" for name in kept]
     return "\n".join(["# Repeats this run: python -m launch.train --flagfile=run.flags", *lines, ""])
+
+
+def _quoted(value: str) -> str:
+    """A value as a line of a flagfile has it: as JSON has a text, where it would not come back otherwise."""
+    plain = value == value.rstrip() and not re.search("[\r\n\ufeff]", value) and not value.startswith('"')
+    return value if plain else json.dumps(value)
+
+
+def unquoted(line: str) -> str:
+    """A line of a flagfile, --name=value, with its value as it was before `_quoted`."""
+    flag, equals, value = line.partition("=")
+    if line.startswith("-") and value[:1] == value[-1:] == '"':
+        with contextlib.suppress(ValueError):
+            return flag + equals + json.loads(value)
+    return line
 
 
 def flag_value(value: Any) -> str:
