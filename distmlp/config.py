@@ -193,7 +193,7 @@ class Config:
     ledger_digests_every: int = _setting(100, "with --ledger, also digests of the parameters every so many steps",
                                          "conduct", rare=True, minimum=1)
     stall_seconds: float = _setting(600.0, "end the process, with all stacks, if nothing goes on for so long; 0: off",
-                                    "host", rare=True, minimum=0)
+                                    "host", rare=True, minimum=0, maximum=10**6)
     profile_steps: str = _setting("", "FIRST:LAST, counted from 1: writes a profile of these steps to "
                                   "WORKDIR/profile", "conduct", rare=True)
     compilation_cache_dir: str = _setting(
@@ -206,10 +206,10 @@ class Config:
     num_processes: int = _setting(0, "number of processes, with --coordinator_address", "start", minimum=0)
     process_id: int = _setting(-1, "number of this process from 0, with --coordinator_address", "start", minimum=-1)
     startup_seconds: float = _setting(120.0, "how long processes wait for one another when they start", "host",
-                                      rare=True, above=0)
+                                      rare=True, above=0, maximum=10**6)
     heartbeat_seconds: int = _setting(10, "jax gives up a process that is silent for so long, and ends the others; "
                                       "below the time that a host may freeze or swap for, it ends runs that would "
-                                      "have gone on", "host", rare=True, minimum=3)
+                                      "have gone on", "host", rare=True, minimum=3, maximum=10**6)
 
     def __post_init__(self) -> None:
         """Takes numbers of NumPy, JAX and torch as Python's, and paths as text: what a setting is kept as."""
