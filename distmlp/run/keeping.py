@@ -14,7 +14,7 @@ from distmlp.cluster.group import Group
 from distmlp.config import Config, differences
 from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, training_remarks
-from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
+from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, WriteError, listed
 from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
@@ -274,7 +274,10 @@ class Keeping:
     def left_after(self, error: DivergedError) -> str:
         """What the run can go on from after this error, as a part of a message; checkpoints that it puts in doubt are
         set aside."""
-        aside = self.store.set_aside(self._agreed) if isinstance(error, AuditError) else []
+        try:
+            aside = self.store.set_aside(self._agreed) if isinstance(error, AuditError) else []
+        except WriteError as failed:
+            return f"no audit has confirmed the checkpoints after step {self._agreed}, and {failed}"
         told = f"no audit has confirmed checkpoint {listed(aside)}: set aside in {self.workdir.path / 'damaged'}; "
         return (told if aside else "") + self.store.last_checkpoint()
 
