@@ -347,10 +347,15 @@ def check_local(name: str, path: str) -> None:
                          "from (gcsfuse, mount-s3, blobfuse2)")
 
 
+def is_path(dataset: str) -> bool:
+    """Whether this value of --dataset is neither a name nor of data that were given from Python."""
+    return dataset not in NAMED_DATASETS and not dataset.startswith(FROM_PYTHON)
+
+
 def resolve_paths(config: Config) -> Config:
     """Paths made absolute once, so that neither Orbax nor run.flags depends on the current folder."""
     given = {name: getattr(config, name) for name in PATHS if getattr(config, name)}
-    if config.dataset in NAMED_DATASETS or config.dataset.startswith(FROM_PYTHON):
+    if not is_path(config.dataset):
         given.pop("dataset", None)
     changes: dict[str, Any] = {name: _absolute(name, path) for name, path in given.items()}
     return dataclasses.replace(config, **changes)

@@ -11,7 +11,7 @@ import jax
 from distmlp import machine
 from distmlp.account import Account
 from distmlp.cluster.group import Group
-from distmlp.config import Config, differences
+from distmlp.config import Config, differences, is_path
 from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, training_remarks
 from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, WriteError, listed
@@ -136,6 +136,8 @@ class Keeping:
         workdir = f"--workdir={self.workdir.path}"
         experiment = self.config.experiment()
         saved = Config().settings() | meta.get("settings", experiment)
+        if is_path(saved["dataset"]) and is_path(self.config.dataset) and not any(self.data.modified()):
+            saved["dataset"] = self.config.dataset  # they may lie elsewhere now: the fingerprint covers all values
         changed = [f"--{text}" for text in differences({name: saved[name] for name in experiment}, experiment)]
         if changed:
             raise InputError(f"{workdir} holds another run ({'; '.join(changed)}): "
