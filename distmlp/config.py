@@ -1,5 +1,6 @@
 """The one description of a run: a frozen dataclass, from which the flags of the command line are generated."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -192,7 +193,7 @@ class Config:
     ledger_digests_every: int = _setting(100, "with --ledger, also digests of the parameters every so many steps",
                                          "conduct", rare=True, minimum=1)
     stall_seconds: float = _setting(600.0, "end the process, with all stacks, if nothing goes on for so long; 0: off",
-                                    "host", rare=True, minimum=0)
+                                    "host", rare=True, minimum=0, maximum=10**6)
     profile_steps: str = _setting("", "FIRST:LAST, counted from 1: writes a profile of these steps to "
                                   "WORKDIR/profile", "conduct", rare=True)
     compilation_cache_dir: str = _setting(
@@ -205,10 +206,10 @@ class Config:
     num_processes: int = _setting(0, "number of processes, with --coordinator_address", "start", minimum=0)
     process_id: int = _setting(-1, "number of this process from 0, with --coordinator_address", "start", minimum=-1)
     startup_seconds: float = _setting(120.0, "how long processes wait for one another when they start", "host",
-                                      rare=True, above=0)
+                                      rare=True, above=0, maximum=10**6)
     heartbeat_seconds: int = _setting(10, "jax gives up a process that is silent for so long, and ends the others; "
                                       "below the time that a host may freeze or swap for, it ends runs that would "
-                                      "have gone on", "host", rare=True, minimum=3)
+                                      "have gone on", "host", rare=True, minimum=3, maximum=10**6)
 
     def __post_init__(self) -> None:
         """Takes numbers of NumPy, JAX and torch as Python's, and paths as text: what a setting is kept as."""
@@ -224,6 +225,10 @@ class Config:
             self._validate_field(field, getattr(self, field.name))
         for name in PATHS:
             check_local(f"--{name}", getattr(self, name) or "")
+        for name in ("dataset", "data_dir"):  # of which the current folder would be taken
+            if not getattr(self, name):
+                raise InputError(f"--{name}= is empty, as if by a shell variable that is not set: name one, or leave "
+                                 "the flag out")
         sizes: Any = self.hidden_sizes
         if not isinstance(sizes, (tuple, list)) or not all(type(size) is int and size >= 1 for size in sizes):
             raise InputError(f"--hidden_sizes={as_text(sizes)}: give whole numbers from 1 up, as in 512,512")
@@ -342,10 +347,15 @@ def check_local(name: str, path: str) -> None:
                          "from (gcsfuse, mount-s3, blobfuse2)")
 
 
+def is_path(dataset: str) -> bool:
+    """Whether this value of --dataset is neither a name nor of data that were given from Python."""
+    return dataset not in NAMED_DATASETS and not dataset.startswith(FROM_PYTHON)
+
+
 def resolve_paths(config: Config) -> Config:
     """Paths made absolute once, so that neither Orbax nor run.flags depends on the current folder."""
     given = {name: getattr(config, name) for name in PATHS if getattr(config, name)}
-    if config.dataset in NAMED_DATASETS or config.dataset.startswith(FROM_PYTHON):
+    if not is_path(config.dataset):
         given.pop("dataset", None)
     changes: dict[str, Any] = {name: _absolute(name, path) for name, path in given.items()}
     return dataclasses.replace(config, **changes)
@@ -363,8 +373,23 @@ def _absolute(name: str, path: str) -> str:
 def run_flags(config: Config) -> str:
     """The text of a flagfile that repeats the run, without its workdir."""
     kept = [field.name for field in dataclasses.fields(Config) if field.metadata["scope"] != "start"]
-    lines = [f"--{name}={flag_value(getattr(config, name))}" for name in kept]
+    lines = [f"--{name}={_quoted(flag_value(getattr(config, name)))}" for name in kept]
     return "\n".join(["# Repeats this run: python -m launch.train --flagfile=run.flags", *lines, ""])
+
+
+def _quoted(value: str) -> str:
+    """A value as a line of a flagfile has it: as JSON has a text, where it would not come back otherwise."""
+    plain = value == value.rstrip() and not re.search("[\r\n\ufeff]", value) and not value.startswith('"')
+    return value if plain else json.dumps(value)
+
+
+def unquoted(line: str) -> str:
+    """A line of a flagfile, --name=value, with its value as it was before `_quoted`."""
+    flag, equals, value = line.partition("=")
+    if line.startswith("-") and value[:1] == value[-1:] == '"':
+        with contextlib.suppress(ValueError):
+            return flag + equals + json.loads(value)
+    return line
 
 
 def flag_value(value: Any) -> str:

@@ -5,6 +5,7 @@ import gc
 import io
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import sys
@@ -98,16 +99,24 @@ def _speaks_alone(error: BaseException) -> bool:
     return place is None or place.process == 0
 
 
+_PATIENCE = 5  # seconds for which a reader may let a process wait where writing does not block
+
+
 class _Output(io.FileIO):
     """A descriptor to write to as long as somebody reads it: nothing that goes wrong there may cost a run."""
 
-    unwritten = ""  # why a file there has not got all; a pipe or a terminal that went away wants no more
+    unwritten = ""  # why a file, or a slow reader, has not got all; a pipe or a terminal that went away wants no more
 
     def write(self, data: object) -> int:
+        deadline = time.monotonic() + _PATIENCE
         try:
-            return super().write(data)  # type: ignore[arg-type] # a buffer: typing has no name for it before 3.12
+            while (written := super().write(data)) is None:  # type: ignore[arg-type] # no name before 3.12: a buffer
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                select.select([], [self], [], left)
+            return written
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EAGAIN):
                 self.unwritten = os.strerror(error.errno)
             return len(memoryview(data))  # type: ignore[arg-type] # as above
 

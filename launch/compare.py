@@ -14,8 +14,8 @@ from launch import verb
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code; raises InputError."""
     arguments = verb.parser("compare", __doc__)
-    arguments.add_argument("run_a", metavar="RUN_A", help="a run's folder, its --workdir")
-    arguments.add_argument("run_b", metavar="RUN_B", help="another's")
+    arguments.add_argument("run_a", action=verb.Named, metavar="RUN_A", help="a run's folder, its --workdir")
+    arguments.add_argument("run_b", action=verb.Named, metavar="RUN_B", help="another's")
     given = arguments.parse_args(argv)
 
     from distmlp.results.compare import compare

@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code; raises InputError."""
     arguments = verb.parser("configs", __doc__)
     arguments.add_argument("names", metavar="NAME", nargs="*", help="a config, as digits.flags or kubernetes.yaml")
-    arguments.add_argument("--copy", default="", metavar="FOLDER", help="copy them there; existing files are kept")
+    arguments.add_argument("--copy", action=verb.Named, default="", metavar="FOLDER",
+                           help="copy them there; existing files are kept")
     given = arguments.parse_args(argv)
 
     files = {path.name: path for path in sorted(CONFIGS.iterdir()) if path.is_file()}

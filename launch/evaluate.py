@@ -21,14 +21,14 @@ from launch import verb
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code; raises InputError."""
     arguments = verb.parser("evaluate", __doc__)
-    arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
+    arguments.add_argument("run", action=verb.Named, metavar="RUN", help="a run's folder, its --workdir")
     verb.add_checkpoint(arguments)
     verb.add_ensemble(arguments)
     arguments.add_argument("--dataset", action=verb.Named, default="",
                            help="other data than the run's, named as for training")
     arguments.add_argument("--split", default="test", help="train, test (the default) or validation")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments.add_argument("--output", default="", metavar="FILE",
+    arguments.add_argument("--output", action=verb.Named, default="", metavar="FILE",
                            help="write a .parquet, .csv, .jsonl or .npy file with a row for each example")
     arguments.add_argument("--probabilities", action="store_true", help="in it, the probability of each class, too")
     given = arguments.parse_args(argv)

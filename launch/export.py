@@ -31,9 +31,9 @@ from launch import verb
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code; raises InputError."""
     arguments = verb.parser("export", __doc__)
-    arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
+    arguments.add_argument("run", action=verb.Named, metavar="RUN", help="a run's folder, its --workdir")
     arguments.add_argument("--format", required=True, help="safetensors, npz, onnx or stablehlo")
-    arguments.add_argument("--output", required=True, metavar="FILE", help="the file to write")
+    arguments.add_argument("--output", action=verb.Named, required=True, metavar="FILE", help="the file to write")
     verb.add_checkpoint(arguments)
     verb.add_ensemble(arguments)
     given = arguments.parse_args(argv)

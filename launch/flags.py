@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 import distmlp
-from distmlp.config import Config, flag_value
+from distmlp.config import Config, flag_value, unquoted
 from distmlp.errors import InputError, one_line
 
 CONFIGS = Path(distmlp.__file__).parent / "configs"  # which come with the package
@@ -76,7 +76,7 @@ def _config(name: str, inside: tuple[Path, ...]) -> Path:
     """The config of this name: beside the config that names it, in the current folder, or one that comes along."""
     given = Path(os.path.expanduser(name))
     places = [*(path.parent / given for path in inside[-1:]), given]
-    if given.parent.name in ("", "configs"):
+    if str(given.parent) in (".", "configs"):
         places.append(CONFIGS / given.name)
     there = [path for path in places if path.exists()]
     again = {path.resolve() for path in inside}
@@ -86,17 +86,24 @@ def _config(name: str, inside: tuple[Path, ...]) -> Path:
 
 
 def _lines(config: Path, name: str, inside: tuple[Path, ...]) -> list[str]:
-    """A config's lines but comments and blank ones, of UTF-8, or of UTF-16 with its mark, as Windows may write it."""
+    """A config's lines but comments and blank ones, of UTF-8, or of UTF-16 with its mark, as Windows may write it.
+
+    Values that are no text keep their bytes, as run.flags has them.
+    """
     try:
         content = config.read_bytes()
-        text = content.decode("utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8")
+        marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = content.decode(*(["utf-16"] if marked else ["utf-8", "surrogateescape"]))
+        lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text.replace("\ufeff", ""))]
+        for line in lines:
+            if not re.match(r"--\w+=[^\0]*$|#|//", line):
+                line.encode()  # else the file is none of flags
     except (OSError, ValueError) as error:
-        reason = "not a text file" if isinstance(error, UnicodeDecodeError) else error
+        reason = "not a text file" if isinstance(error, UnicodeError) else error
         where = "".join(f", in {path}," for path in inside[-1:])
         raise InputError(f"--flagfile={name}{where} cannot be read ({reason}): give an existing file of flags, or "
                          "one of those that `distmlp configs` lists") from None
-    lines = (line.strip() for line in re.split(r"\r\n|\r|\n", text.replace("\ufeff", "")))
-    return [line for line in lines if line and not line.startswith(("#", "//"))]
+    return [unquoted(line) for line in lines if line and not line.startswith(("#", "//"))]
 
 
 def _flag_values() -> flags.FlagValues:

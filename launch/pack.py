@@ -59,9 +59,9 @@ def _check(pack: Any) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     arguments = verb.parser("pack", __doc__)
-    arguments.add_argument("sources", metavar="SOURCE", nargs="*", help="files and folders")
-    arguments.add_argument("--output", default="", metavar="FOLDER", help="the folder to make")
-    arguments.add_argument("--check", default="", metavar="FOLDER", help="a folder that was packed")
+    arguments.add_argument("sources", action=verb.Named, metavar="SOURCE", nargs="*", help="files and folders")
+    arguments.add_argument("--output", action=verb.Named, default="", metavar="FOLDER", help="the folder to make")
+    arguments.add_argument("--check", action=verb.Named, default="", metavar="FOLDER", help="a folder that was packed")
     arguments.add_argument("--partitions", default="none", choices=("none", "columns"),
                            help="columns: folders named COLUMN=VALUE are columns of the tables in them")
     for field in dataclasses.fields(Config):

@@ -41,13 +41,15 @@ T = TypeVar("T")
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code; raises InputError."""
     arguments = verb.parser("predict", __doc__)
-    arguments.add_argument("run", metavar="RUN", help="a run's folder, its --workdir")
-    arguments.add_argument("files", metavar="FILE", nargs="+", help="a picture, a table, an array, or a folder of them")
+    arguments.add_argument("run", action=verb.Named, metavar="RUN", help="a run's folder, its --workdir")
+    arguments.add_argument("files", action=verb.Named, metavar="FILE", nargs="+",
+                           help="a picture, a table, an array, or a folder of them")
     verb.add_checkpoint(arguments)
     verb.add_ensemble(arguments)
     verb.add_header(arguments)
     arguments.add_argument("--json", action="store_true", help="print one JSON object for each picture or row")
-    arguments.add_argument("--output", default="", metavar="FILE", help="write a .parquet, .csv, .jsonl or .npy file")
+    arguments.add_argument("--output", action=verb.Named, default="", metavar="FILE",
+                           help="write a .parquet, .csv, .jsonl or .npy file")
     arguments.add_argument("--columns", default="", metavar="NAMES",
                            help="columns of the source that come along in it, separated by commas")
     arguments.add_argument("--probabilities", action="store_true", help="in it, the probability of each class, too")

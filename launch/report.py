@@ -11,9 +11,11 @@ from launch import verb
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit code; raises InputError."""
     arguments = verb.parser("report", __doc__)
-    arguments.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, its --workdir")
-    arguments.add_argument("--output", default="report.html", metavar="FILE", help="the page; default: report.html")
-    arguments.add_argument("--plan", metavar="FILE", help="what `distmlp plan --json` printed: shown beside the runs")
+    arguments.add_argument("runs", action=verb.Named, metavar="RUN", nargs="+", help="a run's folder, its --workdir")
+    arguments.add_argument("--output", action=verb.Named, default="report.html", metavar="FILE",
+                           help="the page; default: report.html")
+    arguments.add_argument("--plan", action=verb.Named, metavar="FILE",
+                           help="what `distmlp plan --json` printed: shown beside the runs")
     verb.add_checkpoint(arguments)
     given = arguments.parse_args(argv)
 

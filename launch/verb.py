@@ -30,13 +30,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Named(argparse.Action):
-    """Takes a name, which is not empty: a shell variable that is not set would choose what leaving it out does."""
+    """Takes a name, or several, of which none is empty: a shell variable that is not set would choose what leaving it
+    out does, or the current folder."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: str | None = None) -> None:  # fmt: skip
-        if not values:
-            raise argparse.ArgumentError(self, "is empty, as if by a shell variable that is not set: name one, or "
-                                               "leave the flag out")
+        if "" in (values if isinstance(values, list) else [values]):
+            remedy = "name one, or leave the flag out" if option_string else "name one"
+            raise argparse.ArgumentError(self, f"is empty, as if by a shell variable that is not set: {remedy}")
         setattr(namespace, self.dest, values)
 
 

@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
     arguments = verb.parser("verify", __doc__)
     arguments.add_argument("--minutes", default="3", metavar="N", help="stop after so many; default: 3")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments.add_argument("--output", default="", metavar="FILE.html", help="also write a page for a browser")
+    arguments.add_argument("--output", action=verb.Named, default="", metavar="FILE.html",
+                           help="also write a page for a browser")
     given = arguments.parse_args(argv)
     minutes = _minutes(given.minutes)
 

@@ -43,6 +43,8 @@ def test_scopes() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"dataset": ""}, "--dataset= is empty, as if by a shell variable that is not set"),
+        ({"data_dir": ""}, "--data_dir= is empty"),
         ({"batch_size": 0}, "--batch_size=0 must be at least 1"),
         ({"batch_size": -3}, "--batch_size=-3 must be at least 1"),
         ({"batch_size": 1.5}, "--batch_size=1.5: give an int"),
@@ -68,6 +70,9 @@ def test_scopes() -> None:
         ({"coordinator_address": "a:1"}, "go together: give all three"),
         ({"coordinator_address": "a", "num_processes": 2, "process_id": 1}, "--coordinator_address=a: give HOST:PORT"),
         ({"coordinator_address": "a:1", "num_processes": 2, "process_id": 2}, "--process_id=2 must be below"),
+        ({"stall_seconds": 1e12}, "--stall_seconds=1000000000000.0 must be at most 1000000"),
+        ({"startup_seconds": 1e10}, "--startup_seconds=10000000000.0 must be at most 1000000"),
+        ({"heartbeat_seconds": 3000000000}, "--heartbeat_seconds=3000000000 must be at most 1000000"),
         ({"parallelism": "single", "num_devices": 2}, "--parallelism=single uses one device"),
         ({"seed": 2**63}, "--seed=9223372036854775808 must be at most"),
     ],

@@ -1,6 +1,7 @@
 """The command line: flags generated from Config, flagfiles, run.flags."""
 
 import dataclasses
+import os
 import re
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,7 @@ from conftest import REPOSITORY
 
 from distmlp import Config, InputError
 from distmlp.config import run_flags
+from distmlp.run.workdir import replace_file
 from launch import flags, help
 from launch.flags import parse
 from launch.help import HelpRequested
@@ -127,6 +129,25 @@ def test_run_flags_repeat_the_run_without_its_workdir(tmp_path: Path) -> None:
     config = Config(hidden_sizes=(8, 4), shuffle=True, learning_rate=0.1 + 0.2, workdir="w", data_dir="a b")
     (tmp_path / "run.flags").write_text(run_flags(config))
     assert parse(["train", "--flagfile=run.flags"]) == dataclasses.replace(config, workdir="")
+
+
+@pytest.mark.parametrize("name", ["class ", "a\nb", "a\r\nb", '"', '"a"', "\ufeffa", os.fsdecode(b"K\xe4fer ")])
+def test_run_flags_repeat_names_of_any_letters(name: str) -> None:
+    config = Config(label_column=name, dataset=os.fsdecode(b"K\xe4fer.csv"))
+    replace_file(Path("run.flags").absolute(), run_flags(config))
+    assert parse(["train", "run.flags"]) == config
+
+
+def test_blanks_behind_a_line_of_a_config_are_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.flags").write_bytes(b" # K\xe4fer\ndigits.flags \n--optimizer=adam \r\n--dataset=mnist\t\n")
+    config = parse(["train", "a.flags"])
+    assert (config.num_epochs, config.optimizer, config.dataset) == (20, "adam", "mnist")
+
+
+@pytest.mark.parametrize("name", ["exp/configs/tabular.flags", "../configs/8gpu.flags", "/digits.flags"])
+def test_a_config_elsewhere_that_does_not_exist_is_none_that_comes_along(name: str) -> None:
+    with pytest.raises(InputError, match=f"^--flagfile={name} cannot be read"):
+        parse(["train", name])
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.flags")), ids=lambda path: path.stem)

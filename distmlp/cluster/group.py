@@ -47,9 +47,13 @@ class Group:
     def __init__(self, process: int = 0, processes: int = 1, client: Any = None) -> None:
         """Process number `process` of `processes`, with jax's client of their coordination service; or one alone."""
         self.several, self.first = processes > 1, process == 0  # the first process is the one that prints and writes
-        self.speaks = True  # whether this process prints the error it ends with: what all share is printed once
         self._process, self._processes, self._client = process, processes, client
         self._questions, self._stop_points, self._orders = itertools.count(1), itertools.count(1), itertools.count(1)
+        self._begin()
+
+    def _begin(self) -> None:
+        """As nothing has failed yet: a script may have caught the end of an earlier run."""
+        self.speaks = True  # whether this process prints the error it ends with: what all share is printed once
         self._all_end = False  # whether all processes are known to end now
         self._patience = 120_000  # milliseconds for which a process that fails waits for the others to learn of it
 
@@ -172,6 +176,7 @@ class Group:
         A failure takes part in the next `exchange`, where the others learn of it; those in a collective of the devices
         learn by the end of this process. Another process's end becomes ProcessEnded, whatever it is wrapped in.
         """
+        self._begin()
         try:
             yield
         except Exception as error:  # whatever it is, the others must hear of it

@@ -162,8 +162,11 @@ def local_gpus(place: Place, config: Config) -> list[int] | None:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT or [IPv6]:PORT as a pair."""
-    host, port = address.rsplit(":", 1)
+    """HOST:PORT or [IPv6]:PORT as a pair; raises InputError for what is none."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 1 <= int(port) <= 65535):
+        raise InputError(f"the coordinator's address {address} is not HOST:PORT, with a port from 1 to 65535: give "
+                         "another in --coordinator_address, or to the launcher")
     return host.strip("[]"), int(port)
 
 

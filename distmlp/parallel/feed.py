@@ -341,7 +341,7 @@ def make_feed(
 
     `lead` gives several processes the first one's number of steps; for `keeps_newest` see Feed.
     """
-    given, examples = config.steps_per_dispatch, batches.examples
+    given, examples = min(config.steps_per_dispatch, batches.order.steps_per_epoch), batches.examples
     if placement == "device" and examples.resident is not None:
         largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
         pace = Pace(given, largest, lead)

@@ -35,8 +35,9 @@ def make(
     examples = len(train) + (0 if data.validation is None else len(data.validation))
     pool = Pool(jax.ShapeDtypeStruct((examples, data.num_features), train.dtype),
                 jax.ShapeDtypeStruct((examples,), np.int32))  # fmt: skip
-    shape = Shape(sizes, config.input_scaling != "none", each, min(largest_dispatch(config, layout), total),
-                  layout.num_shards, order.rows, -(-len(held) // rows), rows, pauses=config.patience > 0)  # fmt: skip
+    steps = min(largest_dispatch(config, layout), order.steps_per_epoch, total)
+    shape = Shape(sizes, config.input_scaling != "none", each, steps, layout.num_shards, order.rows,
+                  -(-len(held) // rows), rows, pauses=config.patience > 0)  # fmt: skip
     programs = Members(config, layout, shape, pool, total)
     started = time.perf_counter()
     compiled = programs.compile()

@@ -11,10 +11,10 @@ import jax
 from distmlp import machine
 from distmlp.account import Account
 from distmlp.cluster.group import Group
-from distmlp.config import Config, differences
+from distmlp.config import Config, differences, is_path
 from distmlp.data.batches import Reading
 from distmlp.data.datasets import Data, training_remarks
-from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, listed
+from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, WriteError, listed
 from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
@@ -136,6 +136,8 @@ class Keeping:
         workdir = f"--workdir={self.workdir.path}"
         experiment = self.config.experiment()
         saved = Config().settings() | meta.get("settings", experiment)
+        if is_path(saved["dataset"]) and is_path(self.config.dataset) and not any(self.data.modified()):
+            saved["dataset"] = self.config.dataset  # they may lie elsewhere now: the fingerprint covers all values
         changed = [f"--{text}" for text in differences({name: saved[name] for name in experiment}, experiment)]
         if changed:
             raise InputError(f"{workdir} holds another run ({'; '.join(changed)}): "
@@ -274,7 +276,10 @@ class Keeping:
     def left_after(self, error: DivergedError) -> str:
         """What the run can go on from after this error, as a part of a message; checkpoints that it puts in doubt are
         set aside."""
-        aside = self.store.set_aside(self._agreed) if isinstance(error, AuditError) else []
+        try:
+            aside = self.store.set_aside(self._agreed) if isinstance(error, AuditError) else []
+        except WriteError as failed:
+            return f"no audit has confirmed the checkpoints after step {self._agreed}, and {failed}"
         told = f"no audit has confirmed checkpoint {listed(aside)}: set aside in {self.workdir.path / 'damaged'}; "
         return (told if aside else "") + self.store.last_checkpoint()
 

@@ -21,7 +21,7 @@ from distmlp.cluster.group import Group
 from distmlp.parallel.feed import Steps
 from distmlp.run import lines
 from distmlp.run.lines import Found, Kind
-from distmlp.run.workdir import writing
+from distmlp.run.workdir import new_path, writing
 
 _HEADER: Kind = {"examples": operator.index, "steps_per_epoch": operator.index}
 _LINE: Kind = {
@@ -60,13 +60,21 @@ class Ledger:
         self.count = 0  # lines of steps in the file
 
     def start(self, step: int, expected: int = 0) -> str:
-        """Drops the lines beyond `step`, from where training now goes on; returns a remark if any up to it are lost.
+        """Drops the lines beyond `step`, from where training now goes on; returns a remark if any up to it are lost, or
+        if there are lines of a run that now begins anew: these are set aside.
 
         `expected` is the `count` that there was at that step.
         """
         if not self._group.first or not (self.enabled or self.path.exists()):
             return ""
         _, there, found = read(self.path.parent)
+        if step == 0 and there:
+            aside = new_path(self.path.with_name("ledger-old.jsonl"))
+            with writing(aside):
+                self.path.rename(aside)
+            if self.enabled:
+                lines.renew(found._replace(damaged=()), [self._header])
+            return f"there is a ledger but no checkpoint: the run begins anew, and the old ledger is in {aside}"
         kept = [line for at, line in there.items() if at <= step]
         self.count = len(kept)
         return lines.renew(found, [self._header, *kept], expected - len(kept))

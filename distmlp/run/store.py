@@ -29,7 +29,7 @@ from distmlp.machine import sync
 from distmlp.parallel.digest import StateDigest
 from distmlp.run import rows
 from distmlp.run.meta import Meta
-from distmlp.run.workdir import new_path
+from distmlp.run.workdir import new_path, writing
 
 if TYPE_CHECKING:  # which those who only read checkpoints do not need
     from distmlp.parallel.sharded import StateLayout
@@ -222,7 +222,8 @@ class Store:
         The damaged ones, all newer, are moved to WORKDIR/damaged: Orbax would decline to save their steps again.
         `target` is a state of the right shapes and dtypes, placed where the restored one shall be; it may be abstract.
         `check_meta` raises InputError if a checkpoint, though intact, is not of this run. None: there is none at all.
-        Where there are some, but none is intact, nothing is changed and an InputError says so.
+        Where there are some, but none is intact, nothing is changed and an InputError says so. A WriteError says that a
+        damaged one could not be moved.
         """
         self.wait()
         damaged: list[tuple[int, str]] = []
@@ -260,7 +261,11 @@ class Store:
         return state, meta
 
     def set_aside(self, after: int) -> list[int]:
-        """Moves the checkpoints of the steps after this one to WORKDIR/damaged; returns their steps."""
+        """Moves the checkpoints of the steps after this one to WORKDIR/damaged; returns their steps.
+
+        Raises:
+          WriteError: one of them could not be moved.
+        """
         with contextlib.suppress(WriteError, DivergedError):  # what is saved by now is listed
             self.wait()
         steps = [step for step in self._group.decide(self.steps()) if step > after]
@@ -271,8 +276,9 @@ class Store:
     def _move_away(self, step: int) -> Path:
         target = new_path(self.workdir / "damaged" / str(step))
         if self._group.first:
-            target.parent.mkdir(exist_ok=True)
-            (self.path / str(step)).rename(target)
+            with writing(target):
+                target.parent.mkdir(exist_ok=True)
+                shutil.move(self.path / str(step), target)  # where it is on another file system, by a copy
         target = Path(self._group.decide(str(target)))
         self._manager.reload()
         return target

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distmlp.cluster.group import Group
 from distmlp.config import FROM_PYTHON, Config, run_flags
-from distmlp.errors import InputError, WriteError, remark
+from distmlp.errors import InputError, WriteError, one_line, remark
 from distmlp.machine import sync
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre and CIFS, as they may be mounted
@@ -147,7 +147,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(path, error.strerror or str(error)) from None
+        raise WriteError(path, error.strerror or one_line(error, 200)) from None
 
 
 def _lock(descriptor: int) -> bool:

@@ -203,6 +203,20 @@ def test_a_process_joins_the_others_once(store: Store, monkeypatch: pytest.Monke
         assert Group.join(small_config("digits")).exchange(0) == [0, question]
 
 
+def test_after_an_error_that_was_caught_the_others_hear_of_the_next(store: Store) -> None:
+    group = Group(1, 2, store)
+    for question in (1, 2):
+        store.key_value_set(f"distmlp/{question}/0", json.dumps({"failed": ["InputError", "too few", "node0"]}))
+        with pytest.raises(InputError, match=r"^too few$"), group.together():
+            raise InputError("too few")
+        assert f"distmlp/{question}/1" in store.values
+        assert not group.speaks
+    group.go_in_step()
+    with group.together():
+        assert group.speaks
+        assert group._patience == Group()._patience
+
+
 def test_in_one_process_nothing_is_taken_for_the_end_of_another() -> None:
     group = Group()
     assert group.ended_elsewhere(ValueError(GLOO)) is None

@@ -140,6 +140,13 @@ def test_addresses_may_be_of_ipv6() -> None:
     assert split_address("host:80") == ("host", 80)
 
 
+@pytest.mark.parametrize("address", ["node0:65536", "node0:70000", "node0:0", "node0:-1", "node0:", "node0", ":80"])
+@pytest.mark.parametrize("process", [0, 1])
+def test_an_address_without_a_port_that_can_be(address: str, process: int) -> None:
+    with pytest.raises(InputError, match=f"^the coordinator's address {address} is not HOST:PORT, with a port from"):
+        join(Place(address, 2, process), Config())
+
+
 def test_a_port_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 2)
     monkeypatch.setattr("distmlp.cluster.place.time.monotonic", lambda: next(clock))  # it may be free in some seconds

@@ -4,6 +4,7 @@ drills/lying_device.py."""
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ from drills.lying_device import lying
 
 from distmlp import Config, InputError, train
 from distmlp.data.loader import NumpyLoader
-from distmlp.errors import AuditError
+from distmlp.errors import AuditError, WriteError
 from distmlp.kept import forget
 from distmlp.parallel import step
 from distmlp.parallel.layout import Layout, make_layout
+from distmlp.run.keeping import Keeping
 
 pytestmark = pytest.mark.full_xla  # what is compared is what a user's programs compute
 
@@ -93,6 +95,17 @@ def test_checkpoints_that_no_audit_has_confirmed_are_set_aside(npz: str, monkeyp
         aside = run / "damaged"
         assert sorted(path.name for path in aside.iterdir()) == ["2", "4"] if not confirmed else not aside.exists()
         assert ("no audit has confirmed checkpoint 2, 4: set aside in " in text) == (not confirmed)
+
+
+def test_checkpoints_that_cannot_be_set_aside_do_not_hide_the_audit() -> None:
+    def full(after: int) -> list[int]:
+        raise WriteError(Path("run/damaged/6"), "No space left on device")
+
+    keeping: Any = SimpleNamespace(store=SimpleNamespace(set_aside=full), _agreed=4)
+    assert Keeping.left_after(keeping, AuditError()) == (
+        "no audit has confirmed the checkpoints after step 4, and run/damaged/6 could not be written (No space left on "
+        "device): make room or mend it, then start again"
+    )
 
 
 def test_a_save_that_was_not_foreseen_follows_an_audit(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,15 @@ def test_host_and_device_feed_give_the_same_bits(devices: int) -> None:
         assert (other_losses, other_counts) == (losses, counts)
 
 
+def test_a_dispatch_has_no_room_for_more_steps_than_an_epoch_has() -> None:
+    config = Config(batch_size=20, steps_per_dispatch=10**6, num_devices=1)
+    layout = make_layout(config)
+    loader = NumpyLoader(dataset(), 20, layout.num_shards, layout.local_shards)
+    step_function = make_train_step(config, layout, 4, optim.make(config, TOTAL))
+    steps = make_feed(config, layout, loader, step_function, "device", TOTAL)
+    assert steps.batches.like().weights.shape[0] == 5
+
+
 @pytest.mark.parametrize("kind", ["host", "device"])
 @pytest.mark.parametrize("stop", [3, 5, 8])
 def test_a_run_continued_from_any_step_is_the_same(kind: str, stop: int) -> None:

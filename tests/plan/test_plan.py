@@ -15,6 +15,7 @@ from distmlp import Config, InputError, train
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.feed import Feed
+from distmlp.parallel.members import Shape
 from distmlp.plan import advice, cards, cost, plan, rates, targets, text
 from distmlp.plan.cards import CARDS
 from launch.plan import main
@@ -264,8 +265,18 @@ def test_a_target_without_its_compiler_names_the_extra(monkeypatch: pytest.Monke
             main(["--dataset=digits", f"--target={target}"])
 
 
-def test_members_of_a_sweep_are_planned(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_members_of_a_sweep_are_planned(
+    npz: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[Shape] = []
+
+    def noted(*given: Any, **more: Any) -> Shape:
+        shapes.append(Shape(*given, **more))
+        return shapes[-1]
+
+    monkeypatch.setattr("distmlp.plan.members.Shape", noted)
     found = plan.make(small_config(npz, validation_fraction=0.25), count=30)
+    assert shapes[0].steps == 4  # an epoch's, as many as a dispatch has at most
     assert (found["members"], found["members_per_device"], found["devices"]) == (30, 4, 8)
     assert not found["together"]  # on a CPU
     parameters = 4 * (12 * 8 + 8 + 8 * 4 + 4)

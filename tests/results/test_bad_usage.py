@@ -1,6 +1,7 @@
 """Wrong input for each verb: one line that says what to do, and nothing written."""
 
 import importlib
+import re
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,20 @@ def test_what_cannot_be_written_or_is_not_known(copy: Path, npz: str) -> None:
     for verb, *empty in (("evaluate", "--dataset="), ("evaluate", "--dataset", ""), ("predict", "--checkpoint=")):
         flag = empty[0].rstrip("=")
         assert f"argument {flag}: is empty, as if by a shell variable that is not set" in fails(verb, copy, *empty)
+
+
+@pytest.mark.parametrize("line", [
+    "evaluate RUN=", "predict RUN= x.npy", "predict r FILE=", "export RUN= --format=npz --output=o", "report RUN=",
+    "compare RUN_A= r", "compare r RUN_B=", "pack SOURCE= --output=o", "pack x.npy --output=", "pack --check=",
+    "predict r x.npy --output=", "evaluate r --output=", "export r --format=npz --output=", "report r --output=",
+    "report r --plan=", "verify --output=", "configs --copy=",
+])  # fmt: skip
+def test_an_empty_path_is_not_the_current_folder(line: str) -> None:
+    verb, *arguments = line.split()
+    given = [word if word.startswith("--") else re.sub(r"^[A-Z_]+=$", "", word) for word in arguments]
+    name = next(word for word in arguments if word.endswith("=")).rstrip("=")
+    with pytest.raises(InputError, match=f"^argument {name}: is empty, as if by a shell variable that is not set: "):
+        importlib.import_module(f"launch.{verb}").main(given)
 
 
 @pytest.mark.parametrize("verb", VERBS)

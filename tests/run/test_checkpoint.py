@@ -1,6 +1,8 @@
 """Checkpoints: what is saved comes back, on any devices, exactly; which are kept; what is refused."""
 
 import contextlib
+import errno
+import os
 import sys
 import threading
 from pathlib import Path
@@ -175,6 +177,36 @@ def test_changed_metadata_are_damage(saved: str, damaged: str, tmp_path: Path) -
     assert (restored[1]["step"], restored[1]["totals"]) == (1, {"loss": 0.5})
     assert restored[2] == [f"checkpoint 2 is damaged (its metadata is not what was saved): moved to "
                            f"{tmp_path / 'run' / 'damaged' / '2'}"]  # fmt: skip
+
+
+def test_a_damaged_checkpoint_is_moved_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one line says why it cannot be moved."""
+    layout = make_layout(Config(num_devices=1))
+    checkpoints = open_checkpoints(layout, tmp_path / "run")
+    for step in (1, 2):
+        checkpoints.save(step, make_state(layout, step), {})
+        checkpoints.wait()
+    (tmp_path / "run" / "checkpoints" / "2" / "meta" / "metadata").write_text("{}")
+    aside = tmp_path / "run" / "damaged"
+    aside.touch()
+    said = rf"^{aside / '2'} could not be written \(File exists\): make room or mend it, then start again$"
+    with pytest.raises(WriteError, match=said):
+        checkpoints.newest_intact(make_state(layout), accept)
+    with pytest.raises(WriteError, match=said):
+        checkpoints.set_aside(1)
+    assert checkpoints.steps() == [2, 1]
+    aside.unlink()
+
+    def other_disk(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "rename", other_disk)
+    restored = checkpoints.newest_intact(make_state(layout), accept)
+    checkpoints.close()
+    assert restored is not None
+    assert restored[1]["step"] == 1
+    assert [path.name for path in aside.iterdir()] == ["2"]
+    assert not (tmp_path / "run" / "checkpoints" / "2").exists()
 
 
 def test_a_checkpoint_is_synced_before_an_older_one_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

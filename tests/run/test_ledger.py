@@ -90,6 +90,22 @@ def test_a_resumed_run_without_the_flag_leaves_no_stale_lines(npz: str) -> None:
     assert [line["step"] for line in read("run")[1:]] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_ledger_of_a_run_whose_checkpoints_are_gone_is_kept(enabled: bool, tmp_path: Path) -> None:
+    path, old = tmp_path / "ledger.jsonl", tmp_path / "ledger-old.jsonl"
+    first = Ledger(tmp_path, True, 96, 5, Group())
+    assert first.start(0) == ""
+    assert Ledger(tmp_path, True, 96, 5, Group()).start(0) == ""  # of which no step has been made
+    before = path.read_text() + json.dumps({"step": 1, "count": 1, "examples": "0", "loss": "0x0p+0"}) + "\n"
+    before = before.replace(', "crc32"', ', "was"')  # as version 0.2.0 wrote it
+    path.write_text(before)
+    assert Ledger(tmp_path, enabled, 96, 5, Group()).start(0) == (
+        f"there is a ledger but no checkpoint: the run begins anew, and the old ledger is in {old}"
+    )
+    assert old.read_text() == before
+    assert (read(tmp_path) == [{"examples": 96, "steps_per_epoch": 5}]) if enabled else not path.exists()
+
+
 def test_the_lines_up_to_a_checkpoint_are_on_disk_before_it_is_saved(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     save = Store.save

@@ -1,10 +1,13 @@
 """WORKDIR/log.txt has what the console had; a terminal that goes away costs no run. (Pipes: test_signals.py.)"""
 
+import io
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from drills import runs
 from distmlp import InputError, train
 from distmlp.errors import Interrupted
 from distmlp.parallel.evaluate import Evaluator
+from launch import command
 
 
 def test_the_log_has_what_the_console_had(npz: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +45,30 @@ def test_the_log_ends_with_why_a_run_was_stopped(npz: str, tmp_path: Path, monke
 def test_a_log_that_cannot_be_written_costs_nothing(npz: str, tmp_path: Path) -> None:
     (tmp_path / "run" / "log.txt").mkdir(parents=True)
     assert train(small_config(npz)).history[-1]["final"]
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_full_pipe_that_does_not_block_costs_nothing(read: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another program may have left it. What is read late comes whole; what nobody reads is given up."""
+    monkeypatch.setattr(command, "_PATIENCE", 60 if read else 0.05)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    text, got = "x" * 300_000, bytearray()
+
+    def slowly() -> None:
+        time.sleep(0.1)
+        while piece := os.read(reader, 50_000):
+            got.extend(piece)
+
+    thread = threading.Thread(target=slowly if read else lambda: None, daemon=True)
+    thread.start()
+    raw = command._Output(writer, "w")
+    with io.TextIOWrapper(io.BufferedWriter(raw)) as output:
+        print(text, file=output, flush=True)
+    thread.join()
+    os.close(reader)
+    assert got.decode() == (f"{text}\n" if read else "")
+    assert bool(raw.unwritten) != read
 
 
 def test_a_terminal_that_goes_away_costs_nothing_though_it_shows_a_bar(npz: str, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from drills import runs
 
 from distmlp import Config, InputError, train
 from distmlp.cluster.group import Group
+from distmlp.data.datasets import Data
 from distmlp.errors import WriteError
 from distmlp.parallel.digest import params_sha256
 from distmlp.parallel.evaluate import Evaluation, Evaluator
@@ -271,6 +272,23 @@ def test_another_run_is_refused_naming_every_difference(npz: str) -> None:
         assert words in str(caught.value)
     assert "eval_every" not in str(caught.value)
     assert before == {path: path.stat().st_mtime_ns for path in Path("run").rglob("*") if path.is_file()}
+
+
+def test_data_may_lie_elsewhere_if_they_are_the_same(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the fingerprint does not cover all values, the path must be the same, too."""
+    train(invariant(npz, max_steps=3))
+    moved = shutil.copy(npz, "moved.npz")
+    assert train(invariant(moved, max_steps=4)).history[-1]["step"] == 4
+    with pytest.raises(InputError, match=r"--dataset was .*moved\.npz, is digits\)"):
+        train(invariant("digits", max_steps=5))
+    arrays = dict(np.load(npz))
+    arrays["x_test"][0, 0] ^= 1
+    np.savez("other.npz", **arrays)
+    with pytest.raises(InputError, match=r"the data of --dataset=.*other\.npz are not those that the run"):
+        train(invariant("other.npz", max_steps=5))
+    monkeypatch.setattr(Data, "modified", lambda self: [None, 1])
+    with pytest.raises(InputError, match=r"--dataset was .*moved\.npz, is .*\)"):
+        train(invariant(npz, max_steps=5))
 
 
 def test_a_schedule_that_ends_before_the_run_is_told(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
