@@ -98,7 +98,7 @@ def test_a_result_that_finds_no_room_is_an_error(digits_run: Path, tmp_path: Pat
     assert (tmp_path / "sweep" / "sweep.jsonl").exists()
 
 
-@pytest.mark.parametrize("output", [".", "/", "..", "", "folder"])
+@pytest.mark.parametrize("output", [".", "/", "..", "folder"])
 def test_a_folder_is_one_line(digits_run: Path, tmp_path: Path, output: str) -> None:
     (tmp_path / "folder").mkdir()
     for form in ("npz", "stablehlo"):
