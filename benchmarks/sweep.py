@@ -4,7 +4,7 @@ The first: handwritten digits (the same 1,437 rows), 64 hidden units, batches of
 the command to the prompt, the best settings trained again at the end. Then 32 learning rates. Then, in one process,
 wide networks on MNIST: four members of a sweep, and four runs one after the other.
 
-    python benchmarks/sweep.py
+    python benchmarks/sweep.py [--only=folds|rates|wide]
 """
 
 import dataclasses
@@ -102,37 +102,40 @@ def wide(work: Work) -> Contestant:
 
 
 def main() -> None:
-    args = harness.arguments(__doc__, repetitions=3)
+    args = harness.arguments(__doc__, repetitions=3, only="")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts: dict[str, dict[str, Worker]] = {}
         _save_digits(folder / "digits.npz")
         (folder / "grid.py").write_text(GRID)
         (folder / "optuna_trials.py").write_text(OPTUNA)
-        for settings in (2, 4) if args.quick else (8, 80):
+        wanted = [args.only] if args.only else ["folds", "rates", "wide"]
+        for settings in ((2, 4) if args.quick else (8, 80)) if "folds" in wanted else ():
             rates = _rates(settings)
             grid = [sys.executable, f"{folder}/grid.py", f"{folder}/digits.npz", json.dumps(rates)]
             parts[f"{settings} settings x 5 folds"] = {
                 "distmlp": _swept(folder, rates, ["--folds=5"], [*DIGITS]),
                 "GridSearchCV": _worker("GridSearchCV", folder / "grid", [grid], harness.openmp(args)),
             }
-        rates = _rates(3 if args.quick else 32)
-        held = [*DIGITS, "--validation_fraction=0.2"]
-        one = [[sys.executable, "-m", "launch.train", *held, f"--learning_rate={rate}", f"--workdir={folder}/runs/{at}"]
-               for at, rate in enumerate(rates)]  # fmt: skip
-        trials = [sys.executable, f"{folder}/optuna_trials.py", json.dumps(rates), f"{folder}/trials", *held]
-        parts[f"{len(rates)} learning rates"] = {
-            "distmlp": _swept(folder, rates, [], held),
-            "commands of launch.train": _worker("commands", folder / "runs", one),
-            "Optuna and train": _worker("Optuna", folder / "trials", [trials]),
-        }
-        flags = ["--dataset=mnist", f"--data_dir={Path(args.data_dir).absolute()}", "--validation_fraction=0.1",
-                 "--hidden_sizes=512,512", f"--max_steps={20 if args.quick else 800}", "--optimizer=adam"]  # fmt: skip
-        work = {"rates": [0.0003, 0.001, 0.002, 0.003], "flags": flags, "folder": f"{folder}/wide"}
-        parts["512-512 on MNIST, a member"] = {
-            "distmlp": Worker("sweep", "sweep:wide", work | {"how": "sweep"}),
-            "train, one after the other": Worker("train", "sweep:wide", work | {"how": "train"}),
-        }
+        if "rates" in wanted:
+            rates = _rates(3 if args.quick else 32)
+            held = [*DIGITS, "--validation_fraction=0.2"]
+            train = [sys.executable, "-m", "launch.train", *held]
+            one = [[*train, f"--learning_rate={rate}", f"--workdir={folder}/runs/{rate}"] for rate in rates]
+            trials = [sys.executable, f"{folder}/optuna_trials.py", json.dumps(rates), f"{folder}/trials", *held]
+            parts[f"{len(rates)} learning rates"] = {
+                "distmlp": _swept(folder, rates, [], held),
+                "commands of launch.train": _worker("commands", folder / "runs", one),
+                "Optuna and train": _worker("Optuna", folder / "trials", [trials]),
+            }
+        if "wide" in wanted:
+            flags = ["--dataset=mnist", f"--data_dir={Path(args.data_dir).absolute()}", "--validation_fraction=0.1",
+                     "--hidden_sizes=512,512", f"--max_steps={20 if args.quick else 800}", "--optimizer=adam"]
+            work = {"rates": [0.0003, 0.001, 0.002, 0.003], "flags": flags, "folder": f"{folder}/wide"}
+            parts["512-512 on MNIST, a member"] = {
+                "distmlp": Worker("sweep", "sweep:wide", work | {"how": "sweep"}),
+                "train, one after the other": Worker("train", "sweep:wide", work | {"how": "train"}),
+            }
         rows, everything = [], {}
         for part, named in parts.items():
             workers = list(named.values())
@@ -146,7 +149,7 @@ def main() -> None:
                       harness.spread(harness.ratios(results, name, "distmlp"))]
                      for name, measured in results.items()]  # fmt: skip
         table = harness.table(["", "", "seconds", "times distmlp"], rows)
-        harness.report(args, "Many networks", [table], everything)
+        harness.report(args, "Many networks", [table], everything, "_".join(filter(None, ["sweep", args.only])))
 
 
 def _rates(count: int) -> list[float]:
