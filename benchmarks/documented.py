@@ -13,7 +13,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-RESULTS = REPOSITORY / "benchmarks/results/amd_epyc_2_cores.json"
+RESULTS = REPOSITORY / "benchmarks/results/two_cores.json"
 _BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -26,7 +26,8 @@ def _table(entry: dict[str, Any]) -> str:
     env = entry["environment"]
     versions = ", ".join(f"{name} {env['versions'][name]}" for name in ("jax", "torch") if name in env["versions"])
     commit = f", commit {env['commit']}" if env.get("commit") else ""
-    source = f"`{entry['command']}`, {env['time'][:10]}{commit}, {env['cores']} cores of {env['cpu']}, {versions}"
+    cpu = re.split(r" (?:Processor|CPU)\b", env["cpu"].replace("(R)", ""))[0]
+    source = f"`{entry['command']}`, {env['time'][:10]}{commit}, {env['cores']} cores of {cpu}, {versions}"
     return "\n\n".join([*entry["tables"], source])
 
 
