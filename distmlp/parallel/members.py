@@ -150,13 +150,14 @@ class Members:
         return self.layout.put(tree, DEALT)
 
     def advance(self, states: State, rates: Rates, pool: Pool, orders: Orders) -> tuple[State, jax.Array]:
-        """Makes the steps of the orders, which are NumPy's. The states' memory is used again.
+        """Makes the steps of the orders, which are NumPy's: the program places them, sooner than `placed` would. The
+        states' memory is used again.
 
         Returns:
           the states, and the losses of the steps, float32 [count, steps].
         """
         whole = self._whole is not None and bool(orders.counts.max() == self.shape.steps)
-        return (self._whole if whole else self._any)(states, rates, pool, self.placed(orders))
+        return (self._whole if whole else self._any)(states, rates, pool, orders)
 
     def evaluate(self, states: State, pool: Pool, rows: Any) -> jax.Array:
         """What each member predicts of its examples, those at `rows`, int32 [count, blocks, rows]: its losses, whether

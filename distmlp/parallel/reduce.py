@@ -61,6 +61,8 @@ def _pack(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]
 def over_shards(function: Callable[[Any], Sums], shards: Shards) -> Sums:
     """The sum of `function` over this device's shards, one after the other."""
     first = function(jax.tree.map(lambda x: x[0], shards))
+    if jax.tree.leaves(shards)[0].shape[0] == 1:  # nothing to loop over, nor to trace once more
+        return first
     rest = jax.tree.map(lambda x: x[1:], shards)
     return jax.lax.scan(lambda total, shard: (_add(total, function(shard)), None), first, rest)[0]
 

@@ -32,7 +32,8 @@ def initial_state(
     """The state before the first step: the tutorial's parameters of that seed, which `normal` draws."""
     key = jax.random.key(seed - jax.config.values["jax_random_seed_offset"])  # which jax would add
     params = model.init_network_params(sizes, key, normal)
-    return State(params, optimizer.init(params), jnp.int32(0), tuple(scaling))
+    opt_state = jax.jit(optimizer.init)(params)  # one program, not one for each array
+    return State(params, opt_state, jnp.int32(0), tuple(scaling))
 
 
 def abstract_state(sizes: Sequence[int], optimizer: optax.GradientTransformation, scaled: bool) -> State:

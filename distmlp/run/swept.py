@@ -115,7 +115,7 @@ def standings(members: Iterable[Value], choose_by: str) -> list[Standing]:
     for own in by_settings.values():
         scores = [each for line in own if (each := score(line)) is not None]
         mean = statistics.fmean(scores) if len(scores) == len(own) else None
-        spread = None if mean is None or len(own) < 2 else statistics.stdev(scores) / math.sqrt(len(own))
+        spread = None if mean is None or len(own) < 2 else statistics.stdev(scores, mean) / math.sqrt(len(own))
         halted = min((line["halted"] for line in own if line.get("halted") is not None), default=None)
         settings = {name: own[0]["settings"][name] for name in own[0]["settings"] if name != "seed"}
         found.append(Standing(settings, own, mean, spread, halted))
