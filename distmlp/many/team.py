@@ -21,7 +21,7 @@ from distmlp.parallel.members import Members, Orders, Pool, Shape
 from distmlp.parallel.specs import REPLICATED, State
 from distmlp.parallel.step import initial_state
 from distmlp.plan import cost
-from distmlp.progress import Line, score
+from distmlp.progress import Cadence, Line, score
 
 _CPU_SECONDS = 4.0  # about, that members of a core take together, or a dispatch of one: what shows no progress
 _CPU_RATE, _CPU_STEP = 3e10, 3e-5  # FLOP/s of a core; seconds that a step takes at least
@@ -55,6 +55,23 @@ def _cadence(course: Course) -> Any:
     return (course.cadence.per_epoch, course.cadence.total_steps, config.eval_every_epochs, config.eval_every_steps)
 
 
+def _dispatched(cadence: Cadence, step: int, most: int) -> int:
+    """Up to which step a dispatch goes that begins after this one: an evaluation, or `most` steps further."""
+    end = cadence.next(step)
+    while end - step < most and end < cadence.total_steps and not cadence.evaluation(end):
+        end = cadence.next(end)
+    return min(end, step + most)
+
+
+def _longest(cadence: Cadence, most: int) -> int:
+    """The steps of the longest dispatch of a whole training, if none has more than `most`."""
+    step = longest = 0
+    while step < cadence.total_steps and longest < most:
+        end = _dispatched(cadence, step, most)
+        step, longest = end, max(longest, end - step)
+    return longest
+
+
 class Team:
     """Members of one program, and this program; nothing is compiled or placed by making it."""
 
@@ -76,14 +93,15 @@ class Team:
         held = max(len(course.share.held) for course in courses)
         rows = config.eval_batch_size if layout.invariant else min(config.eval_batch_size, held)
         dispatch = members.largest_dispatch(config, layout)
-        longest = max(min(course.cadence.per_epoch, course.cadence.total_steps) for course in courses)
         weights = [course.share.weights for course in courses]
         sizes = config.layer_sizes(pool.images.shape[1], num_classes)
         self._step_seconds = max(_CPU_STEP, cost.flops(sizes, config.batch_size) / _CPU_RATE)  # of a core, about
         if not layout.accelerated:
             dispatch = max(1, min(dispatch, int(_CPU_SECONDS / self._step_seconds)))
+        cadences = {_cadence(course): course.cadence for course in courses}.values()
         self._shape = Shape(
-            sizes=sizes, scaled=config.input_scaling != "none", members=1, steps=min(dispatch, longest),
+            sizes=sizes, scaled=config.input_scaling != "none", members=1,
+            steps=max(_longest(cadence, dispatch) for cadence in cadences),
             shards=first.order.num_shards, rows=first.order.rows,
             blocks=-(-held // rows), block_rows=rows, weightless=any(w is not None and not w.all() for w in weights),
             pauses=config.patience > 0 and not self._one_by_one, log_probs=config.choose_by == "roc_auc",
@@ -163,20 +181,24 @@ class Team:
         cadence, step = courses[0].cadence, courses[0].step
         while any(not course.ended for course in courses) and step < stop:
             began = time.monotonic()
-            until = min(cadence.next(step), step + self._shape.steps, stop)
+            until = min(_dispatched(cadence, step, self._shape.steps), stop)
             going = [not course.ended for course in courses]
             orders = self._taken(slots, step, until, [p for p, goes in zip(places, going, strict=True) if goes])
             states, losses = team.advance(states, rates, self._pool, orders)
-            told = np.asarray(losses)[:, : until - step]
-            spent = (time.monotonic() - began) / sum(going)
-            for place, course, goes in zip(places, courses, going, strict=True):
-                if goes:
-                    course.add(told[place], orders.weight_sums[place, : until - step], spent)
+            told = np.asarray(losses)
+            spent = (time.monotonic() - began) / sum(going) / (until - step)
             beat()
-            step = until
-            if cadence.line(step):
-                best = self._with_lines(step, places, courses, going, states, best, judged)
-                beat()
+            first = step
+            while step < until:
+                end = min(cadence.next(step), until)
+                part = slice(step - first, end - first)
+                for place, course, goes in zip(places, courses, going, strict=True):
+                    if goes and not course.diverged:
+                        course.add(told[place, part], orders.weight_sums[place, part], spent * (end - step))
+                step = end
+                if cadence.line(step):  # an evaluation is due at the dispatch's end only
+                    best = self._with_lines(step, places, courses, going, states, best, judged)
+                    beat()
         last, top = (jax.tree.map(np.asarray, tree) for tree in (states, best))
         for place, course in zip(places, courses, strict=True):
             course.last, course.best = (
@@ -239,17 +261,21 @@ class Team:
     def _order(self, course: Course, start: int, stop: int) -> tuple[np.ndarray, ...]:
         """Of one member, as Orders has it: positions, weights and their sums."""
         order, share = course.order, course.share
-        epoch, first = divmod(start, order.steps_per_epoch)
-        known = (order, id(share), epoch if order.shuffle else 0, first, stop - start)
+        known = (order, id(share), start if order.shuffle else start % order.steps_per_epoch, stop - start)
         if (found := self._orders.get(known)) is not None:
             return found
-        indices, real = order.indices(epoch, first, first + stop - start, range(order.num_shards))
-        weights = real if share.weights is None else real * share.weights[indices]
-        sums = order.weight_sums(share.weights, epoch, first, first + stop - start)
-        behind = self._shape.steps - (stop - start)
+        behind, parts = self._shape.steps - (stop - start), []
+        while start < stop:
+            epoch, first = divmod(start, order.steps_per_epoch)
+            last = min(first + stop - start, order.steps_per_epoch)
+            indices, real = order.indices(epoch, first, last, range(order.num_shards))
+            weights = real if share.weights is None else real * share.weights[indices]
+            sums = order.weight_sums(share.weights, epoch, first, last)
+            parts.append((share.rows[indices].astype(np.int32), weights, sums))
+            start += last - first
         made = tuple(
-            np.concatenate([part, np.zeros((behind, *part.shape[1:]), part.dtype)])
-            for part in (share.rows[indices].astype(np.int32), weights, sums)
+            np.concatenate([*each, np.zeros((behind, *each[0].shape[1:]), each[0].dtype)])
+            for each in zip(*parts, strict=True)
         )
         if sum(part.nbytes for part in made) * (len(self._orders) + 1) > _KEPT_ORDERS:
             self._orders = {}
