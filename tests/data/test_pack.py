@@ -530,7 +530,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     np.savez(tmp_path / "a.npz", x=x, y=y)
     made = run(tmp_path / "made", tmp_path / "a.npz")
     assert "there is no test set" in capsys.readouterr().err
-    with pytest.raises(InputError, match="was packed without a test set: pack it with --test_fraction"):
+    with pytest.raises(InputError, match="was packed without a test set: pack its sources again, with --test"):
         datasets.load(Config(dataset=str(made)))
     data = datasets.load(Config(dataset=str(made), test_fraction=0.2))  # of plain numbers nothing was learned
     same(datasets.load(Config(dataset=str(tmp_path / "a.npz"), test_fraction=0.2)), data)
@@ -540,6 +540,15 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     learned = run(tmp_path / "learned", table, missing="mean", text_columns="one_hot")
     with pytest.raises(InputError, match=r"--test_fraction=0\.2: .* was packed without it"):
         datasets.load(Config(dataset=str(learned), test_fraction=0.2))
+
+
+def test_a_pack_is_no_source_of_another(made: Path, tmp_path: Path) -> None:
+    """It would lose its classes and columns, and what its checksums say."""
+    with pytest.raises(InputError, match="made is a pack already: give the tables, arrays or pictures it was made of"):
+        run(tmp_path / "again", made)
+    (made / packed.UNFINISHED).touch()
+    with pytest.raises(InputError, match="made is a pack that was not finished"):
+        run(tmp_path / "again", made)
 
 
 def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
