@@ -54,8 +54,9 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
       InputError: the batches cannot be trained on, the folder is there, or there is no room for it.
       WriteError: it could not be written.
     """
-    config, output = config or Config(), Path(os.path.expanduser(folder)).absolute()
+    config = config or Config()
     config.validate()
+    output = _free(Path(os.path.expanduser(folder)).absolute())
     with _begun(output, None) as work:
         try:
             with sources.of_batches(batches, config, work) as stream:
@@ -76,6 +77,7 @@ def pack_sources(
     if found.keys() == {"test"} or "train" not in found:
         raise InputError(f"{paths[0]} holds no training set, but {', '.join(found)}: name the parts train, test and "
                          "val, or none of them")
+    output = _free(output)
     listed = [_file(path) for stream in found.values() for path in stream.files]
     settings = {name: getattr(config, name) for name in (*SETTINGS, "drawing_seed", "num_classes")}
     key = digest_json([FORMAT, machine.version("distmlp"), str(output), listed, settings, partitions])
@@ -88,12 +90,20 @@ def _file(path: Path) -> dict[str, Any]:
     return {"path": str(path.absolute()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
+def _free(output: Path) -> Path:
+    """The folder that --output names, where a link leads; raises InputError if it is not to become a pack."""
+    output = Path(os.path.realpath(output)) if output.is_symlink() else output
+    if os.path.ismount(output):  # another folder cannot take its place
+        raise InputError(f"--output={output} is a mount point: give a folder in it, as in --output={output / 'pack'}")
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"--output={output} is there already: give another, or remove it")
+    return output
+
+
 @contextlib.contextmanager
 def _begun(output: Path, key: str | None) -> Iterator[Path]:
     """The folder to work in, which no other process works in: empty unless it holds the beginning of what has this
     key."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"--output={output} is there already: give another, or remove it")
     work = output.with_name(f"{output.name}.unfinished")
     try:
         work.mkdir(parents=True, exist_ok=True)

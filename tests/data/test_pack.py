@@ -592,6 +592,22 @@ def test_another_command_begins_anew(made: Path, tmp_path: Path) -> None:
         run(again, tmp_path / "t.parquet")
 
 
+def test_a_link_leads_to_the_folder_that_is_made_and_a_mount_point_is_refused(made: Path, tmp_path: Path) -> None:
+    table, settings = tmp_path / "t.parquet", LEARNED | {"ignore_columns": "id"}
+    (tmp_path / "empty").mkdir()
+    for name, leads in (("link", "empty"), ("early", "later")):
+        (tmp_path / name).symlink_to(tmp_path / leads)
+        run(tmp_path / name, table, **settings)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / leads / "x_test.npy").read_bytes() == (made / "x_test.npy").read_bytes()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, said in ((tmp_path / "loop", "there already"), (Path("/"), "a mount point: give a folder in it, as in "
+                                                                         "--output=/pack")):  # fmt: skip
+        with pytest.raises(InputError, match=f"^--output={path} is {said}"):
+            run(path, table, **settings)
+    assert not [*tmp_path.glob("*.unfinished")]
+
+
 def test_two_processes_do_not_write_one_pack(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = tables.Tables.features
 
