@@ -53,18 +53,35 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
     Raises:
       InputError: the batches cannot be trained on, the folder is there, or there is no room for it.
       WriteError: it could not be written.
+      Exception: whatever the batches raise themselves.
     """
     config = config or Config()
     config.validate()
-    output = _free(Path(os.path.expanduser(folder)).absolute())
-    with _begun(output, None) as work:
+    output, given = _free(Path(os.path.expanduser(folder)).absolute()), _Given(batches)
+    with _begun(output, None, given) as work:
         try:
-            with sources.of_batches(batches, config, work) as stream:
+            once = iter(batches) is batches
+            with sources.of_batches(iter(given) if once else given, config, work) as stream:
                 _Packing(config, {"train": stream}, output, work, "", None).run()
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
     return output
+
+
+class _Given:
+    """Batches, and the OSError that they have raised themselves: it is none of writing."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self.raised: OSError | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._batches
+        except OSError as error:
+            self.raised = error
+            raise
 
 
 def pack_sources(
@@ -101,9 +118,9 @@ def _free(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _begun(output: Path, key: str | None) -> Iterator[Path]:
+def _begun(output: Path, key: str | None, given: _Given | None = None) -> Iterator[Path]:
     """The folder to work in, which no other process works in: empty unless it holds the beginning of what has this
-    key."""
+    key. An OSError is one of writing, unless it comes from the batches that are given."""
     work = output.with_name(f"{output.name}.unfinished")
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -125,6 +142,8 @@ def _begun(output: Path, key: str | None) -> Iterator[Path]:
             (work / UNFINISHED).write_text(json.dumps({"key": key}), encoding="utf-8")
         yield work
     except OSError as error:
+        if given and error is given.raised:
+            raise
         raise WriteError(work, error.strerror or str(error)) from None
     finally:
         os.close(descriptor)

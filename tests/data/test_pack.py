@@ -375,6 +375,24 @@ def test_batches_from_python(tmp_path: Path) -> None:
     assert not [*tmp_path.glob("wrong*")]
 
 
+def test_what_the_batches_raise_comes_through_as_it_is(tmp_path: Path) -> None:
+    x, y, error = np.zeros((4, 2), np.float32), np.arange(4) % 2, FileNotFoundError(errno.ENOENT, "gone", "mine.bin")
+
+    def read() -> Iterator[Any]:
+        yield x, y
+        raise error
+
+    class Again:
+        def __iter__(self) -> Iterator[Any]:
+            return read()
+
+    for batches in (read(), Again()):
+        with pytest.raises(FileNotFoundError) as caught:
+            pack(batches, tmp_path / "made")
+        assert caught.value is error
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pack of blocks of 16 rows of 5 features."""
