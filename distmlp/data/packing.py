@@ -319,7 +319,11 @@ class _Packing:
         if not any(self._fractions.values()):
             return
         labels = np.load(self._codes("train"), mmap_mode="r")
-        marks = np.lib.format.open_memmap(self._work / "marks.npy", "w+", np.uint8, labels.shape)
+        with (self._work / "marks.npy").open("wb") as file:  # of a hole that is mapped, a full disk kills who writes
+            file.write(npy_header(np.uint8, labels.shape))
+            for span in _spans(labels):
+                file.write(bytes(len(labels[span])))
+        marks = np.load(self._work / "marks.npy", mmap_mode="r+")
         for part, fraction in self._fractions.items():
             if fraction:
                 split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.drawing_seed, train.name,

@@ -661,6 +661,21 @@ def test_no_room(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (tmp_path / "again" / "x_test.npy").read_bytes() == (made / "x_test.npy").read_bytes()
 
 
+def test_the_room_of_what_is_mapped_is_taken_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is an error of writing so; of a mapped hole it is a signal."""
+    mark, taken = split.mark, list[bool]()
+
+    def noted(marks: Any, *rest: Any) -> None:
+        machine.sync(Path(marks.filename))
+        stat = Path(marks.filename).stat()
+        taken.append(512 * stat.st_blocks >= stat.st_size)
+        mark(marks, *rest)
+
+    monkeypatch.setattr(split, "mark", noted)
+    pack([(np.zeros((60_000, 1), np.uint8), np.arange(60_000) % 2)], tmp_path / "made", Config(test_fraction=0.5))
+    assert taken == [True]
+
+
 BAD: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "nothing there": (lambda path: None, {}, "does not exist"),
     "no labels": (lambda path: frame().drop(columns="label").to_parquet(path / "t.parquet"), {}, "no columns named"),
