@@ -158,18 +158,19 @@ def _devices(group: Group) -> list[dict[str, Any]]:
 def _shared_folder(group: Group, made: list[Path]) -> Iterator[Path | None]:
     """An empty folder that all processes see, or None; it is removed afterwards. It is added to those that are `made`,
     in the first process."""
-    if group.first:
-        made.append(Path(tempfile.mkdtemp(prefix="distmlp-verify-")))
-    folder = Path(group.decide(str(made[-1]) if group.first else ""))
+    token = ""
+    with contextlib.suppress(OSError):  # there is no place for temporary files, or no room
+        if group.first:
+            made.append(Path(tempfile.mkdtemp(prefix="distmlp-verify-")))
+            token = str(made[-1] / secrets.token_hex(8))
+            Path(token).touch()
     try:
-        token = folder / secrets.token_hex(8)
-        if group.first:
-            token.touch()
-        seen = (folder / group.decide(token.name)).exists()
-        yield folder if all(group.exchange(seen)) else None
+        token = group.decide(token)
+        seen = group.exchange(os.path.exists(token))
+        yield Path(token).parent if all(seen) else None
     finally:
-        if group.first:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class _End:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import html
 import json
@@ -35,9 +36,9 @@ from distmlp.progress import Measures, Progress
 from distmlp.run import store
 from distmlp.training import Program
 from distmlp.verify import arithmetic, faults, speed
-from distmlp.verify.here import Here
+from distmlp.verify.here import Here, NotHere
 from distmlp.verify.page import page
-from distmlp.verify.verify import CHECKS, Result, Row, _try, verify
+from distmlp.verify.verify import CHECKS, Result, Row, _shared_folder, _try, verify
 from launch import verify as command
 
 OF_DEVICES = {"collectives", "replicated and sharded: the same bits", "1, 2, ... devices: the same bits",
@@ -309,6 +310,26 @@ def test_a_check_that_hangs_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) 
         ("late", None, "not reached within --minutes=0.05"),
     ]  # fmt: skip
     assert len(written) == 1
+
+
+def test_without_a_place_for_temporary_files_a_check_that_needs_one_does_not_apply(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(prefix: str) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    def touched(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made: list[Path] = []
+    monkeypatch.setattr(Path, "touch", touched)
+    with _shared_folder(Group(), made) as folder:
+        assert folder is None
+    assert made
+    assert not made[0].exists()
+    monkeypatch.setattr("tempfile.mkdtemp", none)
+    with _shared_folder(Group(), []) as folder, pytest.raises(NotHere, match="set TMPDIR to one"):
+        faults._folder(Here(Group(), make_layout(Config()), folder))
 
 
 def test_the_page_shows_what_does_not_hold() -> None:
