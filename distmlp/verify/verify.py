@@ -108,8 +108,7 @@ def verify(
     rows = [Row(name) for name in checks]
     result = Result(rows, [], versions())
     place = find_place(config)
-    left = started + 60 * minutes - _MARGIN - time.monotonic()
-    end = _End(time.time() + left, minutes, result, write, first=place is None or place.process == 0)
+    end = _End(started + 60 * minutes - _MARGIN, minutes, result, write, first=place is None or place.process == 0)
     with backend.prepared(config), end:
         group = Group.join(config)
         end.agree(group)
@@ -184,7 +183,7 @@ class _End:
     def __init__(
         self, at: float, minutes: float, result: Result, write: Callable[[Result], object], first: bool
     ) -> None:
-        """`at`: in seconds since 1970. `first`: whether this process is the one that writes."""
+        """`at`: by time.monotonic. `first`: whether this process is the one that writes."""
         self._at, self._minutes, self._result, self._write, self._first = at, minutes, result, write, first
         self._lock, self._written, self._over = threading.Lock(), False, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -202,11 +201,12 @@ class _End:
 
     def agree(self, group: Group) -> None:
         """Of several processes, all end when the first one does; a collective."""
-        self._at = group.decide(self._at)
+        group.barrier()  # from here on as much is left to all; their clocks begin anywhere
+        self._at = time.monotonic() + group.decide(self._at - time.monotonic())
 
     def heed(self) -> None:
         """Where the time is over, waits for the end of this process: what went wrong since then, that has done."""
-        if time.time() >= self._at:
+        if time.monotonic() >= self._at:
             self._thread.join()
 
     def write(self) -> None:
@@ -217,7 +217,7 @@ class _End:
             self._written = True
 
     def _watch(self) -> None:
-        while (left := self._at - time.time()) > 0:  # the others may make it earlier
+        while (left := self._at - time.monotonic()) > 0:  # the others may make it earlier
             if self._over.wait(min(left, 1.0)):
                 return
         unfinished = [row for row in self._result.rows if not row.finished]
@@ -229,5 +229,5 @@ class _End:
             job.kill()
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(max(0.0, self._at + _TIDYING - time.time()))
+        time.sleep(max(0.0, self._at + _TIDYING - time.monotonic()))
         os._exit(self._result.exit_code)

@@ -38,7 +38,7 @@ from distmlp.training import Program
 from distmlp.verify import arithmetic, faults, speed
 from distmlp.verify.here import Here, NotHere
 from distmlp.verify.page import page
-from distmlp.verify.verify import CHECKS, Result, Row, _shared_folder, _try, verify
+from distmlp.verify.verify import CHECKS, Result, Row, _End, _shared_folder, _try, verify
 from launch import verify as command
 
 OF_DEVICES = {"collectives", "replicated and sharded: the same bits", "1, 2, ... devices: the same bits",
@@ -310,6 +310,15 @@ def test_a_check_that_hangs_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) 
         ("late", None, "not reached within --minutes=0.05"),
     ]  # fmt: skip
     assert len(written) == 1
+
+
+def test_the_time_is_that_of_no_clock_that_is_set_or_that_another_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, group = _End(time.monotonic() + 900, 15, Result([], [], {}), lambda found: None, first=False), Group()
+    monkeypatch.setattr("time.time", lambda: 1e12)
+    monkeypatch.setattr(group, "decide", lambda own: min(own, 5.0))  # so many seconds are left to the first process
+    end.agree(group)
+    assert 4 < end._at - time.monotonic() <= 5
+    end.heed()  # returns
 
 
 def test_without_a_place_for_temporary_files_a_check_that_needs_one_does_not_apply(
