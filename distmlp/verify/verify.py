@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -123,8 +124,8 @@ def verify(
                     end.heed()
                     if group.first:
                         tell(row)
-        end.write()
-        return int(group.decide(result.exit_code))
+            end.write()
+            return int(group.decide(result.exit_code))
 
 
 def _try(row: Row, check: Check, here: Here) -> None:
@@ -224,10 +225,16 @@ class _End:
         for row in unfinished:
             how = "finished" if row is unfinished[0] else "reached"
             row.detail = f"not {how} within --minutes={self._minutes:g}"
-        self.write()
-        for job in self.jobs:
-            job.kill()
-        for folder in self.folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(max(0.0, self._at + _TIDYING - time.monotonic()))
-        os._exit(self._result.exit_code)
+        code = self._result.exit_code
+        try:
+            self.write()
+        except Exception as error:  # whatever it is, nobody else says it now
+            code = getattr(error, "exit_code", os.EX_SOFTWARE)
+            print(f"distmlp: error: {one_line(error)}", file=sys.stderr, flush=True)
+        finally:
+            for job in self.jobs:
+                job.kill()
+            for folder in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(max(0.0, self._at + _TIDYING - time.monotonic()))
+            os._exit(code)

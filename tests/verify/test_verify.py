@@ -312,6 +312,23 @@ def test_a_check_that_hangs_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) 
     assert len(written) == 1
 
 
+def test_what_cannot_be_written_when_the_time_is_over_keeps_nothing_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(found: Result) -> None:
+        raise InputError("--output=page.html cannot be written")
+
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    end = _End(time.monotonic() - 1, 3, Result([Row("one")], [], {}), write, first=True)
+    (tmp_path / "made").mkdir()
+    end.folders.append(tmp_path / "made")
+    end.jobs.append(subprocess.Popen(["sleep", "60"]))
+    end._watch()
+    assert (codes, end.jobs[0].wait(10), end.folders[0].exists()) == ([2], -signal.SIGKILL, False)
+    assert capsys.readouterr().err == "distmlp: error: --output=page.html cannot be written\n"
+
+
 def test_the_time_is_that_of_no_clock_that_is_set_or_that_another_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
     end, group = _End(time.monotonic() + 900, 15, Result([], [], {}), lambda found: None, first=False), Group()
     monkeypatch.setattr("time.time", lambda: 1e12)
