@@ -380,6 +380,18 @@ def test_a_page_that_is_there_stays_until_there_is_another(tmp_path: Path, monke
     assert len(began) == 2
 
 
+def test_only_the_process_that_writes_the_page_needs_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distmlp.verify.verify.verify", lambda *_: 7)
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert command.main([f"--output={tmp_path}/none/page.html"]) == 7
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match=r"none/page\.html cannot be written"):
+        command.main([f"--output={tmp_path}/none/page.html"])
+
+
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "three"])
 def test_minutes_that_are_none(minutes: str) -> None:
     with pytest.raises(InputError, match=f"^--minutes={minutes}: give a number above 0$"):
