@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -282,6 +283,12 @@ def test_a_run_that_does_not_go_on_as_it_should(script: str, said: str, here: He
     row = tried("killed and resumed", dataclasses.replace(here, command=[sys.executable, "-c", script]))
     assert row.held is False
     assert row.detail.startswith(said)
+
+
+def test_a_run_of_its_own_gets_no_tpu(here: Here) -> None:
+    layout: Any = SimpleNamespace(devices=[SimpleNamespace(platform="tpu")])
+    row = tried("killed and resumed", dataclasses.replace(here, layout=layout, command=["false"]))
+    assert (row.held, row.detail) == (None, "a TPU is one process's at a time, and this one holds it")
 
 
 def test_a_check_that_hangs_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
