@@ -20,7 +20,7 @@ import jax
 from distmlp.cluster.group import Group
 from distmlp.cluster.place import find_place
 from distmlp.config import Config
-from distmlp.errors import one_line
+from distmlp.errors import ProcessEnded, one_line
 from distmlp.parallel import backend
 from distmlp.parallel.layout import INVARIANT_SHARDS, make_layout
 from distmlp.run.log import versions
@@ -129,22 +129,36 @@ def verify(
 
 
 def _try(row: Row, check: Check, here: Here) -> None:
-    """Fills in the row, of what all processes say."""
-    begun = time.monotonic()
+    """Fills in the row, of what all processes say. What goes wrong in one of them amid the check ends it in all."""
+    begun, group = time.monotonic(), here.group
+    said: list[tuple[bool | None, str]]
     try:
-        found: tuple[bool | None, str] = (True, check(here))
-    except NotHere as error:
-        found = None, str(error)
-    except NotHeld as error:
-        found = False, str(error)
+        with group.together():
+            try:
+                said = group.exchange((True, check(here)))
+            except Exception as error:
+                if group.several and _finding(error) is False and not group.ended_elsewhere(error):
+                    text = f"distmlp: process {jax.process_index()}: {row.name}: {_said(error)}"
+                    print(text, file=sys.stderr, flush=True)  # now, for the others may hang, and never hear of it
+                raise
     except Exception as error:  # a check that cannot be made has found something, whatever it is
-        if here.group.ended_elsewhere(error):
+        if group.ended_elsewhere(error):
             raise
-        found = False, f"{type(error).__name__}: {one_line(error, 300)}"
-    said = here.group.exchange(found)
+        with group.together():
+            said = group.exchange((_finding(error), _said(error)))
     worst = min(said, key=lambda each: (each[0] is not False, each[0] is not None))
     row.held, row.detail = worst
     row.seconds, row.finished = time.monotonic() - begun, True
+
+
+def _finding(error: Exception) -> bool | None:
+    """What a check's end by this error says of the promise; of what another process has found, that one says it."""
+    return None if isinstance(error, (NotHere, ProcessEnded)) else False
+
+
+def _said(error: Exception) -> str:
+    plain = isinstance(error, (NotHere, NotHeld))
+    return str(error) if plain else f"{type(error).__name__}: {one_line(error, 300)}"
 
 
 def _devices(group: Group) -> list[dict[str, Any]]:
