@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distmlp import InputError
+from distmlp import Config, InputError
 from launch import command, verb
 
 if TYPE_CHECKING:
@@ -34,11 +34,12 @@ def main(argv: list[str]) -> int:
     given = arguments.parse_args(argv)
     minutes = _minutes(given.minutes)
 
+    from distmlp.cluster.place import find_place
     from distmlp.results import files
     from distmlp.verify.page import page
     from distmlp.verify.verify import verify
 
-    if given.output:
+    if given.output and ((place := find_place(Config())) is None or place.process == 0):  # the one that writes
         files.check(Path(given.output))  # before minutes have gone into what it shall show
 
     def tell(row: "Row") -> None:

@@ -53,17 +53,35 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
     Raises:
       InputError: the batches cannot be trained on, the folder is there, or there is no room for it.
       WriteError: it could not be written.
+      Exception: whatever the batches raise themselves.
     """
-    config, output = config or Config(), Path(os.path.expanduser(folder)).absolute()
+    config = config or Config()
     config.validate()
-    with _begun(output, None) as work:
+    output, given = _free(Path(os.path.expanduser(folder)).absolute()), _Given(batches)
+    with _begun(output, None, given) as work:
         try:
-            with sources.of_batches(batches, config, work) as stream:
+            once = iter(batches) is batches
+            with sources.of_batches(iter(given) if once else given, config, work) as stream:
                 _Packing(config, {"train": stream}, output, work, "", None).run()
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
     return output
+
+
+class _Given:
+    """Batches, and the OSError that they have raised themselves: it is none of writing."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self.raised: OSError | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._batches
+        except OSError as error:
+            self.raised = error
+            raise
 
 
 def pack_sources(
@@ -76,6 +94,7 @@ def pack_sources(
     if found.keys() == {"test"} or "train" not in found:
         raise InputError(f"{paths[0]} holds no training set, but {', '.join(found)}: name the parts train, test and "
                          "val, or none of them")
+    output = _free(output)
     listed = [_file(path) for stream in found.values() for path in stream.files]
     settings = {name: getattr(config, name) for name in (*SETTINGS, "drawing_seed", "num_classes")}
     key = digest_json([FORMAT, machine.version("distmlp"), str(output), listed, settings, partitions])
@@ -88,12 +107,20 @@ def _file(path: Path) -> dict[str, Any]:
     return {"path": str(path.absolute()), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
-@contextlib.contextmanager
-def _begun(output: Path, key: str | None) -> Iterator[Path]:
-    """The folder to work in, which no other process works in: empty unless it holds the beginning of what has this
-    key."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+def _free(output: Path) -> Path:
+    """The folder that --output names, where a link leads; raises InputError if it is not to become a pack."""
+    output = Path(os.path.realpath(output)) if output.is_symlink() else output
+    if os.path.ismount(output):  # another folder cannot take its place
+        raise InputError(f"--output={output} is a mount point: give a folder in it, as in --output={output / 'pack'}")
+    if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"--output={output} is there already: give another, or remove it")
+    return output
+
+
+@contextlib.contextmanager
+def _begun(output: Path, key: str | None, given: _Given | None = None) -> Iterator[Path]:
+    """The folder to work in, which no other process works in: empty unless it holds the beginning of what has this
+    key. An OSError is one of writing, unless it comes from the batches that are given."""
     work = output.with_name(f"{output.name}.unfinished")
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -115,6 +142,8 @@ def _begun(output: Path, key: str | None) -> Iterator[Path]:
             (work / UNFINISHED).write_text(json.dumps({"key": key}), encoding="utf-8")
         yield work
     except OSError as error:
+        if given and error is given.raised:
+            raise
         raise WriteError(work, error.strerror or str(error)) from None
     finally:
         os.close(descriptor)
@@ -290,7 +319,11 @@ class _Packing:
         if not any(self._fractions.values()):
             return
         labels = np.load(self._codes("train"), mmap_mode="r")
-        marks = np.lib.format.open_memmap(self._work / "marks.npy", "w+", np.uint8, labels.shape)
+        with (self._work / "marks.npy").open("wb") as file:  # of a hole that is mapped, a full disk kills who writes
+            file.write(npy_header(np.uint8, labels.shape))
+            for span in _spans(labels):
+                file.write(bytes(len(labels[span])))
+        marks = np.load(self._work / "marks.npy", mmap_mode="r+")
         for part, fraction in self._fractions.items():
             if fraction:
                 split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.drawing_seed, train.name,

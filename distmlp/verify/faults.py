@@ -104,6 +104,8 @@ def killed(here: Here) -> str:
     """kill -9 of a run in processes of its own, one for each that is here; the rest of it on other devices."""
     if not here.command:
         raise NotHere("there is no command that trains")
+    if here.layout.devices[0].platform == "tpu":
+        raise NotHere("a TPU is one process's at a time, and this one holds it")
     folder = _folder(here) / "killed"
     endless: dict[str, Any] = {
         "dataset": "synthetic", "synthetic_examples": 1000, "synthetic_features": 60, "checkpoint_every_steps": 5,

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,7 +20,7 @@ import jax
 from distmlp.cluster.group import Group
 from distmlp.cluster.place import find_place
 from distmlp.config import Config
-from distmlp.errors import one_line
+from distmlp.errors import ProcessEnded, one_line
 from distmlp.parallel import backend
 from distmlp.parallel.layout import INVARIANT_SHARDS, make_layout
 from distmlp.run.log import versions
@@ -108,8 +109,7 @@ def verify(
     rows = [Row(name) for name in checks]
     result = Result(rows, [], versions())
     place = find_place(config)
-    left = started + 60 * minutes - _MARGIN - time.monotonic()
-    end = _End(time.time() + left, minutes, result, write, first=place is None or place.process == 0)
+    end = _End(started + 60 * minutes - _MARGIN, minutes, result, write, first=place is None or place.process == 0)
     with backend.prepared(config), end:
         group = Group.join(config)
         end.agree(group)
@@ -124,27 +124,41 @@ def verify(
                     end.heed()
                     if group.first:
                         tell(row)
-        end.write()
-        return int(group.decide(result.exit_code))
+            end.write()
+            return int(group.decide(result.exit_code))
 
 
 def _try(row: Row, check: Check, here: Here) -> None:
-    """Fills in the row, of what all processes say."""
-    begun = time.monotonic()
+    """Fills in the row, of what all processes say. What goes wrong in one of them amid the check ends it in all."""
+    begun, group = time.monotonic(), here.group
+    said: list[tuple[bool | None, str]]
     try:
-        found: tuple[bool | None, str] = (True, check(here))
-    except NotHere as error:
-        found = None, str(error)
-    except NotHeld as error:
-        found = False, str(error)
+        with group.together():
+            try:
+                said = group.exchange((True, check(here)))
+            except Exception as error:
+                if group.several and _finding(error) is False and not group.ended_elsewhere(error):
+                    text = f"distmlp: process {jax.process_index()}: {row.name}: {_said(error)}"
+                    print(text, file=sys.stderr, flush=True)  # now, for the others may hang, and never hear of it
+                raise
     except Exception as error:  # a check that cannot be made has found something, whatever it is
-        if here.group.ended_elsewhere(error):
+        if group.ended_elsewhere(error):
             raise
-        found = False, f"{type(error).__name__}: {one_line(error, 300)}"
-    said = here.group.exchange(found)
+        with group.together():
+            said = group.exchange((_finding(error), _said(error)))
     worst = min(said, key=lambda each: (each[0] is not False, each[0] is not None))
     row.held, row.detail = worst
     row.seconds, row.finished = time.monotonic() - begun, True
+
+
+def _finding(error: Exception) -> bool | None:
+    """What a check's end by this error says of the promise; of what another process has found, that one says it."""
+    return None if isinstance(error, (NotHere, ProcessEnded)) else False
+
+
+def _said(error: Exception) -> str:
+    plain = isinstance(error, (NotHere, NotHeld))
+    return str(error) if plain else f"{type(error).__name__}: {one_line(error, 300)}"
 
 
 def _devices(group: Group) -> list[dict[str, Any]]:
@@ -158,18 +172,19 @@ def _devices(group: Group) -> list[dict[str, Any]]:
 def _shared_folder(group: Group, made: list[Path]) -> Iterator[Path | None]:
     """An empty folder that all processes see, or None; it is removed afterwards. It is added to those that are `made`,
     in the first process."""
-    if group.first:
-        made.append(Path(tempfile.mkdtemp(prefix="distmlp-verify-")))
-    folder = Path(group.decide(str(made[-1]) if group.first else ""))
+    token = ""
+    with contextlib.suppress(OSError):  # there is no place for temporary files, or no room
+        if group.first:
+            made.append(Path(tempfile.mkdtemp(prefix="distmlp-verify-")))
+            token = str(made[-1] / secrets.token_hex(8))
+            Path(token).touch()
     try:
-        token = folder / secrets.token_hex(8)
-        if group.first:
-            token.touch()
-        seen = (folder / group.decide(token.name)).exists()
-        yield folder if all(group.exchange(seen)) else None
+        token = group.decide(token)
+        seen = group.exchange(os.path.exists(token))
+        yield Path(token).parent if all(seen) else None
     finally:
-        if group.first:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class _End:
@@ -183,7 +198,7 @@ class _End:
     def __init__(
         self, at: float, minutes: float, result: Result, write: Callable[[Result], object], first: bool
     ) -> None:
-        """`at`: in seconds since 1970. `first`: whether this process is the one that writes."""
+        """`at`: by time.monotonic. `first`: whether this process is the one that writes."""
         self._at, self._minutes, self._result, self._write, self._first = at, minutes, result, write, first
         self._lock, self._written, self._over = threading.Lock(), False, threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -201,11 +216,12 @@ class _End:
 
     def agree(self, group: Group) -> None:
         """Of several processes, all end when the first one does; a collective."""
-        self._at = group.decide(self._at)
+        group.barrier()  # from here on as much is left to all; their clocks begin anywhere
+        self._at = time.monotonic() + group.decide(self._at - time.monotonic())
 
     def heed(self) -> None:
         """Where the time is over, waits for the end of this process: what went wrong since then, that has done."""
-        if time.time() >= self._at:
+        if time.monotonic() >= self._at:
             self._thread.join()
 
     def write(self) -> None:
@@ -216,17 +232,23 @@ class _End:
             self._written = True
 
     def _watch(self) -> None:
-        while (left := self._at - time.time()) > 0:  # the others may make it earlier
+        while (left := self._at - time.monotonic()) > 0:  # the others may make it earlier
             if self._over.wait(min(left, 1.0)):
                 return
         unfinished = [row for row in self._result.rows if not row.finished]
         for row in unfinished:
             how = "finished" if row is unfinished[0] else "reached"
             row.detail = f"not {how} within --minutes={self._minutes:g}"
-        self.write()
-        for job in self.jobs:
-            job.kill()
-        for folder in self.folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        time.sleep(max(0.0, self._at + _TIDYING - time.time()))
-        os._exit(self._result.exit_code)
+        code = self._result.exit_code
+        try:
+            self.write()
+        except Exception as error:  # whatever it is, nobody else says it now
+            code = getattr(error, "exit_code", os.EX_SOFTWARE)
+            print(f"distmlp: error: {one_line(error)}", file=sys.stderr, flush=True)
+        finally:
+            for job in self.jobs:
+                job.kill()
+            for folder in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(max(0.0, self._at + _TIDYING - time.monotonic()))
+            os._exit(code)

@@ -12,6 +12,8 @@ from jax.errors import JaxRuntimeError
 from distmlp import InputError, train
 from distmlp.cluster.group import Group
 from distmlp.errors import ProcessEnded, WriteError
+from distmlp.verify.here import Here, NotHeld
+from distmlp.verify.verify import Row, _try
 
 
 class Store:
@@ -237,3 +239,33 @@ def test_one_process_without_room_makes_all_send_batches(
     monkeypatch.setattr(Group, "exchange", lambda self, value: [value, 1000] if type(value) is int else [value])
     train(small_config(npz, num_epochs=1))
     assert "training set on the host (0.0 MB are more than a quarter" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_one_process_finds_amid_a_check_ends_it_in_both(
+    store: Store, group: Group, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of the two it is, while the other one waits for numbers; it says so itself, and it is the row."""
+    layout: Any = None
+    row, here = Row("one"), Here(group, layout)
+
+    def check(here: Here) -> str:
+        raise NotHeld("odd")
+
+    other(store, 1, value=5)
+    other(store, 2, value=[None, "ProcessEnded: process 0 of 2 ended by an error"])
+    _try(row, check, here)
+    assert (row.held, row.detail, row.finished) == (False, "odd", True)
+    assert capsys.readouterr().err == "distmlp: process 0: one: odd\n"
+    other(store, 3, failed=["NotHeld", "odd there", "node1"])
+    other(store, 4, value=[False, "odd there"])
+    _try(row, lambda here: str(min(here.group.exchange(5))), here)
+    assert (row.held, row.detail) == (False, "odd there")
+    other(store, 5, value=7)
+    other(store, 6, value=[True, "7"])
+    _try(row, lambda here: str(max(here.group.exchange(5))), here)
+    assert (row.held, row.detail) == (True, "7")
+    other(store, 7, failed=["NotHeld", "late", "node1"])
+    other(store, 8, value=[False, "late"])
+    _try(row, lambda here: "fine", here)
+    assert (row.held, row.detail) == (False, "late")
+    assert capsys.readouterr().err == ""

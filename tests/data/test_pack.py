@@ -375,6 +375,24 @@ def test_batches_from_python(tmp_path: Path) -> None:
     assert not [*tmp_path.glob("wrong*")]
 
 
+def test_what_the_batches_raise_comes_through_as_it_is(tmp_path: Path) -> None:
+    x, y, error = np.zeros((4, 2), np.float32), np.arange(4) % 2, FileNotFoundError(errno.ENOENT, "gone", "mine.bin")
+
+    def read() -> Iterator[Any]:
+        yield x, y
+        raise error
+
+    class Again:
+        def __iter__(self) -> Iterator[Any]:
+            return read()
+
+    for batches in (read(), Again()):
+        with pytest.raises(FileNotFoundError) as caught:
+            pack(batches, tmp_path / "made")
+        assert caught.value is error
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pack of blocks of 16 rows of 5 features."""
@@ -530,7 +548,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     np.savez(tmp_path / "a.npz", x=x, y=y)
     made = run(tmp_path / "made", tmp_path / "a.npz")
     assert "there is no test set" in capsys.readouterr().err
-    with pytest.raises(InputError, match="was packed without a test set: pack it with --test_fraction"):
+    with pytest.raises(InputError, match="was packed without a test set: pack its sources again, with --test"):
         datasets.load(Config(dataset=str(made)))
     data = datasets.load(Config(dataset=str(made), test_fraction=0.2))  # of plain numbers nothing was learned
     same(datasets.load(Config(dataset=str(tmp_path / "a.npz"), test_fraction=0.2)), data)
@@ -540,6 +558,15 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     learned = run(tmp_path / "learned", table, missing="mean", text_columns="one_hot")
     with pytest.raises(InputError, match=r"--test_fraction=0\.2: .* was packed without it"):
         datasets.load(Config(dataset=str(learned), test_fraction=0.2))
+
+
+def test_a_pack_is_no_source_of_another(made: Path, tmp_path: Path) -> None:
+    """It would lose its classes and columns, and what its checksums say."""
+    with pytest.raises(InputError, match="made is a pack already: give the tables, arrays or pictures it was made of"):
+        run(tmp_path / "again", made)
+    (made / packed.UNFINISHED).touch()
+    with pytest.raises(InputError, match="made is a pack that was not finished"):
+        run(tmp_path / "again", made)
 
 
 def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -583,6 +610,22 @@ def test_another_command_begins_anew(made: Path, tmp_path: Path) -> None:
         run(again, tmp_path / "t.parquet")
 
 
+def test_a_link_leads_to_the_folder_that_is_made_and_a_mount_point_is_refused(made: Path, tmp_path: Path) -> None:
+    table, settings = tmp_path / "t.parquet", LEARNED | {"ignore_columns": "id"}
+    (tmp_path / "empty").mkdir()
+    for name, leads in (("link", "empty"), ("early", "later")):
+        (tmp_path / name).symlink_to(tmp_path / leads)
+        run(tmp_path / name, table, **settings)
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / leads / "x_test.npy").read_bytes() == (made / "x_test.npy").read_bytes()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path, said in ((tmp_path / "loop", "there already"), (Path("/"), "a mount point: give a folder in it, as in "
+                                                                         "--output=/pack")):  # fmt: skip
+        with pytest.raises(InputError, match=f"^--output={path} is {said}"):
+            run(path, table, **settings)
+    assert not [*tmp_path.glob("*.unfinished")]
+
+
 def test_two_processes_do_not_write_one_pack(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = tables.Tables.features
 
@@ -616,6 +659,21 @@ def test_no_room(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(packed, "BLOCK_BYTES", 16 * 20)
     run(tmp_path / "again", table, **settings)
     assert (tmp_path / "again" / "x_test.npy").read_bytes() == (made / "x_test.npy").read_bytes()
+
+
+def test_the_room_of_what_is_mapped_is_taken_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk is an error of writing so; of a mapped hole it is a signal."""
+    mark, taken = split.mark, list[bool]()
+
+    def noted(marks: Any, *rest: Any) -> None:
+        machine.sync(Path(marks.filename))
+        stat = Path(marks.filename).stat()
+        taken.append(512 * stat.st_blocks >= stat.st_size)
+        mark(marks, *rest)
+
+    monkeypatch.setattr(split, "mark", noted)
+    pack([(np.zeros((60_000, 1), np.uint8), np.arange(60_000) % 2)], tmp_path / "made", Config(test_fraction=0.5))
+    assert taken == [True]
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import html
 import json
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -35,9 +37,9 @@ from distmlp.progress import Measures, Progress
 from distmlp.run import store
 from distmlp.training import Program
 from distmlp.verify import arithmetic, faults, speed
-from distmlp.verify.here import Here
+from distmlp.verify.here import Here, NotHere
 from distmlp.verify.page import page
-from distmlp.verify.verify import CHECKS, Result, Row, _try, verify
+from distmlp.verify.verify import CHECKS, Result, Row, _End, _shared_folder, _try, verify
 from launch import verify as command
 
 OF_DEVICES = {"collectives", "replicated and sharded: the same bits", "1, 2, ... devices: the same bits",
@@ -283,6 +285,12 @@ def test_a_run_that_does_not_go_on_as_it_should(script: str, said: str, here: He
     assert row.detail.startswith(said)
 
 
+def test_a_run_of_its_own_gets_no_tpu(here: Here) -> None:
+    layout: Any = SimpleNamespace(devices=[SimpleNamespace(platform="tpu")])
+    row = tried("killed and resumed", dataclasses.replace(here, layout=layout, command=["false"]))
+    assert (row.held, row.detail) == (None, "a TPU is one process's at a time, and this one holds it")
+
+
 def test_a_check_that_hangs_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is finished is written; the rest has the reason; and the process ends, with what it has started and made."""
     over, codes, written = threading.Event(), [], []
@@ -311,6 +319,52 @@ def test_a_check_that_hangs_ends_with_the_time(monkeypatch: pytest.MonkeyPatch) 
     assert len(written) == 1
 
 
+def test_what_cannot_be_written_when_the_time_is_over_keeps_nothing_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write(found: Result) -> None:
+        raise InputError("--output=page.html cannot be written")
+
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    end = _End(time.monotonic() - 1, 3, Result([Row("one")], [], {}), write, first=True)
+    (tmp_path / "made").mkdir()
+    end.folders.append(tmp_path / "made")
+    end.jobs.append(subprocess.Popen(["sleep", "60"]))
+    end._watch()
+    assert (codes, end.jobs[0].wait(10), end.folders[0].exists()) == ([2], -signal.SIGKILL, False)
+    assert capsys.readouterr().err == "distmlp: error: --output=page.html cannot be written\n"
+
+
+def test_the_time_is_that_of_no_clock_that_is_set_or_that_another_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, group = _End(time.monotonic() + 900, 15, Result([], [], {}), lambda found: None, first=False), Group()
+    monkeypatch.setattr("time.time", lambda: 1e12)
+    monkeypatch.setattr(group, "decide", lambda own: min(own, 5.0))  # so many seconds are left to the first process
+    end.agree(group)
+    assert 4 < end._at - time.monotonic() <= 5
+    end.heed()  # returns
+
+
+def test_without_a_place_for_temporary_files_a_check_that_needs_one_does_not_apply(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(prefix: str) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    def touched(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made: list[Path] = []
+    monkeypatch.setattr(Path, "touch", touched)
+    with _shared_folder(Group(), made) as folder:
+        assert folder is None
+    assert made
+    assert not made[0].exists()
+    monkeypatch.setattr("tempfile.mkdtemp", none)
+    with _shared_folder(Group(), []) as folder, pytest.raises(NotHere, match="set TMPDIR to one"):
+        faults._folder(Here(Group(), make_layout(Config()), folder))
+
+
 def test_the_page_shows_what_does_not_hold() -> None:
     rows = [Row("one", True, "<fine>", 1.0, True), Row("two", False, "bad", 2.0, True), Row("three", None, "late", 0.0)]
     device = {"id": 0, "kind": "H100", "platform": "gpu", "process": 0, "host": "a&b"}
@@ -331,6 +385,18 @@ def test_a_page_that_is_there_stays_until_there_is_another(tmp_path: Path, monke
         with pytest.raises(InputError, match=f"^--output={path} cannot be written .{said}"):
             command.main([f"--output={path}"])
     assert len(began) == 2
+
+
+def test_only_the_process_that_writes_the_page_needs_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distmlp.verify.verify.verify", lambda *_: 7)
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert command.main([f"--output={tmp_path}/none/page.html"]) == 7
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match=r"none/page\.html cannot be written"):
+        command.main([f"--output={tmp_path}/none/page.html"])
 
 
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "three"])
