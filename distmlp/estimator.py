@@ -175,8 +175,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over these rows, at the constant learning rate, in the order that this epoch of a `fit` would have.
 
-        The first call says by `classes` which labels there are, and finds the input scaling, which stays. After a
-        `fit`, the optimizer begins anew. No rows are held out.
+        The first call says by `classes` which labels there are, and finds the input scaling, which stays; what is
+        constant in its rows is then only shifted. After a `fit`, the optimizer begins anew. No rows are held out.
 
         Raises:
           ValueError: as fit; or a label is none of the classes.
@@ -204,6 +204,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         ended = _trained(config, self._data(config, X, np.searchsorted(known, y), weights), before, self.verbose)
         self._keep(ended, seed, len(X), goes_on=not first)
         self._opt_state = ended.opt_state
+        if first and self._scaling:
+            shift, scale = self._scaling
+            self._scaling = shift, np.where(scale == 0, np.float32(1), scale)
         return self
 
     def predict(self, X: Any) -> np.ndarray:

@@ -186,6 +186,19 @@ def test_partial_fit_is_an_epoch_at_the_constant_rate() -> None:
         clone(parts).partial_fit(*WINE)
 
 
+def test_what_is_constant_in_the_first_rows_is_learned_from_later_ones() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 3))
+    y = (x[:, 0] > 0).astype(int)
+    for first in (x * [0, 1, 1], x[:1]):
+        estimator = MLPClassifier(**SMALL | {"learning_rate": 0.05})
+        estimator.partial_fit(first, y[: len(first)], classes=[0, 1])
+        for _ in range(10):
+            estimator.partial_fit(x, y)
+        assert estimator.score(x, y) > 0.9
+    constant = MLPClassifier(**SMALL).fit(x * [0, 1, 1], y)
+    np.testing.assert_array_equal(constant.predict_proba(x), constant.predict_proba(x * [0, 1, 1]))
+
+
 def test_a_warm_start_goes_on() -> None:
     cold = MLPClassifier(**SMALL).fit(*WINE)
     warm = MLPClassifier(**SMALL, warm_start=True).fit(*WINE)
