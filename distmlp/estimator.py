@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -156,6 +155,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
             raise ValueError(f"with warm_start, y must have the classes of the fit before: "
                              f"{listed(self.classes_.tolist())}, not {listed(classes.tolist())}")
         self.classes_ = classes
+        weights = self._by_class(weights, codes)
         before = _Before(self._network(), self._scaling) if goes_on else None
         seed = _drawn(self.random_state)
         config = self._config(len(X), seed=seed)
@@ -184,6 +184,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         first = not hasattr(self, "coefs_")
         if self.workdir is not None:
             raise InputError("partial_fit trains in memory: leave workdir out, or use fit")
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            raise InputError("class_weight='balanced' goes by the labels of all rows, of which partial_fit sees some: "
+                             "give a dict, of weights as compute_class_weight('balanced', classes=..., y=...) of "
+                             "sklearn.utils.class_weight finds them")
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
         if classes is not None and not first and not np.array_equal(unique_labels(classes), self.classes_):
@@ -195,13 +199,15 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         if len(strangers):
             raise ValueError(f"y has labels that are none of the classes: {listed(strangers.tolist())}")
         self.classes_ = known
+        codes = np.searchsorted(known, y)
+        weights = self._by_class(weights, codes)
         epochs, seed = (0, _drawn(self.random_state)) if first else (self.n_iter_, self._seed)
         config = self._config(
             len(X), seed=seed, num_epochs=epochs + 1, max_steps=0, schedule="constant", warmup_steps=0,
             schedule_steps=0, validation_fraction=0.0, patience=0, eval_every_epochs=0,
         )  # fmt: skip
         before = None if first else _Before(self._network(), self._scaling, self._opt_state, epochs)
-        ended = _trained(config, self._data(config, X, np.searchsorted(known, y), weights), before, self.verbose)
+        ended = _trained(config, self._data(config, X, codes, weights), before, self.verbose)
         self._keep(ended, seed, len(X), goes_on=not first)
         self._opt_state = ended.opt_state
         if first and self._scaling:
@@ -231,10 +237,22 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         X, y = validate_data(self, X, as_array(y) if isinstance(y, (list, tuple)) else y, reset=reset)
         check_classification_targets(y)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        if isinstance(self.class_weight, dict):
-            by_class = compute_sample_weight(self.class_weight, y)
-            weights = by_class if weights is None else weights * by_class
         return X, y, weights
+
+    def _by_class(self, weights: "np.ndarray | None", codes: np.ndarray) -> "np.ndarray | None":
+        """The rows' weights times those of their classes, of these numbers; None: each 1. A class that a dict does not
+        name has 1, but where it also names what is no class, as misspelt ones would."""
+        given = self.class_weight
+        if not isinstance(given, dict):
+            return weights
+        names = self.classes_.tolist()
+        unnamed = [name for name in names if name not in given]
+        strangers = [name for name in given if name not in names]
+        if unnamed and strangers:
+            raise ValueError(f"the classes {listed(unnamed)} are not in class_weight, and its labels "
+                             f"{listed(strangers)} are no classes: mend them")
+        each = np.array([given.get(name, 1) for name in names], np.float64)[codes]
+        return each if weights is None else weights * each
 
     def _config(self, rows: int, **changes: Any) -> Config:
         """The run of a fit to so many rows."""

@@ -199,6 +199,18 @@ def test_what_is_constant_in_the_first_rows_is_learned_from_later_ones() -> None
     np.testing.assert_array_equal(constant.predict_proba(x), constant.predict_proba(x * [0, 1, 1]))
 
 
+def test_partial_fit_weighs_classes_whatever_its_rows_are() -> None:
+    x, y = WINE[0], WINE[1]
+    parts = MLPClassifier(**SMALL, class_weight={1: 50}).partial_fit(x, y, classes=[0, 1, 2])
+    weighed = MLPClassifier(**SMALL).partial_fit(x, y, [0, 1, 2], np.where(y == 1, 50, 1))
+    for estimator, weights in ((parts, None), (weighed, [1] * 20)):
+        estimator.partial_fit(x[:20], np.zeros(20), sample_weight=weights)  # without class 1
+    assert_same(parts, weighed)
+    for estimator in (MLPClassifier(**SMALL), parts):
+        with pytest.raises(InputError, match=r"^class_weight='balanced' goes by the labels of all rows.*: give a dict"):
+            estimator.set_params(class_weight="balanced").partial_fit(x, y, classes=[0, 1, 2])
+
+
 def test_a_warm_start_goes_on() -> None:
     cold = MLPClassifier(**SMALL).fit(*WINE)
     warm = MLPClassifier(**SMALL, warm_start=True).fit(*WINE)
@@ -242,6 +254,9 @@ def test_weights_of_classes() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="not in class_weight"):
         MLPClassifier(**SMALL, class_weight={"Barollo": 3}).fit(x, NAMES[y])
+    text = MLPClassifier(**SMALL, class_weight={"0": 3, "2": 0.5}).fit(x, y.astype(str))
+    assert_same(text, by_class)
+    MLPClassifier(**SMALL, class_weight={0: 3, 1: 1, 2: 0.5, 3: 7}).fit(x, y)  # one that these rows lack
 
 
 @pytest.mark.parametrize("copied", [
