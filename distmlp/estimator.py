@@ -4,6 +4,7 @@ Importing this imports neither jax nor torch, and starts nothing: `fit` does.
 """
 
 import dataclasses
+import functools
 import math
 import threading
 import warnings
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -28,8 +29,25 @@ if TYPE_CHECKING:  # they import jax
     from distmlp.results.models import Model
 
 T = TypeVar("T")
+Fit = TypeVar("Fit", bound=Callable[..., Any])
 _SEEDS = 2**31 - 1  # a seed is below
 _SAVE_SECONDS = 60.0  # with a workdir, between two checkpoints that are not of a best state
+
+
+def _whole(fit: Fit) -> Fit:
+    """A method that leaves the estimator as it was where it raises."""
+
+    @functools.wraps(fit)
+    def whole(self: Any, *args: Any, **options: Any) -> Any:
+        before = vars(self).copy()
+        try:
+            return fit(self, *args, **options)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return cast(Fit, whole)
 
 
 class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
@@ -140,6 +158,10 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         self.num_shards = num_shards
         self.reduction = reduction
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coefs_")
+
+    @_whole
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Trains on rows X [N, features] with labels y [N] and, if given, weights sample_weight [N], from 0 up.
 
@@ -172,6 +194,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         self._keep(ended, seed, len(X), goes_on)
         return self
 
+    @_whole
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over these rows, at the constant learning rate, in the order that this epoch of a `fit` would have.
 
@@ -181,7 +204,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         Raises:
           ValueError: as fit; or a label is none of the classes.
         """
-        first = not hasattr(self, "coefs_")
+        first = not self.__sklearn_is_fitted__()
         if self.workdir is not None:
             raise InputError("partial_fit trains in memory: leave workdir out, or use fit")
         if isinstance(self.class_weight, str) and self.class_weight == "balanced":
@@ -393,7 +416,7 @@ def _until_interrupted(train: Callable[[Callable[[], bool]], T]) -> T:
             return result.result()
         except KeyboardInterrupt:
             asked.set()
-            warnings.warn("Training interrupted by user.", stacklevel=4)
+            warnings.warn("Training interrupted by user.", stacklevel=5)
             return result.result()
 
 

@@ -211,6 +211,21 @@ def test_partial_fit_weighs_classes_whatever_its_rows_are() -> None:
             estimator.set_params(class_weight="balanced").partial_fit(x, y, classes=[0, 1, 2])
 
 
+def test_a_fit_that_is_refused_changes_nothing(fitted: MLPClassifier) -> None:
+    x, y, wrong = WINE[0][:, :5], WINE[1], -np.ones(178)
+    refitted, new = copy.deepcopy(fitted), MLPClassifier(**SMALL)
+    for estimator in (refitted, new):
+        with pytest.raises(InputError, match="the weight -1 of example 0"):
+            estimator.fit(x, y + 1, wrong)
+    with pytest.raises(InputError, match="the weight -1 of example 0"):
+        new.partial_fit(x, y, [0, 1, 2], wrong)
+    assert_same(refitted, fitted)
+    assert set(refitted.predict(WINE[0])) == set(NAMES)
+    assert not hasattr(new, "n_features_in_")
+    with pytest.raises(NotFittedError):
+        new.predict(x)
+
+
 def test_a_warm_start_goes_on() -> None:
     cold = MLPClassifier(**SMALL).fit(*WINE)
     warm = MLPClassifier(**SMALL, warm_start=True).fit(*WINE)
