@@ -20,7 +20,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from distmlp.config import FROM_PYTHON, Config
+from distmlp.config import FROM_PYTHON, Config, check_named
 from distmlp.errors import InputError, listed
 
 if TYPE_CHECKING:  # they import jax
@@ -168,7 +168,9 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         Raises:
           ValueError: a parameter, or something in the data, is wrong; an InputError where the trainer says so.
         """
-        goes_on = self.warm_start and hasattr(self, "coefs_")
+        if self.workdir is not None:
+            check_named("workdir", self.workdir, "name a folder, or give None")
+        goes_on = self.warm_start and self.__sklearn_is_fitted__()
         X, y, weights = self._checked(X, y, sample_weight, reset=not goes_on)
         classes, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
         if len(classes) < 2:

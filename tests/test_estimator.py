@@ -327,6 +327,7 @@ def test_what_it_does_not_take(fitted: MLPClassifier) -> None:
     for setting, message in (
         ({"learning_rate": -1.0}, "--learning_rate=-1.0 must be above 0"), ({"random_state": -1}, "--seed=-1"),
         ({"patience": 3}, "--patience=3 goes by a validation set"), ({"class_weight": "auto"}, "--class_weight=auto"),
+        ({"workdir": ""}, "^workdir='' is empty, as if by a variable that is not set: name a folder, or give None$"),
     ):
         with pytest.raises(InputError, match=message):
             MLPClassifier(**SMALL | setting).fit(x, y)

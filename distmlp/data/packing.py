@@ -24,7 +24,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from distmlp import machine
-from distmlp.config import Config, digest_json
+from distmlp.config import Config, check_named, digest_json
 from distmlp.data import scaling, sources, split, streams, weights
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes, Seen
@@ -54,6 +54,7 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
       InputError: the batches cannot be trained on, the folder is there, or there is no room for it.
       WriteError: it could not be written.
     """
+    check_named("folder", folder)
     config, output = config or Config(), Path(os.path.expanduser(folder)).absolute()
     config.validate()
     with _begun(output, None) as work:
