@@ -239,8 +239,10 @@ def test_a_warm_start_goes_on() -> None:
         with pytest.raises(InputError, match=r"not of these --hidden_sizes, --optimizer and --input_scaling"):
             copy.deepcopy(warm).set_params(**other).fit(*WINE)
     parts = MLPClassifier(**SMALL).partial_fit(WINE[0], WINE[1], classes=[0, 1, 2])
-    with pytest.raises(InputError, match=r"not of these --hidden_sizes, --optimizer and --input_scaling"):
-        parts.set_params(optimizer="sgd").partial_fit(*WINE)
+    settings: dict[str, Any]
+    for settings in ({"optimizer": "sgd"}, {"clip_norm": 1.0}):
+        with pytest.raises(InputError, match=r"not of these --optimizer, --momentum, --weight_decay and --clip_norm"):
+            copy.deepcopy(parts).set_params(**settings).partial_fit(*WINE)
     assert cold.fit(*WINE).n_iter_ == 5
 
 
