@@ -347,6 +347,12 @@ def check_local(name: str, path: str) -> None:
                          "from (gcsfuse, mount-s3, blobfuse2)")
 
 
+def check_named(name: str, path: "str | Path", remedy: str = "name a folder") -> None:
+    """Raises InputError for an empty path: it would stand for the current folder, or for a new one."""
+    if not str(path):
+        raise InputError(f"{name}='' is empty, as if by a variable that is not set: {remedy}")
+
+
 def is_path(dataset: str) -> bool:
     """Whether this value of --dataset is neither a name nor of data that were given from Python."""
     return dataset not in NAMED_DATASETS and not dataset.startswith(FROM_PYTHON)

@@ -4,6 +4,7 @@ Importing this imports neither jax nor torch, and starts nothing: `fit` does.
 """
 
 import dataclasses
+import functools
 import math
 import threading
 import warnings
@@ -11,16 +12,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from distmlp.config import FROM_PYTHON, Config
+from distmlp.config import FROM_PYTHON, Config, check_named
 from distmlp.errors import InputError, listed
 
 if TYPE_CHECKING:  # they import jax
@@ -29,8 +29,25 @@ if TYPE_CHECKING:  # they import jax
     from distmlp.results.models import Model
 
 T = TypeVar("T")
+Fit = TypeVar("Fit", bound=Callable[..., Any])
 _SEEDS = 2**31 - 1  # a seed is below
 _SAVE_SECONDS = 60.0  # with a workdir, between two checkpoints that are not of a best state
+
+
+def _whole(fit: Fit) -> Fit:
+    """A method that leaves the estimator as it was where it raises."""
+
+    @functools.wraps(fit)
+    def whole(self: Any, *args: Any, **options: Any) -> Any:
+        before = vars(self).copy()
+        try:
+            return fit(self, *args, **options)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return cast(Fit, whole)
 
 
 class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # scikit-learn has no types
@@ -141,13 +158,19 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         self.num_shards = num_shards
         self.reduction = reduction
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "coefs_")
+
+    @_whole
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Trains on rows X [N, features] with labels y [N] and, if given, weights sample_weight [N], from 0 up.
 
         Raises:
           ValueError: a parameter, or something in the data, is wrong; an InputError where the trainer says so.
         """
-        goes_on = self.warm_start and hasattr(self, "coefs_")
+        if self.workdir is not None:
+            check_named("workdir", self.workdir, "name a folder, or give None")
+        goes_on = self.warm_start and self.__sklearn_is_fitted__()
         X, y, weights = self._checked(X, y, sample_weight, reset=not goes_on)
         classes, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
         if len(classes) < 2:
@@ -156,6 +179,7 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
             raise ValueError(f"with warm_start, y must have the classes of the fit before: "
                              f"{listed(self.classes_.tolist())}, not {listed(classes.tolist())}")
         self.classes_ = classes
+        weights = self._by_class(weights, codes)
         before = _Before(self._network(), self._scaling) if goes_on else None
         seed = _drawn(self.random_state)
         config = self._config(len(X), seed=seed)
@@ -172,18 +196,23 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         self._keep(ended, seed, len(X), goes_on)
         return self
 
+    @_whole
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One epoch over these rows, at the constant learning rate, in the order that this epoch of a `fit` would have.
 
-        The first call says by `classes` which labels there are, and finds the input scaling, which stays. After a
-        `fit`, the optimizer begins anew. No rows are held out.
+        The first call says by `classes` which labels there are, and finds the input scaling, which stays; what is
+        constant in its rows is then only shifted. After a `fit`, the optimizer begins anew. No rows are held out.
 
         Raises:
           ValueError: as fit; or a label is none of the classes.
         """
-        first = not hasattr(self, "coefs_")
+        first = not self.__sklearn_is_fitted__()
         if self.workdir is not None:
             raise InputError("partial_fit trains in memory: leave workdir out, or use fit")
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            raise InputError("class_weight='balanced' goes by the labels of all rows, of which partial_fit sees some: "
+                             "give a dict, of weights as compute_class_weight('balanced', classes=..., y=...) of "
+                             "sklearn.utils.class_weight finds them")
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
         if classes is not None and not first and not np.array_equal(unique_labels(classes), self.classes_):
@@ -195,15 +224,20 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         if len(strangers):
             raise ValueError(f"y has labels that are none of the classes: {listed(strangers.tolist())}")
         self.classes_ = known
+        codes = np.searchsorted(known, y)
+        weights = self._by_class(weights, codes)
         epochs, seed = (0, _drawn(self.random_state)) if first else (self.n_iter_, self._seed)
         config = self._config(
             len(X), seed=seed, num_epochs=epochs + 1, max_steps=0, schedule="constant", warmup_steps=0,
             schedule_steps=0, validation_fraction=0.0, patience=0, eval_every_epochs=0,
         )  # fmt: skip
         before = None if first else _Before(self._network(), self._scaling, self._opt_state, epochs)
-        ended = _trained(config, self._data(config, X, np.searchsorted(known, y), weights), before, self.verbose)
+        ended = _trained(config, self._data(config, X, codes, weights), before, self.verbose)
         self._keep(ended, seed, len(X), goes_on=not first)
         self._opt_state = ended.opt_state
+        if first and self._scaling:
+            shift, scale = self._scaling
+            self._scaling = shift, np.where(scale == 0, np.float32(1), scale)
         return self
 
     def predict(self, X: Any) -> np.ndarray:
@@ -228,10 +262,22 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         X, y = validate_data(self, X, as_array(y) if isinstance(y, (list, tuple)) else y, reset=reset)
         check_classification_targets(y)
         weights = None if sample_weight is None else _check_sample_weight(sample_weight, X)
-        if isinstance(self.class_weight, dict):
-            by_class = compute_sample_weight(self.class_weight, y)
-            weights = by_class if weights is None else weights * by_class
         return X, y, weights
+
+    def _by_class(self, weights: "np.ndarray | None", codes: np.ndarray) -> "np.ndarray | None":
+        """The rows' weights times those of their classes, of these numbers; None: each 1. A class that a dict does not
+        name has 1, but where it also names what is no class, as misspelt ones would."""
+        given = self.class_weight
+        if not isinstance(given, dict):
+            return weights
+        names = self.classes_.tolist()
+        unnamed = [name for name in names if name not in given]
+        strangers = [name for name in given if name not in names]
+        if unnamed and strangers:
+            raise ValueError(f"the classes {listed(unnamed)} are not in class_weight, and its labels "
+                             f"{listed(strangers)} are no classes: mend them")
+        each = np.array([given.get(name, 1) for name in names], np.float64)[codes]
+        return each if weights is None else weights * each
 
     def _config(self, rows: int, **changes: Any) -> Config:
         """The run of a fit to so many rows."""
@@ -372,7 +418,7 @@ def _until_interrupted(train: Callable[[Callable[[], bool]], T]) -> T:
             return result.result()
         except KeyboardInterrupt:
             asked.set()
-            warnings.warn("Training interrupted by user.", stacklevel=4)
+            warnings.warn("Training interrupted by user.", stacklevel=5)
             return result.result()
 
 

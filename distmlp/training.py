@@ -135,11 +135,17 @@ class Program:
         """The state of these arrays after `step` steps, on the devices; without opt_state the optimizer begins."""
         opt_state = self._optimizer.init(params) if opt_state is None else opt_state
         state = State(params, opt_state, jnp.int32(step), scaling)
-        given, wanted = ((jax.tree.structure(tree), list(map(np.shape, jax.tree.leaves(tree))))
-                         for tree in (state, self.state))  # fmt: skip
-        if given != wanted:
-            raise InputError("what is to be trained on is not of these --hidden_sizes, --optimizer and "
-                             "--input_scaling: give those that it began with, or begin anew")
+
+        def form(part: Any) -> Any:
+            return jax.tree.structure(part), list(map(np.shape, jax.tree.leaves(part)))
+
+        differing = [name for name, given, wanted in zip(State._fields, state, self.state, strict=True)
+                     if form(given) != form(wanted)]  # fmt: skip
+        if differing:
+            flags = ("--optimizer, --momentum, --weight_decay and --clip_norm" if differing == ["opt_state"] else
+                     "--hidden_sizes, --optimizer and --input_scaling")
+            raise InputError(f"what is to be trained on is not of these {flags}: give those that it began with, or "
+                             "begin anew")
         return self._placed(state)
 
     def _placed(self, state: State) -> State:

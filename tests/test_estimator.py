@@ -186,6 +186,46 @@ def test_partial_fit_is_an_epoch_at_the_constant_rate() -> None:
         clone(parts).partial_fit(*WINE)
 
 
+def test_what_is_constant_in_the_first_rows_is_learned_from_later_ones() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 3))
+    y = (x[:, 0] > 0).astype(int)
+    for first in (x * [0, 1, 1], x[:1]):
+        estimator = MLPClassifier(**SMALL | {"learning_rate": 0.05})
+        estimator.partial_fit(first, y[: len(first)], classes=[0, 1])
+        for _ in range(10):
+            estimator.partial_fit(x, y)
+        assert estimator.score(x, y) > 0.9
+    constant = MLPClassifier(**SMALL).fit(x * [0, 1, 1], y)
+    np.testing.assert_array_equal(constant.predict_proba(x), constant.predict_proba(x * [0, 1, 1]))
+
+
+def test_partial_fit_weighs_classes_whatever_its_rows_are() -> None:
+    x, y = WINE[0], WINE[1]
+    parts = MLPClassifier(**SMALL, class_weight={1: 50}).partial_fit(x, y, classes=[0, 1, 2])
+    weighed = MLPClassifier(**SMALL).partial_fit(x, y, [0, 1, 2], np.where(y == 1, 50, 1))
+    for estimator, weights in ((parts, None), (weighed, [1] * 20)):
+        estimator.partial_fit(x[:20], np.zeros(20), sample_weight=weights)  # without class 1
+    assert_same(parts, weighed)
+    for estimator in (MLPClassifier(**SMALL), parts):
+        with pytest.raises(InputError, match=r"^class_weight='balanced' goes by the labels of all rows.*: give a dict"):
+            estimator.set_params(class_weight="balanced").partial_fit(x, y, classes=[0, 1, 2])
+
+
+def test_a_fit_that_is_refused_changes_nothing(fitted: MLPClassifier) -> None:
+    x, y, wrong = WINE[0][:, :5], WINE[1], -np.ones(178)
+    refitted, new = copy.deepcopy(fitted), MLPClassifier(**SMALL)
+    for estimator in (refitted, new):
+        with pytest.raises(InputError, match="the weight -1 of example 0"):
+            estimator.fit(x, y + 1, wrong)
+    with pytest.raises(InputError, match="the weight -1 of example 0"):
+        new.partial_fit(x, y, [0, 1, 2], wrong)
+    assert_same(refitted, fitted)
+    assert set(refitted.predict(WINE[0])) == set(NAMES)
+    assert not hasattr(new, "n_features_in_")
+    with pytest.raises(NotFittedError):
+        new.predict(x)
+
+
 def test_a_warm_start_goes_on() -> None:
     cold = MLPClassifier(**SMALL).fit(*WINE)
     warm = MLPClassifier(**SMALL, warm_start=True).fit(*WINE)
@@ -199,8 +239,10 @@ def test_a_warm_start_goes_on() -> None:
         with pytest.raises(InputError, match=r"not of these --hidden_sizes, --optimizer and --input_scaling"):
             copy.deepcopy(warm).set_params(**other).fit(*WINE)
     parts = MLPClassifier(**SMALL).partial_fit(WINE[0], WINE[1], classes=[0, 1, 2])
-    with pytest.raises(InputError, match=r"not of these --hidden_sizes, --optimizer and --input_scaling"):
-        parts.set_params(optimizer="sgd").partial_fit(*WINE)
+    settings: dict[str, Any]
+    for settings in ({"optimizer": "sgd"}, {"clip_norm": 1.0}):
+        with pytest.raises(InputError, match=r"not of these --optimizer, --momentum, --weight_decay and --clip_norm"):
+            copy.deepcopy(parts).set_params(**settings).partial_fit(*WINE)
     assert cold.fit(*WINE).n_iter_ == 5
 
 
@@ -229,6 +271,9 @@ def test_weights_of_classes() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="not in class_weight"):
         MLPClassifier(**SMALL, class_weight={"Barollo": 3}).fit(x, NAMES[y])
+    text = MLPClassifier(**SMALL, class_weight={"0": 3, "2": 0.5}).fit(x, y.astype(str))
+    assert_same(text, by_class)
+    MLPClassifier(**SMALL, class_weight={0: 3, 1: 1, 2: 0.5, 3: 7}).fit(x, y)  # one that these rows lack
 
 
 @pytest.mark.parametrize("copied", [
@@ -284,6 +329,7 @@ def test_what_it_does_not_take(fitted: MLPClassifier) -> None:
     for setting, message in (
         ({"learning_rate": -1.0}, "--learning_rate=-1.0 must be above 0"), ({"random_state": -1}, "--seed=-1"),
         ({"patience": 3}, "--patience=3 goes by a validation set"), ({"class_weight": "auto"}, "--class_weight=auto"),
+        ({"workdir": ""}, "^workdir='' is empty, as if by a variable that is not set: name a folder, or give None$"),
     ):
         with pytest.raises(InputError, match=message):
             MLPClassifier(**SMALL | setting).fit(x, y)

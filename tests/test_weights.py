@@ -11,6 +11,7 @@ from conftest import make_arrays, small_config
 
 from distmlp import Config, InputError, model, train
 from distmlp.data import datasets
+from distmlp.data import weights as weighing
 from distmlp.data.datasets import ArrayDataset, Data, input_scaling
 from distmlp.data.loader import NumpyLoader
 from distmlp.data.order import Order
@@ -189,7 +190,7 @@ def test_balanced_goes_by_what_is_left_to_train_on() -> None:
     (np.where(np.arange(96) == 7, np.inf, 1), "the weight inf of example 7 must be"),
     (np.where(np.arange(96) == 7, 1e300, 1), r"the weight 1e\+300 of example 7 must be"),
     (np.zeros(96), "train_set: all weights are 0"),
-    (np.full(96, 1e38), "train_set: the weights add up to .*, which float32 cannot hold"),
+    (np.full(96, 2e28), "train_set: the weights add up to .*, which float32 cannot hold"),
     (np.full(96, 1e-35), "train_set: the weights add up to 9.6e-34, which float32 cannot hold"),
     (np.ones(95), "train_set has 96 examples but 95 weights"),
     (np.ones((96, 2)), r"weights must be numbers of shape \[examples\], one for each, not float64 \[96, 2\]"),
@@ -212,3 +213,16 @@ def test_balanced_needs_labels_that_are_known_before() -> None:
     config = Config(**PYTHON.settings() | {"class_weight": "balanced", "hidden_sizes": (8,), "num_classes": 4})
     with pytest.raises(InputError, match="--class_weight=balanced: train_set has one class, or does not list its"):
         datasets.load(config, pairs, TEST)
+
+
+def test_balanced_needs_weights_above_0_in_two_classes() -> None:
+    with pytest.raises(InputError, match=r"^--class_weight=balanced: train_set has weights above 0 in one class only"):
+        weighing.of_training(np.where(Y == 1, 2.0, 0), Y, True, "train_set")
+
+
+def test_weights_that_processors_take_for_0_are_0() -> None:
+    """Else a batch of them alone would be divided by 0."""
+    smallest = float(np.finfo(np.float32).tiny)
+    found = weighing.of_training(np.array([1, smallest, smallest / 2, 1e-45, 0]), np.zeros(5, np.int32), False, "x")
+    assert found is not None
+    assert found.tolist() == [1, smallest, 0, 0, 0]

@@ -24,7 +24,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from distmlp import machine
-from distmlp.config import Config, digest_json
+from distmlp.config import Config, check_named, digest_json
 from distmlp.data import scaling, sources, split, streams, weights
 from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes, Seen
@@ -55,6 +55,7 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
       WriteError: it could not be written.
       Exception: whatever the batches raise themselves.
     """
+    check_named("folder", folder)
     config = config or Config()
     config.validate()
     output, given = _free(Path(os.path.expanduser(folder)).absolute()), _Given(batches)

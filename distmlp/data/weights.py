@@ -6,7 +6,7 @@ import numpy as np
 
 from distmlp.errors import InputError
 
-_SMALLEST, _LARGEST = 1e-30, 1e38  # sums of weights with which float32 can calculate
+_SMALLEST, _LARGEST = 1e-30, 1e30  # sums of weights with which, and with classes, float32 can calculate
 
 
 def checked(weights: Any, count: int, name: str) -> np.ndarray:
@@ -48,6 +48,9 @@ def of_training(weights: np.ndarray | None, labels: np.ndarray, balanced: bool, 
     if balanced:
         weights = np.ones(len(labels)) if weights is None else weights
         sums = np.bincount(labels, weights)
+        if np.count_nonzero(sums) < 2 <= np.count_nonzero(np.bincount(labels)):
+            raise InputError(f"--class_weight=balanced: {name} has weights above 0 in one class only: give another "
+                             "class some, or leave the flag out")
         if np.count_nonzero(sums) < 2:
             raise InputError(f"--class_weight=balanced: {name} has one class, or does not list its labels before they "
                              "are read: give a Dataset that has .targets, or leave the flag out")
@@ -58,4 +61,6 @@ def of_training(weights: np.ndarray | None, labels: np.ndarray, balanced: bool, 
     if not _SMALLEST < weights.sum() < _LARGEST:
         raise InputError(f"{name}: the weights add up to {weights.sum():g}, which float32 cannot hold: divide them all "
                          "by their mean")
-    return weights.astype(np.float32)
+    weights = weights.astype(np.float32)
+    weights[weights < np.finfo(np.float32).tiny] = 0  # as XLA has them on CPUs: else a batch of such would be 0 / 0
+    return weights

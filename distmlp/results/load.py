@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal, overload
 
-from distmlp.config import Config
+from distmlp.config import Config, check_named
 from distmlp.errors import InputError, remark
 from distmlp.progress import best
 from distmlp.results import checkpoints
@@ -40,6 +40,7 @@ def load(run: "str | Path", checkpoint: str | int = "", ensemble: bool = False) 
     Raises:
       InputError: there is no such run or checkpoint, or the checkpoint is damaged; a sweep has no such model.
     """
+    check_named("run", run)
     path = Path(os.path.expanduser(run))
     if ensemble:
         return Ensemble.of(path, [_load(member, str(checkpoint)) for member in swept.kept(path)])

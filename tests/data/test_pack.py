@@ -372,6 +372,8 @@ def test_batches_from_python(tmp_path: Path) -> None:
     for nothing in ([], [(x[:0], y[:0])]):
         with pytest.raises(InputError, match="batches is empty"):
             pack(nothing, tmp_path / "wrong")
+    with pytest.raises(InputError, match=r"^folder='' is empty"):
+        pack([(x, y)], "")
     assert not [*tmp_path.glob("wrong*")]
 
 

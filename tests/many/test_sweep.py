@@ -35,7 +35,7 @@ VARIED = {  # one of each kind of setting that enters a program as numbers, and 
     ),
     "adam": (
         {"optimizer": "adam", "schedule": "warmup_cosine", "warmup_steps": 3, "clip_norm": 0.05, "num_epochs": 3,
-         "eval_every_epochs": 2, "steps_per_dispatch": 7},  # of two epochs
+         "eval_every_epochs": 3, "steps_per_dispatch": 4},  # of an epoch's three steps, and one
         {"learning_rate": [0.003, 0.01], "seed": [0, 3], "hidden_sizes": [(8,), (5,)]},
     ),
 }

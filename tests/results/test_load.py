@@ -220,6 +220,8 @@ def test_an_error_of_the_moment_is_no_damage(
 def test_no_run_no_checkpoint_wrong_width(digits_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder: give the --workdir of a run"):
         load(tmp_path / "absent")
+    with pytest.raises(InputError, match=r"^run='' is empty, as if by a variable that is not set: name a folder$"):
+        load("")
     with pytest.raises(InputError, match="holds no run: give the --workdir of one"):
         load(tmp_path)
     (tmp_path / "run.flags").touch()
