@@ -102,7 +102,7 @@ def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool
     from distmlp.results import bulk
 
     rows, row = opened(), 0
-    for found, disagreement, *_ in bulk.answers(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize))):
+    for found, disagreement, *_ in bulk.answers(model, bulk.blocks(rows)):
         for at, probabilities in enumerate(found):
             where: dict[str, Any] = {"file": rows.name} if rows.picture else {"file": rows.name, "row": row}
             name, most = model.classes[probabilities.argmax()], float(probabilities.max())

@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import math
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -144,15 +144,28 @@ def sources(model: Model | Ensemble, header: str = "") -> asked.Sources:
     return asked.Sources(model.reader(header), picture, sure=bool(header))
 
 
-def checked(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[asked.Asked]:
-    """Blocks of rows, each given with the name of its source, as the model takes them."""
-    rows: Counter[str] = Counter()  # seen of each source
-    for name, block in blocks:
+class Block(NamedTuple):
+    """Some rows of a source."""
+
+    rows: asked.Asked
+    name: str  # of the source
+    first: int  # the number there of the first of them
+
+
+def blocks(rows: asked.Rows, start: int = 0, stop: int = sys.maxsize) -> Iterator[Block]:
+    """The rows of a source from `start` to before `stop`."""
+    for block in rows.blocks(start, stop):
+        yield Block(block, rows.name, start)
+        start += len(block.features)
+
+
+def checked(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[asked.Asked]:
+    """The rows of blocks as the model takes them."""
+    for rows, name, first in blocks:
         try:
-            yield block._replace(features=model.check(block.features, rows[name]))
+            yield rows._replace(features=model.check(rows.features, first))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        rows[name] += len(block.features)
 
 
 class Answers(NamedTuple):
@@ -164,18 +177,17 @@ class Answers(NamedTuple):
     name: str  # of the source
 
 
-def answers(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[Answers]:
-    """Those of blocks, each given with the name of its source."""
-    names, carried = list[str](), list[list[Any]]()  # of the blocks that are on their way
-    rows: Counter[str] = Counter()  # answered of each source
+def answers(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[Answers]:
+    """What is predicted of the rows of blocks."""
+    places, carried = list[tuple[str, int]](), list[list[Any]]()  # of the blocks that are on their way
 
-    def named() -> Iterator[tuple[str, asked.Asked]]:
-        for name, block in blocks:
-            names.append(name)
-            yield name, block
+    def noted() -> Iterator[Block]:
+        for block in blocks:
+            places.append((block.name, block.first))
+            yield block
 
     def features() -> Iterator[np.ndarray]:
-        for found, beside in ahead(checked(model, named())):
+        for found, beside in ahead(checked(model, noted())):
             carried.append(beside)
             yield found
 
@@ -184,9 +196,8 @@ def answers(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) 
         ((probabilities, None) for probabilities in model.probabilities(features()))
     )  # fmt: skip
     for probabilities, apart in found:
-        name = names.pop(0)
-        scores.check_outputs(probabilities, rows[name], f"{name}: row")
-        rows[name] += len(probabilities)
+        name, first = places.pop(0)
+        scores.check_outputs(probabilities, first, f"{name}: row")
         yield Answers(probabilities, apart, carried.pop(0), name)
 
 
@@ -202,13 +213,13 @@ def _write(
     wanted = (total * process // processes, total * (process + 1) // processes) if counts else (0, 1 << 62)
     whole: dict[str, bool] = {}
 
-    def blocks() -> Iterator[tuple[str, asked.Asked]]:
+    def own() -> Iterator[Block]:
         begin = 0
         for place, each in enumerate(rows):
             end = begin + counts[place] if counts else 1 << 62
             start, stop = max(wanted[0], begin), min(wanted[1], end)
             if start < stop:
-                yield from ((each.name, block) for block in each.blocks(start - begin, stop - begin))
+                yield from blocks(each, start - begin, stop - begin)
             begin = end if counts else 0
 
     classes, none = pa.array(list(model.classes)), np.zeros((0, len(model.classes)), np.float32)
@@ -220,7 +231,7 @@ def _write(
         add([none] if array else [*beside, *_answers(none, classes, names, apart=apart)])
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for found, apart, beside, name in answers(model, blocks()):
+        for found, apart, beside, name in answers(model, own()):
             beside = [_typed(*each, name, texts, whole) for each in zip(beside, columns, strict=True)]
             try:
                 add([found] if array else [*beside, *_answers(found, classes, names, apart=apart)])

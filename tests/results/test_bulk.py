@@ -216,6 +216,19 @@ def test_a_row_that_has_no_probabilities_is_named(size: int, wine_run: Path, tmp
             evaluate.main([str(wine_run), f"--dataset={tmp_path / 't.csv'}", "--json"])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.finfo(np.float32).min])
+def test_a_process_names_the_rows_of_its_part_as_the_file_has_them(
+    value: float, wine_run: Path, tmp_path: Path
+) -> None:
+    x = plain().drop(columns="label").to_numpy(np.float32)[:40]
+    np.save(tmp_path / "first.npy", x[:4])
+    x[33] = value
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(InputError, match=r"x\.npy: row 33 has a value"):
+        bulk.write(load(wine_run), [tmp_path / "first.npy", tmp_path / "x.npy"], tmp_path / "p.csv", process=1,
+                   processes=2)  # fmt: skip
+
+
 def test_a_pack(wine_run: Path, tmp_path: Path) -> None:
     plain().to_csv(tmp_path / "wine.csv", index=False)
     assert pack.main([str(tmp_path / "wine.csv"), f"--output={tmp_path / 'made'}"]) == 0
