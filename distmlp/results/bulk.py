@@ -250,7 +250,7 @@ def _typed(values: Any, column: str, name: str, texts: set[str], whole: dict[str
     them, as numbers."""
     import pyarrow as pa
 
-    if not _is_text(values) or column in texts:
+    if not _is_text(values.type) or column in texts:
         return values
     plain = columnar.suffix(Path(name)) not in _OF_TYPES and _whole(values)
     if whole.setdefault(column, plain) and not plain:
@@ -258,10 +258,10 @@ def _typed(values: Any, column: str, name: str, texts: set[str], whole: dict[str
     return values.cast(pa.int64()) if whole[column] else values
 
 
-def _is_text(values: Any) -> bool:
+def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_string(values.type) or pa.types.is_large_string(values.type))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _whole(texts: Any) -> bool:
@@ -281,7 +281,7 @@ def _texts(rows: Sequence[asked.Rows], columns: Sequence[str], reader: Reader, s
         blocks = raw.read([here[name.strip()] for name in columns])
         for block in blocks if raw.text else itertools.islice(blocks, 1):
             found.update(column for column, values in zip(columns, block, strict=True)
-                         if _is_text(values) and not (raw.text and _whole(values)))
+                         if _is_text(values.type) and not (raw.text and _whole(values)))
     return found
 
 
@@ -289,7 +289,7 @@ def _texts(rows: Sequence[asked.Rows], columns: Sequence[str], reader: Reader, s
 def _parquet(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
     from pyarrow import parquet
 
-    with _arrow(lambda schema: parquet.ParquetWriter(path, schema), names) as add:
+    with _arrow(parquet.ParquetWriter, path, ".parquet", names) as add:
         yield add
 
 
@@ -297,12 +297,14 @@ def _parquet(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]],
 def _csv(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
     from pyarrow import csv
 
-    with _arrow(lambda schema: csv.CSVWriter(str(path), schema), names) as add:
+    with _arrow(csv.CSVWriter, path, ".csv", names) as add:
         yield add
 
 
 @contextlib.contextmanager
-def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
+def _arrow(
+    make: Callable[[Any, Any], Any], path: Path, suffix: str, names: Sequence[str]
+) -> Iterator[Callable[[list[Any]], None]]:
     """A writer of Arrow's, which is made for the first rows' types."""
     import pyarrow as pa
 
@@ -311,11 +313,15 @@ def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callabl
     def add(columns: list[Any]) -> None:
         plain = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns]
         batch = pa.record_batch(plain, names=[*names])
-        if not made:
-            made.extend((make(batch.schema), batch.schema))
-        writer, schema = made
-        if len(batch):
-            writer.write_batch(pa.record_batch([*map(_as, batch.columns, schema.types, names)], schema))
+        try:
+            if not made:
+                made.extend((make(str(path), batch.schema), batch.schema))
+            writer, schema = made
+            if len(batch):
+                writer.write_batch(pa.record_batch([*map(_as, batch.columns, schema.types, names)], schema))
+        except pa.ArrowException:
+            _check_types(make, suffix, batch)
+            raise
 
     try:
         yield add
@@ -324,13 +330,39 @@ def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callabl
             writer.close()
 
 
-def _as(column: Any, kind: Any, name: str) -> Any:
+def _check_types(make: Callable[[Any, Any], Any], suffix: str, batch: Any) -> None:
+    """Raises InputError where a column is of a type that such a file does not have."""
     import pyarrow as pa
 
-    try:
-        return column.cast(kind)
-    except pa.ArrowException:
-        raise _OtherType(f"{name} is {column.type}, not {kind}") from None
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        schema = pa.schema([field])
+        try:
+            with make(pa.BufferOutputStream(), schema) as writer:
+                writer.write_batch(pa.record_batch([column], schema))
+        except pa.ArrowException:
+            others = " or ".join(other for other in (".parquet", ".jsonl") if other != suffix)
+            raise InputError(f"--columns={field.name}: a {suffix} file cannot hold a column of type {field.type}: "
+                             f"write a {others} file") from None
+
+
+def _as(column: Any, kind: Any, name: str) -> Any:
+    """A column as one of another type; raises _OtherType where it cannot be, or a value would become another one, as
+    the text 007 the number 7."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column.type == kind:
+        return column
+    with contextlib.suppress(pa.ArrowException):  # there is no such cast
+        made = column.cast(kind)
+        if _is_text(kind):
+            return made
+        changed = column.is_valid() if _is_text(column.type) else pc.not_equal(made.cast(column.type), column)
+        if pa.types.is_floating(column.type):
+            changed = pc.and_not(changed, pc.is_nan(column))
+        if not pc.any(changed).as_py():
+            return made
+    raise _OtherType(f"{name} is {column.type}, not {kind}")
 
 
 @contextlib.contextmanager

@@ -180,6 +180,43 @@ def test_a_column_of_another_type_in_another_file(wine_run: Path, tmp_path: Path
         assert read(tmp_path / "p.jsonl")["note"].tolist()[9:] == [*"abcdefghi"]
 
 
+@pytest.mark.parametrize(("first", "second", "said"), [
+    (pa.array(range(5)), pa.array(["007"] * 5), "string, not int64"),
+    (pa.array([0.5] * 5, pa.float32()), pa.array([0.1] * 5), "double, not float"),
+    (pa.array([True] * 5), pa.array([2] * 5), "int64, not bool"),
+    (pa.array([0.1] * 5, pa.float32()), pa.array([0.5, -2, 1e9, None, np.nan]), ""),
+    (pa.array([""] * 5), pa.array([7] * 5), ""), (pa.array(range(5)), pa.array([None] * 5, pa.string()), ""),
+])  # fmt: skip
+def test_no_value_becomes_another_one_by_the_type_of_an_earlier_file(
+    first: Any, second: Any, said: str, wine_run: Path, tmp_path: Path
+) -> None:
+    for place, notes in enumerate((first, second)):
+        table = pa.Table.from_pandas(wine(5), preserve_index=False)
+        parquet.write_table(table.append_column("note", notes), tmp_path / f"{place}.parquet")
+    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    if said:
+        with pytest.raises(InputError, match=f"^--columns=note is {said}, unlike .* of .*1.parquet: save it as one"):
+            bulk.write(load(wine_run), paths, tmp_path / "p.parquet", ["note"])
+        return
+    bulk.write(load(wine_run), paths, tmp_path / "p.parquet", ["note"])
+    assert str(parquet.read_table(tmp_path / "p.parquet")["note"][5:].to_pylist()) == str(
+        second.cast(first.type).to_pylist())
+
+
+@pytest.mark.parametrize("column", [
+    pa.array([{"x": 1}] * 5), pa.array([[("k", 1)]] * 5, pa.map_(pa.string(), pa.int64())),
+], ids=["struct", "map"])  # fmt: skip
+def test_a_column_that_a_text_file_does_not_have(column: Any, wine_run: Path, tmp_path: Path) -> None:
+    table = pa.Table.from_pandas(wine(5), preserve_index=False).append_column("note", column)
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"^--columns=note: a \.csv file cannot hold a column of type (struct|map)<.*>:"
+                                         r" write a \.parquet or \.jsonl file$"):
+        bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / "p.csv", ["id", "note"])
+    assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
+    for form in ("parquet", "jsonl"):
+        bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / f"p.{form}", ["id", "note"])
+
+
 def test_json_has_null_for_what_is_no_number(wine_run: Path, tmp_path: Path) -> None:
     values = [1.5, np.nan, np.inf, -np.inf, None]
     frame = pa.Table.from_pandas(wine(5), preserve_index=False)
