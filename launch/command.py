@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from distmlp import machine
 from distmlp.config import Config
-from distmlp.errors import STOP_SIGNALS, InputError, Interrupted, JoinError
+from distmlp.errors import STOP_SIGNALS, InputError, Interrupted
 from distmlp.run.signals import ONE_PRESS, tell
 from launch.help import HelpRequested
 
@@ -86,9 +86,10 @@ def _group() -> "Group | None":
 def _speaks_alone(error: BaseException) -> bool:
     """Whether a process that has not joined others says why it ends.
 
-    A launcher gives all its processes the same command line: of what is wrong with that, the first one speaks.
+    A launcher gives all its processes the same command line: of what is wrong with that, the first one speaks; of what
+    came later, each that has seen it (errors.own_errors).
     """
-    if isinstance(error, JoinError) or not _RANKS & os.environ.keys():
+    if getattr(error, "own", False) or not _RANKS & os.environ.keys():
         return True
     from distmlp.cluster.place import find_place
 

@@ -63,10 +63,7 @@ def write(
     Raises:
       InputError: the rows cannot be read or predicted, or the file cannot be written.
     """
-    suffix = _suffix(output)
-    if suffix == ".npy" and columns:
-        raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
-                         "or .jsonl file")
+    suffix = suffix_of(output, columns)
     names = _names(columns, model.classes, probabilities, isinstance(model, Ensemble))
     target, texts = output_of(output, process, processes), set[str]()
     if processes > 1 and columns:
@@ -91,7 +88,7 @@ def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = Fal
     """
     import pyarrow as pa
 
-    suffix, names = _suffix(output), _names(["label"], model.classes, probabilities)
+    suffix, names = suffix_of(output), _names(["label"], model.classes, probabilities)
     classes = pa.array(list(model.classes))
     with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
 
@@ -103,10 +100,14 @@ def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = Fal
         yield watch
 
 
-def _suffix(output: Path) -> str:
+def suffix_of(output: Path, columns: Sequence[str] = ()) -> str:
+    """What kind of file --output names; raises InputError if there is none such, or it has no columns of a source."""
     suffix = output.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"--output={output}: give a file whose name ends in one of {', '.join(SUFFIXES)}")
+    if suffix == ".npy" and columns:
+        raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
+                         "or .jsonl file")
     return suffix
 
 

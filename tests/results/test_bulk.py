@@ -18,7 +18,7 @@ from distmlp.data.streams import Streamed
 from distmlp.parallel.layout import Layout
 from distmlp.results import bulk, files, models, run_data
 from distmlp.results.ensemble import Ensemble
-from launch import evaluate, pack, predict
+from launch import command, evaluate, pack, predict
 
 Capture = pytest.CaptureFixture[str]
 
@@ -111,6 +111,31 @@ def test_each_process_has_its_part(
     monkeypatch.setenv("RANK", "1")
     assert predict.main([str(wine_run), *sources, f"--output={tmp_path}/few.parquet", "--columns=id"]) == 0
     assert len(read(tmp_path / "few.parquet.1-of-300")) <= 1
+
+
+def test_one_of_several_processes_takes_its_gpus_and_says_what_only_it_may_see(
+    wine_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+           "MASTER_PORT": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}  # fmt: skip
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    gpus: list[str] = []
+
+    def loaded(*arguments: Any) -> Any:
+        gpus.append(jax.config.values["jax_cuda_visible_devices"])
+        return load(*arguments)
+
+    monkeypatch.setattr("distmlp.results.load.load", loaded)
+    x = plain().drop(columns="label").to_numpy(np.float32)
+    x[-1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    for output, alone in (("p.npy", True), ("p.txt", False)):
+        with pytest.raises(InputError) as caught:
+            predict.main([str(wine_run), str(tmp_path / "x.npy"), f"--output={output}"])
+        assert command._speaks_alone(caught.value) == alone
+    assert gpus == ["2,3"]
 
 
 def test_all_devices_work(wine_run: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
