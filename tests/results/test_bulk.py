@@ -128,7 +128,7 @@ def test_one_of_several_processes_takes_its_gpus_and_says_what_only_it_may_see(
         return load(*arguments)
 
     monkeypatch.setattr("distmlp.results.load.load", loaded)
-    x = plain().drop(columns="label").to_numpy(np.float32)
+    x = np.array(plain().drop(columns="label"), np.float32)
     x[-1] = np.nan
     np.save(tmp_path / "x.npy", x)
     for output, alone in (("p.npy", True), ("p.txt", False)):
@@ -282,7 +282,7 @@ def test_a_row_that_has_no_probabilities_is_named(size: int, wine_run: Path, tmp
 def test_a_process_names_the_rows_of_its_part_as_the_file_has_them(
     value: float, wine_run: Path, tmp_path: Path
 ) -> None:
-    x = plain().drop(columns="label").to_numpy(np.float32)[:40]
+    x = np.array(plain().drop(columns="label"), np.float32)[:40]
     np.save(tmp_path / "first.npy", x[:4])
     x[33] = value
     np.save(tmp_path / "x.npy", x)

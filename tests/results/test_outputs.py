@@ -162,10 +162,12 @@ def test_a_signal_leaves_no_part_of_a_file(
     monkeypatch.setattr(os, "_exit", ended)
     monkeypatch.setattr(signal, "getsignal", lambda signum: command._nothing_to_save)
     reader, writer = socket.socketpair()
-    with reader, writer, pytest.raises(SystemExit, match="143"), files.whole(tmp_path / "p.csv") as new:
+    writer.send(bytes([signal.SIGTERM]))
+    with reader, writer, files.whole(tmp_path / "p.csv") as new:
         new.write_text("half of it")
-        writer.send(bytes([signal.SIGTERM]))
-        command._end_at_once(reader, kept)
+        with pytest.raises(SystemExit, match="143"):
+            command._end_at_once(reader, kept)
+        new.touch()
     assert (left, files.begun) == ([], set())
     later = "; a run goes on from its newest checkpoint" if kept else ""
     assert capfd.readouterr().err == f"distmlp: SIGTERM: stopped at once{later}\n"
