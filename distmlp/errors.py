@@ -1,8 +1,9 @@
 """What goes wrong, by whose fault: each kind of error, with the exit code of a command that ends by it."""
 
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 # Those that ask a run to stop. SIGHUP: the connection to the terminal is lost. SIGUSR1, SIGUSR2: a batch system says
@@ -21,6 +22,8 @@ class InputError(ValueError):
 
 class JoinError(InputError):
     """This one of several processes could not join the others: they do not know why, so it says so itself."""
+
+    own = True  # as in `own_errors`
 
 
 class DivergedError(Exception):
@@ -58,6 +61,16 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """What goes wrong within this context may be of this one of several processes alone: it says so itself."""
+    try:
+        yield
+    except Exception as error:
+        error.own = True  # type: ignore[attr-defined] # any error, for launch/command.py
+        raise
 
 
 def one_line(error: object, most: int = 500) -> str:

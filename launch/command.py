@@ -1,5 +1,6 @@
 """What every command shares: signals, output that may go away, and how it ends. Imported before all that is slow."""
 
+import contextlib
 import errno
 import gc
 import io
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from distmlp import machine
 from distmlp.config import Config
-from distmlp.errors import STOP_SIGNALS, InputError, Interrupted, JoinError
+from distmlp.errors import STOP_SIGNALS, InputError, Interrupted
 from distmlp.run.signals import ONE_PRESS, tell
 from launch.help import HelpRequested
 
@@ -29,11 +30,15 @@ BEGAN = time.monotonic() - machine.age()  # when the system made this process
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 
 
-def run(main: Callable[[list[str]], int | None]) -> NoReturn:
-    """Runs `main` on the command line, and ends the process with the exit code that it returns."""
+def run(main: Callable[[list[str]], int | None], kept: bool = True) -> NoReturn:
+    """Runs `main` on the command line, and ends the process with the exit code that it returns.
+
+    Args:
+      kept: what it has done so far is in a folder, from which it goes on when it is started again.
+    """
     gc.set_threshold(100_000, 50, 50)  # else it goes over the 400,000 lasting objects of the imports again and again
     _keep_standard_streams()
-    _watch_signals()
+    _watch_signals(kept)
     try:
         code = main(sys.argv) or 0
     except (Exception, KeyboardInterrupt) as error:
@@ -86,9 +91,10 @@ def _group() -> "Group | None":
 def _speaks_alone(error: BaseException) -> bool:
     """Whether a process that has not joined others says why it ends.
 
-    A launcher gives all its processes the same command line: of what is wrong with that, the first one speaks.
+    A launcher gives all its processes the same command line: of what is wrong with that, the first one speaks; of what
+    came later, each that has seen it (errors.own_errors).
     """
-    if isinstance(error, JoinError) or not _RANKS & os.environ.keys():
+    if getattr(error, "own", False) or not _RANKS & os.environ.keys():
         return True
     from distmlp.cluster.place import find_place
 
@@ -153,7 +159,7 @@ def _keep_standard_streams() -> None:
         ))  # fmt: skip
 
 
-def _watch_signals() -> None:
+def _watch_signals(kept: bool) -> None:
     """From now on a signal ends the process at once, unless a run is there to save (run/signals.py); then the second.
 
     A thread sees to it: Python's handlers wait while the main thread is in an import, a compilation or a collective.
@@ -164,14 +170,14 @@ def _watch_signals() -> None:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             signal.signal(signum, _nothing_to_save)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
-    threading.Thread(target=_end_at_once, args=(reader,), daemon=True).start()
+    threading.Thread(target=_end_at_once, args=(reader, kept), daemon=True).start()
 
 
 def _nothing_to_save(signum: int, frame: FrameType | None) -> None:
     """Python's handler while no run has put its own there; `_end_at_once` knows it by that."""
 
 
-def _end_at_once(reader: socket.socket) -> None:
+def _end_at_once(reader: socket.socket, kept: bool) -> None:
     seen: dict[int, float] = {}
     while True:
         signum = reader.recv(1)[0]
@@ -180,5 +186,10 @@ def _end_at_once(reader: socket.socket) -> None:
         now = time.monotonic()
         first = now - seen.setdefault(signum, now) < ONE_PRESS
         if not first or signal.getsignal(signum) is _nothing_to_save:
-            tell(f"{signal.Signals(signum).name}: stopped at once; a run goes on from its newest checkpoint")
+            files = sys.modules.get("distmlp.results.files")  # which only verbs that write files import
+            for path in tuple(getattr(files, "begun", ())):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            later = "; a run goes on from its newest checkpoint" if kept else ""
+            tell(f"{signal.Signals(signum).name}: stopped at once{later}")
             os._exit(128 + signum)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from distmlp import InputError
-from distmlp.errors import remark
+from distmlp.errors import own_errors, remark
 from launch import verb
 
 if TYPE_CHECKING:  # import jax: --help need not wait for it
@@ -83,16 +83,20 @@ def _write(given: argparse.Namespace) -> int:
     if given.json:
         raise InputError("--json goes without --output, which may name a .jsonl file")
 
-    from distmlp.cluster.place import find_place
+    from distmlp.cluster.place import find_place, own_gpus
     from distmlp.config import Config
+    from distmlp.parallel import backend
     from distmlp.results import bulk, files, load
 
-    model, output = load.load(Path(given.run), given.checkpoint, given.ensemble), Path(given.output)
+    output, config = Path(given.output), Config()
     columns = [name.strip() for name in next(csv.reader([given.columns]), []) if name.strip()]
-    place = find_place(Config())
+    bulk.suffix_of(output, columns)  # what is wrong with that, all processes see
+    place = find_place(config)
     which = (place.process, place.processes) if place else (0, 1)
-    done = bulk.write(model, [Path(file) for file in given.files], output, columns, given.probabilities, given.header,
-                      *which)  # fmt: skip
+    with backend.settings(own_gpus(place, config)), own_errors():
+        model = load.load(Path(given.run), given.checkpoint, given.ensemble)
+        done = bulk.write(model, [Path(file) for file in given.files], output, columns, given.probabilities,
+                          given.header, *which)  # fmt: skip
     print(f"{bulk.output_of(output, *which)}: {done:,} rows", file=files.remarks(output))
     return 0
 
@@ -102,7 +106,7 @@ def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool
     from distmlp.results import bulk
 
     rows, row = opened(), 0
-    for found, disagreement, *_ in bulk.answers(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize))):
+    for found, disagreement, *_ in bulk.answers(model, bulk.blocks(rows)):
         for at, probabilities in enumerate(found):
             where: dict[str, Any] = {"file": rows.name} if rows.picture else {"file": rows.name, "row": row}
             name, most = model.classes[probabilities.argmax()], float(probabilities.max())

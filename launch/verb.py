@@ -68,7 +68,8 @@ def run(main: Callable[[list[str]], int], kept: bool = False) -> NoReturn:
     A fault has another exit code than Python's 1, by which a verb says what it found: os.EX_SOFTWARE.
 
     Args:
-      kept: what it prints is in a folder, too, so that nothing is lost where standard output has no room for it.
+      kept: what it has done so far is in a folder, as command.run has it, and so is what it prints: nothing is lost
+        where standard output has no room for it.
     """
 
     def ended(argv: list[str]) -> int:
@@ -84,4 +85,4 @@ def run(main: Callable[[list[str]], int], kept: bool = False) -> NoReturn:
             print(said, file=sys.stderr)
             return os.EX_SOFTWARE
 
-    command.run(ended)
+    command.run(ended, kept)

@@ -303,7 +303,7 @@ def asked_rows(path: Path, model: Any, header: str = "") -> list[tuple[str, np.n
     found = []
     for opened in bulk.sources(model, header).at(path, apart=True):
         rows = opened()
-        blocks = bulk.checked(model, ((rows.name, block) for block in rows.blocks(0, sys.maxsize)))
+        blocks = bulk.checked(model, bulk.blocks(rows))
         found.append((rows.name, np.concatenate([block.features for block in blocks])))
         for text in rows.remarks():
             remark(text)

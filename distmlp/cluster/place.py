@@ -161,6 +161,12 @@ def local_gpus(place: Place, config: Config) -> list[int] | None:
     return list(range(place.local_rank * part, (place.local_rank + 1) * part))
 
 
+def own_gpus(place: Place | None, config: Config) -> dict[str, str]:
+    """JAX's settings by which this process, which does not join the others, takes its part of the host's GPUs."""
+    gpus = None if place is None else local_gpus(place, config)
+    return {} if gpus is None else {"jax_cuda_visible_devices": ",".join(map(str, gpus))}
+
+
 def split_address(address: str) -> tuple[str, int]:
     """HOST:PORT or [IPv6]:PORT as a pair; raises InputError for what is none."""
     host, _, port = address.rpartition(":")

@@ -86,15 +86,14 @@ def source(path: Path) -> Source:
 
 
 def features_name(path: Path, names: Sequence[str]) -> str:
-    """Of named arrays, that of features: the only one there is, one named x or the like, or else the test set's."""
+    """Of named arrays, that of features: the only one there is, the test set's, or else one named x or the like."""
     if len(names) == 1:
         return names[0]
-    plain = [name for name in names if name.lower() in _FEATURES]
-    parts = [_find(path, names, _FEATURES, part) for part in ("test", "train", "validation")]
-    found = plain or list(filter(None, parts))
+    parts = (_find(path, names, _FEATURES, part) for part in ("test", "train", "validation"))
+    found = next(filter(None, parts), "")
     if not found:
         raise InputError(f"{path} holds {one_line(', '.join(names) or 'nothing')}: name the array of rows x or data")
-    return found[0]
+    return found
 
 
 def _load(path: Path, file: Any = None, name: str = "", **options: Any) -> Any:

@@ -185,6 +185,7 @@ class Sources:
             refused.check_file(path)
             return [functools.partial(PictureRows, [path], self._picture)]
         if files := sources.tables(path):
+            self._check_no_pictures(path, files)
             parts = {part: [file for file in files if sources.part_below(path, file) == part]
                      for part in ("test", "train")}  # fmt: skip
             return each_table(parts["test"] or parts["train"] or files)
@@ -194,3 +195,14 @@ class Sources:
             raise InputError(f"{path} holds no tables, arrays or pictures")
         return [functools.partial(PictureRows, files, self._picture)
                 for files in ([[image] for image in images] if apart else [images])]
+
+    def _check_no_pictures(self, path: Path, files: Sequence[Path]) -> None:
+        """Raises InputError where pictures lie beside tables, none of them named as a part, and the model, which knows
+        no columns, may take both."""
+        if self._reader.columns is not None or any(sources.part_below(path, file) for file in files):
+            return
+        images = (file.name for file in sorted(path.iterdir())
+                  if file.suffix.lower() in pictures.SUFFIXES and not file.name.startswith("."))  # fmt: skip
+        if image := next(images, ""):
+            raise InputError(f"{path} holds {files[0].relative_to(path)} and pictures, as {image}, which could both be "
+                             "meant: name the files, or move the others away")

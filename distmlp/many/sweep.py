@@ -1,6 +1,5 @@
 """sweep(config, {...}): members are trained, the best settings chosen by them, and trained again on all data."""
 
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -17,11 +16,11 @@ from typing import Any
 
 from distmlp import loop, machine
 from distmlp.cluster.group import Group
-from distmlp.cluster.place import Place, find_place, local_gpus
+from distmlp.cluster.place import Place, find_place, own_gpus
 from distmlp.config import FROM_PYTHON, Config, flag_value, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.data.datasets import Data
-from distmlp.errors import DivergedError, InputError, ProcessEnded, counted, printable, remark
+from distmlp.errors import DivergedError, InputError, ProcessEnded, counted, own_errors, printable, remark
 from distmlp.many import alone, keepsakes, shown
 from distmlp.many.course import Course, undefined
 from distmlp.many.record import SCORED_WHEN, Record
@@ -118,21 +117,13 @@ def sweep(
     place = find_place(config)
     if place is not None and not config.workdir:
         raise InputError("--workdir must be given with several processes: a folder that all of them see")
-    with backend.prepared(config), _own_gpus(config, place):
+    # Processes do not join one another: one that dies costs the others nothing.
+    with backend.prepared(config), backend.settings(own_gpus(place, config)), own_errors():
         return _Sweep(config, found, what, load, place).run(halving, keep, refit)
 
 
 def _json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-@contextlib.contextmanager
-def _own_gpus(config: Config, place: Place | None) -> Iterator[None]:
-    """Of several processes on a host each takes its part of the GPUs. They do not join one another: one that dies
-    costs the others nothing."""
-    gpus = None if place is None else local_gpus(place, config)
-    with backend.settings({} if gpus is None else {"jax_cuda_visible_devices": ",".join(map(str, gpus))}):
-        yield
 
 
 class _Sweep:

@@ -5,7 +5,7 @@ import functools
 import itertools
 import json
 import math
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,10 +63,7 @@ def write(
     Raises:
       InputError: the rows cannot be read or predicted, or the file cannot be written.
     """
-    suffix = _suffix(output)
-    if suffix == ".npy" and columns:
-        raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
-                         "or .jsonl file")
+    suffix = suffix_of(output, columns)
     names = _names(columns, model.classes, probabilities, isinstance(model, Ensemble))
     target, texts = output_of(output, process, processes), set[str]()
     if processes > 1 and columns:
@@ -91,7 +88,7 @@ def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = Fal
     """
     import pyarrow as pa
 
-    suffix, names = _suffix(output), _names(["label"], model.classes, probabilities)
+    suffix, names = suffix_of(output), _names(["label"], model.classes, probabilities)
     classes = pa.array(list(model.classes))
     with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
 
@@ -103,10 +100,14 @@ def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = Fal
         yield watch
 
 
-def _suffix(output: Path) -> str:
+def suffix_of(output: Path, columns: Sequence[str] = ()) -> str:
+    """What kind of file --output names; raises InputError if there is none such, or it has no columns of a source."""
     suffix = output.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"--output={output}: give a file whose name ends in one of {', '.join(SUFFIXES)}")
+    if suffix == ".npy" and columns:
+        raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
+                         "or .jsonl file")
     return suffix
 
 
@@ -144,15 +145,28 @@ def sources(model: Model | Ensemble, header: str = "") -> asked.Sources:
     return asked.Sources(model.reader(header), picture, sure=bool(header))
 
 
-def checked(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[asked.Asked]:
-    """Blocks of rows, each given with the name of its source, as the model takes them."""
-    rows: Counter[str] = Counter()  # seen of each source
-    for name, block in blocks:
+class Block(NamedTuple):
+    """Some rows of a source."""
+
+    rows: asked.Asked
+    name: str  # of the source
+    first: int  # the number there of the first of them
+
+
+def blocks(rows: asked.Rows, start: int = 0, stop: int = sys.maxsize) -> Iterator[Block]:
+    """The rows of a source from `start` to before `stop`."""
+    for block in rows.blocks(start, stop):
+        yield Block(block, rows.name, start)
+        start += len(block.features)
+
+
+def checked(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[asked.Asked]:
+    """The rows of blocks as the model takes them."""
+    for rows, name, first in blocks:
         try:
-            yield block._replace(features=model.check(block.features, rows[name]))
+            yield rows._replace(features=model.check(rows.features, first))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-        rows[name] += len(block.features)
 
 
 class Answers(NamedTuple):
@@ -164,18 +178,17 @@ class Answers(NamedTuple):
     name: str  # of the source
 
 
-def answers(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) -> Iterator[Answers]:
-    """Those of blocks, each given with the name of its source."""
-    names, carried = list[str](), list[list[Any]]()  # of the blocks that are on their way
-    rows: Counter[str] = Counter()  # answered of each source
+def answers(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[Answers]:
+    """What is predicted of the rows of blocks."""
+    places, carried = list[tuple[str, int]](), list[list[Any]]()  # of the blocks that are on their way
 
-    def named() -> Iterator[tuple[str, asked.Asked]]:
-        for name, block in blocks:
-            names.append(name)
-            yield name, block
+    def noted() -> Iterator[Block]:
+        for block in blocks:
+            places.append((block.name, block.first))
+            yield block
 
     def features() -> Iterator[np.ndarray]:
-        for found, beside in ahead(checked(model, named())):
+        for found, beside in ahead(checked(model, noted())):
             carried.append(beside)
             yield found
 
@@ -184,9 +197,8 @@ def answers(model: Model | Ensemble, blocks: Iterable[tuple[str, asked.Asked]]) 
         ((probabilities, None) for probabilities in model.probabilities(features()))
     )  # fmt: skip
     for probabilities, apart in found:
-        name = names.pop(0)
-        scores.check_outputs(probabilities, rows[name], f"{name}: row")
-        rows[name] += len(probabilities)
+        name, first = places.pop(0)
+        scores.check_outputs(probabilities, first, f"{name}: row")
         yield Answers(probabilities, apart, carried.pop(0), name)
 
 
@@ -202,13 +214,13 @@ def _write(
     wanted = (total * process // processes, total * (process + 1) // processes) if counts else (0, 1 << 62)
     whole: dict[str, bool] = {}
 
-    def blocks() -> Iterator[tuple[str, asked.Asked]]:
+    def own() -> Iterator[Block]:
         begin = 0
         for place, each in enumerate(rows):
             end = begin + counts[place] if counts else 1 << 62
             start, stop = max(wanted[0], begin), min(wanted[1], end)
             if start < stop:
-                yield from ((each.name, block) for block in each.blocks(start - begin, stop - begin))
+                yield from blocks(each, start - begin, stop - begin)
             begin = end if counts else 0
 
     classes, none = pa.array(list(model.classes)), np.zeros((0, len(model.classes)), np.float32)
@@ -220,7 +232,7 @@ def _write(
         add([none] if array else [*beside, *_answers(none, classes, names, apart=apart)])
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for found, apart, beside, name in answers(model, blocks()):
+        for found, apart, beside, name in answers(model, own()):
             beside = [_typed(*each, name, texts, whole) for each in zip(beside, columns, strict=True)]
             try:
                 add([found] if array else [*beside, *_answers(found, classes, names, apart=apart)])
@@ -239,7 +251,7 @@ def _typed(values: Any, column: str, name: str, texts: set[str], whole: dict[str
     them, as numbers."""
     import pyarrow as pa
 
-    if not _is_text(values) or column in texts:
+    if not _is_text(values.type) or column in texts:
         return values
     plain = columnar.suffix(Path(name)) not in _OF_TYPES and _whole(values)
     if whole.setdefault(column, plain) and not plain:
@@ -247,10 +259,10 @@ def _typed(values: Any, column: str, name: str, texts: set[str], whole: dict[str
     return values.cast(pa.int64()) if whole[column] else values
 
 
-def _is_text(values: Any) -> bool:
+def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
-    return bool(pa.types.is_string(values.type) or pa.types.is_large_string(values.type))
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _whole(texts: Any) -> bool:
@@ -270,7 +282,7 @@ def _texts(rows: Sequence[asked.Rows], columns: Sequence[str], reader: Reader, s
         blocks = raw.read([here[name.strip()] for name in columns])
         for block in blocks if raw.text else itertools.islice(blocks, 1):
             found.update(column for column, values in zip(columns, block, strict=True)
-                         if _is_text(values) and not (raw.text and _whole(values)))
+                         if _is_text(values.type) and not (raw.text and _whole(values)))
     return found
 
 
@@ -278,7 +290,7 @@ def _texts(rows: Sequence[asked.Rows], columns: Sequence[str], reader: Reader, s
 def _parquet(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
     from pyarrow import parquet
 
-    with _arrow(lambda schema: parquet.ParquetWriter(path, schema), names) as add:
+    with _arrow(parquet.ParquetWriter, path, ".parquet", names) as add:
         yield add
 
 
@@ -286,12 +298,14 @@ def _parquet(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]],
 def _csv(path: Path, names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
     from pyarrow import csv
 
-    with _arrow(lambda schema: csv.CSVWriter(str(path), schema), names) as add:
+    with _arrow(csv.CSVWriter, path, ".csv", names) as add:
         yield add
 
 
 @contextlib.contextmanager
-def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callable[[list[Any]], None]]:
+def _arrow(
+    make: Callable[[Any, Any], Any], path: Path, suffix: str, names: Sequence[str]
+) -> Iterator[Callable[[list[Any]], None]]:
     """A writer of Arrow's, which is made for the first rows' types."""
     import pyarrow as pa
 
@@ -300,11 +314,15 @@ def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callabl
     def add(columns: list[Any]) -> None:
         plain = [column.dictionary_decode() if pa.types.is_dictionary(column.type) else column for column in columns]
         batch = pa.record_batch(plain, names=[*names])
-        if not made:
-            made.extend((make(batch.schema), batch.schema))
-        writer, schema = made
-        if len(batch):
-            writer.write_batch(pa.record_batch([*map(_as, batch.columns, schema.types, names)], schema))
+        try:
+            if not made:
+                made.extend((make(str(path), batch.schema), batch.schema))
+            writer, schema = made
+            if len(batch):
+                writer.write_batch(pa.record_batch([*map(_as, batch.columns, schema.types, names)], schema))
+        except pa.ArrowException:
+            _check_types(make, suffix, batch)
+            raise
 
     try:
         yield add
@@ -313,13 +331,39 @@ def _arrow(make: Callable[[Any], Any], names: Sequence[str]) -> Iterator[Callabl
             writer.close()
 
 
-def _as(column: Any, kind: Any, name: str) -> Any:
+def _check_types(make: Callable[[Any, Any], Any], suffix: str, batch: Any) -> None:
+    """Raises InputError where a column is of a type that such a file does not have."""
     import pyarrow as pa
 
-    try:
-        return column.cast(kind)
-    except pa.ArrowException:
-        raise _OtherType(f"{name} is {column.type}, not {kind}") from None
+    for field, column in zip(batch.schema, batch.columns, strict=True):
+        schema = pa.schema([field])
+        try:
+            with make(pa.BufferOutputStream(), schema) as writer:
+                writer.write_batch(pa.record_batch([column], schema))
+        except pa.ArrowException:
+            others = " or ".join(other for other in (".parquet", ".jsonl") if other != suffix)
+            raise InputError(f"--columns={field.name}: a {suffix} file cannot hold a column of type {field.type}: "
+                             f"write a {others} file") from None
+
+
+def _as(column: Any, kind: Any, name: str) -> Any:
+    """A column as one of another type; raises _OtherType where it cannot be, or a value would become another one, as
+    the text 007 the number 7."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if column.type == kind:
+        return column
+    with contextlib.suppress(pa.ArrowException):  # there is no such cast
+        made = column.cast(kind)
+        if _is_text(kind):
+            return made
+        changed = column.is_valid() if _is_text(column.type) else pc.not_equal(made.cast(column.type), column)
+        if pa.types.is_floating(column.type):
+            changed = pc.and_not(changed, pc.is_nan(column))
+        if not pc.any(changed).as_py():
+            return made
+    raise _OtherType(f"{name} is {column.type}, not {kind}")
 
 
 @contextlib.contextmanager

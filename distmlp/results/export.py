@@ -36,6 +36,8 @@ from distmlp.results.files import write
 from distmlp.results.models import Model
 
 _OPSET, _IR_VERSION = 17, 8  # of ONNX: what runtimes since 2022 read
+_LIMITED = ("onnx", "stablehlo")  # protobuf and flatbuffers end at 2 GiB
+_MOST = 2_000_000_000  # bytes of parameters in them, which leaves room for the rest
 
 
 def export(model: Model | Ensemble, form: str, output: Path) -> bool:
@@ -45,8 +47,8 @@ def export(model: Model | Ensemble, form: str, output: Path) -> bool:
       whether the file leaves the scaling of its inputs to who uses it: it has shift and scale.
 
     Raises:
-      InputError: an unknown format, one that an ensemble cannot have, a package that it needs is missing, or the file
-        cannot be written.
+      InputError: an unknown format, one that an ensemble or so many parameters cannot have, a package that it needs is
+        missing, or the file cannot be written.
     """
     if form not in FORMATS:
         raise InputError(f"--format={form}: choose one of {', '.join(FORMATS)}")
@@ -57,6 +59,11 @@ def export(model: Model | Ensemble, form: str, output: Path) -> bool:
         if not model.alike:
             raise InputError(f"the members of {model.run} encode text or absent values as each has learned to, so that "
                              f"they have no inputs in common: export one of them, as {model.members[0].run}")
+    size = sum(part.nbytes for each in exported.networks(model) for layer in each.params for part in layer)
+    if form in _LIMITED and size > _MOST:
+        others = "npz" if isinstance(model, Ensemble) else "npz or safetensors"
+        raise InputError(f"--format={form} holds {_MOST / 1e9:g} GB of parameters at most, and {model.run} has "
+                         f"{size / 1e9:.1f}: export it as {others}")
     content = FORMATS[form](model)
     exported.check(model, form, content)
     write(output, content, {".json": json.dumps(metadata(model)).encode()} if form == "stablehlo" else {})

@@ -14,6 +14,7 @@ from distmlp.errors import InputError
 
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _NUMBERS = itertools.count()  # of the files that are being written
+begun = set[Path]()  # of those, the ones that are not whole yet: a signal that ends the process deletes them
 
 
 def remarks(output: Path) -> TextIO:
@@ -36,6 +37,7 @@ def whole(output: Path) -> Iterator[Path]:
         mode = _mode(output)
         if mode and not stat.S_ISREG(mode):
             raise OSError(errno.EISDIR, "") if stat.S_ISDIR(mode) else OSError("it is no file")
+        begun.add(new)
         try:
             yield new
             if mode:
@@ -44,6 +46,7 @@ def whole(output: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 new.unlink()
+            begun.discard(new)
 
 
 def write(output: Path, content: bytes, beside: dict[str, bytes] | None = None) -> None:

@@ -25,7 +25,7 @@ from distmlp.parallel.layout import Layout
 from distmlp.run import swept
 from distmlp.run.log import read_lines
 from distmlp.run.signals import Watchdog
-from launch import flags
+from launch import command, flags
 
 sweep_module: Any = importlib.import_module("distmlp.many.sweep")
 VARIED = {  # one of each kind of setting that enters a program as numbers, and one that needs a program of its own
@@ -217,6 +217,15 @@ def test_a_folder_holds_a_run_or_a_sweep(npz: str) -> None:
     with pytest.raises(InputError, match=r"^--workdir=\S+/of_a_sweep holds a sweep: give another --workdir$"):
         train(dataclasses.replace(config, workdir="of_a_sweep"))
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_a_process_says_what_only_it_may_see(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    for dataset, keep, alone in (("gone.npz", 0, True), (npz, -1, False)):
+        with pytest.raises(InputError) as caught:
+            sweep(given(dataset, num_devices=1), {"learning_rate": [0.01]}, folds=2, keep=keep)
+        assert command._speaks_alone(caught.value) == alone
 
 
 def test_processes_share_the_members_and_the_first_one_merges(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:

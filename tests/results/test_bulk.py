@@ -18,7 +18,7 @@ from distmlp.data.streams import Streamed
 from distmlp.parallel.layout import Layout
 from distmlp.results import bulk, files, models, run_data
 from distmlp.results.ensemble import Ensemble
-from launch import evaluate, pack, predict
+from launch import command, evaluate, pack, predict
 
 Capture = pytest.CaptureFixture[str]
 
@@ -113,6 +113,31 @@ def test_each_process_has_its_part(
     assert len(read(tmp_path / "few.parquet.1-of-300")) <= 1
 
 
+def test_one_of_several_processes_takes_its_gpus_and_says_what_only_it_may_see(
+    wine_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+           "MASTER_PORT": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}  # fmt: skip
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    gpus: list[str] = []
+
+    def loaded(*arguments: Any) -> Any:
+        gpus.append(jax.config.values["jax_cuda_visible_devices"])
+        return load(*arguments)
+
+    monkeypatch.setattr("distmlp.results.load.load", loaded)
+    x = np.array(plain().drop(columns="label"), np.float32)
+    x[-1] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    for output, alone in (("p.npy", True), ("p.txt", False)):
+        with pytest.raises(InputError) as caught:
+            predict.main([str(wine_run), str(tmp_path / "x.npy"), f"--output={output}"])
+        assert command._speaks_alone(caught.value) == alone
+    assert gpus == ["2,3"]
+
+
 def test_all_devices_work(wine_run: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model, used = load(wine_run), set()
     made = models._program
@@ -180,6 +205,43 @@ def test_a_column_of_another_type_in_another_file(wine_run: Path, tmp_path: Path
         assert read(tmp_path / "p.jsonl")["note"].tolist()[9:] == [*"abcdefghi"]
 
 
+@pytest.mark.parametrize(("first", "second", "said"), [
+    (pa.array(range(5)), pa.array(["007"] * 5), "string, not int64"),
+    (pa.array([0.5] * 5, pa.float32()), pa.array([0.1] * 5), "double, not float"),
+    (pa.array([True] * 5), pa.array([2] * 5), "int64, not bool"),
+    (pa.array([0.1] * 5, pa.float32()), pa.array([0.5, -2, 1e9, None, np.nan]), ""),
+    (pa.array([""] * 5), pa.array([7] * 5), ""), (pa.array(range(5)), pa.array([None] * 5, pa.string()), ""),
+])  # fmt: skip
+def test_no_value_becomes_another_one_by_the_type_of_an_earlier_file(
+    first: Any, second: Any, said: str, wine_run: Path, tmp_path: Path
+) -> None:
+    for place, notes in enumerate((first, second)):
+        table = pa.Table.from_pandas(wine(5), preserve_index=False)
+        parquet.write_table(table.append_column("note", notes), tmp_path / f"{place}.parquet")
+    paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
+    if said:
+        with pytest.raises(InputError, match=f"^--columns=note is {said}, unlike .* of .*1.parquet: save it as one"):
+            bulk.write(load(wine_run), paths, tmp_path / "p.parquet", ["note"])
+        return
+    bulk.write(load(wine_run), paths, tmp_path / "p.parquet", ["note"])
+    assert str(parquet.read_table(tmp_path / "p.parquet")["note"][5:].to_pylist()) == str(
+        second.cast(first.type).to_pylist())
+
+
+@pytest.mark.parametrize("column", [
+    pa.array([{"x": 1}] * 5), pa.array([[("k", 1)]] * 5, pa.map_(pa.string(), pa.int64())),
+], ids=["struct", "map"])  # fmt: skip
+def test_a_column_that_a_text_file_does_not_have(column: Any, wine_run: Path, tmp_path: Path) -> None:
+    table = pa.Table.from_pandas(wine(5), preserve_index=False).append_column("note", column)
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"^--columns=note: a \.csv file cannot hold a column of type (struct|map)<.*>:"
+                                         r" write a \.parquet or \.jsonl file$"):
+        bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / "p.csv", ["id", "note"])
+    assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
+    for form in ("parquet", "jsonl"):
+        bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / f"p.{form}", ["id", "note"])
+
+
 def test_json_has_null_for_what_is_no_number(wine_run: Path, tmp_path: Path) -> None:
     values = [1.5, np.nan, np.inf, -np.inf, None]
     frame = pa.Table.from_pandas(wine(5), preserve_index=False)
@@ -214,6 +276,19 @@ def test_a_row_that_has_no_probabilities_is_named(size: int, wine_run: Path, tmp
         assert f"t.csv: row {said}" in capsys.readouterr().err
         with pytest.raises(InputError, match=rf"t\.csv.*: example {said}"):
             evaluate.main([str(wine_run), f"--dataset={tmp_path / 't.csv'}", "--json"])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.finfo(np.float32).min])
+def test_a_process_names_the_rows_of_its_part_as_the_file_has_them(
+    value: float, wine_run: Path, tmp_path: Path
+) -> None:
+    x = np.array(plain().drop(columns="label"), np.float32)[:40]
+    np.save(tmp_path / "first.npy", x[:4])
+    x[33] = value
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(InputError, match=r"x\.npy: row 33 has a value"):
+        bulk.write(load(wine_run), [tmp_path / "first.npy", tmp_path / "x.npy"], tmp_path / "p.csv", process=1,
+                   processes=2)  # fmt: skip
 
 
 def test_a_pack(wine_run: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from conftest import RunTrain
 from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
 from distmlp.results import exported
+from distmlp.results.ensemble import Ensemble
 from distmlp.results.export import FORMATS, export, parameters
 from distmlp.results.models import Model, Predictions
 
@@ -181,6 +182,19 @@ def test_what_cannot_be_exported(model: Model, tmp_path: Path, monkeypatch: pyte
         with pytest.raises(InputError, match=rf"--format={form} needs \w+.*: pip install 'distmlp\[export\]'"):
             export(model, form, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_parameters_that_a_format_has_no_room_for(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distmlp.results.export._MOST", 4 * (64 * 32 + 32 + 32 * 10 + 10) - 1)
+    for each, others in ((model, "npz or safetensors"), (Ensemble.of(model.run, [model] * 2), "npz")):
+        for form in ("onnx", "stablehlo"):
+            with pytest.raises(InputError, match=rf"^--format={form} holds .* at most, and .*: export it as {others}$"):
+                export(each, form, tmp_path / "model")
+    export(model, "npz", tmp_path / "model.npz")
+    monkeypatch.setattr("distmlp.results.export._MOST", 4 * (64 * 32 + 32 + 32 * 10 + 10))
+    export(model, "stablehlo", tmp_path / "model.bin")
 
 
 def test_the_verb_writes_the_file(call_verb: RunTrain, digits_run: Path, tmp_path: Path) -> None:

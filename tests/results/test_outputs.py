@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from conftest import REPOSITORY, RunTrain, process_env
 from distmlp import InputError, load
 from distmlp.results import files
 from distmlp.results.export import export
-from launch import compare, evaluate, plan, predict, report
+from launch import command, compare, evaluate, plan, predict, report
 from launch import export as export_verb
 
 
@@ -145,6 +147,30 @@ def test_predict_ends_by_what_it_could_read(
     assert predict.main([run, "absent.npy"]) == predict.main([run, "absent.npy", "absent.png"]) == 2
     assert capsys.readouterr().err == "distmlp: error: absent.npy does not exist\n" * 4 + (
         "distmlp: error: absent.png does not exist\n")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_signal_leaves_no_part_of_a_file(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left: list[Path] = []
+
+    def ended(code: int) -> None:
+        left.extend(tmp_path.iterdir())
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(signal, "getsignal", lambda signum: command._nothing_to_save)
+    reader, writer = socket.socketpair()
+    writer.send(bytes([signal.SIGTERM]))
+    with reader, writer, files.whole(tmp_path / "p.csv") as new:
+        new.write_text("half of it")
+        with pytest.raises(SystemExit, match="143"):
+            command._end_at_once(reader, kept)
+        new.touch()
+    assert (left, files.begun) == ([], set())
+    later = "; a run goes on from its newest checkpoint" if kept else ""
+    assert capfd.readouterr().err == f"distmlp: SIGTERM: stopped at once{later}\n"
 
 
 def test_a_fault_is_no_finding(run_verb: RunTrain, digits_run: Path, tmp_path: Path) -> None:

@@ -146,6 +146,22 @@ def test_rows_of_npy_npz_and_csv_are_those_of_the_array(digits_run: Path, tmp_pa
     np.testing.assert_array_equal(features(tmp_path / "b.csv", model), x[:, [1, 0, *range(2, 64)]])
 
 
+def test_pictures_beside_tables(digits_run: Path, wine_run: Path, digit: np.ndarray, tmp_path: Path) -> None:
+    """A list of the pictures, or rows with a plot beside them: only a run that knows columns says which is meant."""
+    folder, model = tmp_path / "folder", load(digits_run)
+    folder.mkdir()
+    save(Image.fromarray(digit), folder / "a.png")
+    assert asked_rows(folder, model)[0][0] == str(folder / "a.png")
+    np.savetxt(folder / "list.csv", np.ones((2, 64)), delimiter=",", fmt="%d")
+    with pytest.raises(InputError, match=r"folder holds list\.csv and pictures, as a\.png, which could both"):
+        asked_rows(folder, model)
+    (folder / "list.csv").rename(folder / "test.csv")
+    assert features(folder, model).shape == (2, 64)
+    (folder / "test.csv").write_bytes((wine_run.parent / "wine.csv").read_bytes())
+    (folder / "test.csv").rename(folder / "wine.csv")
+    assert features(folder, load(wine_run)).shape == (178, 13)
+
+
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("absent.png", None, "absent.png does not exist"),
     ("torn.png", b"\x89PNG\r\n\x1a\n\0\0", "torn.png cannot be read as a picture"),
