@@ -118,6 +118,22 @@ class Cadence:
         end = min(end, step - step % config.audit_every + config.audit_every)
         return end - 1 if self.audit(end) and end - 1 > step else end
 
+    def dispatch(self, step: int, most: int) -> int:
+        """Up to which step a dispatch may go that begins after this one, where only evaluations need the state: the
+        next of them, or `most` steps further."""
+        end = self.next(step)
+        while end - step < most and end < self.total_steps and not self.evaluation(end):
+            end = self.next(end)
+        return min(end, step + most)
+
+    def longest_dispatch(self, most: int) -> int:
+        """The steps of the longest of these dispatches."""
+        step = longest = 0
+        while step < self.total_steps and longest < most:
+            end = self.dispatch(step, most)
+            step, longest = end, max(longest, end - step)
+        return longest
+
 
 def _every(interval: int, number: int) -> bool:
     return interval > 0 and number > 0 and number % interval == 0

@@ -49,6 +49,14 @@ def test_a_loss_of_nan_is_the_best_only_while_there_is_no_other() -> None:
     assert [best(lines[:count])["step"] for count in (1, 2, 3)] == [1, 2, 2]
 
 
+def test_a_dispatch_goes_on_to_the_next_evaluation() -> None:
+    cadence = Cadence(Config(num_epochs=5, eval_every_epochs=2, eval_every_steps=17), 5)  # due: 10, 17, 20, 25
+    assert [cadence.dispatch(step, 100) for step in (0, 3, 10, 17, 20)] == [10, 10, 17, 20, 25]
+    assert [cadence.dispatch(step, 4) for step in (0, 3, 9, 10)] == [4, 7, 10, 14]
+    assert [cadence.longest_dispatch(most) for most in (4, 100)] == [4, 10]
+    assert Cadence(Config(num_epochs=5, eval_every_epochs=0), 5).longest_dispatch(100) == 25
+
+
 def test_with_nothing_to_evaluate_no_evaluation_is_due() -> None:
     cadence = Cadence(Config(max_steps=7), 5, evaluates=False)
     assert [step for step in range(1, 8) if cadence.line(step)] == [5, 7]

@@ -180,7 +180,7 @@ class Group:
         try:
             yield
         except Exception as error:  # whatever it is, the others must hear of it
-            if self.several and not self._all_end:
+            if self.several and not self._all_end and not getattr(error, "told", False):
                 if (text := self.ended_elsewhere(error)) is not None:
                     raise ProcessEnded(text) from error
                 self._fail(error)
@@ -189,6 +189,7 @@ class Group:
     def _fail(self, error: Exception) -> None:
         """Tells the others of this process's error, and hears whether they fail, too."""
         kind = "InputError" if isinstance(error, InputError) else type(error).__name__
+        error.told = True  # type: ignore[attr-defined] # any error: once, also where contexts are nested
         try:
             answers = self._ask({"failed": [kind, str(error), socket.gethostname()]}, self._patience)
         except Exception:  # the others are busy elsewhere, or gone

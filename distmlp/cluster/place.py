@@ -155,8 +155,9 @@ def local_gpus(place: Place, config: Config) -> list[int] | None:
     if not count or per_task or (count < place.local_size and "TORCHELASTIC_RUN_ID" not in env):
         return list(range(count)) or None
     if count % place.local_size:
+        deal = "" if "TORCHELASTIC_RUN_ID" in env else ", or set CUDA_VISIBLE_DEVICES for each"
         raise InputError(f"{place.local_size} processes on {socket.gethostname()} cannot share its {count} GPUs "
-                         "equally: start as many as divide them, or set CUDA_VISIBLE_DEVICES for each")
+                         f"equally: start as many as divide them{deal}")
     part = count // place.local_size
     return list(range(place.local_rank * part, (place.local_rank + 1) * part))
 

@@ -89,8 +89,9 @@ def features_name(path: Path, names: Sequence[str]) -> str:
     """Of named arrays, that of features: the only one there is, the test set's, or else one named x or the like."""
     if len(names) == 1:
         return names[0]
-    parts = (_find(path, names, _FEATURES, part) for part in ("test", "train", "validation"))
-    found = next(filter(None, parts), "")
+    plain = [name for name in names if name.lower() in _FEATURES]
+    found = _find(path, names, _FEATURES, "test") or (plain[0] if len(plain) == 1 else "")
+    found = found or _find(path, names, _FEATURES, "train") or _find(path, names, _FEATURES, "validation")
     if not found:
         raise InputError(f"{path} holds {one_line(', '.join(names) or 'nothing')}: name the array of rows x or data")
     return found

@@ -204,5 +204,9 @@ class Sources:
         images = (file.name for file in sorted(path.iterdir())
                   if file.suffix.lower() in pictures.SUFFIXES and not file.name.startswith("."))  # fmt: skip
         if image := next(images, ""):
+            try:
+                self._picture(path / image)
+            except InputError:  # no picture, or none that the model takes
+                return
             raise InputError(f"{path} holds {files[0].relative_to(path)} and pictures, as {image}, which could both be "
                              "meant: name the files, or move the others away")

@@ -21,7 +21,7 @@ from distmlp.parallel.members import Members, Orders, Pool, Shape
 from distmlp.parallel.specs import REPLICATED, State
 from distmlp.parallel.step import initial_state
 from distmlp.plan import cost
-from distmlp.progress import Cadence, Line, score
+from distmlp.progress import Line, score
 
 _CPU_SECONDS = 4.0  # about, that members of a core take together, or a dispatch of one: what shows no progress
 _CPU_RATE, _CPU_STEP = 3e10, 3e-5  # FLOP/s of a core; seconds that a step takes at least
@@ -55,23 +55,6 @@ def _cadence(course: Course) -> Any:
     return (course.cadence.per_epoch, course.cadence.total_steps, config.eval_every_epochs, config.eval_every_steps)
 
 
-def _dispatched(cadence: Cadence, step: int, most: int) -> int:
-    """Up to which step a dispatch goes that begins after this one: an evaluation, or `most` steps further."""
-    end = cadence.next(step)
-    while end - step < most and end < cadence.total_steps and not cadence.evaluation(end):
-        end = cadence.next(end)
-    return min(end, step + most)
-
-
-def _longest(cadence: Cadence, most: int) -> int:
-    """The steps of the longest dispatch of a whole training, if none has more than `most`."""
-    step = longest = 0
-    while step < cadence.total_steps and longest < most:
-        end = _dispatched(cadence, step, most)
-        step, longest = end, max(longest, end - step)
-    return longest
-
-
 class Team:
     """Members of one program, and this program; nothing is compiled or placed by making it."""
 
@@ -101,7 +84,7 @@ class Team:
         cadences = {_cadence(course): course.cadence for course in courses}.values()
         self._shape = Shape(
             sizes=sizes, scaled=config.input_scaling != "none", members=1,
-            steps=max(_longest(cadence, dispatch) for cadence in cadences),
+            steps=max(cadence.longest_dispatch(dispatch) for cadence in cadences),
             shards=first.order.num_shards, rows=first.order.rows,
             blocks=-(-held // rows), block_rows=rows, weightless=any(w is not None and not w.all() for w in weights),
             pauses=config.patience > 0 and not self._one_by_one, log_probs=config.choose_by == "roc_auc",
@@ -146,7 +129,8 @@ class Team:
 
     def _most_in_turn(self, memory: int) -> int:
         """How many members, one after the other, are worth a program."""
-        useful = int(_CPU_SECONDS / (self._step_seconds * self.courses[0].cadence.total_steps))
+        longest = max(course.cadence.total_steps for course in self.courses)
+        useful = int(_CPU_SECONDS / (self._step_seconds * longest))
         fits = memory // (8 * self._lanes * self._made(1).bytes)
         return max(1, min(_CPU_MEMBERS, useful, fits))
 
@@ -181,7 +165,7 @@ class Team:
         cadence, step = courses[0].cadence, courses[0].step
         while any(not course.ended for course in courses) and step < stop:
             began = time.monotonic()
-            until = min(_dispatched(cadence, step, self._shape.steps), stop)
+            until = min(cadence.dispatch(step, self._shape.steps), stop)
             going = [not course.ended for course in courses]
             orders = self._taken(slots, step, until, [p for p, goes in zip(places, going, strict=True) if goes])
             states, losses = team.advance(states, rates, self._pool, orders)

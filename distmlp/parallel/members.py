@@ -30,6 +30,7 @@ from distmlp.parallel.step import abstract_state, make_train_step
 
 FREE = 0.9  # of an accelerator's memory, which these programs may take
 _DISPATCH, _ACCELERATOR_DISPATCH = 512, 64  # steps at most, as of a run alone
+_ORDER_BYTES = 4 << 20  # a member's positions and weights of a dispatch, in the host's memory
 _ANY_SHARDS = 1 << 20  # more than devices: all shards of a member are one device's
 
 
@@ -179,7 +180,8 @@ def layout_of(config: Config, devices: Sequence[jax.Device] = (), memory: int = 
 
 def largest_dispatch(config: Config, layout: Layout) -> int:
     """How many steps a dispatch has at most."""
-    return config.steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _DISPATCH)
+    steps = config.steps_per_dispatch or (_ACCELERATOR_DISPATCH if layout.accelerated else _DISPATCH)
+    return max(1, min(steps, _ORDER_BYTES // (8 * config.batch_size)))
 
 
 def one_by_one(layout: Layout) -> bool:

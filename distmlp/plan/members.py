@@ -18,6 +18,7 @@ from distmlp.parallel.members import FREE, Members, Pool, Shape, largest_dispatc
 from distmlp.plan import cards, cost, rates
 from distmlp.plan.cards import Card
 from distmlp.plan.hlo import Module
+from distmlp.progress import Cadence
 
 
 def make(
@@ -35,7 +36,7 @@ def make(
     examples = len(train) + (0 if data.validation is None else len(data.validation))
     pool = Pool(jax.ShapeDtypeStruct((examples, data.num_features), train.dtype),
                 jax.ShapeDtypeStruct((examples,), np.int32))  # fmt: skip
-    steps = min(largest_dispatch(config, layout), order.steps_per_epoch, total)
+    steps = Cadence(config, order.steps_per_epoch).longest_dispatch(largest_dispatch(config, layout))
     shape = Shape(sizes, config.input_scaling != "none", each, steps, layout.num_shards, order.rows,
                   -(-len(held) // rows), rows, pauses=config.patience > 0)  # fmt: skip
     programs = Members(config, layout, shape, pool, total)

@@ -356,12 +356,14 @@ def _as(column: Any, kind: Any, name: str) -> Any:
         return column
     with contextlib.suppress(pa.ArrowException):  # there is no such cast
         made = column.cast(kind)
-        if _is_text(kind):
+        if _is_text(kind) or column.null_count == len(column):
             return made
-        changed = column.is_valid() if _is_text(column.type) else pc.not_equal(made.cast(column.type), column)
-        if pa.types.is_floating(column.type):
-            changed = pc.and_not(changed, pc.is_nan(column))
-        if not pc.any(changed).as_py():
+        if pa.types.is_floating(column.type):  # NaN is unlike itself
+            changed = pc.and_not(pc.not_equal(made.cast(column.type), column), pc.is_nan(column))
+            same = not pc.any(changed).as_py()
+        else:
+            same = not _is_text(column.type) and made.cast(column.type).equals(column)
+        if same:
             return made
     raise _OtherType(f"{name} is {column.type}, not {kind}")
 

@@ -140,6 +140,16 @@ def test_an_error_while_the_others_are_in_a_collective_does_not_wait_for_them(st
     assert store.patience <= 2_000
 
 
+def test_an_error_is_told_once_where_contexts_are_nested(store: Store, group: Group) -> None:
+    def fails_in_step() -> None:
+        group._patience = 1
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), group.together(), group.together():
+        fails_in_step()
+    assert [key for key in store.values if key.endswith("/0")] == ["distmlp/1/0"]
+
+
 GLOO = "UNKNOWN: Gloo all-reduce failed: [gloo/pair.cc:538] Read error [10.0.0.1]:33003: Connection reset by peer"
 
 

@@ -130,8 +130,9 @@ def test_processes_on_one_host_divide_its_gpus(
 ])  # fmt: skip
 def test_gpus_that_cannot_be_divided_equally_are_refused(env: dict[str, str], environ: dict[str, str]) -> None:
     environ |= env
-    with pytest.raises(InputError, match=r"2 processes on .* cannot share its \d GPUs equally"):
+    with pytest.raises(InputError, match=r"2 processes on .* cannot share its \d GPUs equally") as refused:
         local_gpus(place(0, 2), Config())
+    assert ("for each" in str(refused.value)) == ("TORCHELASTIC_RUN_ID" not in env)  # it would be refused again
     assert local_gpus(place(0, 2), Config(platform="cpu")) is None  # none is needed, so none is refused
 
 

@@ -20,6 +20,7 @@ def features(path: Path) -> np.ndarray:
 @pytest.mark.parametrize("held", [
     {"whatever": ROWS}, {"ids": np.zeros(3), "X": ROWS}, {"x_train": OTHERS, "x_test": ROWS, "y_test": np.zeros(3)},
     {"x_train": ROWS, "y_train": np.zeros(3)}, {"x": OTHERS, "y": np.zeros(3), "x_test": ROWS, "y_test": np.zeros(3)},
+    {"x_train": OTHERS, "y_train": np.zeros(3), "x": ROWS},
 ])  # fmt: skip
 def test_the_rows_of_an_archive_or_a_folder(held: dict[str, np.ndarray], tmp_path: Path) -> None:
     np.savez(tmp_path / "rows.npz", **held)

@@ -30,7 +30,8 @@ from launch import command, flags
 sweep_module: Any = importlib.import_module("distmlp.many.sweep")
 VARIED = {  # one of each kind of setting that enters a program as numbers, and one that needs a program of its own
     "sgd": (
-        {"weight_decay": 1e-3, "class_weight": "balanced", "patience": 1, "num_epochs": 6},
+        {"weight_decay": 1e-3, "class_weight": "balanced", "patience": 1, "num_epochs": 6,
+         "eval_every_epochs": 2},
         {"learning_rate": [0.003, 0.03], "momentum": [0.5, 0.9], "shuffle": [True, False]},
     ),
     "adam": (
@@ -394,6 +395,15 @@ def test_a_dispatch_on_a_cpu_is_so_short_that_no_watchdog_takes_it_for_a_stall(w
     course = Course(vary.Member(0, {}, None, config), share, 1)
     made = team.Team([course], members.layout_of(config), 2, 1, {})
     assert made._shape.steps == steps
+    longer = Course(vary.Member(1, {}, None, dataclasses.replace(config, num_epochs=100)), share, 1)
+    turns = [team.Team(each, made._layout, 2, 1, {})._most_in_turn(1 << 40) for each in ([course, longer], [longer])]
+    assert turns[0] == turns[1]
+
+
+def test_the_orders_of_a_dispatch_have_a_bound() -> None:
+    layout = members.layout_of(Config(num_devices=1))
+    found = [members.largest_dispatch(Config(batch_size=size), layout) for size in (64, 100_000, 10_000_000)]
+    assert found == [512, 5, 1]
 
 
 def test_what_is_best_of_a_table_with_text_labels_is_so_on_the_test_set(tmp_path: Path) -> None:

@@ -275,8 +275,8 @@ def test_members_of_a_sweep_are_planned(
         return shapes[-1]
 
     monkeypatch.setattr("distmlp.plan.members.Shape", noted)
-    found = plan.make(small_config(npz, validation_fraction=0.25), count=30)
-    assert shapes[0].steps == 4  # an epoch's, as many as a dispatch has at most
+    found = plan.make(small_config(npz, validation_fraction=0.25, num_epochs=3, eval_every_epochs=2), count=30)
+    assert shapes[0].steps == 8  # two epochs', up to an evaluation, as many as a dispatch has at most
     assert (found["members"], found["members_per_device"], found["devices"]) == (30, 4, 8)
     assert not found["together"]  # on a CPU
     parameters = 4 * (12 * 8 + 8 + 8 * 4 + 4)

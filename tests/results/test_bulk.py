@@ -211,6 +211,8 @@ def test_a_column_of_another_type_in_another_file(wine_run: Path, tmp_path: Path
     (pa.array([True] * 5), pa.array([2] * 5), "int64, not bool"),
     (pa.array([0.1] * 5, pa.float32()), pa.array([0.5, -2, 1e9, None, np.nan]), ""),
     (pa.array([""] * 5), pa.array([7] * 5), ""), (pa.array(range(5)), pa.array([None] * 5, pa.string()), ""),
+    (pa.array(range(5)), pa.nulls(5), ""),
+    (pa.array([{"x": 1}] * 5), pa.array([{"x": 2}, None, *[{"x": 3}] * 3], pa.struct([("x", pa.int32())])), ""),
 ])  # fmt: skip
 def test_no_value_becomes_another_one_by_the_type_of_an_earlier_file(
     first: Any, second: Any, said: str, wine_run: Path, tmp_path: Path

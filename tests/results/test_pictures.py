@@ -155,6 +155,9 @@ def test_pictures_beside_tables(digits_run: Path, wine_run: Path, digit: np.ndar
     np.savetxt(folder / "list.csv", np.ones((2, 64)), delimiter=",", fmt="%d")
     with pytest.raises(InputError, match=r"folder holds list\.csv and pictures, as a\.png, which could both"):
         asked_rows(folder, model)
+    (folder / "a.png").write_bytes(b"")  # as one that the model cannot take
+    assert features(folder, model).shape == (2, 64)
+    save(Image.fromarray(digit), folder / "a.png")
     (folder / "list.csv").rename(folder / "test.csv")
     assert features(folder, model).shape == (2, 64)
     (folder / "test.csv").write_bytes((wine_run.parent / "wine.csv").read_bytes())
