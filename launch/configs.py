@@ -19,17 +19,21 @@ def main(argv: list[str]) -> int:
     arguments = verb.parser("configs", __doc__)
     arguments.add_argument("names", metavar="NAME", nargs="*", help="a config, as digits.flags or kubernetes.yaml")
     arguments.add_argument("--copy", action=verb.Named, default="", metavar="FOLDER",
-                           help="copy them there; existing files are kept")
+                           help="copy them there; where one exists already, none is copied")
     given = arguments.parse_args(argv)
 
     files = {path.name: path for path in sorted(CONFIGS.iterdir()) if path.is_file()}
     if unknown := [name for name in given.names if name not in files]:
         raise InputError(f"{unknown[0]} is no config: choose from {', '.join(files)}")
-    for name in given.names or files:
-        if given.copy:
-            _copy(files[name], Path(given.copy) / name)
-        else:
-            print(f"{name:<25} {_about(files[name])}")
+    targets = {name: Path(given.copy) / name for name in given.names or files}
+    if given.copy:
+        if there := next((target for target in targets.values() if target.exists()), None):
+            raise InputError(f"{there} exists already: remove it, or give another --copy")
+        for name, target in targets.items():
+            _copy(files[name], target)
+        return 0
+    for name in targets:
+        print(f"{name:<25} {_about(files[name])}")
     return 0
 
 
@@ -41,8 +45,6 @@ def _about(path: Path) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if target.exists():
-        raise InputError(f"{target} exists already: remove it, or give another --copy")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)

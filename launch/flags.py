@@ -19,7 +19,7 @@ CONFIGS = Path(distmlp.__file__).parent / "configs"  # which come with the packa
 
 
 def parse(argv: Sequence[str]) -> Config:
-    """Config from a command line (argv[0] is the program), --flagfile included.
+    """Config from a command line (argv[0] is the program, or the verb), --flagfile included.
 
     Raises:
       InputError: no flags, an unknown one, a stray argument, a value of the wrong type, a flagfile that cannot be read.
@@ -33,7 +33,9 @@ def parse(argv: Sequence[str]) -> Config:
     except flags.UnrecognizedFlagError as error:
         _, similar, names = str(error).partition("Did you mean: ")
         hint = f", did you mean --{names.rstrip(' ?').replace(', ', ' or --')}" if similar else ""
-        raise InputError(f"--{error.flagname} is no flag{hint}: --helpfull lists them all") from None
+        own = argv[0] in ("plan", "sweep")  # which have flags of their own
+        lists = f"{argv[0]} --help lists its own, --helpfull training's" if own else "--helpfull lists them all"
+        raise InputError(f"--{error.flagname} is no flag{hint}: {lists}") from None
     except flags.IllegalFlagValueError as error:
         raise InputError(_illegal_value(error)) from None
     except (flags.Error, ValueError) as error:  # ValueError: a value given to --noFLAG

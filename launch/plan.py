@@ -8,7 +8,6 @@ without; 2 bad input.
 """
 
 import json
-import re
 
 from distmlp import InputError
 from launch import flags, help, verb
@@ -26,8 +25,7 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("--members", type=int, metavar="N",
                            help="plan so many members of a sweep like this run, instead of the run")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
-    # To argparse -hidden_sizes=8 is -h, and a value of it.
-    given, rest = arguments.parse_known_args([re.sub("^-(?=h[a-z])", "--", argument) for argument in argv])
+    given, rest = arguments.parse_known_args(argv)
     if not rest:
         raise InputError("nothing to plan: give the run's flags, as in `python -m launch.plan configs/8gpu.flags`")
     help.check(rest)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -13,7 +14,9 @@ from launch import command
 
 class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override] # overloads
-        """As argparse's; ~ at the beginning of a value becomes the home folder: after --output= no shell does that."""
+        """As argparse's, to which -hidden_sizes=8 would be -h, and a value of it; ~ at the beginning of a value becomes
+        the home folder: after --output= no shell does that."""
+        args = [re.sub("^-(?=h[a-z])", "--", argument) for argument in (sys.argv[1:] if args is None else args)]
         given, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
             value = getattr(given, action.dest, None)

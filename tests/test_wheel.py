@@ -98,9 +98,10 @@ def test_configs_does_not_overwrite(capsys: pytest.CaptureFixture[str], tmp_path
     assert "digits.flags              Quick start: scikit-learn's handwritten digits, ..." in shown
     assert all(len(line) <= 80 for line in shown)
     (tmp_path / "1gpu.flags").write_text("mine")
-    with pytest.raises(InputError, match="exists already"):
-        main(["1gpu.flags", f"--copy={tmp_path}"])
-    assert (tmp_path / "1gpu.flags").read_text() == "mine"
+    for names in (["1gpu.flags"], ["digits.flags", "1gpu.flags"]):
+        with pytest.raises(InputError, match="exists already"):
+            main([*names, f"--copy={tmp_path}"])
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
     with pytest.raises(InputError, match=r"2gpu.flags is no config: choose from 1gpu.flags, 8gpu.flags"):
         main(["2gpu.flags"])
 

@@ -26,6 +26,7 @@ from distmlp.run import swept
 from distmlp.run.log import read_lines
 from distmlp.run.signals import Watchdog
 from launch import command, flags
+from launch import sweep as sweep_verb
 
 sweep_module: Any = importlib.import_module("distmlp.many.sweep")
 VARIED = {  # one of each kind of setting that enters a program as numbers, and one that needs a program of its own
@@ -513,6 +514,12 @@ def test_nonsense_is_refused_before_anything_is_trained(npz: str, text: str) -> 
     assert text in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (Path("run") / "sweep.jsonl").exists()
+
+
+def test_flags_may_have_one_dash_and_those_of_training_and_of_a_sweep_are_told_apart() -> None:
+    """-hidden_sizes is not -h."""
+    with pytest.raises(InputError, match=r"--samples is no flag.*: sweep --help lists its own, --helpfull training's"):
+        sweep_verb.main(["-hidden_sizes=8", "-header", "none", "-samples=20"])
 
 
 def test_a_command_line_becomes_members() -> None:

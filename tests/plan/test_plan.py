@@ -248,7 +248,8 @@ def test_flags_may_have_one_dash(npz: str, capsys: pytest.CaptureFixture[str]) -
      (["--target=v5e:8"], "give a shape"), (["--figure=lnk=3"], "give bf16"), (["--figure=link=x"], "NAME=NUMBER"),
      (["--figure=link=0"], "--figure=link=0: give bf16, f32"), (["--figure=bf16=inf"], "above 0"),
      (["--figure=memory=nan"], "above 0"), (["--figure=kernel_seconds=-1"], "of kernel_seconds, "),
-     (["--batch_size=0"], "--batch_size=0 must be at least 1"), (["--nonsense"], "no flag")],
+     (["--batch_size=0"], "--batch_size=0 must be at least 1"),
+     (["--nonsense"], "no flag: plan --help lists its own, --helpfull training's")],
 )
 def test_bad_input_names_the_flag_and_the_remedy(flags: list[str], message: str) -> None:
     with pytest.raises(InputError) as error:
