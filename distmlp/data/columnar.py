@@ -295,6 +295,7 @@ def frame(table: Any, name: str) -> Raw:
         names, columns = table.column_names, [column.combine_chunks() for column in table.columns]
         pandas = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
         index = {column for column in pandas.get("index_columns", ()) if column in names}
+    index |= {column for column in names if _INDEX.fullmatch(column)}  # of the file that it was read from
     fields = _fields(name, names, [column.type for column in columns], lambda place: iter([columns[place]]))
 
     def read(wanted: Sequence[str]) -> Iterator[list[Any]]:

@@ -85,7 +85,9 @@ class Columns:
                 continue
             known = {word: place + offset for offset, word in enumerate(self.words[name])}
             codes, words = table.texts[name]
-            places = np.array([*(known.get(word, -1) for word in words), -2])[codes]  # -1: not seen in training
+            # Of a column of truths, which has no words of its own, they are these in small letters.
+            truths = {word.lower(): at for word, at in known.items() if word.lower() in ("true", "false")}
+            places = np.array([*(known.get(word, truths.get(word, -1)) for word in words), -2])[codes]  # -1: not seen
             rows = np.flatnonzero(places >= 0)
             features[rows, places[rows]] = 1
             strange = codes[places == -1]
@@ -220,12 +222,15 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
     """
     known = columns or Columns(())
     by_name = {name.strip(): name for name in raw.names}
+    if "Unnamed: 0" in by_name:  # as a text table's column without a name is called
+        by_name.setdefault("", "Unnamed: 0")
     label = by_name.get(known.label.strip()) if known.label else None
     if labelled:
         if known.label and not label:
             raise InputError(f"{raw.name} has no column {known.label}, without which nothing can be tested on it: "
                              "train on the other file alone, by --dataset and --test_fraction=0.2, and predict this")
-        label = label or _label(raw, config.label_column, frozenset())
+        features = frozenset(by_name.get(name.strip(), "") for name in known.names)
+        label = label or _label(raw, config.label_column, features)
     elif columns is None and len(raw.names) != width:
         label = next(iter(_label_candidates(raw, config.label_column, frozenset())), None)
     weight = by_name.get(known.weight.strip()) if known.weight else None
@@ -234,7 +239,7 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
     empty, label = _empty(raw, known.ignored), label if labelled else None
     if columns is None:
         return Choice(others, label, None, empty)
-    wanted = [by_name.get(name.strip() or "Unnamed: 0") for name in known.names]
+    wanted = [by_name.get(name.strip()) for name in known.names]
     missing = [name for name, found in zip(known.names, wanted, strict=True) if found is None]
     if not raw.header:
         by_place = len(raw.names) == len(wanted)  # else a file like the training set's, if that had no names, too

@@ -207,8 +207,11 @@ class Record:
         return True
 
     def leave(self) -> None:
-        """Deletes the folder of a process that came when the first one had finished, and deleted those of all."""
-        if not self._first:
+        """Deletes what is left where all was finished already: the first process's, if it was stopped before it did,
+        or the folder of one that came later."""
+        if self._first:
+            self.forget()
+        else:
             shutil.rmtree(self._own, ignore_errors=True)
             with contextlib.suppress(OSError):  # it holds another's
                 self._own.parent.rmdir()

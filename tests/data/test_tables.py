@@ -17,7 +17,7 @@ import distmlp
 from distmlp import Config, InputError, train
 from distmlp.data import columnar, read
 from distmlp.data.asked import TableRows
-from distmlp.data.columns import Columns
+from distmlp.data.columns import Columns, matched
 from distmlp.data.datasets import Data, load
 from distmlp.data.tables import Reader
 from distmlp.results import run_data
@@ -358,6 +358,9 @@ def test_pandas_index_is_left_out(name: str, index: str | None, tmp_path: Path) 
     assert data.columns == ["a", "b", "c"]
     (remark,) = data.remarks
     assert "is pandas' index, no feature, and left out" in remark
+    if name == "t.csv":
+        read = pd.read_csv(tmp_path / name)
+        assert load(config("python:x"), (read.drop(columns="label"), read["label"])).columns == ["a", "b", "c"]
 
 
 def test_an_index_that_parquet_names_is_neither_feature_nor_label(tmp_path: Path) -> None:
@@ -605,6 +608,26 @@ def test_words_are_learned_from_the_training_set_alone(tmp_path: Path, capsys: C
     np.testing.assert_array_equal(data.test.take(np.arange(6))[0][:, 1], [1, 0, 0, 1, 0, 0])
     (remark,) = data.remarks
     assert "in 40 rows, column k has one of 2 words that training did not see, which count as none: v, w" in remark
+
+
+@pytest.mark.parametrize("words", [("True", "False", "Unknown"), ("true", "false", "unknown")])
+def test_truths_are_the_words_that_were_learned_for_them(words: tuple[str, ...]) -> None:
+    table = frame()[["a"]].assign(k=[*words] * 20)
+    test = table.assign(k=[True, False, False] * 20)
+    chosen = config("python:x", text_columns="one_hot", test_fraction=0)
+    data = load(chosen, (table, frame()["label"]), (test, frame()["label"]))
+    assert data.columns is not None
+    true, false = (data.test.take(np.arange(3))[0][:, data.columns.index(f"k={word}")] for word in words[:2])
+    assert (true.tolist(), false.tolist()) == ([1, 0, 0], [0, 1, 1])
+    assert not data.remarks
+
+
+def test_a_feature_is_no_label_and_a_name_may_be_blank() -> None:
+    raw = columnar.frame(pd.DataFrame({"x": [0.5], "y": [1.5], "species": ["a"]}), "new")
+    with pytest.raises(InputError, match=r"new has no columns named .*: give --label_column"):
+        matched(raw, Columns(("x", "y")), Config(), labelled=True)
+    raw = columnar.frame(pa.table({"": [0.5], "a": [1.5]}), "new")
+    assert matched(raw, Columns(("a", "")), Config(), labelled=False).features == ["a", ""]
 
 
 def test_predictions_apply_what_was_learned(mixed: Model, call_verb: Any, tmp_path: Path, capsys: Capture) -> None:

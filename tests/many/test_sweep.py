@@ -209,6 +209,14 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pyt
     assert sweep(config, varied, folds=2, keep=3).table == whole.table
 
 
+def test_what_a_finished_sweep_has_left_is_deleted_when_it_is_given_again(tmp_path: Path) -> None:
+    """It was killed after its last line."""
+    for name in ("candidates", "processes/1"):
+        (tmp_path / name).mkdir(parents=True)
+    record.Record(tmp_path, 0, 8).leave()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_folder_holds_a_run_or_a_sweep(npz: str) -> None:
     config, varied = given(npz, num_devices=1, num_epochs=1), {"seed": [0, 1]}
     train(dataclasses.replace(config, workdir="of_a_run"))
