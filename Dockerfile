@@ -1,5 +1,6 @@
 # docker build -t distmlp .
-# mkdir -p runs && docker run --gpus=all --user="$(id -u)" -v "$PWD/runs:/runs" distmlp train 1gpu.flags --workdir=/runs/run1
+# mkdir -p runs
+# docker run --gpus=all --user="$(id -u)" -v "$PWD/runs:/runs" distmlp train 1gpu.flags --workdir=/runs/run1
 # For a machine without GPUs: docker build --build-arg=EXTRA=report -t distmlp .
 FROM python:3.12-slim
 ARG EXTRA=cuda

@@ -2,8 +2,8 @@
 
 The first: handwritten digits (the same 1,437 rows), 64 hidden units, batches of 64, 20 epochs of Adam, 5 folds, from
 the command to the prompt, each member scored once, after its last epoch, as GridSearchCV does, and the best settings
-trained again at the end. Then 32 learning rates. Then, in one process,
-wide networks on MNIST: four members of a sweep, and four runs one after the other.
+trained again at the end. Then 32 learning rates. Then, in one process, wide networks on MNIST: four members of a sweep,
+and four runs one after the other.
 
     python benchmarks/sweep.py [--only=folds|rates|wide]
 """

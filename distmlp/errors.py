@@ -68,7 +68,7 @@ def own_errors() -> Iterator[None]:
     """What goes wrong within this context may be of this one of several processes alone: it says so itself."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever it is: the others have not seen it
         error.own = True  # type: ignore[attr-defined] # any error, for launch/command.py
         raise
 

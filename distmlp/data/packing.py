@@ -61,7 +61,7 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
     output, given = _free(Path(os.path.expanduser(folder)).absolute()), _Given(batches)
     with _begun(output, None, given) as work:
         try:
-            once = iter(batches) is batches
+            once = iter(batches) is batches  # they can be gone through once, as `of_batches` must see
             with sources.of_batches(iter(given) if once else given, config, work) as stream:
                 _Packing(config, {"train": stream}, output, work, "", None).run()
         except BaseException:

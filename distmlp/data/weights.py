@@ -48,12 +48,11 @@ def of_training(weights: np.ndarray | None, labels: np.ndarray, balanced: bool, 
     if balanced:
         weights = np.ones(len(labels)) if weights is None else weights
         sums = np.bincount(labels, weights)
-        if np.count_nonzero(sums) < 2 <= np.count_nonzero(np.bincount(labels)):
-            raise InputError(f"--class_weight=balanced: {name} has weights above 0 in one class only: give another "
-                             "class some, or leave the flag out")
         if np.count_nonzero(sums) < 2:
-            raise InputError(f"--class_weight=balanced: {name} has one class, or does not list its labels before they "
-                             "are read: give a Dataset that has .targets, or leave the flag out")
+            found = ("one class, or does not list its labels before they are read: give a Dataset that has .targets"
+                     if np.count_nonzero(np.bincount(labels)) < 2 else
+                     "weights above 0 in one class only: give another class some")
+            raise InputError(f"--class_weight=balanced: {name} has {found}, or leave the flag out")
         each = weights.sum() / np.count_nonzero(sums)  # what the examples of a class are to weigh together
         weights = weights * np.divide(each, sums, out=np.zeros(len(sums)), where=sums > 0)[labels]
     if weights is None or (weights == 1).all():
