@@ -16,10 +16,8 @@ from distmlp.data.loader import NumpyLoader
 from distmlp.errors import AuditError, WriteError
 from distmlp.kept import forget
 from distmlp.parallel import step
-from distmlp.parallel.layout import Layout, make_layout
+from distmlp.parallel.layout import make_layout
 from distmlp.run.keeping import Keeping
-
-pytestmark = pytest.mark.full_xla  # what is compared is what a user's programs compute
 
 SETTINGS: dict[str, Any] = {"reduction": "invariant", "audit_every": 3, "eval_every_epochs": 0, "max_steps": 9,
                             "num_shards": 4}  # which are compiled in half the time of 8  # fmt: skip
@@ -32,6 +30,7 @@ def _programs_are_made_anew() -> Iterator[None]:
     forget()
 
 
+@pytest.mark.full_xla  # bits are compared
 @pytest.mark.parametrize("changes", [
     {"num_devices": 3, "data_placement": "device"},  # with an empty device
     {"num_devices": 5, "num_shards": 8, "data_placement": "host", "state": "sharded", "clip_norm": 0.1,
@@ -52,7 +51,6 @@ def caught(npz: str, device: int, at: int | None, monkeypatch: pytest.MonkeyPatc
     forget()
     config = small_config(npz, **(SETTINGS | changes))
     with monkeypatch.context() as patched:
-        patched.setattr(Layout, "compiler_options", {"xla_backend_optimization_level": 0})  # compiles in half the time
         patched.setattr(step, "shard_gradients", lying(step.shard_gradients, device, at))
         with pytest.raises(AuditError) as error:
             train(config)

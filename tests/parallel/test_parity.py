@@ -17,8 +17,6 @@ from distmlp.parallel.layout import Layout, make_layout
 from distmlp.parallel.specs import BATCH, STATE, State
 from distmlp.parallel.step import gradients, make_train_step
 
-pytestmark = pytest.mark.full_xla
-
 CLASSES, FEATURES = 10, 784
 SIZES = [FEATURES, 64, 32, CLASSES]
 # Of whole runs, tests/run/test_faults_invariance.py has every number of devices.
@@ -80,6 +78,7 @@ def test_gradients_added_in_pairs(devices: int, monkeypatch: pytest.MonkeyPatch)
     test_gradients_of_a_full_and_of_an_uneven_batch("shard_map", devices)
 
 
+@pytest.mark.full_xla  # bits are compared
 @pytest.mark.parametrize(("shards", "counts"), [(8, range(1, 9)), (11, (2, 3))])
 def test_invariant_gradients_are_the_same_bits_everywhere_and_the_tutorials(shards: int, counts: list[int]) -> None:
     data, found = dataset(224), set()
@@ -117,6 +116,7 @@ def test_gradients_of_batches_that_do_not_divide(
     assert_close(found, dataset(rows), slice(0, rows))
 
 
+@pytest.mark.full_xla  # bits are compared
 def test_one_device_is_the_tutorial_to_the_bit() -> None:
     """Two epochs of three steps, the last batch of each 80 rows of 128."""
     data, config = dataset(336), Config(num_devices=1)
@@ -136,6 +136,7 @@ def test_one_device_is_the_tutorial_to_the_bit() -> None:
         np.testing.assert_array_equal(array, reference)
 
 
+@pytest.mark.full_xla  # bits are compared
 @pytest.mark.parametrize("examples", [1, 3, 7, 1000])
 def test_evaluation_is_the_same_on_1_to_8_devices(examples: int) -> None:
     """Sets smaller than the device count, and one that no step size divides."""
