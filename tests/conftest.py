@@ -17,17 +17,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from drills.runs import heed, with_devices
+
 DEVICES = 8
-_COUNT_FLAG = "--xla_force_host_platform_device_count="
 
-
-def with_devices(xla_flags: str, count: int) -> str:
-    """XLA_FLAGS that ask for so many CPU devices; the other flags stay."""
-    kept = [flag for flag in xla_flags.split() if not flag.startswith(_COUNT_FLAG)]
-    return " ".join([*kept, f"{_COUNT_FLAG}{count}"])
-
-
-os.environ["XLA_FLAGS"] = with_devices(os.environ.get("XLA_FLAGS", ""), DEVICES)
+XLA_FLAGS = os.environ["XLA_FLAGS"] = with_devices(os.environ.get("XLA_FLAGS", ""), DEVICES)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["PJRT_NPROC"] = "16"  # with fewer threads than twice the devices, collectives starve one another
 os.environ.pop("JAX_NUM_CPU_DEVICES", None)  # it would override XLA_FLAGS
@@ -40,7 +34,6 @@ gc.set_threshold(100_000, 50, 50)  # as launch/command.py
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from drills.runs import heed  # noqa: E402
 
 from distmlp.errors import STOP_SIGNALS  # noqa: E402
 
@@ -61,7 +54,14 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
+    for item in items:
+        places.setdefault(item.path, len(places))
+    # In a file, those that are compiled alike come together: see `pytest_runtest_setup`.
+    items.sort(key=lambda item: (places[item.path], not _is_light(item)))
+
+
+def _is_light(item: pytest.Item) -> bool:
+    return item.get_closest_marker("full_xla") is None
 
 
 def pytest_collection_finish() -> None:
@@ -102,8 +102,11 @@ LIGHT: dict[str, Any] = FULL | {
 
 
 @functools.cache
-def _options(light: bool) -> Callable[..., Any]:
-    """JAX's own choice of XLA's options, and of `LIGHT` or `FULL` those that this XLA knows: 0.12's has fewer."""
+def _compiling(light: bool) -> tuple[Callable[..., Any], str]:
+    """JAX's own choice of XLA's options, with `LIGHT` or `FULL`; and those as XLA_FLAGS.
+
+    Without those that this XLA does not know: 0.12's has fewer.
+    """
     import jax
     from jax._src import compiler
 
@@ -121,7 +124,7 @@ def _options(light: bool) -> Callable[..., Any]:
             chosen.env_option_overrides = [*known, *chosen.env_option_overrides]
         return chosen
 
-    return options
+    return options, " ".join(f"--{name}={str(value).lower()}" for name, value in known)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -132,10 +135,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     from distmlp.kept import forget
 
-    light = item.get_closest_marker("full_xla") is None
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(light))  # of processes that the test starts
-    options = _options(light)
+    options, flags = _compiling(_is_light(item))
     if options is not compiler.get_compile_options:
+        os.environ["XLA_FLAGS"] = f"{XLA_FLAGS} {flags}"  # of processes that the test starts
         compiler.get_compile_options = options
         jax.clear_caches()
         forget()

@@ -97,8 +97,7 @@ def test_defaults_are_those_for_tables() -> None:
             assert parameter.default == differing.get(name, getattr(tabular, name)), name
 
 
-@pytest.mark.full_xla
-@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("devices", [1, pytest.param(3, marks=pytest.mark.full_xla)])
 def test_a_fit_has_the_bits_of_train(devices: int) -> None:
     x, y = datasets.load_breast_cancer(return_X_y=True)
     weights = np.random.default_rng(0).random(len(y))

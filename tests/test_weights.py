@@ -52,8 +52,7 @@ def test_whole_weights_are_repeated_rows_and_0_a_missing_one(devices: int) -> No
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a / largest, b / largest, atol=1e-6), grads, expected)
 
 
-@pytest.mark.full_xla
-@pytest.mark.parametrize("placement", ["host", "device"])
+@pytest.mark.parametrize("placement", [pytest.param("host", marks=pytest.mark.full_xla), "device"])
 def test_weights_give_the_same_bits_on_any_devices(placement: str) -> None:
     weights = np.where(np.arange(96) % 5 == 0, 0, WEIGHTS)
     runs = [trained(weights, num_devices=devices, reduction="invariant", shuffle=True, momentum=0.9,
@@ -103,7 +102,6 @@ def test_the_ledger_counts_examples_whatever_they_weigh(npz: str) -> None:
     assert [line.get("loss") for line in a] != [line.get("loss") for line in b]
 
 
-@pytest.mark.full_xla
 def test_a_run_goes_on_only_with_its_weights_and_then_to_the_same_bits() -> None:
     config = small_config("python:arrays", reduction="invariant", shuffle=True)
     whole = train(config, (X, Y, WEIGHTS), TEST).history

@@ -39,7 +39,6 @@ def finish_here(workdir: Path, flags: Sequence[str]) -> None:
     train(parse(["train", *flags, "--num_devices=1", f"--workdir={workdir}"]))
 
 
-@pytest.mark.full_xla  # bits are compared with those of other processes
 def test_two_processes_under_torchrun_give_the_bits_and_the_metrics_of_one(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,11 +28,17 @@ class DrillError(Exception):
     """A promise did not hold."""
 
 
+def with_devices(xla_flags: str, devices: int) -> str:
+    """XLA_FLAGS that ask for so many CPU devices; the other flags stay."""
+    count = "--xla_force_host_platform_device_count="
+    return " ".join([*(flag for flag in xla_flags.split() if not flag.startswith(count)), f"{count}{devices}"])
+
+
 def environment(devices: int) -> dict[str, str]:
-    """This environment, less its JAX settings, with so many emulated devices."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    """This environment, less its JAX settings, with so many emulated devices; XLA's other flags stay."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PJRT_NPROC", "JAX_NUM_CPU_DEVICES")}
     path = os.pathsep.join(filter(None, [str(REPOSITORY), kept.get("PYTHONPATH")]))
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = with_devices(kept.get("XLA_FLAGS", ""), devices)
     return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 

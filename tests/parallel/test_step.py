@@ -16,8 +16,6 @@ from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import BATCH, STATE, State
 from distmlp.parallel.step import make_train_step
 
-pytestmark = pytest.mark.full_xla  # what is compared is what a user's programs compute
-
 SIZES = [12, 8, 4]
 
 

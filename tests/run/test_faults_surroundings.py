@@ -48,7 +48,6 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> str:
     return params_sha256(train(flags.parse(given)).params)
 
 
-@pytest.mark.full_xla  # bits are compared with those of other processes
 @pytest.mark.parametrize(("size", "intact"), [("8k", []), ("300k", [12])])
 def test_full_disk(size: str, intact: list[int], parameters: str, tmp_path: Path) -> None:
     """8k: no room for the metrics; 300k: for one checkpoint, the second fails in the background."""
@@ -123,7 +122,6 @@ def test_the_second_trainer_on_a_workdir_is_refused(npz: str) -> None:
     train(config)
 
 
-@pytest.mark.full_xla  # bits are compared with those of other processes
 def test_clock_set_back(run_train: RunTrain, npz: str, tmp_path: Path) -> None:
     """A resumed run whose clock is a year behind that of its checkpoints."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -226,7 +226,6 @@ def test_hangup_saves_but_not_under_nohup() -> None:
     assert runs.committed(Path("run"))[-1] > step
 
 
-@pytest.mark.full_xla  # bits are compared with those of other processes
 def test_output_that_goes_away_does_not_cost_the_run() -> None:
     """A reader that leaves, and descriptors that never were, so that a file of the run gets their numbers."""
     expected = params_sha256(train(flags.parse(["train", *FLAGS, "--num_devices=1", "--workdir=straight"])).params)
