@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
     arguments.add_argument("--split", default="test", help="train, test (the default) or validation")
     arguments.add_argument("--json", action="store_true", help="print one JSON object")
     arguments.add_argument("--output", action=verb.Named, default="", metavar="FILE",
-                           help="write a .parquet, .csv, .jsonl or .npy file with a row for each example")
+                           help="write a .parquet, .csv, .jsonl or .npy file (which holds probabilities alone) with a "
+                                "row for each example")
     arguments.add_argument("--probabilities", action="store_true", help="in it, the probability of each class, too")
     given = arguments.parse_args(argv)
     if given.probabilities and not given.output:

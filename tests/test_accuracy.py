@@ -17,8 +17,6 @@ from distmlp.data import datasets
 from distmlp.parallel.digest import params_sha256
 from launch import flags
 
-pytestmark = pytest.mark.full_xla  # whole trainings: the compilations are the smaller part
-
 
 @pytest.fixture(scope="module")
 def reference(mnist_dir: str) -> tuple[Any, float]:
@@ -36,6 +34,7 @@ def one_epoch(mnist_dir: str, **changes: Any) -> Any:
     return train(Config(**config.settings() | changes))
 
 
+@pytest.mark.full_xla
 @pytest.mark.parametrize("placement", ["host", "device"])
 def test_one_device_is_the_tutorial(placement: str, mnist_dir: str, reference: tuple[Any, float]) -> None:
     result = one_epoch(mnist_dir, num_devices=1, data_placement=placement)
@@ -45,11 +44,13 @@ def test_one_device_is_the_tutorial(placement: str, mnist_dir: str, reference: t
     assert line["test_accuracy"] == round(reference[1], 4)
 
 
+@pytest.mark.full_xla
 def test_eight_devices_are_within_two_test_images(mnist_dir: str, reference: tuple[Any, float]) -> None:
     accuracy = one_epoch(mnist_dir, parallelism="shard_map").history[0]["test_accuracy"]
     assert abs(accuracy - reference[1]) <= 0.0002 + 1e-9
 
 
+@pytest.mark.full_xla
 def test_the_tables_of_the_tutorials_page(mnist_dir: str) -> None:
     config = flags.parse(["train", str(REPOSITORY / "configs/tutorial_published.flags")])
     here = {"data_dir": mnist_dir, "num_epochs": 1, "num_devices": 1, "workdir": None}
@@ -58,6 +59,7 @@ def test_the_tables_of_the_tutorials_page(mnist_dir: str) -> None:
     np.testing.assert_allclose(found, PUBLISHED[:1], rtol=0, atol=0.0006)
 
 
+@pytest.mark.full_xla
 def test_the_quick_start_reaches_97_percent_within_a_minute(run_train: RunTrain) -> None:
     """A minute of processor time: the time on the clock depends on what else the machine does."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

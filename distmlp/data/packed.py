@@ -352,7 +352,7 @@ class Pack:
 
     def check_settings(self, config: Config) -> None:
         """Raises InputError for a setting that says something else than the pack was made with."""
-        if config.fold and self._learned:
+        if config.fold and self.learned:
             raise InputError(f"--fold={config.fold}: {self.folder} was packed with words or means of all its training "
                              "rows, so also of those to be held out: give the tables themselves")
         default, made = Config(), self.info["settings"]
@@ -360,7 +360,7 @@ class Pack:
             value = getattr(config, name)
             if value in (getattr(default, name), made[name]):
                 continue
-            if name.endswith("_fraction") and name.removesuffix("_fraction") not in self.parts and not self._learned:
+            if name.endswith("_fraction") and name.removesuffix("_fraction") not in self.parts and not self.learned:
                 continue  # nothing was held out, and nothing was learned from what would now be
             said = f"with --{name}={flag_value(made[name])}" if made[name] != getattr(default, name) else "without it"
             raise InputError(f"--{name}={flag_value(value)}: {self.folder} was packed {said}: leave the flag out, or "
@@ -373,7 +373,7 @@ class Pack:
                                    validation_fraction=0.0 if has_validation else config.validation_fraction)
 
     @property
-    def _learned(self) -> bool:
+    def learned(self) -> bool:
         """Whether words or means were learned from the training part."""
         return bool(self.columns and (self.columns.words or self.info["settings"]["missing"] == "mean"))
 

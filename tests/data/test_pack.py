@@ -550,7 +550,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     np.savez(tmp_path / "a.npz", x=x, y=y)
     made = run(tmp_path / "made", tmp_path / "a.npz")
     assert "there is no test set" in capsys.readouterr().err
-    with pytest.raises(InputError, match="was packed without a test set: pack its sources again, with --test"):
+    with pytest.raises(InputError, match="was packed without a test set: give --test_fraction=0.2"):
         datasets.load(Config(dataset=str(made)))
     data = datasets.load(Config(dataset=str(made), test_fraction=0.2))  # of plain numbers nothing was learned
     same(datasets.load(Config(dataset=str(tmp_path / "a.npz"), test_fraction=0.2)), data)
@@ -560,6 +560,8 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     learned = run(tmp_path / "learned", table, missing="mean", text_columns="one_hot")
     with pytest.raises(InputError, match=r"--test_fraction=0\.2: .* was packed without it"):
         datasets.load(Config(dataset=str(learned), test_fraction=0.2))
+    with pytest.raises(InputError, match="was packed without a test set: pack its sources again, with --test"):
+        datasets.load(Config(dataset=str(learned), missing="mean", text_columns="one_hot"))
 
 
 def test_a_pack_is_no_source_of_another(made: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def run(kind: str, devices: int, begin: tuple[int, Any] | None = None, stop: int
     return jax.tree.map(np.asarray, state), losses, counts
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(3, marks=pytest.mark.full_xla), 8])
+@pytest.mark.parametrize("devices", [1, 3, 8])
 def test_host_and_device_feed_give_the_same_bits(devices: int) -> None:
     state, losses, counts = run("host", devices)
     assert counts == [20, 20, 20, 20, 16] * 2 + [20, 20, 20]
