@@ -47,6 +47,10 @@ def make(
             raise InputError(f"--figure={name}={value:g}: give {', '.join(known)} as a number above 0, of "
                              f"{', '.join(_MAY_BE_0)} also 0")
     if target:  # of this machine, only the CPU is asked for
+        platforms = jax.config.values["jax_platforms"] or "cpu"
+        if "cpu" not in platforms.split(","):
+            raise InputError(f"--target={target} is compiled for by JAX on the CPU, which JAX_PLATFORMS={platforms} "
+                             f"excludes: unset it, or set JAX_PLATFORMS={platforms},cpu")
         config = dataclasses.replace(config, platform="cpu")
         targets.prepare()
     # Everything is compiled anew: the time of it is to be seen, and a program for devices that are not here cannot be

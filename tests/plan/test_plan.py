@@ -266,6 +266,12 @@ def test_a_target_without_its_compiler_names_the_extra(monkeypatch: pytest.Monke
             main(["--dataset=digits", f"--target={target}"])
 
 
+def test_a_target_needs_the_cpu_of_jax() -> None:
+    with (backend.settings({"jax_platforms": "cuda"}),
+          pytest.raises(InputError, match=r"^--target=h100:8 .* set JAX_PLATFORMS=cuda,cpu$")):
+        plan.make(Config(), "h100:8")
+
+
 def test_members_of_a_sweep_are_planned(
     npz: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
