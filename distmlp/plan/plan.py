@@ -143,7 +143,10 @@ def _compiled(
         started = time.perf_counter()
         compiled = lowered.compile(layout.compiler_options)
         seconds = time.perf_counter() - started
-        needed[candidate.state] = bytes_needed(compiled) + parts.held.bytes  # and the copy that is saved
+        if parts.audit:
+            parts.audit.compile(parts.state)
+        audited = parts.audit.bytes_needed if parts.audit else 0
+        needed[candidate.state] = max(bytes_needed(compiled), audited) + parts.held.bytes  # and the copy that is saved
         fits = chosen is not None and needed[chosen[0].layout.state] <= layout.device_memory
         if candidate in allowed and not fits:
             chosen = parts, compiled, seconds

@@ -12,12 +12,15 @@ import pytest
 from conftest import small_config
 
 from distmlp import Config, InputError, train
+from distmlp.data import datasets
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.feed import Feed
+from distmlp.parallel.layout import make_layout
 from distmlp.parallel.members import Shape
 from distmlp.plan import advice, cards, cost, plan, rates, targets, text
 from distmlp.plan.cards import CARDS
+from distmlp.training import Program
 from launch.plan import main
 
 KEYS = {"target", "devices", "collectives", "kernels_per_step", "flops_per_step", "communication_bytes_per_step",
@@ -160,6 +163,17 @@ def test_the_figure_of_the_memory_decides_where_data_and_state_lie(npz: str) -> 
     found = [plan.make(config, figures={"memory": room}) for room in (1e9, needed["replicated"] - 1, 1000)]
     assert [each["state"] for each in found] == ["replicated", "sharded", "sharded, layer by layer"]
     assert [each["data_placement"] for each in found] == ["device", "device", "host"]
+
+
+def test_what_audited_steps_need_counts_when_the_state_is_chosen(npz: str) -> None:
+    """As training counts it."""
+    config = small_config(npz, num_devices=2, hidden_sizes=(64,), reduction="invariant", audit_every=1)
+    layout = make_layout(config)
+    parts = Program(config, datasets.load(config), layout, layout.device_memory)
+    parts.compile()
+    needed = parts.bytes_needed + parts.held.bytes
+    assert plan.make(config)["memory_by_state"]["replicated"] == needed
+    assert parts.bytes_needed > parts.feed.bytes_needed
 
 
 def test_an_evaluation_that_needs_more_than_a_step_counts(npz: str) -> None:
