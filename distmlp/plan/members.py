@@ -46,7 +46,7 @@ def make(
     module = Module((compiled.get("whole") or compiled["any"]).as_text() or "")
     parameters = sum(leaf.size * 4 for leaf in jax.tree.leaves(programs.state.params))
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
-        layout.devices[0], layout.device_memory, config.batch_size, max(sizes[1:]), programs.bytes)  # fmt: skip
+        layout.devices[0], layout.device_memory, config.batch_size, cost.largest(sizes), programs.bytes)  # fmt: skip
     card = dataclasses.replace(card, memory=layout.device_memory)  # of one that is here, what jax takes of it
     card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # plan.make has checked the names
     turns = each if programs.one_by_one else 1

@@ -76,7 +76,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float], count: int 
     examples = rows * layout.shards_per_device
     state_bytes = _bytes(parts.state)  # on a device
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
-        layout.devices[0], layout.device_memory, examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
+        layout.devices[0], layout.device_memory, examples, cost.largest(sizes), state_bytes + 8 * examples * sum(sizes)
     )
     card = dataclasses.replace(card, memory=layout.device_memory)  # of one that is here, what jax takes of it
     card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # make has checked the names

@@ -2,12 +2,15 @@
 
 import dataclasses
 import gc
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from conftest import small_config
 
@@ -20,6 +23,7 @@ from distmlp.parallel.layout import make_layout
 from distmlp.parallel.members import Shape
 from distmlp.plan import advice, cards, cost, plan, rates, targets, text
 from distmlp.plan.cards import CARDS
+from distmlp.plan.rates import measure  # before it is replaced
 from distmlp.training import Program
 from launch.plan import main
 
@@ -76,7 +80,31 @@ def test_an_unknown_device_is_measured_at_the_sizes_of_the_run(npz: str, monkeyp
     monkeypatch.setattr(rates, "measure", measure)
     plan.make(small_config(npz, batch_size=20))
     state = 4 * (12 * 8 + 8 + 8 * 4 + 4) + 4  # and the number of the step
-    assert asked == [(3, 8, state + 8 * 3 * (12 + 8 + 4))]  # a device's examples, the widest layer, bytes in all
+    assert asked == [(3, (12, 8), state + 8 * 3 * (12 + 8 + 4))]  # a device's examples, the largest layer, all bytes
+    assert cost.largest([784, 16, 50_000]) == (16, 50_000)
+
+
+def test_a_device_is_measured_by_products_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by [W, W] of its widest layer, which may have no room."""
+    multiplied: list[tuple[int, ...]] = []
+
+    def seconds(function: Any, *arguments: jax.Array) -> float:
+        multiplied.extend(array.shape for array in arguments if array.ndim == 2)
+        return 0.5
+
+    monkeypatch.setattr(rates, "_seconds", seconds)
+    card = measure(jax.devices()[0], 1 << 30, 3, (2, 50_000), 1 << 13)
+    assert multiplied == [(3, 2), (2, 50_000)] * 3
+    assert card.f32 == 2 * 3 * 2 * 50_000 / 0.5
+
+
+def test_what_is_measured_ends_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    for each, calls in ((0.6, 2), (0.01, 15)):
+        clock = itertools.count()
+        times = SimpleNamespace(perf_counter=lambda each=each, clock=clock: next(clock) * each)
+        monkeypatch.setattr("distmlp.plan.rates.time", times)
+        assert rates._seconds(lambda x: x + 1, jnp.ones(1)) == pytest.approx(each)
+        assert next(clock) == 2 * calls
 
 
 @pytest.mark.parametrize(("count", "words"), [
