@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from distmlp import training
-from distmlp.config import Config, resolve_paths
+from distmlp.config import Config, refuse_of_members, resolve_paths
 from distmlp.data import datasets
 from distmlp.errors import InputError
 from distmlp.parallel import backend
@@ -40,6 +40,8 @@ def make(
     Raises:
       InputError: a setting, a target or data that cannot be; or a package is missing.
     """
+    if count is not None:
+        refuse_of_members(config)
     config.validate()
     known = [field.name for field in dataclasses.fields(Card) if field.name != "kind"]
     for name, value in (figures or {}).items():

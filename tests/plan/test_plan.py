@@ -16,6 +16,7 @@ from conftest import small_config
 
 from distmlp import Config, InputError, train
 from distmlp.data import datasets
+from distmlp.data.examples import ArrayDataset
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.feed import Feed
@@ -314,6 +315,31 @@ def test_a_target_needs_the_cpu_of_jax() -> None:
         plan.make(Config(), "h100:8")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"batch_size": 97}, "--batch_size=97: give at most 96, the training examples of a member"),
+     ({"data_placement": "host"}, "trains its members one at a time where the data stay on the host (--data_placement"),
+     ({"state": "sharded"}, "--state=sharded is for one large model"), ({"ledger": True}, "--ledger keeps"),
+     ({"profile_steps": "1:2"}, "--profile_steps looks"), ({"audit_every": 5}, "--audit_every checks")],
+)
+def test_members_that_a_sweep_refuses_or_trains_one_at_a_time_are_not_planned(
+    npz: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        plan.make(small_config(npz, **changes), count=3)
+    assert message in str(error.value)
+
+
+def test_members_whose_data_do_not_fit_or_are_read_one_by_one_are_not_planned(
+    npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"^--members=3: .* more than a quarter of a device's memory: plan the run wi"):
+        plan.make(small_config(npz), figures={"memory": 4000}, count=3)
+    monkeypatch.setattr(ArrayDataset, "one_by_one", True)
+    with pytest.raises(InputError, match=r"^--members=3: .* the data are read one by one: plan the run without --memb"):
+        plan.make(small_config(npz), count=3)
+
+
 def test_members_of_a_sweep_are_planned(
     npz: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +350,9 @@ def test_members_of_a_sweep_are_planned(
         return shapes[-1]
 
     monkeypatch.setattr("distmlp.plan.members.Shape", noted)
-    found = plan.make(small_config(npz, validation_fraction=0.25, num_epochs=3, eval_every_epochs=2), count=30)
+    config = small_config(npz, validation_fraction=0.25, num_epochs=3, eval_every_epochs=2, choose_by="roc_auc")
+    found = plan.make(config, count=30)
+    assert shapes[0].log_probs  # of its evaluations
     assert shapes[0].steps == 8  # two epochs', up to an evaluation, as many as a dispatch has at most
     assert (found["members"], found["members_per_device"], found["devices"]) == (30, 4, 8)
     assert not found["together"]  # on a CPU
