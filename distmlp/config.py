@@ -309,6 +309,19 @@ class Config:
         return features, *self.hidden_sizes, classes
 
 
+def refuse_of_members(config: Config) -> None:
+    """Raises InputError for settings that the members of a sweep cannot have."""
+    for wrong, text in (
+        (config.state == "sharded", "--state=sharded is for one large model over all devices, and a sweep trains "
+                                    "several on each: leave it out"),
+        (config.ledger, "--ledger keeps the steps of a single run: leave it out of a sweep"),
+        (config.profile_steps, "--profile_steps looks at a single run: leave it out of a sweep"),
+        (config.audit_every, "--audit_every checks a single run: leave it out of a sweep"),
+    ):  # fmt: skip
+        if wrong:
+            raise InputError(text)
+
+
 def _plain(value: Any) -> Any:
     """A number, text, or tuple or list of them as Python's own; what is one already, and all else, as it is."""
     if type(value) in (bool, int, float, str):

@@ -314,10 +314,11 @@ class Measures:
         self._eval_train, self._data, self._evaluator = config.eval_train, data, evaluator
         self._choose_by = config.choose_by
         chooser = data.chooser
-        known = len(chooser) and (not chooser.one_by_one or chooser.labels.any())
-        if self._choose_by == "roc_auc" and known:
-            counts = np.bincount(chooser.labels, minlength=len(data.called))
-            if why := scores.undefined(counts, data.called):
+        if self._choose_by == "roc_auc" and len(chooser):
+            why = scores.too_many(len(chooser), data.num_classes)
+            if not chooser.one_by_one or chooser.labels.any():  # else only reading every example would tell
+                why = scores.undefined(np.bincount(chooser.labels, minlength=len(data.called)), data.called)
+            if why:
                 raise _undefined(chooser, why)
 
     def evaluated(self, state: State, poll: Poll) -> Line:

@@ -13,7 +13,7 @@ _USAGE = """\
 Trains the MLP: python -m launch.train CONFIG.flags [--NAME=VALUE ...]
 
 Flags given after a config win over it. Of several values the first is the
-default, else the value shown; --[no]NAME is off. {more}
+default, else the one shown; --[no]NAME without one is off. {more}
 
 Exit codes: 0 done, or help; 2 bad input; 3 diverged; 128 + N stopped by signal
 N, as 130 by Ctrl-C; else a fault.
@@ -42,7 +42,9 @@ def text(full: bool) -> str:
         if meta["rare"] and not full:
             continue
         shown = "|".join(meta["choices"]) if meta["choices"] else flag_value(field.default)
-        flag = f"  --[no]{field.name}" if field.type is bool else f"  --{field.name}={shown}"
+        flag = f"  --{field.name}={shown}"
+        if field.type is bool:
+            flag = f"  --[no]{field.name}{'=true' if field.default else ''}"
         help_text = textwrap.wrap(meta["help"], _WIDTH, initial_indent=" " * 30, subsequent_indent=" " * 30)
         if len(flag) < 30:
             help_text[0] = flag + help_text[0][len(flag) :]

@@ -109,7 +109,7 @@ def test_help_by_topic_in_80_columns(flag: str) -> None:
     assert max(map(len, text.splitlines())) <= 80
     listed = [name for field in dataclasses.fields(Config) for name in re.findall(rf"]?\b({field.name})\b", text)]
     for field in dataclasses.fields(Config):
-        shown = f"  --[no]{field.name} " if field.type is bool else f"  --{field.name}="
+        shown = f"  --[no]{field.name}{'=true' * field.default} " if field.type is bool else f"  --{field.name}="
         assert (shown in text) == (flag == "--helpfull" or not field.metadata["rare"])
         assert not field.metadata["topic"] or f"\n{field.metadata['topic']}:\n" in text
     assert re.findall(r"^\S.*:$", text, re.MULTILINE) == [
@@ -118,6 +118,7 @@ def test_help_by_topic_in_80_columns(flag: str) -> None:
     assert listed.index("dataset") < listed.index("seed") < listed.index("workdir")
     assert "--optimizer=sgd|adam|adamw" in text
     assert "--batch_size=128 " in text
+    assert ("--[no]verify_data=true " in text) == (flag == "--helpfull")  # on unless it is said otherwise
 
 
 def test_version() -> None:

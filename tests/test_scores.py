@@ -123,6 +123,13 @@ def test_roc_auc_needs_examples_of_each_class() -> None:
         train(small_config("python:a", workdir=None, choose_by="roc_auc", num_classes=4), (X, Y), pairs)
 
 
+def test_roc_auc_of_too_many_classes_is_refused_before_training_though_labels_are_not_known() -> None:
+    pairs = list(zip(TEST[0], TEST[1].astype(int), strict=True))
+    config = small_config("python:a", workdir=None, choose_by="roc_auc", num_classes=101)
+    with pytest.raises(InputError, match="is not defined for test_set, for there are more than 100 classes"):
+        train(config, (X, Y), pairs, on_line=pytest.fail)  # with no line before
+
+
 @pytest.mark.parametrize("classes", [2, 10])
 def test_evaluate_says_what_scikit_learn_says(classes: int, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     arrays = make_arrays(train=200, test=120, classes=classes)

@@ -12,7 +12,7 @@ from distmlp.data import weights
 from distmlp.data.datasets import ArrayDataset, Data, Examples, input_scaling
 from distmlp.data.split import hold_out_fold
 from distmlp.errors import InputError
-from distmlp.parallel.members import Pool
+from distmlp.parallel.members import Pool, pool_bytes
 
 # Settings that decide which examples there are; the other settings of a run have the same.
 _DATA = ("dataset", "test_fraction", "validation_fraction", "fold", "label_column", "ignore_columns", "weight_column",
@@ -103,8 +103,8 @@ class Shares:
 
     def _pool(self, parts: list[Examples]) -> Pool | None:
         """These sets one behind the other, in memory if they fit there, beside the pools so far."""
-        size = sum(len(part) * part.num_features * part.dtype.itemsize for part in parts)
-        if size > self._room or any(part.one_by_one for part in parts):
+        size = pool_bytes(parts)
+        if size is None or size > self._room:
             return None
         self._room -= size
         taken = [part.resident or part.take(np.arange(len(part))) for part in parts]

@@ -29,7 +29,7 @@ from distmlp.many.team import Pools, Team, teams
 from distmlp.many.vary import Member, members, varied
 from distmlp.optim import make_for_many
 from distmlp.parallel import backend
-from distmlp.parallel.members import layout_of
+from distmlp.parallel.members import layout_of, pool_room
 from distmlp.parallel.specs import State
 from distmlp.parallel.step import abstract_state
 from distmlp.run import swept
@@ -139,8 +139,7 @@ class _Sweep:
         devices, on_host = len(layout.devices), place.local_size if place else 1
         # On a CPU, a program of one member after the other takes one core for each device.
         self._lanes = 1 if layout.accelerated else max(1, machine.cores() // (devices * on_host))
-        room = 0 if config.data_placement == "host" else layout.device_memory // 4
-        self._shares = Shares(load, room)
+        self._shares = Shares(load, pool_room(config, layout))
         self._courses: dict[int, Course] = {}
         checked: set[Any] = set()
         for member in found:

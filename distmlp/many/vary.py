@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from distmlp.config import Config, as_text
+from distmlp.config import Config, as_text, refuse_of_members
 from distmlp.errors import InputError, counted
 
 _MOST = 100_000  # members
@@ -162,14 +162,10 @@ def members(config: Config, vary: Varied, folds: int, sample: int) -> list[Membe
          f"--folds={folds} and --validation_fraction={config.validation_fraction} both hold out examples to score by: "
          "leave one of them out"),
         (config.fold, f"--fold={config.fold} is a single run's: give --folds=5 for all of them"),
-        (config.state == "sharded", "--state=sharded is for one large model over all devices, and a sweep trains "
-                                    "several on each: leave it out"),
-        (config.ledger, "--ledger keeps the steps of a single run: leave it out of a sweep"),
-        (config.profile_steps, "--profile_steps looks at a single run: leave it out of a sweep"),
-        (config.audit_every, "--audit_every checks a single run: leave it out of a sweep"),
     ):  # fmt: skip
         if wrong:
             raise InputError(text)
+    refuse_of_members(config)
     config.validate()
     seeds = vary.get("seed", [config.seed])
     if isinstance(seeds, Range):

@@ -19,6 +19,7 @@ import numpy as np
 from distmlp import model, optim
 from distmlp.config import Config
 from distmlp.data.batches import Batch
+from distmlp.data.examples import Examples
 from distmlp.kept import kept
 from distmlp.optim import Rates
 from distmlp.parallel import backend, reduce
@@ -176,6 +177,18 @@ def layout_of(config: Config, devices: Sequence[jax.Device] = (), memory: int = 
     settings = dataclasses.replace(config, parallelism="auto", num_shards=_ANY_SHARDS, state="replicated")
     layout = make_layout(settings, devices, memory)
     return dataclasses.replace(layout, num_shards=config.num_shards or (INVARIANT_SHARDS if layout.invariant else 1))
+
+
+def pool_room(config: Config, layout: Layout) -> int:
+    """Bytes that all pools together may have; members whose examples need more are trained one at a time."""
+    return 0 if config.data_placement == "host" else layout.device_memory // 4
+
+
+def pool_bytes(parts: Sequence[Examples]) -> int | None:
+    """Of a pool of these sets; None where there is none, for examples that are read one by one."""
+    if any(part.one_by_one for part in parts):
+        return None
+    return sum(len(part) * part.num_features * part.dtype.itemsize for part in parts)
 
 
 def largest_dispatch(config: Config, layout: Layout) -> int:

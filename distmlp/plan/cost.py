@@ -63,6 +63,11 @@ def flops(sizes: Sequence[int], examples: int) -> int:
     return 2 * examples * (3 * sum(products) - products[0])
 
 
+def largest(sizes: Sequence[int]) -> tuple[int, int]:
+    """The inputs and outputs of the layer that has the most weights."""
+    return max(itertools.pairwise(sizes), key=math.prod)
+
+
 def memory_bytes(sizes: Sequence[int], examples: int, input_bytes: int, state_bytes: int, value_bytes: int) -> int:
     """Read and written by a step.
 

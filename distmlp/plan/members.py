@@ -14,7 +14,7 @@ from distmlp.data.datasets import Data
 from distmlp.data.order import Order
 from distmlp.errors import InputError
 from distmlp.parallel.layout import Layout
-from distmlp.parallel.members import FREE, Members, Pool, Shape, largest_dispatch
+from distmlp.parallel.members import FREE, Members, Pool, Shape, largest_dispatch, pool_bytes, pool_room
 from distmlp.plan import cards, cost, rates
 from distmlp.plan.cards import Card
 from distmlp.plan.hlo import Module
@@ -28,6 +28,15 @@ def make(
     if count < 1:
         raise InputError(f"--members={count}: give 1 or more")
     train, held = data.train, data.validation or data.train
+    if config.batch_size > len(train):
+        raise InputError(f"--batch_size={config.batch_size}: give at most {len(train)}, the training examples of a "
+                         "member")
+    size, room = pool_bytes([train] if data.validation is None else [train, data.validation]), pool_room(config, layout)
+    if size is None or size > room:
+        why = ("are read one by one" if size is None else "stay on the host (--data_placement=host)" if not room else
+               "are more than a quarter of a device's memory")
+        raise InputError(f"--members={count}: a sweep trains its members one at a time where the data {why}: plan the "
+                         "run without --members")
     order = Order(len(train), config.batch_size, layout.num_shards, config.shuffle, config.seed)
     total = config.total_steps(order.steps_per_epoch)
     each = -(-count // len(layout.devices))
@@ -38,7 +47,8 @@ def make(
                 jax.ShapeDtypeStruct((examples,), np.int32))  # fmt: skip
     steps = Cadence(config, order.steps_per_epoch).longest_dispatch(largest_dispatch(config, layout))
     shape = Shape(sizes, config.input_scaling != "none", each, steps, layout.num_shards, order.rows,
-                  -(-len(held) // rows), rows, pauses=config.patience > 0)  # fmt: skip
+                  -(-len(held) // rows), rows, weightless=data.weights is not None and not data.weights.all(),
+                  pauses=config.patience > 0, log_probs=config.choose_by == "roc_auc")  # fmt: skip
     programs = Members(config, layout, shape, pool, total)
     started = time.perf_counter()
     compiled = programs.compile()
@@ -46,7 +56,7 @@ def make(
     module = Module((compiled.get("whole") or compiled["any"]).as_text() or "")
     parameters = sum(leaf.size * 4 for leaf in jax.tree.leaves(programs.state.params))
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
-        layout.devices[0], layout.device_memory, config.batch_size, max(sizes[1:]), programs.bytes)  # fmt: skip
+        layout.devices[0], layout.device_memory, config.batch_size, cost.largest(sizes), programs.bytes)  # fmt: skip
     card = dataclasses.replace(card, memory=layout.device_memory)  # of one that is here, what jax takes of it
     card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # plan.make has checked the names
     turns = each if programs.one_by_one else 1

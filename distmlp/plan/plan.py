@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from distmlp import training
-from distmlp.config import Config, resolve_paths
+from distmlp.config import Config, refuse_of_members, resolve_paths
 from distmlp.data import datasets
 from distmlp.errors import InputError
 from distmlp.parallel import backend
@@ -40,6 +40,8 @@ def make(
     Raises:
       InputError: a setting, a target or data that cannot be; or a package is missing.
     """
+    if count is not None:
+        refuse_of_members(config)
     config.validate()
     known = [field.name for field in dataclasses.fields(Card) if field.name != "kind"]
     for name, value in (figures or {}).items():
@@ -47,6 +49,10 @@ def make(
             raise InputError(f"--figure={name}={value:g}: give {', '.join(known)} as a number above 0, of "
                              f"{', '.join(_MAY_BE_0)} also 0")
     if target:  # of this machine, only the CPU is asked for
+        platforms = jax.config.values["jax_platforms"] or "cpu"
+        if "cpu" not in platforms.split(","):
+            raise InputError(f"--target={target} is compiled for by JAX on the CPU, which JAX_PLATFORMS={platforms} "
+                             f"excludes: unset it, or set JAX_PLATFORMS={platforms},cpu")
         config = dataclasses.replace(config, platform="cpu")
         targets.prepare()
     # Everything is compiled anew: the time of it is to be seen, and a program for devices that are not here cannot be
@@ -72,7 +78,7 @@ def _make(config: Config, target: str, figures: Mapping[str, float], count: int 
     examples = rows * layout.shards_per_device
     state_bytes = _bytes(parts.state)  # on a device
     card = card or cards.find(layout.devices[0].device_kind) or rates.measure(
-        layout.devices[0], layout.device_memory, examples, max(sizes[1:]), state_bytes + 8 * examples * sum(sizes)
+        layout.devices[0], layout.device_memory, examples, cost.largest(sizes), state_bytes + 8 * examples * sum(sizes)
     )
     card = dataclasses.replace(card, memory=layout.device_memory)  # of one that is here, what jax takes of it
     card = dataclasses.replace(card, **figures)  # type: ignore[arg-type] # make has checked the names
@@ -139,7 +145,10 @@ def _compiled(
         started = time.perf_counter()
         compiled = lowered.compile(layout.compiler_options)
         seconds = time.perf_counter() - started
-        needed[candidate.state] = bytes_needed(compiled) + parts.held.bytes  # and the copy that is saved
+        if parts.audit:
+            parts.audit.compile(parts.state)
+        audited = parts.audit.bytes_needed if parts.audit else 0
+        needed[candidate.state] = max(bytes_needed(compiled), audited) + parts.held.bytes  # and the copy that is saved
         fits = chosen is not None and needed[chosen[0].layout.state] <= layout.device_memory
         if candidate in allowed and not fits:
             chosen = parts, compiled, seconds

@@ -1,5 +1,6 @@
 """Measured rates of a device that is here and not in the table of cards: in a second or two, with plain programs."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +11,22 @@ import jax.numpy as jnp
 from distmlp.plan.cards import Card
 
 _STARTS = 2000  # dependent kernels in a loop
+_CALLS, _ENOUGH = 15, 1.0  # of a program, at most: calls, and the seconds after which no other one begins
 
 
-def measure(device: jax.Device, memory: int, rows: int, width: int, touched: int) -> Card:
+def measure(device: jax.Device, memory: int, rows: int, layer: tuple[int, int], touched: int) -> Card:
     """The card that stands for `device`, of `memory` bytes; links are taken to be as fast as its memory.
 
     Args:
       device: one that is here.
       memory: bytes that it has.
-      rows, width: of the products that matter: [rows, width] by [width, width].
+      rows, layer: of the products that matter: [rows, inputs] by a layer's [inputs, outputs].
       touched: bytes that a step works on; fewer stay in a cache, and are faster there.
     """
 
     def product(dtype: Any) -> float:
-        inputs, weights = jnp.ones((rows, width), dtype), jnp.ones((width, width), dtype)
-        return 2 * rows * width**2 / _seconds(lambda x, w: x @ w, inputs, weights)
+        inputs, weights = jnp.ones((rows, layer[0]), dtype), jnp.ones(layer, dtype)
+        return 2 * rows * math.prod(layer) / _seconds(lambda x, w: x @ w, inputs, weights)
 
     numbers = max(touched // 8, 1024)  # half of them read, half of them written
     with jax.default_device(device):
@@ -46,8 +48,8 @@ def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
     """Of one call, the fastest of some."""
     compiled = jax.jit(function).lower(*arguments).compile()
     jax.block_until_ready(compiled(*arguments))
-    times = []
-    for _ in range(15):
+    times: list[float] = []
+    while len(times) < _CALLS and sum(times) < _ENOUGH:
         start = time.perf_counter()
         jax.block_until_ready(compiled(*arguments))
         times.append(time.perf_counter() - start)

@@ -2,22 +2,30 @@
 
 import dataclasses
 import gc
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 from conftest import small_config
 
 from distmlp import Config, InputError, train
+from distmlp.data import datasets
+from distmlp.data.examples import ArrayDataset
 from distmlp.parallel import backend
 from distmlp.parallel.digest import StateDigest
 from distmlp.parallel.feed import Feed
+from distmlp.parallel.layout import make_layout
 from distmlp.parallel.members import Shape
 from distmlp.plan import advice, cards, cost, plan, rates, targets, text
 from distmlp.plan.cards import CARDS
+from distmlp.plan.rates import measure  # before it is replaced
+from distmlp.training import Program
 from launch.plan import main
 
 KEYS = {"target", "devices", "collectives", "kernels_per_step", "flops_per_step", "communication_bytes_per_step",
@@ -73,7 +81,31 @@ def test_an_unknown_device_is_measured_at_the_sizes_of_the_run(npz: str, monkeyp
     monkeypatch.setattr(rates, "measure", measure)
     plan.make(small_config(npz, batch_size=20))
     state = 4 * (12 * 8 + 8 + 8 * 4 + 4) + 4  # and the number of the step
-    assert asked == [(3, 8, state + 8 * 3 * (12 + 8 + 4))]  # a device's examples, the widest layer, bytes in all
+    assert asked == [(3, (12, 8), state + 8 * 3 * (12 + 8 + 4))]  # a device's examples, the largest layer, all bytes
+    assert cost.largest([784, 16, 50_000]) == (16, 50_000)
+
+
+def test_a_device_is_measured_by_products_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by [W, W] of its widest layer, which may have no room."""
+    multiplied: list[tuple[int, ...]] = []
+
+    def seconds(function: Any, *arguments: jax.Array) -> float:
+        multiplied.extend(array.shape for array in arguments if array.ndim == 2)
+        return 0.5
+
+    monkeypatch.setattr(rates, "_seconds", seconds)
+    card = measure(jax.devices()[0], 1 << 30, 3, (2, 50_000), 1 << 13)
+    assert multiplied == [(3, 2), (2, 50_000)] * 3
+    assert card.f32 == 2 * 3 * 2 * 50_000 / 0.5
+
+
+def test_what_is_measured_ends_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    for each, calls in ((0.6, 2), (0.01, 15)):
+        clock = itertools.count()
+        times = SimpleNamespace(perf_counter=lambda each=each, clock=clock: next(clock) * each)
+        monkeypatch.setattr("distmlp.plan.rates.time", times)
+        assert rates._seconds(lambda x: x + 1, jnp.ones(1)) == pytest.approx(each)
+        assert next(clock) == 2 * calls
 
 
 @pytest.mark.parametrize(("count", "words"), [
@@ -160,6 +192,17 @@ def test_the_figure_of_the_memory_decides_where_data_and_state_lie(npz: str) -> 
     found = [plan.make(config, figures={"memory": room}) for room in (1e9, needed["replicated"] - 1, 1000)]
     assert [each["state"] for each in found] == ["replicated", "sharded", "sharded, layer by layer"]
     assert [each["data_placement"] for each in found] == ["device", "device", "host"]
+
+
+def test_what_audited_steps_need_counts_when_the_state_is_chosen(npz: str) -> None:
+    """As training counts it."""
+    config = small_config(npz, num_devices=2, hidden_sizes=(64,), reduction="invariant", audit_every=1)
+    layout = make_layout(config)
+    parts = Program(config, datasets.load(config), layout, layout.device_memory)
+    parts.compile()
+    needed = parts.bytes_needed + parts.held.bytes
+    assert plan.make(config)["memory_by_state"]["replicated"] == needed
+    assert parts.bytes_needed > parts.feed.bytes_needed
 
 
 def test_an_evaluation_that_needs_more_than_a_step_counts(npz: str) -> None:
@@ -266,6 +309,37 @@ def test_a_target_without_its_compiler_names_the_extra(monkeypatch: pytest.Monke
             main(["--dataset=digits", f"--target={target}"])
 
 
+def test_a_target_needs_the_cpu_of_jax() -> None:
+    with (backend.settings({"jax_platforms": "cuda"}),
+          pytest.raises(InputError, match=r"^--target=h100:8 .* set JAX_PLATFORMS=cuda,cpu$")):
+        plan.make(Config(), "h100:8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"batch_size": 97}, "--batch_size=97: give at most 96, the training examples of a member"),
+     ({"data_placement": "host"}, "trains its members one at a time where the data stay on the host (--data_placement"),
+     ({"state": "sharded"}, "--state=sharded is for one large model"), ({"ledger": True}, "--ledger keeps"),
+     ({"profile_steps": "1:2"}, "--profile_steps looks"), ({"audit_every": 5}, "--audit_every checks")],
+)
+def test_members_that_a_sweep_refuses_or_trains_one_at_a_time_are_not_planned(
+    npz: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        plan.make(small_config(npz, **changes), count=3)
+    assert message in str(error.value)
+
+
+def test_members_whose_data_do_not_fit_or_are_read_one_by_one_are_not_planned(
+    npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"^--members=3: .* more than a quarter of a device's memory: plan the run wi"):
+        plan.make(small_config(npz), figures={"memory": 4000}, count=3)
+    monkeypatch.setattr(ArrayDataset, "one_by_one", True)
+    with pytest.raises(InputError, match=r"^--members=3: .* the data are read one by one: plan the run without --memb"):
+        plan.make(small_config(npz), count=3)
+
+
 def test_members_of_a_sweep_are_planned(
     npz: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,7 +350,9 @@ def test_members_of_a_sweep_are_planned(
         return shapes[-1]
 
     monkeypatch.setattr("distmlp.plan.members.Shape", noted)
-    found = plan.make(small_config(npz, validation_fraction=0.25, num_epochs=3, eval_every_epochs=2), count=30)
+    config = small_config(npz, validation_fraction=0.25, num_epochs=3, eval_every_epochs=2, choose_by="roc_auc")
+    found = plan.make(config, count=30)
+    assert shapes[0].log_probs  # of its evaluations
     assert shapes[0].steps == 8  # two epochs', up to an evaluation, as many as a dispatch has at most
     assert (found["members"], found["members_per_device"], found["devices"]) == (30, 4, 8)
     assert not found["together"]  # on a CPU
