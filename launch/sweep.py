@@ -41,4 +41,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    verb.run(main, kept=True)
+    verb.run(main, kept="the same command, with its --workdir, goes on: finished members stay")
