@@ -446,7 +446,7 @@ class _Sweep:
         own = {name: getattr(member.config, name) for name in member.setting}
         config = dataclasses.replace(
             base, **own, validation_fraction=0.0, patience=0, eval_every_epochs=0, eval_every_steps=0, eval_train=False,
-            checkpoint_every_steps=0, checkpoint_every_seconds=0.0, workdir=str(folder),
+            workdir=str(folder),
         )  # fmt: skip
         if base.patience:
             config = dataclasses.replace(config, max_steps=max(1, round(statistics.fmean(

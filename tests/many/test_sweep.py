@@ -509,8 +509,10 @@ REFUSED = {
     "--ledger keeps": {"folds": 2, "config": {"ledger": True}},
     "--profile_steps looks": {"folds": 2, "config": {"profile_steps": "1:2"}},
     "--audit_every checks": {"folds": 2, "config": {"audit_every": 5}},
+    "--checkpoint_every_steps saves": {"folds": 2, "config": {"checkpoint_every_steps": 5}},
+    "--checkpoint_every_seconds saves": {"folds": 2, "config": {"checkpoint_every_seconds": 5.0}},
     "give at most 48, the training examples of a fold": {"vary": {"batch_size": [10, 60]}, "folds": 2},
-    "give at most so many folds": {"folds": 1000},
+    "--folds=1000: ": {"folds": 1000},
     "--warmup_steps=9 must be below the schedule's 6 steps": {
         "folds": 2, "config": {"schedule": "warmup_cosine", "warmup_steps": 9}},
 }  # fmt: skip
