@@ -87,6 +87,11 @@ def kept(folder: Path) -> list[Path]:
     swept = read(folder)
     if swept.final is None:
         raise InputError(f"{folder} holds a sweep that is not finished: give the same command again to go on with it")
+    able = sum(score(line) is not None and line.get("halted") is None for line in swept.members)
+    if len(swept.kept) < 2 and able < 2:
+        raise InputError(f"{folder} holds a sweep of which {'only 1 member was' if able else 'no members were'} "
+                         "trained to the end with a finite score, and an ensemble needs two: give each setting several "
+                         "seeds or --folds, in another --workdir")
     if len(swept.kept) < 2:
         raise InputError(f"{folder} holds a sweep of which {len(swept.kept) or 'no'} member"
                          f"{' is' if len(swept.kept) == 1 else 's are'} kept, and an ensemble needs two: sweep again "
