@@ -317,6 +317,8 @@ def refuse_of_members(config: Config) -> None:
         (config.ledger, "--ledger keeps the steps of a single run: leave it out of a sweep"),
         (config.profile_steps, "--profile_steps looks at a single run: leave it out of a sweep"),
         (config.audit_every, "--audit_every checks a single run: leave it out of a sweep"),
+        *((getattr(config, name), f"--{name} saves a single run, and a sweep saves each member once it is done: leave "
+                                  "it out") for name in ("checkpoint_every_steps", "checkpoint_every_seconds")),
     ):  # fmt: skip
         if wrong:
             raise InputError(text)

@@ -39,8 +39,8 @@ def train(
       validation_set: the same.
       on_line: is called in the first process with each line of metrics, a dict, once it is written. If it returns True,
         the run ends there, in all processes: the state is saved, no final line is written, and the same call goes on
-        from there. An exception ends the run, too, once the state is saved. In a run with a
-        folder it has to return within config.stall_seconds, as time in it counts as a stall.
+        from there. An exception ends the run, too, once the state is saved. In a run with a folder it has to return
+        within config.stall_seconds, as time in it counts as a stall.
 
     With config.workdir=None nothing is written, and signals do what they did before. Otherwise SIGTERM, SIGINT, SIGHUP,
     SIGUSR1 and SIGUSR2 ask it to stop while it runs; the handlers that were there are put back. Before JAX's backend

@@ -30,11 +30,13 @@ BEGAN = time.monotonic() - machine.age()  # when the system made this process
 _RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PROCESS_ID"}
 
 
-def run(main: Callable[[list[str]], int | None], kept: bool = True) -> NoReturn:
+def run(
+    main: Callable[[list[str]], int | None], kept: str = "a run goes on from its newest checkpoint"
+) -> NoReturn:
     """Runs `main` on the command line, and ends the process with the exit code that it returns.
 
     Args:
-      kept: what it has done so far is in a folder, from which it goes on when it is started again.
+      kept: where what it has done so far is in a folder: how it goes on from there when it is started again.
     """
     gc.set_threshold(100_000, 50, 50)  # else it goes over the 400,000 lasting objects of the imports again and again
     _keep_standard_streams()
@@ -159,7 +161,7 @@ def _keep_standard_streams() -> None:
         ))  # fmt: skip
 
 
-def _watch_signals(kept: bool) -> None:
+def _watch_signals(kept: str) -> None:
     """From now on a signal ends the process at once, unless a run is there to save (run/signals.py); then the second.
 
     A thread sees to it: Python's handlers wait while the main thread is in an import, a compilation or a collective.
@@ -177,7 +179,7 @@ def _nothing_to_save(signum: int, frame: FrameType | None) -> None:
     """Python's handler while no run has put its own there; `_end_at_once` knows it by that."""
 
 
-def _end_at_once(reader: socket.socket, kept: bool) -> None:
+def _end_at_once(reader: socket.socket, kept: str) -> None:
     seen: dict[int, float] = {}
     while True:
         signum = reader.recv(1)[0]
@@ -190,6 +192,6 @@ def _end_at_once(reader: socket.socket, kept: bool) -> None:
             for path in tuple(getattr(files, "begun", ())):
                 with contextlib.suppress(OSError):
                     path.unlink()
-            later = "; a run goes on from its newest checkpoint" if kept else ""
+            later = f"; {kept}" if kept else ""
             tell(f"{signal.Signals(signum).name}: stopped at once{later}")
             os._exit(128 + signum)

@@ -2,10 +2,11 @@
 
     python -m launch.sweep CONFIG.flags [--NAME=VALUE ...] --folds=5 --vary learning_rate 0.001 0.01 --workdir=FOLDER
 
-Takes every flag of launch.train, for all members, and these. --vary NAME VALUE VALUE may be given several times: every
-combination is a setting. With --sample=N, so many are drawn, also from ranges: --vary learning_rate log:1e-4:1e-1, or
-uniform:0.1:0.9. Members are scored on the part of the training set that their fold holds out, or on the validation set.
-The same command goes on where it was stopped. Exit codes: as launch.train's.
+Takes the flags of launch.train, for all members, but those that save or check a single run, as --ledger; and these.
+--vary NAME VALUE VALUE may be given several times: every combination is a setting. With --sample=N, so many are drawn,
+also from ranges: --vary learning_rate log:1e-4:1e-1, or uniform:0.1:0.9. Members are scored on the part of the training
+set that their fold holds out, or on the validation set. The same command goes on where it was stopped. Exit codes: as
+launch.train's.
 """
 
 
@@ -41,4 +42,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    verb.run(main, kept=True)
+    verb.run(main, kept="the same command, with its --workdir, goes on: finished members stay")

@@ -65,14 +65,14 @@ def add_header(arguments: argparse.ArgumentParser) -> None:
                            help="none: a text table's first line is a row; default: as the run was trained")
 
 
-def run(main: Callable[[list[str]], int], kept: bool = False) -> NoReturn:
+def run(main: Callable[[list[str]], int], kept: str = "") -> NoReturn:
     """Ends the process as the verb `main` says: with its exit code, or 2 and one line for bad input.
 
     A fault has another exit code than Python's 1, by which a verb says what it found: os.EX_SOFTWARE.
 
     Args:
-      kept: what it has done so far is in a folder, as command.run has it, and so is what it prints: nothing is lost
-        where standard output has no room for it.
+      kept: how it goes on, as command.run has it; what it prints is in a folder, too: nothing is lost where standard
+        output has no room for it.
     """
 
     def ended(argv: list[str]) -> int:

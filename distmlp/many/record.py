@@ -97,6 +97,7 @@ class Record:
                     self.done.setdefault(value["member"], value)
                 elif folder == self.folder:
                     self.ended.append(value)
+                    self._keep = max(self._keep, len(value.get("kept", ())))  # what a finished sweep has kept stays
             for value in lines.read(folder / "rungs.jsonl", _MEMBER | {"rung": operator.index}).values:
                 self.rungs.setdefault((value["member"], value["rung"]), value)
 

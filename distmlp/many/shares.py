@@ -62,7 +62,12 @@ class Shares:
     def of(self, config: Config) -> Share:
         key = _key(config)
         if key not in self._shares:
-            self._shares[key] = self._made(config)
+            try:
+                self._shares[key] = self._made(config)
+            except InputError as error:  # the flag that was given is another one
+                number, _, count = config.fold.partition("/")
+                error.args = (str(error).replace(f"--fold={number}/{count}", f"--folds={count}"),)
+                raise
         return self._shares[key]
 
     def _made(self, config: Config) -> Share:

@@ -72,7 +72,8 @@ def sweep(
     keep: int = 8, refit: bool = True, train_set: Any = None, test_set: Any = None, validation_set: Any = None,
 ) -> Sweep:
     """Trains a member for each setting, seed and fold; the same as the command line. It goes on with what
-    config.workdir holds.
+    config.workdir holds. Of several processes, only process 0 waits for all members: what the others return lacks
+    those that were not done by then.
 
     Args:
       config: what the members have in common.
@@ -80,7 +81,7 @@ def sweep(
       folds: each member is scored on one of so many parts of the training set, and learns from the others.
       sample: so many settings are drawn; 0: all there are.
       halving: after 1/R^2 and 1/R of the steps only the best 1/R of the settings go on; 0: all do.
-      keep: so many of the best members are kept, as runs in members/ of the folder.
+      keep: so many of the best members are kept, as runs in members/ of the folder; what is kept already stays.
       refit: whether the best settings are trained again on all training data, and the test set is read for that.
       train_set: data to use instead of config.dataset, as `train` takes them.
       test_set: the same.
@@ -88,6 +89,7 @@ def sweep(
 
     Raises:
       InputError: something given is wrong; nothing was trained.
+      DivergedError: all settings diverged; or the best did when trained again, and all else is in the folder.
       WriteError: a file could not be written.
       ProcessEnded: another one of several processes has ended.
     """
@@ -185,20 +187,24 @@ class _Sweep:
             settings |= {name: getattr(self._config, name) for name in SCORED_WHEN}
             record.describe(self._what | {"settings": settings, "data": data.fingerprint()})
             record.read()
-            if self._is_over(record, keep, refit, folder):
+            refit = refit or (self._ends(record)[0] is not None and _refit_of(folder).is_dir())  # it stays
+            if self._is_over(record, refit, folder):
                 record.leave()
-                self._show_end(record, folder, keep, again=True)
+                self._show_end(record, folder, again=True)
                 return self._result(record, folder)
-            for number, line in record.done.items():
-                if line["settings"] != self._found[number].settings:  # once a setting could be drawn twice
-                    raise InputError(f"--workdir={folder} holds another sweep (member {number} was "
-                                     f"{swept.named(line['settings'])}, is {swept.named(self._found[number].settings)}"
-                                     "): give another --workdir")
+            for line in (*record.done.values(), *record.rungs.values()):
+                own = self._found[line["member"]].settings
+                if line["settings"] != own:  # --vary in another order; or once a setting could be drawn twice
+                    raise InputError(f"--workdir={folder} holds another sweep (member {line['member']} was "
+                                     f"{swept.named(line['settings'])}, is {swept.named(own)}): give the same flags in "
+                                     "the same order, or another --workdir")
             record.begin()
             self._train(record, halving, data, folder)
             if self._process == 0:
-                self._finish(record, folder, keep, refit)
-                self._show_end(record, folder, keep)
+                diverged = self._finish(record, folder, refit)
+                self._show_end(record, folder)
+                if diverged is not None:
+                    raise diverged
             return self._result(record, folder)
 
     def _workdir(self) -> Workdir:
@@ -377,8 +383,12 @@ class _Sweep:
 
     # What is made of it
 
-    def _finish(self, record: Record, folder: Path, keep: int, refit: bool) -> None:
-        """In the first process: all lines in one file, the best members as runs, the refitted model, the last line."""
+    def _finish(self, record: Record, folder: Path, refit: bool) -> DivergedError | None:
+        """In the first process: all lines in one file, the best members as runs, the refitted model, the last line.
+
+        Returns:
+          What to raise once the end is shown: the refitted model diverged. All else is there, as with --norefit.
+        """
         written = {value["member"] for value in record.own_values()}
         record.add_lines([record.done[number] for number in sorted(record.done.keys() - written)])
         standings = self._standings(record)
@@ -390,15 +400,26 @@ class _Sweep:
                    "none of its members is kept")
         from distmlp.run.store import quiet  # imports Orbax
 
+        diverged: DivergedError | None = None
         with quiet(), ThreadPoolExecutor(_WRITERS) as writers:  # which wait for the disk, most of the time
             kept = [writers.submit(write) for write in self._to_keep(record, folder / "members")]
             self._pools.clear()
             if refit:
-                record.add_end(self._refitted(standings[0], folder / "members" / "refit"))
+                try:
+                    record.add_end(self._refitted(standings[0], _refit_of(folder)))
+                except DivergedError as error:
+                    if type(error) is not DivergedError:  # devices disagree: that says nothing of the settings
+                        raise
+                    diverged = DivergedError(
+                        f"all {len(self._found)} members are done, but the best settings diverged when trained again "
+                        f"on all training data, with seed {self._config.seed}: give --norefit to do without that "
+                        f"model, or sweep lower learning rates in another --workdir ({error})")
             _all(kept)
         record.add_end({"final": True, "best": _as_json(standings[0]), "choose_by": self._config.choose_by,
-                        "kept": record.best(record.done), "members": len(self._found)})  # fmt: skip
+                        "kept": record.best(record.done), "members": len(self._found),
+                        **({} if diverged is None else {"refit_diverged": True})})  # fmt: skip
         record.forget()
+        return diverged
 
     def _to_keep(self, record: Record, folder: Path) -> list[Callable[[], None]]:
         """What writes each of the best members that is not kept yet, and may go on in other threads."""
@@ -445,7 +466,7 @@ class _Sweep:
         own = {name: getattr(member.config, name) for name in member.setting}
         config = dataclasses.replace(
             base, **own, validation_fraction=0.0, patience=0, eval_every_epochs=0, eval_every_steps=0, eval_train=False,
-            checkpoint_every_steps=0, checkpoint_every_seconds=0.0, workdir=str(folder),
+            workdir=str(folder),
         )  # fmt: skip
         if base.patience:
             config = dataclasses.replace(config, max_steps=max(1, round(statistics.fmean(
@@ -465,7 +486,7 @@ class _Sweep:
         return {"refit": True, "settings": best.settings, "steps": final["step"], "seconds": final["total_seconds"],
                 "params_sha256": final["params_sha256"], **tested}  # fmt: skip
 
-    def _show_end(self, record: Record, folder: Path, keep: int, again: bool = False) -> None:
+    def _show_end(self, record: Record, folder: Path, again: bool = False) -> None:
         if self._process:
             return
         by = self._config.choose_by
@@ -485,9 +506,11 @@ class _Sweep:
         refit = next((value for value in record.ended if value.get("refit")), None)
         return refit, next((value for value in record.ended if value.get("final")), None)
 
-    def _is_over(self, record: Record, keep: int, refit: bool, folder: Path) -> bool:
+    def _is_over(self, record: Record, refit: bool, folder: Path) -> bool:
         refitted, final = self._ends(record)
-        if len(record.done) < len(self._found) or final is None or (refit and refitted is None):
+        if len(record.done) < len(self._found) or final is None:
+            return False
+        if refit and (refitted is None or not _refit_of(folder).is_dir()):
             return False
         same = final["best"]["settings"] == self._standings(record)[0].settings  # where once a NaN won it is not
         return same and set(keepsakes.there(folder / "members")) == set(record.best(record.done))
@@ -500,6 +523,10 @@ class _Sweep:
     def _standings(self, record: Record) -> list[swept.Standing]:
         lines = [record.done[number] for number in sorted(record.done)]
         return swept.standings(lines, self._config.choose_by)
+
+
+def _refit_of(folder: Path) -> Path:
+    return folder / swept.MEMBERS / swept.REFITTED
 
 
 def _as_json(standing: swept.Standing) -> dict[str, Any]:

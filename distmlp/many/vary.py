@@ -174,9 +174,9 @@ def members(config: Config, vary: Varied, folds: int, sample: int) -> list[Membe
     if len(settings) * len(seeds) * max(folds, 1) > _MOST:
         raise InputError(f"this sweep has {len(settings) * len(seeds) * max(folds, 1):,} members: give fewer than "
                          f"{_MOST:,}, with --sample=100 for instance")
-    base = dataclasses.replace(config, checkpoint_every_steps=0, checkpoint_every_seconds=0.0)
+    base = config
     if "seed" in vary:  # all members share their data
-        base = dataclasses.replace(base, data_seed=base.drawing_seed)
+        base = dataclasses.replace(config, data_seed=config.drawing_seed)
     found: list[Member] = []
     for changes in settings:
         for seed, fold in itertools.product(seeds, range(1, folds + 1) if folds else [None]):

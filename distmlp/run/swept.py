@@ -78,8 +78,13 @@ def refitted(folder: Path) -> Path:
         return run
     if swept.final is None:
         raise InputError(f"{folder} holds a sweep that is not finished: give the same command again to go on with it")
+    if swept.refit:
+        raise InputError(f"{folder} holds a sweep that lacks {run}: give the same command again to train it again")
+    others = f"a member's run, as {(swept.kept or [run])[0]}, or --ensemble"
+    if swept.final.get("refit_diverged"):
+        raise InputError(f"{folder} holds a sweep whose best setting diverged when trained again: give {others}")
     raise InputError(f"{folder} holds a sweep whose best setting was not trained again (--norefit): give the same "
-                     f"command without --norefit, or a member's run, as {(swept.kept or [run])[0]}, or --ensemble")
+                     f"command without --norefit, or {others}")
 
 
 def kept(folder: Path) -> list[Path]:
@@ -87,6 +92,11 @@ def kept(folder: Path) -> list[Path]:
     swept = read(folder)
     if swept.final is None:
         raise InputError(f"{folder} holds a sweep that is not finished: give the same command again to go on with it")
+    able = sum(score(line) is not None and line.get("halted") is None for line in swept.members)
+    if len(swept.kept) < 2 and able < 2:
+        raise InputError(f"{folder} holds a sweep of which {'only 1 member was' if able else 'no members were'} "
+                         "trained to the end with a finite score, and an ensemble needs two: give each setting several "
+                         "seeds or --folds, in another --workdir")
     if len(swept.kept) < 2:
         raise InputError(f"{folder} holds a sweep of which {len(swept.kept) or 'no'} member"
                          f"{' is' if len(swept.kept) == 1 else 's are'} kept, and an ensemble needs two: sweep again "

@@ -17,7 +17,7 @@ from conftest import small_config, write_lines
 from distmlp import Config, InputError, load, sweep, train
 from distmlp.config import run_flags
 from distmlp.data import datasets
-from distmlp.errors import ProcessEnded
+from distmlp.errors import DivergedError, ProcessEnded, ReplicaError
 from distmlp.many import record, shares, team, vary
 from distmlp.many.course import Course
 from distmlp.parallel import members
@@ -210,6 +210,50 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pyt
     assert sweep(config, varied, folds=2, keep=3).table == whole.table
 
 
+def test_best_settings_that_diverge_when_trained_again_withhold_nothing(
+    npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*given: Any, **others: Any) -> Any:
+        raise kind("there is a NaN")
+
+    config, varied, kind = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01]}, DivergedError
+    said = r"^all 4 members are done, but the best .* with seed 0: give --norefit .* \(there is a NaN\)$"
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep_module.loop, "run", run)
+        for _ in range(2):  # the same command tries it again
+            with pytest.raises(DivergedError, match=said):
+                sweep(config, varied, folds=2, keep=2)
+            assert "members      the best 2 in " in capsys.readouterr().out
+        with pytest.raises(InputError, match=r"diverged when trained again: give a member's run, as .*/members/\d, or"):
+            load("run")
+        assert len(load("run", ensemble=True).members) == 2
+        assert sweep(config, varied, folds=2, keep=2, refit=False).refit is None
+        assert "holds this sweep finished: nothing to do" in capsys.readouterr().out
+        kind = ReplicaError
+        with pytest.raises(ReplicaError, match=r"^there is a NaN$"):  # of the devices, not of the settings
+            sweep(config, varied, folds=2, keep=2)
+        assert swept.read(Path("run")).final is None
+
+
+def test_what_a_finished_sweep_has_kept_stays(npz: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config, varied = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01]}
+    first = sweep(config, varied, folds=2, keep=2)
+    capsys.readouterr()
+    sweep(config, varied, folds=2, keep=1)
+    assert "nothing to do" in capsys.readouterr().out
+    more = sweep(config, varied, folds=2, keep=3, refit=False)
+    assert more.refit == first.refit
+    names = {path.name for path in Path("run/members").iterdir()}
+    assert len(names) == 4
+    shutil.rmtree("run/members/refit")
+    with pytest.raises(InputError, match=r"lacks \S+/refit: give the same command again"):
+        load("run")
+    again = sweep(config, varied, folds=2, keep=1)
+    assert again.refit is not None
+    assert again.refit["params_sha256"] == first.refit["params_sha256"]  # type: ignore[index] # as of the other
+    assert {path.name for path in Path("run/members").iterdir()} == names
+
+
 def test_what_a_finished_sweep_has_left_is_deleted_when_it_is_given_again(tmp_path: Path) -> None:
     """It was killed after its last line."""
     for name in ("candidates", "processes/1"):
@@ -290,6 +334,23 @@ def test_halving_ends_all_but_the_best_early(npz: str, monkeypatch: pytest.Monke
         assert (path / "rungs.jsonl").exists() == (folder == "dropped")
         for line in lines[-2:]:
             assert load(path / "members" / str(line["member"]), "newest").step == 27
+
+
+def test_halving_goes_on_only_with_what_is_varied_in_the_same_order(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    add, config = record.Record.add, given(npz, num_devices=1, num_epochs=9)
+
+    def killed(*given: Any) -> None:
+        add(*given)
+        raise OSError("the power fails")
+
+    varied = {"learning_rate": [0.003, 0.01], "momentum": [0.0, 0.5, 0.9]}
+    with monkeypatch.context() as patched:
+        patched.setattr(record.Record, "add", killed)
+        with pytest.raises(OSError, match="the power fails"):
+            sweep(config, varied, folds=2, halving=3, refit=False)
+    assert not Path("run/sweep.jsonl").exists()
+    with pytest.raises(InputError, match=r"another sweep \(member \d was .*: give the same flags in the same order"):
+        sweep(config, dict(reversed(varied.items())), folds=2, halving=3, refit=False)
 
 
 def test_halving_whose_last_one_diverges_has_the_best_of_those_before(
@@ -509,8 +570,10 @@ REFUSED = {
     "--ledger keeps": {"folds": 2, "config": {"ledger": True}},
     "--profile_steps looks": {"folds": 2, "config": {"profile_steps": "1:2"}},
     "--audit_every checks": {"folds": 2, "config": {"audit_every": 5}},
+    "--checkpoint_every_steps saves": {"folds": 2, "config": {"checkpoint_every_steps": 5}},
+    "--checkpoint_every_seconds saves": {"folds": 2, "config": {"checkpoint_every_seconds": 5.0}},
     "give at most 48, the training examples of a fold": {"vary": {"batch_size": [10, 60]}, "folds": 2},
-    "give at most so many folds": {"folds": 1000},
+    "--folds=1000: ": {"folds": 1000},
     "--warmup_steps=9 must be below the schedule's 6 steps": {
         "folds": 2, "config": {"schedule": "warmup_cosine", "warmup_steps": 9}},
 }  # fmt: skip

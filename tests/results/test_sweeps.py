@@ -223,6 +223,9 @@ def test_folders_without_what_is_asked_for(folder: Path, tmp_path: Path) -> None
         load(single)
     with pytest.raises(InputError, match=r"1 member is kept, and an ensemble needs two: sweep again with --keep=8"):
         load(single, ensemble=True)
+    alone = rewritten("alone", lambda line: line | ({"halted": 0} if line.get("member", 3) != 3 else {"kept": [3]}))
+    with pytest.raises(InputError, match=r"only 1 member was trained to the end with a finite score, and an ensemble"):
+        load(alone, ensemble=True)
     with pytest.raises(InputError, match=r"members/refit holds no sweep: give the --workdir of one"):
         load(folder / "members" / "refit", ensemble=True)
     assert "The sweep is not finished" in Page(report([unfinished])).text
