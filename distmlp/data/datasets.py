@@ -225,10 +225,9 @@ def load(
     if not tested:
         parts.setdefault("test", train.part(np.arange(0), "no test set"))
     if "test" not in parts:
-        if source.pack:
-            remedy = "pack its sources again, with" if source.pack.learned else "give"
-            raise InputError(f"{source.pack.folder} was packed without a test set: {remedy} --test_fraction=0.2")
-        raise InputError(f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
+        again = "pack its sources again, with" if source.pack and source.pack.learned else "give"
+        raise InputError(f"{source.pack.folder} was packed without a test set: {again} --test_fraction=0.2"
+                         if source.pack else f"{train.name} comes without a test set: give one, or --test_fraction=0.2")
     for part in parts.values():
         if part.num_features != train.num_features:
             raise InputError(f"{train.name} has {train.num_features} features but {part.name} has "

@@ -550,7 +550,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     np.savez(tmp_path / "a.npz", x=x, y=y)
     made = run(tmp_path / "made", tmp_path / "a.npz")
     assert "there is no test set" in capsys.readouterr().err
-    with pytest.raises(InputError, match="was packed without a test set: give --test_fraction=0.2"):
+    with pytest.raises(InputError, match=r"was packed without a test set: give --test_fraction=0\.2"):
         datasets.load(Config(dataset=str(made)))
     data = datasets.load(Config(dataset=str(made), test_fraction=0.2))  # of plain numbers nothing was learned
     same(datasets.load(Config(dataset=str(tmp_path / "a.npz"), test_fraction=0.2)), data)
