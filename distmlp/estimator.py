@@ -170,6 +170,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         """
         if self.workdir is not None:
             check_named("workdir", self.workdir, "name a folder, or give None")
+            if not isinstance(self.random_state, (int, np.integer)):
+                raise InputError("with workdir, give an int as random_state: a fit that was stopped goes on by it")
         goes_on = self.warm_start and self.__sklearn_is_fitted__()
         X, y, weights = self._checked(X, y, sample_weight, reset=not goes_on)
         classes, codes, counts = np.unique(y, return_inverse=True, return_counts=True)

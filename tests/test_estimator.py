@@ -335,6 +335,9 @@ def test_what_it_does_not_take(fitted: MLPClassifier) -> None:
     for labels, single in ((np.append(y[:-1] + 1, 4), "4"), (np.append(NAMES[y[:-1]], "Merlot"), "'Merlot'")):
         with pytest.raises(InputError, match=rf"^validation_fraction=0.1: label {single} is of a single row.*=0$"):
             MLPClassifier(**SMALL, validation_fraction=0.1).fit(x, labels)
+    for drawn in (None, np.random.RandomState(0)):
+        with pytest.raises(InputError, match=r"^with workdir, give an int as random_state"):
+            MLPClassifier(**SMALL | {"random_state": drawn}, workdir="run").fit(x, y)
     with pytest.raises(InputError, match="leave workdir out"):
         MLPClassifier(**SMALL, workdir="run").partial_fit(x, y, classes=[0, 1, 2])
 
