@@ -206,6 +206,8 @@ def chosen(raw: Raw, config: Config, labelled: bool = True) -> tuple[Choice, Col
     beside = {label, weight, *ignored}
     features = [name for name in raw.names
                 if name not in beside and name not in raw.indices and name not in raw.nameless]
+    if not labelled and config.label_column and (given := config.label_column.strip()) in map(str.strip, features):
+        raise InputError(f"--label_column={given} is among the features of {raw.name}: leave it out of x")
     if not features:
         raise InputError(f"{raw.name} has no columns of features beside {listed(raw.names)}: give it one or more")
     index = [name for name in raw.names if name in raw.indices and name not in beside]

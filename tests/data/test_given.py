@@ -136,6 +136,16 @@ def test_one_hot_labels_of_frames_are_found_by_name() -> None:
         load(small_config(dataset="python:x"), (x, y), (x, y.set_axis([*"acd"], axis=1)))
 
 
+def test_the_named_column_of_labels_is_no_feature() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"a": np.arange(40.0), "quality": [3, 4] * 20})
+    chosen = small_config("python:x", label_column="quality", test_fraction=0.2)
+    with pytest.raises(InputError, match=r"^--label_column=quality is among the features of train_set: leave it out"):
+        load(chosen, (table, table["quality"]))
+    assert load(chosen, (table[["a"]], table["quality"])).columns == ["a"]
+
+
 def test_items_of_other_types_than_the_first_are_refused() -> None:
     items: Any = [(np.ones(4, np.uint8), 1), (np.full(4, 0.5), 0)]
     with pytest.raises(InputError, match="example 1 has values of type float32, but example 0 of uint8"):
