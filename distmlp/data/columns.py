@@ -43,9 +43,27 @@ class Columns:
     @property
     def counted(self) -> bool:
         """Whether the names merely count the columns of a table that has no names: with those of other use, if any."""
+        return all(name.strip().isdecimal() for name in self.names) and counts(self._places)
+
+    @property
+    def _places(self) -> list[str]:
+        """The names that count columns, in order, also those of no features."""
         beside = {*self.names, self.label, self.weight, *self.ignored}
-        places = sorted({name.strip() for name in beside if name.strip().isdecimal()}, key=int)
-        return all(name.strip().isdecimal() for name in self.names) and counts(places)
+        return sorted({name.strip() for name in beside if name.strip().isdecimal()}, key=int)
+
+    @property
+    def width(self) -> int:
+        """How many columns the training set had that were counted; at least, where its labels came apart from it."""
+        return int(self._places[-1]) + 1 if self._places else 0
+
+    def same_places(self, width: int, labelled: bool) -> bool:
+        """Whether a table without names that has so many columns surely has the features, and the labels if they are
+        asked for, where the training set had them: if it has all columns, or if none but the last ones can lack.
+        """
+        if width == self.width or (not self.label and width > self.width):
+            return True
+        used = {*self.names, self.label} if labelled and self.label else {*self.names}
+        return width < self.width and {int(name) for name in used} == {*range(len(used))}
 
     @property
     def features(self) -> list[str]:
@@ -243,10 +261,12 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
         return Choice(others, label, None, empty)
     wanted = [by_name.get(name.strip()) for name in known.names]
     missing = [name for name, found in zip(known.names, wanted, strict=True) if found is None]
+    own = [name for name in raw.names if name not in raw.indices and name not in raw.nameless]
     if not raw.header:
         by_place = len(raw.names) == len(wanted)  # else a file like the training set's, if that had no names, too
         others = raw.names if by_place else others
     else:
+        others = own if counts(own) and len(own) == len(wanted) and not labelled else others  # none is of other use
         by_place = bool(missing) and len(others) == len(wanted) and (known.counted or counts(others))
     if by_place and not (raw.header is False and label):
         return Choice(others, label, None, empty)
@@ -257,6 +277,10 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
         hint = "; give --header=none if its first line is a row" if raw.text and raw.header and numbers else ""
         raise InputError(f"{raw.name} lacks the column{several} {listed(missing or known.names)}: it has "
                          f"{listed(raw.names)}; the run was trained on {len(wanted):,} columns, found by name{hint}")
+    if counted and counts(own) and not known.same_places(len(own), labelled):
+        alone = "" if labelled else f", or the {len(wanted):,} of the features alone"
+        raise InputError(f"{raw.name} has {len(own):,} columns without names, and the training set {known.width:,}: "
+                         f"which these are, nothing says; give all {known.width:,}{alone}")
     extra = [name for name in raw.names if name not in {*wanted, *beside} and name.strip() not in known.ignored]
     remarks = [f"{raw.name}: {_columns(extra)} not known to the run, and ignored"] if extra else []
     if weight:

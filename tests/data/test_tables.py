@@ -309,6 +309,29 @@ def test_a_table_without_a_header(tmp_path: Path) -> None:
     assert data.columns == ["1"]
 
 
+@pytest.mark.parametrize("header", [False, True])  # a default frame's names say no more than none
+def test_columns_go_by_number_where_these_are_surely_the_training_sets(header: bool) -> None:
+    def places(columns: Columns, width: int, labelled: bool = False) -> list[str]:
+        raw = columnar.frame(pd.DataFrame(np.ones((1, width))), "new")
+        return matched(raw._replace(header=header), columns, Config(), labelled).features
+
+    between = Columns(("1", "2", "3", "4"), "0", ("5",))
+    assert places(between, 6) == places(between, 6, labelled=True) == ["1", "2", "3", "4"]
+    assert places(between, 5, labelled=True) == ["1", "2", "3", "4"]  # what lacks is no label
+    assert places(between, 4) == ["0", "1", "2", "3"]
+    last = Columns(("0", "1", "2"), "3", ("4",))
+    assert [places(last, width) for width in (3, 4, 5)] == [["0", "1", "2"]] * 3
+    assert places(last, 4, labelled=True) == ["0", "1", "2"]
+    apart = Columns(("0", "1", "3"))  # of a frame, whose labels were given beside it
+    assert places(apart, 4) == places(apart, 5) == ["0", "1", "3"]
+    with pytest.raises(InputError, match=r"^new has 5 columns .* set 6: .*all 6, or the 4 of the features"):
+        places(between, 5)
+    gap = Columns(("0", "1"), "3", ("2", "4"))
+    for columns, width, labelled in ((between, 7, False), (last, 6, False), (gap, 4, True)):
+        with pytest.raises(InputError, match=f"^new has {width} columns without names"):
+            places(columns, width, labelled)
+
+
 def test_header_none_keeps_the_first_row_whatever_it_is(tmp_path: Path) -> None:
     path = written(tmp_path, "0,1,2,3\n" + "5,6,7,0\n0,1,2,3\n5,6,7,0\n" * 4)
     assert len(examples(load(config(path, header="none", label_column="3")))) == 13
