@@ -11,7 +11,7 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.data.columnar import Raw, counts
-from distmlp.data.typed import MOST_WORDS, Choice, Table, looks_like_data
+from distmlp.data.typed import MOST_WORDS, Choice, Table, is_number, looks_like_data
 from distmlp.errors import InputError, listed
 
 _LABEL_NAMES = ("label", "target", "class", "y")
@@ -81,6 +81,17 @@ class Columns:
         for start in range(0, len(table.numbers), Learner.ROWS):
             learner.add(table.part(start, start + Learner.ROWS))
         return learner.result()
+
+    def remarks(self, name: str) -> list[str]:
+        """What the user should know of the words that were learned from the table of this name."""
+        found = []
+        for column, words in self.words.items():
+            if 2 * sum(is_number(word.replace(",", "")) for word in words) > len(words):  # 1,5 and 1,000 are such, too
+                others = [repr(word) for word in words if not is_number(word)]
+                what = listed(others, 3) or "text in rows that are held out"
+                found.append(f"{name}: column {column} holds numbers and {what}: it is taken as text, each of its "
+                             f"{len(words):,} words a feature; mend {what}, or empty these cells and give --missing")
+        return found
 
     def encode(self, table: Table, unseen: "Unseen") -> np.ndarray:
         """The features of a table, whose columns are these in this order, uint8 or float32 [rows, features]. The

@@ -213,6 +213,7 @@ def load(
                                       config.class_weight == "balanced", train.name)  # fmt: skip
         if columns and source.pack is None:
             columns = columns.learned(train.table, config)
+            remarks += columns.remarks(train.name)
     parts: dict[str, Examples] = {}
     for name, part in found.items():
         if isinstance(part, _TableRows):

@@ -139,7 +139,8 @@ class Tables:
 
     @property
     def remarks(self) -> list[str]:
-        return [*self._remarks, *self.unseen.remarks(self.name)]
+        learned = self.columns.remarks(self.name) if self._first and self._learned else []
+        return [*self._remarks, *learned, *self.unseen.remarks(self.name)]
 
     def _opened(self) -> Iterator[tuple[Raw, Choice]]:
         for place, opened in enumerate(self._raws):

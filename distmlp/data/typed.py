@@ -87,9 +87,14 @@ class Rules(NamedTuple):
     absent: bool  # whether cells may be empty
 
 
+def is_number(cell: str) -> bool:
+    """Whether the text of a cell is a number."""
+    return bool(_NUMBER.fullmatch(cell))
+
+
 def looks_like_data(cell: str) -> bool:
     """Whether the text of a cell is a number, True or False, or stands for an absent value."""
-    return bool(_NUMBER.fullmatch(cell)) or cell.strip() in ABSENT or cell.strip().lower() in ("true", "false")
+    return is_number(cell) or cell.strip() in ABSENT or cell.strip().lower() in ("true", "false")
 
 
 def read(raw: Raw, choice: Choice, rules: Rules) -> tuple[Table, np.ndarray | None, np.ndarray | None]:

@@ -19,7 +19,7 @@ from distmlp.data import columnar, read
 from distmlp.data.asked import TableRows
 from distmlp.data.columns import Columns, matched
 from distmlp.data.datasets import Data, load
-from distmlp.data.tables import Reader
+from distmlp.data.tables import Reader, Tables
 from distmlp.results import run_data
 from distmlp.results.models import Model
 
@@ -643,6 +643,21 @@ def test_truths_are_the_words_that_were_learned_for_them(words: tuple[str, ...])
     true, false = (data.test.take(np.arange(3))[0][:, data.columns.index(f"k={word}")] for word in words[:2])
     assert (true.tolist(), false.tolist()) == ([1, 0, 0], [0, 1, 1])
     assert not data.remarks
+
+
+@pytest.mark.parametrize(("cells", "what"), [
+    ([*map(str, range(58)), "?", "?"], "'?'"), ([f"{n},5" for n in range(30)] * 2, "'0,5', '1,5', '10,5' and 27 more"),
+    (["red", "blue", "7"] * 20, "")])  # fmt: skip
+def test_numbers_that_become_words_are_remarked_on(cells: list[str], what: str, tmp_path: Path) -> None:
+    table = frame()[["a", "label"]].assign(k=cells)
+    table.to_csv(tmp_path / "train.csv", index=False)
+    table.to_csv(tmp_path / "test.csv", index=False)
+    chosen = config(tmp_path, test_fraction=0, text_columns="one_hot")
+    stream = Tables([lambda: Reader(chosen, None).opened(tmp_path / "train.csv", sure=True)], [], chosen)
+    stream.learn(None, lambda rows: None)
+    for remarks in (load(chosen).remarks, stream.remarks):
+        assert [text.split("train.csv: ")[1].split(": it is taken as text")[0] for text in remarks] == (
+            [f"column k holds numbers and {what}"] if what else [])
 
 
 def test_a_feature_is_no_label_and_a_name_may_be_blank() -> None:
