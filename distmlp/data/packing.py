@@ -45,8 +45,8 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
     Args:
       batches: tuples (x, y) or (x, y, weights) of arrays or tensors: features [N, ...], labels [N] and what each row
         counts in the loss [N]; or frames, which have a column of labels. A list, or what can be gone through again and
-        again, is gone through several times; what cannot, as a generator, is kept on the disk meanwhile, beside the
-        folder.
+        again, is gone through several times, in one order; what cannot, as a generator, or iter(...) of what shuffles,
+        is kept on the disk meanwhile, beside the folder.
       folder: is made, and must not be there.
       config: its settings of data, as test_fraction, are applied; see `python -m launch.pack --help`.
 

@@ -395,6 +395,32 @@ def test_what_the_batches_raise_comes_through_as_it_is(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+def test_batches_that_come_in_another_order_each_time_are_refused_unless_given_once(tmp_path: Path) -> None:
+    """Their labels and features are read one after the other."""
+    y = np.arange(60) % 3
+    words = np.array(["a", "b", "c"], object)[y]
+
+    class Given:
+        def __init__(self, labels: Any, shuffled: bool = True, counts: tuple[int, int] = (3, 3)) -> None:
+            """`counts`: of batches, the first time and after it."""
+            self._rng, self._labels, self._shuffled, self._counts = np.random.default_rng(0), labels, shuffled, counts
+
+        def __iter__(self) -> Iterator[Any]:
+            order = self._rng.permutation(60) if self._shuffled else np.arange(60)
+            for rows in np.split(order, 3)[: self._counts[0]]:
+                yield y[rows, None].astype(np.float32), self._labels[rows]
+            self._counts = self._counts[1:] * 2
+
+    for given in (Given(y), Given(words), Given(y, False, (3, 2)), Given(y, False, (2, 3))):
+        with pytest.raises(InputError, match=r"batches are not the same each time .* shuffled: give iter\(\.\.\.\)"):
+            pack(given, tmp_path / "made")
+    for labels in (y, words):
+        made = packed.Pack(pack(iter(Given(labels)), tmp_path / f"made{labels.dtype}", Config(test_fraction=0.2)))
+        for part, count in (("train", 48), ("test", 12)):
+            x, numbers = made.examples(part, 0).take(np.arange(count))
+            assert x[:, 0].tolist() == numbers.tolist()
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pack of blocks of 16 rows of 5 features."""
