@@ -55,6 +55,20 @@ def visible(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
 
 
+def below(folder: Path, hidden: tuple[str, ...] = (".",)) -> Iterator[Path]:
+    """The files in a folder and in those below it, also where links lead, but for one that leads back up. What begins
+    as `hidden` says is left out, with all below it."""
+    for root, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(hidden) and not _leads_back(Path(root, name), folder)]
+        yield from (Path(root, name) for name in names if not name.startswith(hidden))
+
+
+def _leads_back(path: Path, folder: Path) -> bool:
+    """Whether it is a link to what it lies in, or to one of the folders on the way to it from `folder` on."""
+    return path.is_symlink() and any(parent.resolve().is_relative_to(path.resolve()) for parent in path.parents
+                                     if parent.is_relative_to(folder))
+
+
 def part_of(path: Path) -> str:
     """The part that a file or folder is named as, in any case; "" if it is none."""
     name = (path.name if path.is_dir() else path.name.partition(".")[0]).lower()

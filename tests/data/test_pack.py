@@ -37,7 +37,7 @@ from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
 from distmlp.data.loader import NumpyLoader
 from distmlp.errors import WriteError
-from distmlp.results import run_data
+from distmlp.results import bulk, run_data
 from distmlp.results.models import Model
 from launch import pack as verb
 
@@ -252,6 +252,40 @@ def test_pictures(tmp_path: Path) -> None:
     made = datasets.load(Config(dataset=str(run(tmp_path / "made", tmp_path / "pets", **settings))))
     same(datasets.load(Config(dataset=str(tmp_path / "pets"), **settings)), made)  # type: ignore[arg-type]
     assert made.info()["pictures"]
+
+
+def test_rows_in_folders_that_links_lead_to_are_packed_trained_on_and_predicted(tmp_path: Path) -> None:
+    pictures(tmp_path / "pets", 2)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "pets" / "cat").rename(tmp_path / "more" / "tabby")
+    (tmp_path / "pets" / "cat").mkdir()
+    (tmp_path / "pets" / "cat" / "all").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(tmp_path / "pets" / "cat")  # a link of a loop adds no row
+    (tmp_path / "more" / "here").symlink_to(tmp_path)
+    config = Config(dataset=str(tmp_path / "pets"), image_size=4)
+    assert len(datasets.load(config, tested=False).train) == 4
+    made = run(tmp_path / "made", tmp_path / "pets", image_size=4)
+    (opened,) = bulk.sources(of_pack(made)).at(tmp_path / "pets")
+    assert opened().count() == 4
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "source").mkdir()
+    frame(40).to_parquet(tmp_path / "tables" / "1.parquet")
+    (tmp_path / "source" / "day").symlink_to(tmp_path / "tables")
+    assert sources.below(tmp_path / "source") == sources.tables(tmp_path / "source") == [
+        tmp_path / "source" / "day" / "1.parquet"]
+    assert sources.found([tmp_path / "source"], Config())["train"].files == sources.below(tmp_path / "source")
+
+
+def test_a_column_of_weights_goes_with_tables_only(tmp_path: Path) -> None:
+    pictures(tmp_path / "pets")
+    x, y = np.zeros((6, 2), np.float32), np.arange(6) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    said = "--weight_column=w goes with a table, which .* is not: name an array of weights w_train"
+    for source in (tmp_path / "pets", tmp_path / "a.npz"):
+        with pytest.raises(InputError, match=said):
+            run(tmp_path / "made", source, weight_column="w", image_size=4)
+    with pytest.raises(InputError, match=said):
+        pack([(x, y)], tmp_path / "made", Config(weight_column="w"))
 
 
 def of_pack(output: Path) -> Model:
@@ -575,7 +609,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     x, y = np.random.default_rng(0).standard_normal((60, 4)), np.arange(60) % 3
     np.savez(tmp_path / "a.npz", x=x, y=y)
     made = run(tmp_path / "made", tmp_path / "a.npz")
-    assert "there is no test set" in capsys.readouterr().err
+    assert "needs: give --test_fraction here or to train, or give a part named test" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"was packed without a test set: give --test_fraction=0\.2"):
         datasets.load(Config(dataset=str(made)))
     data = datasets.load(Config(dataset=str(made), test_fraction=0.2))  # of plain numbers nothing was learned
@@ -584,6 +618,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     table = tmp_path / "t.csv"
     frame().to_csv(table, index=False)
     learned = run(tmp_path / "learned", table, missing="mean", text_columns="one_hot")
+    assert "needs: pack with --test_fraction, or give a part named test" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"--test_fraction=0\.2: .* was packed without it"):
         datasets.load(Config(dataset=str(learned), test_fraction=0.2))
     with pytest.raises(InputError, match="was packed without a test set: pack its sources again, with --test"):
