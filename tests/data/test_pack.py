@@ -347,12 +347,53 @@ def test_a_data_set_of_hugging_face_that_was_saved(tmp_path: Path) -> None:
     assert made.examples("train", 0).take(np.arange(10))[0][:, 0].tolist() == [*range(10)]
 
 
+def test_the_splits_of_a_saved_data_set_have_the_same_classes(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file := io.BytesIO(), "PNG")
+    rows = [{"bytes": file.getvalue(), "path": None}] * 2
+    sets: list[tuple[Any, Any]] = [({"x": [1.0, 2]}, {}), ({"image": rows}, {"image": {"_type": "Image"}})]
+    for columns, kinds in sets:
+        for part, names in (("train", ["no", "yes"]), ("test", ["yes", "no"])):
+            label = {"label": {"_type": "ClassLabel", "names": names}}
+            saved(tmp_path / "hf" / part, pa.table(columns | {"label": [0, 1]}), kinds | label)
+        (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
+        with pytest.raises(InputError, match=r"hf/test has the classes yes, no, but .*hf/train no, yes: give both the"):
+            sources.found([tmp_path / "hf"], Config())
+        shutil.rmtree(tmp_path / "hf")
+
+
+def test_of_several_columns_of_labels_or_pictures_of_a_saved_data_set_none_is_guessed(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file := io.BytesIO(), "PNG")
+    row = {"bytes": file.getvalue(), "path": None}
+    table = pa.table({"image": [row], "mask": [row], "fine": [0], "coarse": [1], "label": [2]})
+    kind: dict[str, Any] = {"_type": "ClassLabel", "names": ["a", "b"]}
+    image, number = {"_type": "Image"}, {"_type": "Value"}
+
+    def found(features: dict[str, Any], label: str = "") -> streams.Stream:
+        shutil.rmtree(tmp_path / "hf", ignore_errors=True)
+        saved(tmp_path / "hf", table.select([*features]), features)
+        return sources.found([tmp_path / "hf"], Config(label_column=label))["train"]
+
+    said = "columns of kind ClassLabel or named label: give --label_column, one of"
+    several: list[dict[str, Any]] = [{"fine": kind, "coarse": kind}, {"fine": kind, "label": number}]
+    for features in several:
+        with pytest.raises(InputError, match=f"2 {said} {', '.join(features)}$"):
+            found({"image": image} | features)
+        for label, its in features.items():
+            assert found({"image": image} | features, label).classes == its.get("names")
+    with pytest.raises(InputError, match=f"no {said} coarse"):
+        found({"image": image, "coarse": number})
+    with pytest.raises(InputError, match="no columns named mine: give --label_column, one of fine"):
+        found({"image": image, "fine": kind}, "mine")
+    with pytest.raises(InputError, match="2 columns of pictures, image, mask: keep one, by remove_columns"):
+        found({"image": image, "mask": image, "fine": kind})
+
+
 def test_the_first_stored_picture_decides_for_every_part_and_wherever_reading_begins(tmp_path: Path) -> None:
     def row(*shape: int) -> dict[str, Any]:
         Image.fromarray(np.zeros(shape, np.uint8)).save(file := io.BytesIO(), "PNG")
         return {"bytes": file.getvalue(), "path": None}
 
-    kinds, labels = {"image": {"_type": "Image"}}, [0, 1, 0, 1]
+    kinds, labels = {"image": {"_type": "Image"}, "label": {"_type": "Value"}}, [0, 1, 0, 1]
     saved(tmp_path / "hf" / "train", pa.table({"image": [row(4, 6, 3), *[row(4, 6)] * 3], "label": labels}), kinds)
     saved(tmp_path / "hf" / "test", pa.table({"image": [row(4, 6)] * 4, "label": labels}), kinds)
     (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
