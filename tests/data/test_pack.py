@@ -261,7 +261,6 @@ def test_rows_in_folders_that_links_lead_to_are_packed_trained_on_and_predicted(
     (tmp_path / "pets" / "cat").mkdir()
     (tmp_path / "pets" / "cat" / "all").symlink_to(tmp_path / "more")
     (tmp_path / "more" / "back").symlink_to(tmp_path / "pets" / "cat")  # a link of a loop adds no row
-    (tmp_path / "more" / "here").symlink_to(tmp_path)
     config = Config(dataset=str(tmp_path / "pets"), image_size=4)
     assert len(datasets.load(config, tested=False).train) == 4
     made = run(tmp_path / "made", tmp_path / "pets", image_size=4)
