@@ -5,6 +5,8 @@ or as a stream, and in batches that are given from Python.
 import contextlib
 import os
 import zipfile
+import zlib
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -51,6 +53,20 @@ class Source(NamedTuple):
 def visible(folder: Path) -> list[Path]:
     """The folders in a folder, in the order of their names, without hidden ones as .ipynb_checkpoints."""
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+
+
+def below(folder: Path, hidden: tuple[str, ...] = (".",)) -> Iterator[Path]:
+    """The files in a folder and in those below it, also where links lead, but for one that leads back up. What begins
+    as `hidden` says is left out, with all below it."""
+    for root, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(hidden) and not _leads_back(Path(root, name), folder)]
+        yield from (Path(root, name) for name in names if not name.startswith(hidden))
+
+
+def _leads_back(path: Path, folder: Path) -> bool:
+    """Whether it is a link to what it lies in, or to one of the folders on the way to it from `folder` on."""
+    return path.is_symlink() and any(parent.resolve().is_relative_to(path.resolve()) for parent in path.parents
+                                     if parent.is_relative_to(folder))
 
 
 def part_of(path: Path) -> str:
@@ -276,7 +292,7 @@ class Arrays:
 
 class Batches:
     """Batches that are given from Python: tuples (x, y) or (x, y, weights) of arrays, gone through anew by
-    `batches()`."""
+    `batches()`: labels and features must not come from two orders of them."""
 
     pictures, classes, files = False, None, ()
 
@@ -286,6 +302,7 @@ class Batches:
         if first is None:
             raise InputError(f"{name} is empty: give at least one batch")
         self._shape, self._bytes = first[0].shape[1:], first[0].dtype == np.uint8
+        self._digests: array[int] | None = None  # of each batch's labels and weights, once they have been read
 
     def _pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
         weighed = False
@@ -305,12 +322,18 @@ class Batches:
             yield x, y, more[0] if more else None
 
     def labels(self) -> Iterator[Labels]:
+        digests = array("L")
         for _, y, weights in self._pairs():
+            digests.append(_digest(y, weights))
             yield Labels(y, weights)
+        self._digests = digests
 
     def features(self, start: int = 0) -> Iterator[np.ndarray]:
-        row = 0
-        for x, _, _ in self._pairs():
+        row, number = 0, -1
+        known = None if self._digests is None else iter(self._digests)
+        for number, (x, y, weights) in enumerate(self._pairs()):
+            if known is not None and _digest(y, weights) != next(known, None):
+                raise self._others(number)
             _check_kind(x.dtype, x.shape[1:], self._shape, f"{self.name}, row {row}")
             if self._bytes and x.dtype != np.uint8:
                 raise InputError(f"{self.name}, row {row}: values of type {x.dtype}, but the first are uint8: give all "
@@ -319,6 +342,23 @@ class Batches:
                 block = x[max(0, start - row) :]
                 yield finite(block if self._bytes else _float32(block), self.name, max(row, start))
             row += len(x)
+        if known is not None and next(known, None) is not None:
+            raise self._others(number + 1)
+
+    def _others(self, number: int) -> InputError:
+        return InputError(f"{self.name} are not the same each time they are gone through, from batch {number} on, as "
+                          "where they are shuffled: give iter(...) of them, which is kept on the disk meanwhile, or "
+                          "turn shuffling off")
+
+
+def _digest(labels: np.ndarray, weights: np.ndarray | None) -> int:
+    """Of a batch's labels and weights: where these are equal, any features that come with them are rightly theirs."""
+    digest = 0
+    for values in (labels, weights):
+        if values is not None:
+            content = repr(values.tolist()).encode() if values.dtype.hasobject else values.tobytes()
+            digest = zlib.crc32(content, digest)
+    return digest
 
 
 def as_array(value: Any) -> np.ndarray:

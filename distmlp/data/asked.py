@@ -189,8 +189,7 @@ class Sources:
             parts = {part: [file for file in files if sources.part_below(path, file) == part]
                      for part in ("test", "train")}  # fmt: skip
             return each_table(parts["test"] or parts["train"] or files)
-        images = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures.SUFFIXES
-                  and not any(part.startswith(".") for part in file.relative_to(path).parts)]
+        images = sorted(pictures.files(path))
         if not images:
             raise InputError(f"{path} holds no tables, arrays or pictures")
         return [functools.partial(PictureRows, files, self._picture)

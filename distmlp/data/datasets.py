@@ -301,9 +301,7 @@ def _classes(config: Config, source: Source) -> Classes:
 
 def _given_weights(config: Config, train: Part, count: int, table: bool) -> np.ndarray | None:
     """The weights of a training set's `count` examples, float64 [N]; None if none are given."""
-    if config.weight_column and not table:
-        raise InputError(f"--weight_column={config.weight_column} goes with a table, which {train.name} is not: name "
-                         "an array of weights w_train beside x_train, or give (x, y, weights) from Python")
+    weights.check_column(config.weight_column, table, train.name)
     return None if train.weights is None else weights.checked(train.weights, count, train.name)
 
 

@@ -45,8 +45,8 @@ def pack(batches: Iterable[Any], folder: str | Path, config: Config | None = Non
     Args:
       batches: tuples (x, y) or (x, y, weights) of arrays or tensors: features [N, ...], labels [N] and what each row
         counts in the loss [N]; or frames, which have a column of labels. A list, or what can be gone through again and
-        again, is gone through several times; what cannot, as a generator, is kept on the disk meanwhile, beside the
-        folder.
+        again, is gone through several times, in one order; what cannot, as a generator, or iter(...) of what shuffles,
+        is kept on the disk meanwhile, beside the folder.
       folder: is made, and must not be there.
       config: its settings of data, as test_fraction, are applied; see `python -m launch.pack --help`.
 
@@ -179,6 +179,7 @@ class _Packing:
         self._key, self._files = key, files
         self._disk, self._syncing = ThreadPoolExecutor(1), list[Future[bool]]()
         self._noted = time.monotonic()
+        weights.check_column(config.weight_column, isinstance(parts["train"], Tables), parts["train"].name)
         self._fractions = {part: getattr(config, f"{part}_fraction") for part in ("test", "validation")}
         for part, fraction in self._fractions.items():
             if fraction and part in parts:
@@ -205,7 +206,8 @@ class _Packing:
                 path.unlink()
         self._work.replace(self._output)
         machine.sync(self._output.parent)
-        return Pack(self._output), self._remarks()
+        made = Pack(self._output)
+        return made, self._remarks(made)
 
     def _sync(self, path: Path) -> None:
         """Begins to bring a file to the disk, which takes its time, and no processor's."""
@@ -225,11 +227,11 @@ class _Packing:
         _write_json(self._work / UNFINISHED, note)
         self._noted = time.monotonic()
 
-    def _remarks(self) -> list[str]:
+    def _remarks(self, made: Pack) -> list[str]:
         found = [*dict.fromkeys(text for stream in self._parts.values() for text in stream.remarks)]
-        if "test" not in self._counts:
-            found.append("there is no test set, which training needs: pack with --test_fraction, or give a part named "
-                         "test")
+        if "test" not in made.parts:
+            later = "pack with --test_fraction" if made.learned else "give --test_fraction here or to train"
+            found.append(f"there is no test set, which training needs: {later}, or give a part named test")
         return found
 
     def _planned(self) -> tuple[dict[str, Any], dict[str, Iterator[np.ndarray]]]:
@@ -278,13 +280,11 @@ class _Packing:
             "table": columns.as_json() if columns else None, "pictures": train.pictures,
             "counts": {part: stream.counts for part, stream in self._parts.items() if isinstance(stream, Tables)},
         }  # fmt: skip
-        self._counts = rows
         self._check_room(plan)
         plan["files"] = self._write_labels(rows, marks)
         return plan, begun
 
     def _restore(self, plan: dict[str, Any]) -> None:
-        self._counts = plan["rows"]
         for part, stream in self._parts.items():
             if isinstance(stream, Tables):
                 columns = Columns.of_checkpoint({"table": plan["table"]})

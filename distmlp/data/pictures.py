@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from distmlp import machine
 from distmlp.config import Config
 from distmlp.data import typed
-from distmlp.data.arrays import Part, Source, by_part, visible
+from distmlp.data.arrays import Part, Source, below, by_part, visible
 from distmlp.data.columnar import Raw
 from distmlp.data.streams import Labels
 from distmlp.data.typed import Choice, Rules
@@ -100,14 +100,12 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 def holds_pictures(folder: Path) -> bool:
     """Whether there are pictures in a folder, or in those below it."""
-    return any(True for _ in _files(folder))
+    return any(True for _ in files(folder))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def files(folder: Path) -> Iterator[Path]:
     """The pictures in a folder and in those below it. Hidden ones, and those in hidden folders, are left out."""
-    for root, inner, names in os.walk(folder, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        yield from (Path(root, name) for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES))
+    return (path for path in below(folder) if path.name.lower().endswith(SUFFIXES))
 
 
 def source(config: Config, path: Path, picture: Picture | None = None) -> Source:
@@ -193,7 +191,7 @@ class ImageFolder:
         self.paths: list[Path] = []
         self.targets: list[str] = []
         for folder in visible(root):
-            found = sorted(_files(folder), key=lambda path: (str(path.parent), path.name))  # as torchvision has them
+            found = sorted(files(folder), key=lambda path: (str(path.parent), path.name))  # as torchvision has them
             if not found:
                 raise InputError(f"{root} is no folder of class folders with pictures: {folder.name} holds none "
                                  f"({', '.join(SUFFIXES)}); remove it")

@@ -90,8 +90,7 @@ def below(path: Path) -> list[Path]:
     _SUCCESS and _temporary."""
     if not path.is_dir():
         return [path]
-    return [file for file in sorted(path.rglob("*")) if file.is_file() and columnar.is_table(file)
-            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
+    return [file for file in sorted(arrays.below(path, (".", "_"))) if file.is_file() and columnar.is_table(file)]
 
 
 def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]:
@@ -210,6 +209,7 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
         raise InputError(f"{folder} holds {listed(strangers)} of {listed([path.name for path in inner])}: name all of "
                          "them train, test or val, or move it away")
     streams: dict[str, Stream] = {}
+    label = ""  # of pictures; the training set's is every part's
     for part in sorted(parts, key=PARTS.index):
         path = parts[part]
         try:
@@ -222,20 +222,36 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
         if state.get("_indices_files") or not files:
             raise InputError(f"{path} holds a selection of rows, not the rows: call flatten_indices() before "
                              "save_to_disk")
-        kinds = {name: kind.get("_type") for name, kind in features.items() if isinstance(kind, dict)}
-        images = [name for name, kind in kinds.items() if kind == "Image"]
+        kinds = {name: kind.get("_type") if isinstance(kind, dict) else "" for name, kind in features.items()}
+        classes = {name: features[name]["names"] for name, kind in kinds.items() if kind == "ClassLabel"}
         raws = [functools.partial(columnar.file, file, lambda cells: True) for file in files]
-        if images:
-            labels = [name for name, kind in kinds.items() if kind == "ClassLabel"] or ["label"]
-            label = config.label_column or labels[0]
-            train: Any = streams.get("train")
-            streams[part] = StoredPictures(raws, files, images[0], label, features.get(label, {}).get("names"), config,
-                                           train)  # fmt: skip
+        train: Any = streams.get("train")
+        if "Image" in kinds.values():
+            image, label = _picked(path, kinds, label or config.label_column)
+            streams[part] = StoredPictures(raws, files, image, label, classes.get(label), config, train)
         else:
-            like: Any = streams.get("train")
-            classes = {name: kind["names"] for name, kind in features.items() if kinds.get(name) == "ClassLabel"}
-            streams[part] = Tables(raws, files, config, like.columns if like else None, classes)
+            streams[part] = Tables(raws, files, config, train.columns if train else None, classes)
+        names, known = streams[part].classes, train.classes if train else None
+        if names and known and names != known:
+            raise InputError(f"{path} has the classes {listed(names)}, but {parts['train']} {listed(known)}: give both "
+                             "the same, in one order")
     return streams
+
+
+def _picked(path: Path, kinds: dict[str, Any], given: str) -> tuple[str, str]:
+    """The columns of pictures and of labels of a saved data set; `given`: the latter, if it is known."""
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    if len(images) > 1:
+        raise InputError(f"{path} has {len(images)} columns of pictures, {listed(images)}: keep one, by "
+                         "remove_columns() before save_to_disk")
+    others = {name: kind for name, kind in kinds.items() if name not in images}
+    found = [name for name, kind in others.items()
+             if (name.strip() == given.strip() if given else kind == "ClassLabel" or name == "label")]
+    if len(found) != 1:
+        wanted = f"named {given}" if given else "of kind ClassLabel or named label"
+        raise InputError(f"{path} has {len(found) or 'no'} columns {wanted}: give --label_column, one of "
+                         f"{listed([*others])}")
+    return images[0], found[0]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,13 @@ from distmlp.errors import InputError
 _SMALLEST, _LARGEST = 1e-30, 1e30  # sums of weights with which, and with classes, float32 can calculate
 
 
+def check_column(column: str, table: bool, name: str) -> None:
+    """Raises InputError for a --weight_column of what is no table; `name` says what."""
+    if column and not table:
+        raise InputError(f"--weight_column={column} goes with a table, which {name} is not: name an array of weights "
+                         "w_train beside x_train, or give (x, y, weights) from Python")
+
+
 def checked(weights: Any, count: int, name: str) -> np.ndarray:
     """Weights as float64 [N], if they are as many as the `count` examples, finite and not negative; else an InputError.
     `name` says whose.

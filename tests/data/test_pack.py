@@ -37,7 +37,7 @@ from distmlp.data.examples import ArrayDataset
 from distmlp.data.labels import Seen, find_classes
 from distmlp.data.loader import NumpyLoader
 from distmlp.errors import WriteError
-from distmlp.results import run_data
+from distmlp.results import bulk, run_data
 from distmlp.results.models import Model
 from launch import pack as verb
 
@@ -254,6 +254,39 @@ def test_pictures(tmp_path: Path) -> None:
     assert made.info()["pictures"]
 
 
+def test_rows_in_folders_that_links_lead_to_are_packed_trained_on_and_predicted(tmp_path: Path) -> None:
+    pictures(tmp_path / "pets", 2)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "pets" / "cat").rename(tmp_path / "more" / "tabby")
+    (tmp_path / "pets" / "cat").mkdir()
+    (tmp_path / "pets" / "cat" / "all").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(tmp_path / "pets" / "cat")  # a link of a loop adds no row
+    config = Config(dataset=str(tmp_path / "pets"), image_size=4)
+    assert len(datasets.load(config, tested=False).train) == 4
+    made = run(tmp_path / "made", tmp_path / "pets", image_size=4)
+    (opened,) = bulk.sources(of_pack(made)).at(tmp_path / "pets")
+    assert opened().count() == 4
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "source").mkdir()
+    frame(40).to_parquet(tmp_path / "tables" / "1.parquet")
+    (tmp_path / "source" / "day").symlink_to(tmp_path / "tables")
+    assert sources.below(tmp_path / "source") == sources.tables(tmp_path / "source") == [
+        tmp_path / "source" / "day" / "1.parquet"]
+    assert sources.found([tmp_path / "source"], Config())["train"].files == sources.below(tmp_path / "source")
+
+
+def test_a_column_of_weights_goes_with_tables_only(tmp_path: Path) -> None:
+    pictures(tmp_path / "pets")
+    x, y = np.zeros((6, 2), np.float32), np.arange(6) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    said = "--weight_column=w goes with a table, which .* is not: name an array of weights w_train"
+    for source in (tmp_path / "pets", tmp_path / "a.npz"):
+        with pytest.raises(InputError, match=said):
+            run(tmp_path / "made", source, weight_column="w", image_size=4)
+    with pytest.raises(InputError, match=said):
+        pack([(x, y)], tmp_path / "made", Config(weight_column="w"))
+
+
 def of_pack(output: Path) -> Model:
     """A model of the pack's features and classes, which was not trained."""
     data = datasets.load(Config(dataset=str(output)), tested=False)
@@ -313,12 +346,53 @@ def test_a_data_set_of_hugging_face_that_was_saved(tmp_path: Path) -> None:
     assert made.examples("train", 0).take(np.arange(10))[0][:, 0].tolist() == [*range(10)]
 
 
+def test_the_splits_of_a_saved_data_set_have_the_same_classes(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file := io.BytesIO(), "PNG")
+    rows = [{"bytes": file.getvalue(), "path": None}] * 2
+    sets: list[tuple[Any, Any]] = [({"x": [1.0, 2]}, {}), ({"image": rows}, {"image": {"_type": "Image"}})]
+    for columns, kinds in sets:
+        for part, names in (("train", ["no", "yes"]), ("test", ["yes", "no"])):
+            label = {"label": {"_type": "ClassLabel", "names": names}}
+            saved(tmp_path / "hf" / part, pa.table(columns | {"label": [0, 1]}), kinds | label)
+        (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
+        with pytest.raises(InputError, match=r"hf/test has the classes yes, no, but .*hf/train no, yes: give both the"):
+            sources.found([tmp_path / "hf"], Config())
+        shutil.rmtree(tmp_path / "hf")
+
+
+def test_of_several_columns_of_labels_or_pictures_of_a_saved_data_set_none_is_guessed(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(file := io.BytesIO(), "PNG")
+    row = {"bytes": file.getvalue(), "path": None}
+    table = pa.table({"image": [row], "mask": [row], "fine": [0], "coarse": [1], "label": [2]})
+    kind: dict[str, Any] = {"_type": "ClassLabel", "names": ["a", "b"]}
+    image, number = {"_type": "Image"}, {"_type": "Value"}
+
+    def found(features: dict[str, Any], label: str = "") -> streams.Stream:
+        shutil.rmtree(tmp_path / "hf", ignore_errors=True)
+        saved(tmp_path / "hf", table.select([*features]), features)
+        return sources.found([tmp_path / "hf"], Config(label_column=label))["train"]
+
+    said = "columns of kind ClassLabel or named label: give --label_column, one of"
+    several: list[dict[str, Any]] = [{"fine": kind, "coarse": kind}, {"fine": kind, "label": number}]
+    for features in several:
+        with pytest.raises(InputError, match=f"2 {said} {', '.join(features)}$"):
+            found({"image": image} | features)
+        for label, its in features.items():
+            assert found({"image": image} | features, label).classes == its.get("names")
+    with pytest.raises(InputError, match=f"no {said} coarse"):
+        found({"image": image, "coarse": number})
+    with pytest.raises(InputError, match="no columns named mine: give --label_column, one of fine"):
+        found({"image": image, "fine": kind}, "mine")
+    with pytest.raises(InputError, match="2 columns of pictures, image, mask: keep one, by remove_columns"):
+        found({"image": image, "mask": image, "fine": kind})
+
+
 def test_the_first_stored_picture_decides_for_every_part_and_wherever_reading_begins(tmp_path: Path) -> None:
     def row(*shape: int) -> dict[str, Any]:
         Image.fromarray(np.zeros(shape, np.uint8)).save(file := io.BytesIO(), "PNG")
         return {"bytes": file.getvalue(), "path": None}
 
-    kinds, labels = {"image": {"_type": "Image"}}, [0, 1, 0, 1]
+    kinds, labels = {"image": {"_type": "Image"}, "label": {"_type": "Value"}}, [0, 1, 0, 1]
     saved(tmp_path / "hf" / "train", pa.table({"image": [row(4, 6, 3), *[row(4, 6)] * 3], "label": labels}), kinds)
     saved(tmp_path / "hf" / "test", pa.table({"image": [row(4, 6)] * 4, "label": labels}), kinds)
     (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
@@ -393,6 +467,32 @@ def test_what_the_batches_raise_comes_through_as_it_is(tmp_path: Path) -> None:
             pack(batches, tmp_path / "made")
         assert caught.value is error
     assert not [*tmp_path.iterdir()]
+
+
+def test_batches_that_come_in_another_order_each_time_are_refused_unless_given_once(tmp_path: Path) -> None:
+    """Their labels and features are read one after the other."""
+    y = np.arange(60) % 3
+    words = np.array(["a", "b", "c"], object)[y]
+
+    class Given:
+        def __init__(self, labels: Any, shuffled: bool = True, counts: tuple[int, int] = (3, 3)) -> None:
+            """`counts`: of batches, the first time and after it."""
+            self._rng, self._labels, self._shuffled, self._counts = np.random.default_rng(0), labels, shuffled, counts
+
+        def __iter__(self) -> Iterator[Any]:
+            order = self._rng.permutation(60) if self._shuffled else np.arange(60)
+            for rows in np.split(order, 3)[: self._counts[0]]:
+                yield y[rows, None].astype(np.float32), self._labels[rows]
+            self._counts = self._counts[1:] * 2
+
+    for given in (Given(y), Given(words), Given(y, False, (3, 2)), Given(y, False, (2, 3))):
+        with pytest.raises(InputError, match=r"batches are not the same each time .* shuffled: give iter\(\.\.\.\)"):
+            pack(given, tmp_path / "made")
+    for labels in (y, words):
+        made = packed.Pack(pack(iter(Given(labels)), tmp_path / f"made{labels.dtype}", Config(test_fraction=0.2)))
+        for part, count in (("train", 48), ("test", 12)):
+            x, numbers = made.examples(part, 0).take(np.arange(count))
+            assert x[:, 0].tolist() == numbers.tolist()
 
 
 @pytest.fixture
@@ -549,7 +649,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     x, y = np.random.default_rng(0).standard_normal((60, 4)), np.arange(60) % 3
     np.savez(tmp_path / "a.npz", x=x, y=y)
     made = run(tmp_path / "made", tmp_path / "a.npz")
-    assert "there is no test set" in capsys.readouterr().err
+    assert "needs: give --test_fraction here or to train, or give a part named test" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"was packed without a test set: give --test_fraction=0\.2"):
         datasets.load(Config(dataset=str(made)))
     data = datasets.load(Config(dataset=str(made), test_fraction=0.2))  # of plain numbers nothing was learned
@@ -558,6 +658,7 @@ def test_a_pack_without_a_test_set(tmp_path: Path, capsys: Capture) -> None:
     table = tmp_path / "t.csv"
     frame().to_csv(table, index=False)
     learned = run(tmp_path / "learned", table, missing="mean", text_columns="one_hot")
+    assert "needs: pack with --test_fraction, or give a part named test" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"--test_fraction=0\.2: .* was packed without it"):
         datasets.load(Config(dataset=str(learned), test_fraction=0.2))
     with pytest.raises(InputError, match="was packed without a test set: pack its sources again, with --test"):
