@@ -150,14 +150,15 @@ class Block(NamedTuple):
 
     rows: asked.Asked
     name: str  # of the source
-    first: int  # the number there of the first of them
+    first: int  # the number there of the first of them: a table's rows are counted from 1, an array's from 0
 
 
 def blocks(rows: asked.Rows, start: int = 0, stop: int = sys.maxsize) -> Iterator[Block]:
     """The rows of a source from `start` to before `stop`."""
+    number = start + isinstance(rows, asked.TableRows)
     for block in rows.blocks(start, stop):
-        yield Block(block, rows.name, start)
-        start += len(block.features)
+        yield Block(block, rows.name, number)
+        number += len(block.features)
 
 
 def checked(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[asked.Asked]:

@@ -267,16 +267,20 @@ def test_a_row_that_has_no_probabilities_is_named(size: int, wine_run: Path, tmp
     frame.loc[7, "hue"] = np.finfo(np.float32).min
     frame.to_csv(tmp_path / "t.csv", index=False)
     rows = frame.drop(columns="label")
-    said = "7 has a value so large that its probabilities are no numbers"
-    for call in (model.predict, model.predict_log_proba, lambda x: model.evaluate(x, frame["label"])):
-        with pytest.raises(InputError, match=said):
+    said = "has a value so large that its probabilities are no numbers"
+    for call in (model.predict, model.predict_log_proba):  # a table's rows are counted from 1
+        with pytest.raises(InputError, match=f"row 8 {said}"):
             call(rows)
-    with pytest.raises(InputError, match=rf"t\.csv: row {said}"):
+        with pytest.raises(InputError, match=f"row 7 {said}"):
+            call(np.array(rows, np.float32))
+    with pytest.raises(InputError, match=f"7 {said}"):
+        model.evaluate(rows, frame["label"])
+    with pytest.raises(InputError, match=rf"t\.csv: row 8 {said}"):
         bulk.write(model, [tmp_path / "t.csv"], tmp_path / "p.csv")
     if not size:
         assert predict.main([str(wine_run), str(tmp_path / "t.csv"), "--json"]) == 2
-        assert f"t.csv: row {said}" in capsys.readouterr().err
-        with pytest.raises(InputError, match=rf"t\.csv.*: example {said}"):
+        assert f"t.csv: row 8 {said}" in capsys.readouterr().err
+        with pytest.raises(InputError, match=rf"t\.csv.*: example 7 {said}"):
             evaluate.main([str(wine_run), f"--dataset={tmp_path / 't.csv'}", "--json"])
 
 
