@@ -1,5 +1,6 @@
 """predict --output: every row once, in order, the same as predict says, whole or not at all."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,31 @@ def test_a_process_names_the_rows_of_its_part_as_the_file_has_them(
     with pytest.raises(InputError, match=r"x\.npy: row 33 has a value"):
         bulk.write(load(wine_run), [tmp_path / "first.npy", tmp_path / "x.npy"], tmp_path / "p.csv", process=1,
                    processes=2)  # fmt: skip
+
+
+def test_rows_that_were_printed_count_though_a_later_one_fails(
+    wine_run: Path, tmp_path: Path, small_blocks: None, capsys: Capture
+) -> None:
+    frame = plain().drop(columns="label")
+    frame.loc[150, "hue"] = np.finfo(np.float32).min
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert predict.main([str(wine_run), str(tmp_path / "t.csv")]) == 1
+    printed = capsys.readouterr()
+    assert 0 < len(printed.out.splitlines()) <= 150
+    assert "t.csv: row 151 has a value" in printed.err
+
+
+@pytest.mark.parametrize("form", [".parquet", ".csv", ".jsonl"])
+def test_a_class_whose_name_is_no_text(form: str, wine_run: Path, tmp_path: Path) -> None:
+    """As of a folder of pictures, named in another locale."""
+    model = load(wine_run)
+    names = ["K\udce4fer", "b", "c"]
+    model = dataclasses.replace(model, meta=model.meta | {"data_info": model.data_info | {"classes": names}})
+    plain().to_csv(tmp_path / "t.csv", index=False)
+    bulk.write(model, [tmp_path / "t.csv"], tmp_path / f"p{form}", probabilities=True)
+    found = read(tmp_path / f"p{form}")
+    assert {*found["class"]} == {r"K\udce4fer", "b", "c"}
+    assert [*found.columns[2:]] == [r"p_K\udce4fer", "p_b", "p_c"]
 
 
 def test_a_pack(wine_run: Path, tmp_path: Path) -> None:
