@@ -14,7 +14,7 @@ from conftest import Page, make_arrays, small_config
 from sklearn import metrics
 
 from distmlp import InputError, load, sweep
-from distmlp.results import run_data, shown_sweep
+from distmlp.results import charts, run_data, shown_sweep
 from distmlp.results.compare import compare
 from distmlp.results.ensemble import Ensemble
 from distmlp.results.evaluation import EnsembleReport
@@ -211,8 +211,8 @@ def test_a_seed_of_which_a_member_has_no_score_has_no_mean(monkeypatch: pytest.M
     scores = {0: (0.9, 0.8), 1: (0.99, None), 2: (0.0, 0.0), 3: (None, None)}
     members = [{"settings": {"learning_rate": rate, "seed": seed}, "score": score}
                for seed, own in scores.items() for rate, score in enumerate(own)]
-    found, drawn = swept.Swept(Path("sweep"), members, None, None, ""), list[shown_sweep.charts.Dots]()
-    monkeypatch.setattr(shown_sweep.charts, "scores", lambda dots, *_: drawn.append(dots))
+    found, drawn = swept.Swept(Path("sweep"), members, None, None, ""), list[charts.Dots]()
+    monkeypatch.setattr(charts, "scores", lambda dots, *_: drawn.append(dots))
     standings = swept.standings(members, "accuracy")
     shown_sweep._against_settings(shown_sweep.Sweep("s", "s", "red", "accuracy", ["seed"], found, standings, []), "red")
     assert {place: mean for place, mean, _ in drawn[0].bars} == {0: pytest.approx(0.85), 2: 0}
