@@ -29,7 +29,12 @@ def _table(history: Sequence[Line], lines: Sequence[Line], held: str) -> list[tu
     if lines and "train_loss" in lines[-1]:
         rows.append(("train loss", f"{lines[-1]['train_loss']:.5f}"))
     if top["step"]:
-        rows.append((f"best {held} accuracy", f"{top[f'{held}_accuracy']:.2%} at step {top['step']:,}"))
+        name = top.get("choose_by", "accuracy")
+        if name == "accuracy":
+            rows.append((f"best {held} accuracy", f"{top[f'{held}_accuracy']:.2%} at step {top['step']:,}"))
+        else:
+            rows += [(f"best {held} {name.replace('_', ' ')}", f"{top[f'{held}_{name}']:.5f} at step {top['step']:,}"),
+                     (f"{held} accuracy there", f"{top[f'{held}_accuracy']:.2%}")]  # fmt: skip
     for name, key in (("test accuracy of the best", "best_test_accuracy"), ("test accuracy", "test_accuracy")):
         found = [line[key] for line in history if key in line]
         if found:

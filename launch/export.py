@@ -38,12 +38,16 @@ def main(argv: list[str]) -> int:
     verb.add_ensemble(arguments)
     given = arguments.parse_args(argv)
 
-    from distmlp.results import export, files, load
+    from distmlp.results import export, exported, files, load
 
     model, output = load.load(Path(given.run), given.checkpoint, given.ensemble), Path(given.output)
     apart = export.export(model, given.format, output)
     scaling = "; its inputs are (x - shift) * scale, with shift and scale from the file" if apart else ""
     print(f"{output}: {export.subject(model)} as {given.format}{scaling}", file=files.remarks(output))
+    types = {each.config.compute_dtype for each in exported.networks(model)} - {"float32"}
+    if types and given.format != "stablehlo":
+        remark(f"the file computes in float32, and predict in {', '.join(types)}: --format=stablehlo gives predict's "
+               "numbers")
     if model.columns and (model.columns.words or model.columns.fill):
         features = model.columns.features
         remark(f"the file takes {len(features):,} numbers a row, text and absent values encoded: {listed(features)}; "

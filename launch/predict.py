@@ -22,7 +22,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,7 +75,9 @@ def main(argv: list[str]) -> int:
 
     for file in given.files:
         for opened in attempt(sources.at, Path(file), (), True) or ():
-            predicted += bool(attempt(_show, opened, model, given.json))
+            shown = _show(opened, model, given.json)
+            while attempt(next, shown, 0):
+                predicted += 1
     return 0 if not failed else 1 if predicted else 2
 
 
@@ -101,8 +103,8 @@ def _write(given: argparse.Namespace) -> int:
     return 0
 
 
-def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool) -> int:
-    """Prints what is predicted of the rows that are opened; how many they are."""
+def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool) -> Iterator[int]:
+    """Prints what is predicted of the rows that are opened; with each, how many were."""
     from distmlp.results import bulk
 
     rows, row = opened(), 0
@@ -118,11 +120,11 @@ def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool
                 more = "".join(f"  {what} {100 * share:.0f} %" for what, share in apart.items())
                 print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * most:.2f} %{more}")
             row += 1
+            yield row
     if not row:
         raise InputError(f"{rows.name} holds no rows")
     for text in rows.remarks():
         remark(text)
-    return row
 
 
 if __name__ == "__main__":

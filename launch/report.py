@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     output = Path(given.output)
     page = report([Path(run) for run in given.runs], given.checkpoint, given.plan and Path(given.plan))
-    files.write(output, page.encode())
+    files.write(output, page.encode(errors="backslashreplace"))  # names of files may be no text
     print(f"{output}: {len(given.runs)} run{'s' if len(given.runs) > 1 else ''}", file=files.remarks(output))
     return 0
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_arrays, small_config
 from drills import groups, runs
 
-from distmlp import train
+from distmlp import notebook, train
 from distmlp.training import Result
 
 TIMINGS = {"seconds", "examples_per_second", "total_seconds"}
@@ -130,3 +130,13 @@ def test_all_processes_follow_the_first(tmp_path: Path) -> None:
     ], [process.output for process in group]  # fmt: skip
     assert said[-1] == "went on to 15"
     assert runs.committed(tmp_path / "other") == [5]
+
+
+def test_a_notebook_names_the_score_that_has_chosen_the_best() -> None:
+    lines = [{"step": step, "epoch": step, "test_loss": loss, "test_accuracy": accuracy}
+             for step, loss, accuracy in ((1, 0.5, 0.75), (2, 0.25, 0.5))]
+    assert "<th style='text-align:left'>best test accuracy</th><td>75.00% at step 1</td>" in notebook.html(lines)
+    page = notebook.html([line | {"choose_by": "loss"} for line in lines])
+    assert "best test accuracy" not in page
+    assert ">best test loss</th><td>0.25000 at step 2</td>" in page
+    assert ">test accuracy there</th><td>50.00%</td>" in page

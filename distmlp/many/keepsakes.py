@@ -1,7 +1,7 @@
 """FOLDER/members/N: a member that is kept, as an ordinary run's folder, with its last and its best checkpoint."""
 
 import dataclasses
-import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +45,7 @@ def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> N
     assert course.last is not None
     assert course.best is not None
     target = folder / str(course.member.number)
-    new = folder / f".{course.member.number}-{os.getpid()}"
+    new = folder / f".{course.member.number}-{secrets.token_hex(8)}"
     config = dataclasses.replace(course.member.config, workdir=str(target))
     data, found, best = course.share.data(), course.finished_lines(), course.standing.best
     print_of_data = fingerprint(data)

@@ -89,7 +89,7 @@ def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = Fal
     import pyarrow as pa
 
     suffix, names = suffix_of(output), _names(["label"], model.classes, probabilities)
-    classes = pa.array(list(model.classes))
+    classes = pa.array(_in_unicode(model.classes))
     with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
 
         def watch(seen: "Seen") -> None:
@@ -129,12 +129,17 @@ def _answers(
 def _names(columns: Sequence[str], classes: Sequence[Any], probabilities: bool, apart: bool = False) -> list[str]:
     """Of the file's columns; `apart`: with the disagreement."""
     names = [*columns, "class", "probability", *["disagreement"] * apart,
-             *([f"p_{name}" for name in classes] if probabilities else [])]  # fmt: skip
+             *([f"p_{name}" for name in _in_unicode(classes)] if probabilities else [])]  # fmt: skip
     twice = [name for name in names if names.count(name) > 1] if len(names) < 1000 else []
     if len({*names}) < len(names):
         raise InputError(f"--columns={','.join(columns)}: the file would have several columns named "
                          f"{(twice or names)[0]}; leave it out, or rename it in the source")
     return names
+
+
+def _in_unicode(classes: Sequence[Any]) -> list[Any]:
+    """What the labels call the classes, text as Unicode can have it, which not every folder's name is."""
+    return [name.encode(errors="backslashreplace").decode() if isinstance(name, str) else name for name in classes]
 
 
 def sources(model: Model | Ensemble, header: str = "") -> asked.Sources:
@@ -150,14 +155,15 @@ class Block(NamedTuple):
 
     rows: asked.Asked
     name: str  # of the source
-    first: int  # the number there of the first of them
+    first: int  # the number there of the first of them: a table's rows are counted from 1, an array's from 0
 
 
 def blocks(rows: asked.Rows, start: int = 0, stop: int = sys.maxsize) -> Iterator[Block]:
     """The rows of a source from `start` to before `stop`."""
+    number = start + isinstance(rows, asked.TableRows)
     for block in rows.blocks(start, stop):
-        yield Block(block, rows.name, start)
-        start += len(block.features)
+        yield Block(block, rows.name, number)
+        number += len(block.features)
 
 
 def checked(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[asked.Asked]:
@@ -223,7 +229,7 @@ def _write(
                 yield from blocks(each, start - begin, stop - begin)
             begin = end if counts else 0
 
-    classes, none = pa.array(list(model.classes)), np.zeros((0, len(model.classes)), np.float32)
+    classes, none = pa.array(_in_unicode(model.classes)), np.zeros((0, len(model.classes)), np.float32)
     apart = none[:, 0] if isinstance(model, Ensemble) else None
     if processes > 1:  # all parts are of the types that the first row has, also those without a row
         first = next(rows[0].blocks(0, 1), None) if columns else None

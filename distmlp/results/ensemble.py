@@ -140,8 +140,7 @@ class Ensemble:
 
     def predict_log_proba(self, x: Any) -> np.ndarray:
         """Its logarithm, float32 [N, classes]: finite where a probability is 0; see `predict`."""
-        x = self.check(x)
-        return _log_mean([member.predict_log_proba(own) for member, own in self._seen(x)])
+        return _log_mean(self._outputs(x, logarithms=True))
 
     def disagreement(self, x: Any) -> np.ndarray:
         """How often two members, drawn at random, predict different classes of each row, float32 [N]."""
@@ -149,7 +148,12 @@ class Ensemble:
 
     def each(self, x: Any) -> np.ndarray:
         """Each member's probabilities, float32 [members, N, classes]; see `predict`."""
-        return np.stack([member.predict_proba(own) for member, own in self._seen(self.check(x))])
+        return np.stack(self._outputs(x, logarithms=False))
+
+    def _outputs(self, x: Any, logarithms: bool) -> list[np.ndarray]:
+        """Those of each member, of rows or of a frame, whose first row is number 1."""
+        first = int(columnar.is_frame(x))
+        return [member.outputs(own, logarithms, first) for member, own in self._seen(self.check(x, first))]
 
     def answers(self, blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Probabilities [rows, classes] and disagreement [rows] of blocks of rows, which `check` has returned: on all

@@ -2,8 +2,8 @@
 
 import contextlib
 import errno
-import itertools
 import os
+import secrets
 import stat
 import sys
 from collections.abc import Iterator
@@ -13,8 +13,7 @@ from typing import TextIO
 from distmlp.errors import InputError
 
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-_NUMBERS = itertools.count()  # of the files that are being written
-begun = set[Path]()  # of those, the ones that are not whole yet: a signal that ends the process deletes them
+begun = set[Path]()  # files that are not whole yet: a signal that ends the process deletes them
 
 
 def remarks(output: Path) -> TextIO:
@@ -32,7 +31,8 @@ def whole(output: Path) -> Iterator[Path]:
       InputError: it cannot be written.
     """
     target = Path(os.path.realpath(output))
-    new = target.with_name(f".distmlp-{os.getpid()}-{next(_NUMBERS)}.tmp") if target.name else target
+    # No number of a process: in containers, many that write to one folder have the same.
+    new = target.with_name(f".distmlp-{secrets.token_hex(8)}.tmp") if target.name else target
     with _said(output):
         mode = _mode(output)
         if mode and not stat.S_ISREG(mode):

@@ -114,7 +114,8 @@ class Model:
         return self.outputs(x, logarithms=True)
 
     def outputs(self, x: Any, logarithms: bool, first: int = 0) -> np.ndarray:
-        """The probabilities of the rows of `x`, or their logarithms. Its first row is number `first`."""
+        """The probabilities of the rows of `x`, or their logarithms. Its first row is number `first`, a frame's 1."""
+        first = 1 if columnar.is_frame(x) else first
         x = self.check(x, first)
         with backend.prepared(self.config_here):
             self._check_room()

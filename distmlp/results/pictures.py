@@ -43,14 +43,15 @@ def picture_shape(num_features: int, data_info: dict[str, Any], config: Config) 
     """From what the run knows of its data; where it does not, pictures are taken to be square.
 
     Raises:
-      InputError: rows of so many values are no pictures.
+      InputError: rows of so many values are no pictures, or they are of a table, whose columns have names.
     """
     shape = [size for size in data_info.get("shape") or [] if size != 1]
     if len(shape) not in (2, 3) or math.prod(shape) != num_features:
         grey, colour = math.isqrt(num_features), math.isqrt(num_features // 3)
-        if grey**2 == num_features:
+        named = bool(data_info.get("columns"))
+        if grey**2 == num_features and not named:
             shape = [grey, grey]
-        elif 3 * colour**2 == num_features:
+        elif 3 * colour**2 == num_features and not named:
             shape = [colour, colour, 3]
         else:
             raise InputError(f"the run was trained on rows of {num_features} values, which are no pictures: "

@@ -157,7 +157,7 @@ def _time(folder: Path) -> str:
 def _shape(model: Model) -> PictureShape | None:
     """What the run's pictures are like; None if it was trained on rows of other things."""
     given = [size for size in model.data_info.get("shape") or [] if size != 1]
-    if model.data_info.get("columns") or (model.data_info and len(given) < 2):
+    if model.data_info and len(given) < 2:
         return None
     try:
         return picture_shape(model.num_features, model.data_info, model.reading)

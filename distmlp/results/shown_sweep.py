@@ -1,7 +1,6 @@
 """What the report shows of a sweep."""
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +118,7 @@ def show(path: Path, name: str, colour: str) -> Sweep:
 
 
 def _against_settings(sweep: Sweep, colour: str) -> list[tuple[str, str, str]]:
-    scored = [line for line in sweep.found.members if line.get("score") is not None]
+    scored = [line for line in sweep.found.members if swept.score(line) is not None]
     if not scored:
         return []
     limits = _limits([line["score"] for line in scored], sweep.choose_by)
@@ -135,7 +134,7 @@ def _against_settings(sweep: Sweep, colour: str) -> list[tuple[str, str, str]]:
         if numbers is None and len(values) < len(own):  # side by side, evenly
             x += 0.6 * ((np.arange(len(own)) * 0.618034) % 1 - 0.5)
         shown = len(values) <= _VALUES and len(values) < len(own)  # else a dot says it all
-        bars = _bars(sweep, name, own, places) if shown else []
+        bars = _bars(sweep, name, places) if shown else []
         log = numbers is not None and min(numbers) > 0 and max(numbers) >= _LOG * min(numbers)
         dots = charts.Dots(x.tolist(), [line["score"] for line in own], bars, log,
                            [value_text(value) for value in values] if numbers is None else [])  # fmt: skip
@@ -154,21 +153,20 @@ def _note(name: str, own: Sequence[Value], bars: bool, limits: tuple[float | Non
     return text + (f" Triangles: {beyond:,} far worse than the others." if beyond else "")
 
 
-def _bars(
-    sweep: Sweep, name: str, own: Sequence[Value], places: dict[str, float]
-) -> list[tuple[float, float, float]]:
-    """Place, mean and error, for each value: of the best setting that has it; of a seed, of all members with it."""
-    if name == "seed":
-        by_seed = itertools.groupby(sorted(own, key=lambda line: line["settings"]["seed"]),
-                                    key=lambda line: line["settings"]["seed"])  # fmt: skip
-        whole = [swept.standings([{**line, "settings": {"of": seed}} for line in lines], sweep.choose_by)[0]
-                 for seed, lines in by_seed]  # fmt: skip
-        return [(places[json.dumps(each.settings["of"])], each.mean or 0.0, each.error or 0.0) for each in whole]
-    best: dict[str, Standing] = {}
-    for standing in sweep.standings:  # the best first
-        if standing.mean is not None and name in standing.settings:
-            best.setdefault(json.dumps(standing.settings[name]), standing)
-    return [(places[value], each.mean or 0.0, each.error or 0.0) for value, each in best.items()]
+def _bars(sweep: Sweep, name: str, places: dict[str, float]) -> list[tuple[float, float, float]]:
+    """Place, mean and error, for each value: of the best setting that has it; of a seed, of all members with it. There
+    is none where a member has no score."""
+    standings, of = sweep.standings, name
+    if name == "seed":  # as if it was what is varied, and all else were repeats
+        standings, of = swept.standings([{**line, "settings": {"of": line["settings"]["seed"]}}
+                                         for line in sweep.found.members if "seed" in line["settings"]],
+                                        sweep.choose_by), "of"  # fmt: skip
+    bars: dict[str, tuple[float, float, float]] = {}
+    for standing in standings:  # the best first
+        if standing.mean is not None and of in standing.settings:
+            value = json.dumps(standing.settings[of])
+            bars.setdefault(value, (places[value], standing.mean, standing.error or 0.0))
+    return [*bars.values()]
 
 
 def _ordered(values: Sequence[Any]) -> list[Any]:

@@ -1,5 +1,6 @@
 """predict --output: every row once, in order, the same as predict says, whole or not at all."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -267,16 +268,20 @@ def test_a_row_that_has_no_probabilities_is_named(size: int, wine_run: Path, tmp
     frame.loc[7, "hue"] = np.finfo(np.float32).min
     frame.to_csv(tmp_path / "t.csv", index=False)
     rows = frame.drop(columns="label")
-    said = "7 has a value so large that its probabilities are no numbers"
-    for call in (model.predict, model.predict_log_proba, lambda x: model.evaluate(x, frame["label"])):
-        with pytest.raises(InputError, match=said):
+    said = "has a value so large that its probabilities are no numbers"
+    for call in (model.predict, model.predict_log_proba):  # a table's rows are counted from 1
+        with pytest.raises(InputError, match=f"row 8 {said}"):
             call(rows)
-    with pytest.raises(InputError, match=rf"t\.csv: row {said}"):
+        with pytest.raises(InputError, match=f"row 7 {said}"):
+            call(np.array(rows, np.float32))
+    with pytest.raises(InputError, match=f"7 {said}"):
+        model.evaluate(rows, frame["label"])
+    with pytest.raises(InputError, match=rf"t\.csv: row 8 {said}"):
         bulk.write(model, [tmp_path / "t.csv"], tmp_path / "p.csv")
     if not size:
         assert predict.main([str(wine_run), str(tmp_path / "t.csv"), "--json"]) == 2
-        assert f"t.csv: row {said}" in capsys.readouterr().err
-        with pytest.raises(InputError, match=rf"t\.csv.*: example {said}"):
+        assert f"t.csv: row 8 {said}" in capsys.readouterr().err
+        with pytest.raises(InputError, match=rf"t\.csv.*: example 7 {said}"):
             evaluate.main([str(wine_run), f"--dataset={tmp_path / 't.csv'}", "--json"])
 
 
@@ -291,6 +296,31 @@ def test_a_process_names_the_rows_of_its_part_as_the_file_has_them(
     with pytest.raises(InputError, match=r"x\.npy: row 33 has a value"):
         bulk.write(load(wine_run), [tmp_path / "first.npy", tmp_path / "x.npy"], tmp_path / "p.csv", process=1,
                    processes=2)  # fmt: skip
+
+
+def test_rows_that_were_printed_count_though_a_later_one_fails(
+    wine_run: Path, tmp_path: Path, small_blocks: None, capsys: Capture
+) -> None:
+    frame = plain().drop(columns="label")
+    frame.loc[150, "hue"] = np.finfo(np.float32).min
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    assert predict.main([str(wine_run), str(tmp_path / "t.csv")]) == 1
+    printed = capsys.readouterr()
+    assert 0 < len(printed.out.splitlines()) <= 150
+    assert "t.csv: row 151 has a value" in printed.err
+
+
+@pytest.mark.parametrize("form", [".parquet", ".csv", ".jsonl"])
+def test_a_class_whose_name_is_no_text(form: str, wine_run: Path, tmp_path: Path) -> None:
+    """As of a folder of pictures, named in another locale."""
+    model = load(wine_run)
+    names = ["K\udce4fer", "b", "c"]
+    model = dataclasses.replace(model, meta=model.meta | {"data_info": model.data_info | {"classes": names}})
+    plain().to_csv(tmp_path / "t.csv", index=False)
+    bulk.write(model, [tmp_path / "t.csv"], tmp_path / f"p{form}", probabilities=True)
+    found = read(tmp_path / f"p{form}")
+    assert {*found["class"]} == {r"K\udce4fer", "b", "c"}
+    assert [*found.columns[2:]] == [r"p_K\udce4fer", "p_b", "p_c"]
 
 
 def test_a_pack(wine_run: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from distmlp.results import exported
 from distmlp.results.ensemble import Ensemble
 from distmlp.results.export import FORMATS, export, parameters
 from distmlp.results.models import Model, Predictions
+from launch import export as verb
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,24 @@ def test_the_verb_writes_the_file(call_verb: RunTrain, digits_run: Path, tmp_pat
     assert "the checkpoint of step 69 as npz" in done.stdout
     with np.load(tmp_path / "model.npz") as arrays:
         assert "b1" in arrays
+
+
+@pytest.mark.parametrize("form", ["npz", "stablehlo"])
+def test_a_file_of_other_precision_than_predict_is_said_so(
+    model: Model, x: np.ndarray, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    half = dataclasses.replace(model, config=dataclasses.replace(model.config, compute_dtype="bfloat16"))
+    monkeypatch.setattr("distmlp.results.load.load", lambda *_: half)
+    assert verb.main(["run", f"--format={form}", f"--output={tmp_path / 'm'}"]) == 0
+    said = capsys.readouterr().err
+    if form == "npz":
+        assert said == ("distmlp: the file computes in float32, and predict in bfloat16: --format=stablehlo gives "
+                        "predict's numbers\n")  # fmt: skip
+    else:
+        assert said == ""
+        content = (tmp_path / "m").read_bytes()
+        np.testing.assert_allclose(exported._stablehlo(content, x, half), half.predict(x).probabilities, atol=1e-6)
 
 
 @pytest.mark.parametrize(("info", "largest"), [({"largest": 255.0}, 255), ({}, 1)])

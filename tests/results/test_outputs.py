@@ -2,6 +2,7 @@
 
 import errno
 import os
+import runpy
 import signal
 import socket
 import stat
@@ -56,6 +57,22 @@ def test_a_file_keeps_its_permissions_and_takes_a_long_name(tmp_path: Path) -> N
     path.chmod(0o640)
     files.write(path, b"new")
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", 0o640)
+
+
+def test_processes_that_have_the_same_number_do_not_share_a_file(tmp_path: Path) -> None:
+    """As in containers, each of which has a process 1."""
+    begun = set()
+    for _ in range(2):
+        with runpy.run_path(files.__file__)["whole"](tmp_path / "p.csv") as new:
+            begun.add(new)
+            new.touch()
+    assert len(begun) == 2
+
+
+def test_a_page_takes_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmlp.results.report.report", lambda *_: "K\udce4fer")
+    assert report.main(["run", f"--output={tmp_path / 'page.html'}"]) == 0
+    assert (tmp_path / "page.html").read_bytes() == b"K\\udce4fer"
 
 
 def test_a_device_and_a_pipe_are_written_to(digits_run: Path, tmp_path: Path) -> None:

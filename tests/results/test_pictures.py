@@ -123,6 +123,13 @@ def test_what_pictures_are_like() -> None:
         picture_shape(13, {"shape": [13]}, Config(dataset="wine.csv"))
 
 
+@pytest.mark.parametrize("width", [64, 75])
+def test_a_table_of_as_many_columns_as_a_square_has_pixels_is_no_picture(width: int) -> None:
+    info = {"shape": [width], "columns": [f"c{n}" for n in range(width)]}
+    with pytest.raises(InputError, match=f"trained on rows of {width} values, which are no pictures"):
+        picture_shape(width, info, Config(dataset="t.csv"))
+
+
 def features(path: Path, model: Model) -> np.ndarray:
     """What predict reads of a file, or what is wrong with it."""
     ((_, found),) = asked_rows(path, model)

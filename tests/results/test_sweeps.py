@@ -14,7 +14,7 @@ from conftest import Page, make_arrays, small_config
 from sklearn import metrics
 
 from distmlp import InputError, load, sweep
-from distmlp.results import run_data
+from distmlp.results import charts, run_data, shown_sweep
 from distmlp.results.compare import compare
 from distmlp.results.ensemble import Ensemble
 from distmlp.results.evaluation import EnsembleReport
@@ -205,6 +205,18 @@ def test_standings_have_standard_errors_and_leave_halved_ones_behind() -> None:
     losses = swept.standings(members, "loss")
     assert [each.settings["learning_rate"] for each in losses][:3] == [0.3, 0.2, 0.1]
     assert len(swept.within_one_error(losses, "loss")) == 1
+
+
+def test_a_seed_of_which_a_member_has_no_score_has_no_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {0: (0.9, 0.8), 1: (0.99, None), 2: (0.0, 0.0), 3: (None, None)}
+    members = [{"settings": {"learning_rate": rate, "seed": seed}, "score": score}
+               for seed, own in scores.items() for rate, score in enumerate(own)]
+    found, drawn = swept.Swept(Path("sweep"), members, None, None, ""), list[charts.Dots]()
+    monkeypatch.setattr(charts, "scores", lambda dots, *_: drawn.append(dots))
+    standings = swept.standings(members, "accuracy")
+    shown_sweep._against_settings(shown_sweep.Sweep("s", "s", "red", "accuracy", ["seed"], found, standings, []), "red")
+    assert {place: mean for place, mean, _ in drawn[0].bars} == {0: pytest.approx(0.85), 2: 0}
+    assert drawn[0].y == [0.9, 0.8, 0.99, 0, 0]
 
 
 def test_folders_without_what_is_asked_for(folder: Path, tmp_path: Path) -> None:
