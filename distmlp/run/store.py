@@ -40,10 +40,21 @@ _TRASH = "trash"  # a checkpoint is moved into this folder and then deleted: a c
 _PAUSE_SECONDS = 0.25  # between two tries to read: Orbax's threads may still be busy with the first
 _ABANDONED = "Event loop is closed"  # where a coroutine of a failed save was still waiting
 _CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)]
+_LACKS = {  # that keep a checkpoint from being read, whatever it holds, and what to do then
+    os.strerror(errno.EMFILE): "raise the limit of open files (ulimit -n)",
+    os.strerror(errno.ENFILE): "let other programs close files",
+    os.strerror(errno.ENOMEM): "free memory",
+    os.strerror(errno.ESTALE): "see to the file system",
+    os.strerror(errno.ETIMEDOUT): "see to the file system",
+}
 
 
 class DamageError(Exception):
     """A checkpoint does not hold what was saved."""
+
+
+class LackError(InputError):
+    """A checkpoint cannot be read now, for a cause that says nothing of what it holds."""
 
 
 class Manager(ocp.CheckpointManager):  # type: ignore[misc]
@@ -97,14 +108,14 @@ def check_digests(meta: Meta, digests: dict[str, str]) -> None:
 
 
 def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], None] = lambda value: None) -> T:
-    """What `read` returns; if it fails in any process, all try again, then raise DamageError; a collective.
+    """What `read` returns; if it fails in any process, all try again, then raise Damage- or LackError; a collective.
 
     `read` is each process's own: it must not wait for the others, who do not come if it fails in one of them. `check`,
     which may, is called once all have read something. It raises in all processes, or in none.
     """
     for _ in range(2):  # an error of the moment is no damage
         value: Any = None
-        reason = ""
+        reason = lack = ""
         try:
             value = read()
         except DamageError as error:
@@ -112,8 +123,8 @@ def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], N
         except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
             if group.ended_elsewhere(error):
                 raise
-            reason = f"{what} cannot be read ({_brief(error)})"
-        reasons = group.exchange(reason)
+            reason, lack = f"{what} cannot be read ({_brief(error)})", _lack(error)
+        reasons, lacks = zip(*group.exchange((reason, lack)), strict=True)
         if not any(reasons):
             try:
                 check(value)
@@ -122,6 +133,8 @@ def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], N
                 reason = str(error)
         time.sleep(_PAUSE_SECONDS)
         gc.collect()  # coroutines that Orbax has abandoned warn when they are freed: here `quiet` hides that
+    if lack := next(filter(None, lacks), ""):
+        raise LackError(lack)
     raise DamageError(reason or f"process {next(i for i, text in enumerate(reasons) if text)} cannot read it")
 
 
@@ -222,8 +235,8 @@ class Store:
         The damaged ones, all newer, are moved to WORKDIR/damaged: Orbax would decline to save their steps again.
         `target` is a state of the right shapes and dtypes, placed where the restored one shall be; it may be abstract.
         `check_meta` raises InputError if a checkpoint, though intact, is not of this run. None: there is none at all.
-        Where there are some, but none is intact, nothing is changed and an InputError says so. A WriteError says that a
-        damaged one could not be moved.
+        Where there are some, but none is intact, nothing is changed and an InputError says so; as where one cannot be
+        read for want of memory and the like. A WriteError says that a damaged one could not be moved.
         """
         self.wait()
         damaged: list[tuple[int, str]] = []
@@ -232,6 +245,8 @@ class Store:
                 state, meta = self._read(step, target, check_meta)
             except DamageError as error:
                 damaged.append((step, str(error)))
+            except LackError as error:
+                raise InputError(f"{self.path / str(step)}: {error}") from None
             else:
                 state = jax.tree.map(rows.moved, state) if self._manager.whole else state
                 return state, meta, [f"checkpoint {step} is damaged ({reason}): moved to {self._move_away(step)}"
@@ -243,9 +258,9 @@ class Store:
         return None
 
     def intact(self, step: int, target: Any) -> Any:
-        """The state of this step's checkpoint, or None if there is none or it is damaged; see `newest_intact`."""
+        """The state of this step's checkpoint, or None if there is none or it cannot be read; see `newest_intact`."""
         self.wait()
-        with contextlib.suppress(DamageError):
+        with contextlib.suppress(DamageError, LackError):
             return self._read(step, target)[0]
         return None
 
@@ -377,3 +392,16 @@ def _brief(error: BaseException) -> str:
             return cause
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].split('. See ')[0][:200]}" if lines else type(error).__name__
+
+
+def _lack(error: Exception) -> str:
+    """Why nothing can be read now, and the remedy, where an error says only that; else empty."""
+    text, remedy = _brief(error), ""
+    if isinstance(error, MemoryError):
+        remedy = "free memory"
+    elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:  # which no full disk is
+        remedy = "free the memory of the device, or give --platform=cpu"
+    for cause, known in _LACKS.items():
+        if cause in str(error):
+            text, remedy = cause, known
+    return f"the checkpoint cannot be read now ({text}): {remedy}, then start again" if remedy else ""
