@@ -211,7 +211,9 @@ class Keeping:
             progress.count_seconds()
             with progress.account.of("save"):
                 self.ledger.flush()
-                self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
+                remark = self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
+            if remark:
+                self.log.warn(remark)
             self._saved_step, self._saved_at = progress.step, time.monotonic()
             self.watchdog.beat()
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -147,7 +148,7 @@ class Store:
         """`held`: how the states lie on the devices; None: replicated."""
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
         shapes = held.shapes if held and held.layout.sharded else None
-        self._keep, self._best, self._failed = keep, 0, False
+        self._keep, self._best, self._begun, self._failed = keep, 0, 0, ""
         self.synced = 0  # files and folders so far: a save that goes on
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
@@ -155,8 +156,9 @@ class Store:
         self._empty_trash()
         mine = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=mine, active_processes={mine})
+        self._open = partial(Manager, self.path, shapes, cleanup_tmp_directories=True, todelete_subdir=_TRASH)
         try:
-            self._manager = Manager(self.path, shapes, cleanup_tmp_directories=True, todelete_subdir=_TRASH)
+            self._manager = self._open()
             # Orbax's restore ends with a barrier, at which a process whose disk fails would be missed for ever.
             self._reader = Manager(self.path, shapes, read_only=True, multiprocessing_options=alone)
         except OSError as error:
@@ -167,20 +169,42 @@ class Store:
         """Steps of which a checkpoint is listed, intact or not, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, step: int, state: Any, meta: Meta, best: int = 0) -> None:
+    def save(self, step: int, state: Any, meta: Meta, best: int = 0) -> str:
         """Copies the state and writes the copy, its digests and `meta` in the background.
 
         Training can go on, and donate the state, when this returns. The next `wait` or `save` raises what went wrong:
         a DivergedError, with nothing saved, or a WriteError; the checkpoints listed before are intact. Once the new one
         is on disk, all others but the newest `keep` and that of step `best` are deleted.
+
+        In one process, a WriteError of the save before is not raised if this one, then waited for, does better: it is a
+        remark, which is returned.
         """
-        self.wait()
-        self._best = best
+        remark = ""
+        try:
+            self.wait()
+        except WriteError:
+            if self._group.several:  # it may be the error of one of them, and the others do not save again
+                raise
+            remark = f"checkpoint {self._begun} was not saved ({self._failed}); checkpoint {step} was"
+        if remark:
+            self._reopen()
+        self._best, self._begun = best, step
         if self._group.several:  # digests and Orbax exchange by collectives, which must keep their order
             self._save(step, state, meta)
             self._rest_of_save = self._finish
         else:
             self._rest_of_save = self._saver.submit(self._save, step, self._copy(state), meta).result
+        if remark:
+            self.wait()
+        return remark
+
+    def _reopen(self) -> None:
+        """Begins with Orbax anew after a save that failed, whose files and copy of the state are removed."""
+        with contextlib.suppress(Exception):  # of that save, and known
+            self._manager.close()
+        with self._errors():
+            self._manager = self._open()
+        gc.collect()  # for the reason given in `twice`, too
 
     def _save(self, step: int, state: Any, meta: Meta) -> None:
         digests = self._digest.check(state, step)
@@ -315,9 +339,9 @@ class Store:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
-            self._failed = True
+            self._failed = _brief(error)
             self._manager.reload()  # Orbax has already listed the checkpoint that failed
-            raise WriteError(self.path, f"a checkpoint was not saved: {_brief(error)}",
+            raise WriteError(self.path, f"a checkpoint was not saved: {self._failed}",
                              f"; intact checkpoints: {self.steps()[::-1]}") from None
 
 
@@ -333,7 +357,8 @@ def quiet() -> Iterator[None]:
     TensorStore's threads print errors of these by sys.excepthook, as if the program had failed. They may do so until
     the process ends; so that filter stays where the context ends with a WriteError.
     """
-    hook, printing, absl = sys.unraisablehook, sys.excepthook, logging.getLogger("absl")
+    hook, printing = sys.unraisablehook, sys.excepthook
+    loggers = logging.getLogger("absl"), logging.getLogger("asyncio")
 
     def unraisable(found: Any) -> None:
         code = getattr(found.object, "cr_code", None)
@@ -345,10 +370,11 @@ def quiet() -> Iterator[None]:
             printing(kind, error, traceback)
 
     def from_others(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+        return "orbax" not in (record.getMessage() if record.name == "asyncio" else record.pathname)
 
     sys.unraisablehook, sys.excepthook = unraisable, printed
-    absl.addFilter(from_others)
+    for logger in loggers:
+        logger.addFilter(from_others)
     afterwards = printing
     try:
         yield
@@ -357,7 +383,8 @@ def quiet() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook, sys.excepthook = hook, afterwards
-        absl.removeFilter(from_others)
+        for logger in loggers:
+            logger.removeFilter(from_others)
 
 
 @contextlib.contextmanager

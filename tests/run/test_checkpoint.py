@@ -300,6 +300,14 @@ def test_what_threads_say_of_a_failed_save_is_hidden(
     assert (sys.excepthook is before) != afterwards
 
 
+def test_tasks_of_a_failed_save_that_nobody_awaits_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    """When the next save collects them."""
+    with quiet():
+        for code in ("orbax/serialization.py", "somebody.py"):
+            logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: <Task %s>", code)
+    assert [record.getMessage().split()[-1] for record in caplog.records] == ["somebody.py>"]
+
+
 def test_a_checkpoint_of_other_shapes_is_never_taken_for_good(tmp_path: Path) -> None:
     layout = make_layout(Config(num_devices=1))
     checkpoints = open_checkpoints(layout, tmp_path / "run")
