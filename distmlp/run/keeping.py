@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import time
 from contextlib import ExitStack, closing
 from typing import Any
@@ -136,8 +137,9 @@ class Keeping:
         workdir = f"--workdir={self.workdir.path}"
         experiment = self.config.experiment()
         saved = Config().settings() | meta.get("settings", experiment)
-        if is_path(saved["dataset"]) and is_path(self.config.dataset) and not any(self.data.modified()):
-            saved["dataset"] = self.config.dataset  # they may lie elsewhere now: the fingerprint covers all values
+        paths = saved["dataset"], self.config.dataset
+        if all(map(is_path, paths)) and (not any(self.data.modified()) or _same_file(*paths)):
+            saved["dataset"] = self.config.dataset  # they may lie elsewhere now if the fingerprint covers all values
         changed = [f"--{text}" for text in differences({name: saved[name] for name in experiment}, experiment)]
         if changed:
             raise InputError(f"{workdir} holds another run ({'; '.join(changed)}): "
@@ -209,7 +211,9 @@ class Keeping:
             progress.count_seconds()
             with progress.account.of("save"):
                 self.ledger.flush()
-                self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
+                remark = self.store.save(progress.step, state, self._meta(progress), progress.standing.best["step"])
+            if remark:
+                self.log.warn(remark)
             self._saved_step, self._saved_at = progress.step, time.monotonic()
             self.watchdog.beat()
 
@@ -303,3 +307,10 @@ class Keeping:
                 sessions = [*read_sessions(self.workdir.path).values, self._sessions.word()]
                 text = goodput.described(goodput.parts(sessions))
         self.log.say(summary(progress.history, self.workdir.path, text))
+
+
+def _same_file(one: str, other: str) -> bool:
+    """Whether these are two names of what is there, as through a link."""
+    with contextlib.suppress(OSError):  # one of them is gone
+        return os.path.samefile(one, other)
+    return False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distmlp.errors import InputError, listed
+from distmlp.machine import sync
 from distmlp.run.workdir import new_path, replace_file, writing
 
 Value = dict[str, Any]  # of a line, without its checksum
@@ -111,7 +112,7 @@ def append(path: Path, lines: Iterable[str], durable: bool = False) -> None:
 def renew(found: Found, values: Iterable[Value], lost: int = 0) -> str:
     """Makes these values, of those that were found, the lines of the file; a damaged file is also kept as it was.
 
-    A crash leaves the old file or the new one.
+    A crash leaves the old file or the new one. A file that has these lines and no others is only synced.
 
     Args:
       lost: how many lines there were once and are no more, so far as is known.
@@ -131,5 +132,10 @@ def renew(found: Found, values: Iterable[Value], lost: int = 0) -> str:
             kept.parent.mkdir(exist_ok=True)
             shutil.copyfile(found.path, kept)
         remark = f"{found.damage}; the file as it was is {kept}"
+    values = list(values)
+    if found.summed and not found.torn and not found.damaged and values and values == found.values:
+        with writing(found.path):
+            sync(found.path)
+        return remark
     replace_file(found.path, "".join(f"{sealed(value)}\n" for value in values))
     return remark

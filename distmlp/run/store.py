@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,10 +41,21 @@ _TRASH = "trash"  # a checkpoint is moved into this folder and then deleted: a c
 _PAUSE_SECONDS = 0.25  # between two tries to read: Orbax's threads may still be busy with the first
 _ABANDONED = "Event loop is closed"  # where a coroutine of a failed save was still waiting
 _CAUSES = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)]
+_LACKS = {  # that keep a checkpoint from being read, whatever it holds, and what to do then
+    os.strerror(errno.EMFILE): "raise the limit of open files (ulimit -n)",
+    os.strerror(errno.ENFILE): "let other programs close files",
+    os.strerror(errno.ENOMEM): "free memory",
+    os.strerror(errno.ESTALE): "see to the file system",
+    os.strerror(errno.ETIMEDOUT): "see to the file system",
+}
 
 
 class DamageError(Exception):
     """A checkpoint does not hold what was saved."""
+
+
+class LackError(InputError):
+    """A checkpoint cannot be read now, for a cause that says nothing of what it holds."""
 
 
 class Manager(ocp.CheckpointManager):  # type: ignore[misc]
@@ -97,14 +109,14 @@ def check_digests(meta: Meta, digests: dict[str, str]) -> None:
 
 
 def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], None] = lambda value: None) -> T:
-    """What `read` returns; if it fails in any process, all try again, then raise DamageError; a collective.
+    """What `read` returns; if it fails in any process, all try again, then raise Damage- or LackError; a collective.
 
     `read` is each process's own: it must not wait for the others, who do not come if it fails in one of them. `check`,
     which may, is called once all have read something. It raises in all processes, or in none.
     """
     for _ in range(2):  # an error of the moment is no damage
         value: Any = None
-        reason = ""
+        reason = lack = ""
         try:
             value = read()
         except DamageError as error:
@@ -112,8 +124,8 @@ def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], N
         except Exception as error:  # damage surfaces as any of a dozen types, from Orbax, JSON and TensorStore
             if group.ended_elsewhere(error):
                 raise
-            reason = f"{what} cannot be read ({_brief(error)})"
-        reasons = group.exchange(reason)
+            reason, lack = f"{what} cannot be read ({_brief(error)})", _lack(error)
+        reasons, lacks = zip(*group.exchange((reason, lack)), strict=True)
         if not any(reasons):
             try:
                 check(value)
@@ -122,6 +134,8 @@ def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], N
                 reason = str(error)
         time.sleep(_PAUSE_SECONDS)
         gc.collect()  # coroutines that Orbax has abandoned warn when they are freed: here `quiet` hides that
+    if lack := next(filter(None, lacks), ""):
+        raise LackError(lack)
     raise DamageError(reason or f"process {next(i for i, text in enumerate(reasons) if text)} cannot read it")
 
 
@@ -134,7 +148,7 @@ class Store:
         """`held`: how the states lie on the devices; None: replicated."""
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
         shapes = held.shapes if held and held.layout.sharded else None
-        self._keep, self._best, self._failed = keep, 0, False
+        self._keep, self._best, self._begun, self._failed = keep, 0, 0, ""
         self.synced = 0  # files and folders so far: a save that goes on
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
@@ -142,8 +156,9 @@ class Store:
         self._empty_trash()
         mine = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(primary_host=mine, active_processes={mine})
+        self._open = partial(Manager, self.path, shapes, cleanup_tmp_directories=True, todelete_subdir=_TRASH)
         try:
-            self._manager = Manager(self.path, shapes, cleanup_tmp_directories=True, todelete_subdir=_TRASH)
+            self._manager = self._open()
             # Orbax's restore ends with a barrier, at which a process whose disk fails would be missed for ever.
             self._reader = Manager(self.path, shapes, read_only=True, multiprocessing_options=alone)
         except OSError as error:
@@ -154,20 +169,42 @@ class Store:
         """Steps of which a checkpoint is listed, intact or not, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, step: int, state: Any, meta: Meta, best: int = 0) -> None:
+    def save(self, step: int, state: Any, meta: Meta, best: int = 0) -> str:
         """Copies the state and writes the copy, its digests and `meta` in the background.
 
         Training can go on, and donate the state, when this returns. The next `wait` or `save` raises what went wrong:
         a DivergedError, with nothing saved, or a WriteError; the checkpoints listed before are intact. Once the new one
         is on disk, all others but the newest `keep` and that of step `best` are deleted.
+
+        In one process, a WriteError of the save before is not raised if this one, then waited for, does better: it is a
+        remark, which is returned.
         """
-        self.wait()
-        self._best = best
+        remark = ""
+        try:
+            self.wait()
+        except WriteError:
+            if self._group.several:  # it may be the error of one of them, and the others do not save again
+                raise
+            remark = f"checkpoint {self._begun} was not saved ({self._failed}); checkpoint {step} was"
+        if remark:
+            self._reopen()
+        self._best, self._begun = best, step
         if self._group.several:  # digests and Orbax exchange by collectives, which must keep their order
             self._save(step, state, meta)
             self._rest_of_save = self._finish
         else:
             self._rest_of_save = self._saver.submit(self._save, step, self._copy(state), meta).result
+        if remark:
+            self.wait()
+        return remark
+
+    def _reopen(self) -> None:
+        """Begins with Orbax anew after a save that failed, whose files and copy of the state are removed."""
+        with contextlib.suppress(Exception):  # of that save, and known
+            self._manager.close()
+        with self._errors():
+            self._manager = self._open()
+        gc.collect()  # for the reason given in `twice`, too
 
     def _save(self, step: int, state: Any, meta: Meta) -> None:
         digests = self._digest.check(state, step)
@@ -222,8 +259,8 @@ class Store:
         The damaged ones, all newer, are moved to WORKDIR/damaged: Orbax would decline to save their steps again.
         `target` is a state of the right shapes and dtypes, placed where the restored one shall be; it may be abstract.
         `check_meta` raises InputError if a checkpoint, though intact, is not of this run. None: there is none at all.
-        Where there are some, but none is intact, nothing is changed and an InputError says so. A WriteError says that a
-        damaged one could not be moved.
+        Where there are some, but none is intact, nothing is changed and an InputError says so; as where one cannot be
+        read for want of memory and the like. A WriteError says that a damaged one could not be moved.
         """
         self.wait()
         damaged: list[tuple[int, str]] = []
@@ -232,6 +269,8 @@ class Store:
                 state, meta = self._read(step, target, check_meta)
             except DamageError as error:
                 damaged.append((step, str(error)))
+            except LackError as error:
+                raise InputError(f"{self.path / str(step)}: {error}") from None
             else:
                 state = jax.tree.map(rows.moved, state) if self._manager.whole else state
                 return state, meta, [f"checkpoint {step} is damaged ({reason}): moved to {self._move_away(step)}"
@@ -243,9 +282,9 @@ class Store:
         return None
 
     def intact(self, step: int, target: Any) -> Any:
-        """The state of this step's checkpoint, or None if there is none or it is damaged; see `newest_intact`."""
+        """The state of this step's checkpoint, or None if there is none or it cannot be read; see `newest_intact`."""
         self.wait()
-        with contextlib.suppress(DamageError):
+        with contextlib.suppress(DamageError, LackError):
             return self._read(step, target)[0]
         return None
 
@@ -300,9 +339,9 @@ class Store:
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise a dozen types for a full or failing disk
-            self._failed = True
+            self._failed = _brief(error)
             self._manager.reload()  # Orbax has already listed the checkpoint that failed
-            raise WriteError(self.path, f"a checkpoint was not saved: {_brief(error)}",
+            raise WriteError(self.path, f"a checkpoint was not saved: {self._failed}",
                              f"; intact checkpoints: {self.steps()[::-1]}") from None
 
 
@@ -318,7 +357,8 @@ def quiet() -> Iterator[None]:
     TensorStore's threads print errors of these by sys.excepthook, as if the program had failed. They may do so until
     the process ends; so that filter stays where the context ends with a WriteError.
     """
-    hook, printing, absl = sys.unraisablehook, sys.excepthook, logging.getLogger("absl")
+    hook, printing = sys.unraisablehook, sys.excepthook
+    loggers = logging.getLogger("absl"), logging.getLogger("asyncio")
 
     def unraisable(found: Any) -> None:
         code = getattr(found.object, "cr_code", None)
@@ -330,10 +370,11 @@ def quiet() -> Iterator[None]:
             printing(kind, error, traceback)
 
     def from_others(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+        return "orbax" not in (record.getMessage() if record.name == "asyncio" else record.pathname)
 
     sys.unraisablehook, sys.excepthook = unraisable, printed
-    absl.addFilter(from_others)
+    for logger in loggers:
+        logger.addFilter(from_others)
     afterwards = printing
     try:
         yield
@@ -342,7 +383,8 @@ def quiet() -> Iterator[None]:
         raise
     finally:
         sys.unraisablehook, sys.excepthook = hook, afterwards
-        absl.removeFilter(from_others)
+        for logger in loggers:
+            logger.removeFilter(from_others)
 
 
 @contextlib.contextmanager
@@ -377,3 +419,16 @@ def _brief(error: BaseException) -> str:
             return cause
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].split('. See ')[0][:200]}" if lines else type(error).__name__
+
+
+def _lack(error: Exception) -> str:
+    """Why nothing can be read now, and the remedy, where an error says only that; else empty."""
+    text, remedy = _brief(error), ""
+    if isinstance(error, MemoryError):
+        remedy = "free memory"
+    elif isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:  # which no full disk is
+        remedy = "free the memory of the device, or give --platform=cpu"
+    for cause, known in _LACKS.items():
+        if cause in str(error):
+            text, remedy = cause, known
+    return f"the checkpoint cannot be read now ({text}): {remedy}, then start again" if remedy else ""

@@ -26,7 +26,7 @@ class Workdir:
         """Creates the folder if need be, and locks it, or raises InputError; of several processes the first does so."""
         name = f"{Path(config.dataset.removeprefix(FROM_PYTHON)).stem or 'run'}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
         self.path = Path(config.workdir) if config.workdir else new_path(Path("runs").absolute() / name)
-        self._group, self._lock = group, -1
+        self._group, self._lock, self._given = group, -1, bool(config.workdir)
         if (shown := str(self.path).encode(errors="backslashreplace").decode()) != str(self.path):  # Orbax would fail
             raise InputError(f"--workdir={shown}: in this locale the name is no text: set LC_ALL=C.UTF-8, or give "
                              "another")
@@ -46,7 +46,7 @@ class Workdir:
         """Creates the folder and locks it; False where its file system has no locks."""
         try:
             made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             for folder in made:
                 sync(folder.parent)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -65,6 +65,19 @@ class Workdir:
         if not locks:
             remark(f"the file system of --workdir={self.path} has no locks: start no second run there meanwhile")
         return locks
+
+    def _make(self) -> None:
+        """Creates the folder; one that was not given is new, also where another run starts in the same second."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        default = self.path
+        while True:
+            try:
+                self.path.mkdir(exist_ok=self._given)
+                return
+            except FileExistsError:
+                if self._given:
+                    raise
+                self.path = new_path(default)
 
     def _try_out(self) -> bool:
         """Does once what the run has to do, in a folder that it then removes; False where folders cannot be synced.
@@ -164,4 +177,4 @@ def _lock(descriptor: int) -> bool:
 def new_path(path: Path) -> Path:
     """This path, or if it exists the first of NAME-2, NAME-3, ... that does not exist."""
     names = itertools.chain([path.name], (f"{path.stem}-{n}{path.suffix}" for n in itertools.count(2)))
-    return next(new for name in names if not (new := path.with_name(name)).exists())
+    return next(new for name in names if not os.path.lexists(new := path.with_name(name)))

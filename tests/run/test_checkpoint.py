@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import logging
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,41 @@ def test_changed_metadata_are_damage(saved: str, damaged: str, tmp_path: Path) -
                            f"{tmp_path / 'run' / 'damaged' / '2'}"]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), r"\(MemoryError\): free memory, then"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory"), r"memory of the device, or give --platform=cpu"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), r"\(Too many open files\): raise .*\(ulimit -n\), then"),
+        (ValueError("NOT_FOUND: Error opening [OS error 116: Stale file handle]"), r"\(Stale file handle\): see to"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: No space left on device"), ""),
+    ],
+    ids=["memory", "device", "files", "stale", "damage"],
+)
+def test_what_cannot_be_read_for_want_of_something_is_not_damaged(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_state(step: int, target: Any, read: Any) -> Any:
+        if step == 2:
+            raise error
+        return read(step, target)
+
+    layout = make_layout(Config(num_devices=1))
+    checkpoints = open_checkpoints(layout, tmp_path / "run")
+    for step in (1, 2):
+        checkpoints.save(step, make_state(layout, step), {})
+    checkpoints.wait()
+    monkeypatch.setattr("distmlp.run.store._PAUSE_SECONDS", 0)
+    monkeypatch.setattr(checkpoints._reader, "read_state", partial(read_state, read=checkpoints._reader.read_state))
+    if told:
+        with pytest.raises(InputError, match=rf"checkpoints/2: .* cannot be read now .*{told}.* start again$"):
+            checkpoints.newest_intact(make_state(layout), accept)
+    else:
+        assert checkpoints.newest_intact(make_state(layout), accept) is not None
+    checkpoints.close()
+    assert (tmp_path / "run" / "damaged").exists() != bool(told)
+
+
 def test_a_damaged_checkpoint_is_moved_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one line says why it cannot be moved."""
     layout = make_layout(Config(num_devices=1))
@@ -261,6 +298,14 @@ def test_what_threads_say_of_a_failed_save_is_hidden(
         say()
     assert capsys.readouterr().err == "RuntimeError: something else\n"
     assert (sys.excepthook is before) != afterwards
+
+
+def test_tasks_of_a_failed_save_that_nobody_awaits_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    """When the next save collects them."""
+    with quiet():
+        for code in ("orbax/serialization.py", "somebody.py"):
+            logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: <Task %s>", code)
+    assert [record.getMessage().split()[-1] for record in caplog.records] == ["somebody.py>"]
 
 
 def test_a_checkpoint_of_other_shapes_is_never_taken_for_good(tmp_path: Path) -> None:

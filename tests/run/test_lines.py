@@ -106,3 +106,11 @@ def test_lines_are_on_disk_only_where_that_is_asked_for(path: Path, monkeypatch:
     assert path.read_text().endswith("\none\ntwo\nthree\n")
     lines.append(path, ["a file's name that is no text: \udcff"])
     assert path.read_text().endswith("no text: \\udcff\n")
+
+
+def test_a_file_that_has_the_lines_already_is_left_alone(path: Path) -> None:
+    before = path.stat()
+    assert lines.renew(lines.read(path, KIND), VALUES) == ""
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert lines.renew(lines.read(path, KIND), VALUES[:2]) == ""
+    assert lines.read(path, KIND) == Found(path, VALUES[:2])

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -289,6 +290,9 @@ def test_data_may_lie_elsewhere_if_they_are_the_same(npz: str, monkeypatch: pyte
     monkeypatch.setattr(Data, "modified", lambda self: [None, 1])
     with pytest.raises(InputError, match=r"--dataset was .*moved\.npz, is .*\)"):
         train(invariant(npz, max_steps=5))
+    os.remove("moved.npz")
+    os.link(npz, "moved.npz")
+    assert train(invariant(npz, max_steps=5)).history[-1]["step"] == 5
 
 
 def test_a_schedule_that_ends_before_the_run_is_told(npz: str, capsys: pytest.CaptureFixture[str]) -> None:

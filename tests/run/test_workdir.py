@@ -16,7 +16,7 @@ from distmlp import Config, InputError
 from distmlp.cluster.group import Group
 from distmlp.config import resolve_paths
 from distmlp.errors import WriteError
-from distmlp.run.workdir import Workdir, replace_file
+from distmlp.run.workdir import Workdir, new_path, replace_file
 from launch import flags
 
 
@@ -72,6 +72,25 @@ def test_the_default_workdir_is_new_and_named_after_the_data(tmp_path: Path) -> 
     assert len(set(paths)) == 3
     assert all(path.parent == tmp_path / "runs" for path in paths)
     assert [path.name.split("-")[0] for path in paths] == ["digits", "digits", "embeddings"]
+
+
+def test_of_two_starts_in_the_same_second_each_has_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one makes its folder between this one's look at the names and its own mkdir."""
+
+    def overtaken(path: Path) -> Path:
+        new = new_path(path)
+        others.append(new)
+        if len(others) == 1:
+            new.mkdir(parents=True)
+        return new
+
+    others: list[Path] = []
+    monkeypatch.setattr("distmlp.run.workdir.new_path", overtaken)
+    with closing(Workdir(config(workdir="", dataset="digits"), Group())) as workdir:
+        assert workdir.path == others[0].with_name(others[0].name + "-2")
+        assert (workdir.path / "lock").exists()
 
 
 class Several(Group):
