@@ -11,7 +11,7 @@ import numpy as np
 from distmlp import notebook, optim
 from distmlp.config import Config
 from distmlp.data.batches import Batches
-from distmlp.data.datasets import Data, input_scaling
+from distmlp.data.datasets import Data, ItemDataset, input_scaling
 from distmlp.errors import InputError
 from distmlp.kept import kept
 from distmlp.model import Params
@@ -78,7 +78,8 @@ class Program:
         self.audit: Audit | None = None
         if config.audit_every:
             audited = make_audited_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
-            self.audit = Audit(layout, *audited, self.feed.batches, specs)
+            given = isinstance(data.train, ItemDataset) and data.train.files is None
+            self.audit = Audit(layout, *audited, self.feed.batches, specs, data.train.name if given else "")
         self.evaluator = Evaluator(config, layout, specs, rows)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, specs, self.held.shapes)
