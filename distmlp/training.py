@@ -116,7 +116,8 @@ class Program:
         examples = self.loader.order.rows * self.layout.shards_per_device
         sums = self.layout.shards_per_device if self.layout.invariant else 1
         states = 2 if self.audit is None else 3  # an audited step keeps the one before
-        return 2 * (states * self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes)) < memory
+        needed = 2 * (states * self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes))
+        return needed < memory - self.feed.resident_bytes
 
     def scaling(self) -> tuple[np.ndarray, ...]:
         """By what inputs are scaled: of the training set, all of which is read for it."""
