@@ -12,7 +12,7 @@ from distmlp import notebook, optim
 from distmlp.config import Config
 from distmlp.data.batches import Batches
 from distmlp.data.datasets import Data, ItemDataset, input_scaling
-from distmlp.errors import InputError
+from distmlp.errors import DivergedError, InputError
 from distmlp.kept import kept
 from distmlp.model import Params
 from distmlp.parallel import backend
@@ -284,18 +284,32 @@ def carry(
 
     Returns:
       the last state, the best one by the evaluations, and whether all was done.
+
+    Raises:
+      DivergedError: as `advance`; or the last state, of which no loss has told yet, is not finite.
     """
     best_state: State | None = None
+    done = True
     for moment in advance(parts, state, progress, poll=lambda: None):
         state = moment.state
         if moment.line is not None:
             if progress.at_best:
                 best_state = jax.tree.map(jnp.copy, state)
-            if ends(on_line, moment.line):
-                return state, best_state or state, False
-        elif moment.steps is None and stop():
-            return state, best_state or state, False
-    return state, best_state or state, True
+            done = not ends(on_line, moment.line)
+        elif moment.steps is None:
+            done = not stop()
+        if not done:
+            break
+    _check_finite(state, progress.step)
+    return state, best_state or state, done
+
+
+def _check_finite(state: State, step: int) -> None:
+    """Raises DivergedError where a value is not; on the host, as a digest's program would have to be compiled first."""
+    shards = (shard for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards if not shard.replica_id)
+    if not all(np.isfinite(shard.data).all() for shard in shards):
+        raise DivergedError(f"the parameters or the optimizer's state are not finite after step {step}: try a lower "
+                            "--learning_rate or --clip_norm")
 
 
 def in_memory(parts: Program, state: State, on_line: OnLine = lambda line: None) -> Result:
