@@ -11,8 +11,8 @@ import numpy as np
 from distmlp import notebook, optim
 from distmlp.config import Config
 from distmlp.data.batches import Batches
-from distmlp.data.datasets import Data, input_scaling
-from distmlp.errors import InputError
+from distmlp.data.datasets import Data, ItemDataset, input_scaling
+from distmlp.errors import DivergedError, InputError
 from distmlp.kept import kept
 from distmlp.model import Params
 from distmlp.parallel import backend
@@ -78,7 +78,8 @@ class Program:
         self.audit: Audit | None = None
         if config.audit_every:
             audited = make_audited_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
-            self.audit = Audit(layout, *audited, self.feed.batches, specs)
+            given = isinstance(data.train, ItemDataset) and data.train.files is None
+            self.audit = Audit(layout, *audited, self.feed.batches, specs, data.train.name if given else "")
         self.evaluator = Evaluator(config, layout, specs, rows)
         self.measures = Measures(config, data, self.evaluator)
         self.digest = StateDigest(layout, specs, self.held.shapes)
@@ -115,7 +116,8 @@ class Program:
         examples = self.loader.order.rows * self.layout.shards_per_device
         sums = self.layout.shards_per_device if self.layout.invariant else 1
         states = 2 if self.audit is None else 3  # an audited step keeps the one before
-        return 2 * (states * self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes)) < memory
+        needed = 2 * (states * self.held.bytes + (1 + sums) * params + 12 * examples * sum(self.sizes))
+        return needed < memory - self.feed.resident_bytes
 
     def scaling(self) -> tuple[np.ndarray, ...]:
         """By what inputs are scaled: of the training set, all of which is read for it."""
@@ -282,18 +284,32 @@ def carry(
 
     Returns:
       the last state, the best one by the evaluations, and whether all was done.
+
+    Raises:
+      DivergedError: as `advance`; or the last state, of which no loss has told yet, is not finite.
     """
     best_state: State | None = None
+    done = True
     for moment in advance(parts, state, progress, poll=lambda: None):
         state = moment.state
         if moment.line is not None:
             if progress.at_best:
                 best_state = jax.tree.map(jnp.copy, state)
-            if ends(on_line, moment.line):
-                return state, best_state or state, False
-        elif moment.steps is None and stop():
-            return state, best_state or state, False
-    return state, best_state or state, True
+            done = not ends(on_line, moment.line)
+        elif moment.steps is None:
+            done = not stop()
+        if not done:
+            break
+    _check_finite(state, progress.step)
+    return state, best_state or state, done
+
+
+def _check_finite(state: State, step: int) -> None:
+    """Raises DivergedError where a value is not; on the host, as a digest's program would have to be compiled first."""
+    shards = (shard for leaf in jax.tree.leaves(state) for shard in leaf.addressable_shards if not shard.replica_id)
+    if not all(np.isfinite(shard.data).all() for shard in shards):
+        raise DivergedError(f"the parameters or the optimizer's state are not finite after step {step}: try a lower "
+                            "--learning_rate or --clip_norm")
 
 
 def in_memory(parts: Program, state: State, on_line: OnLine = lambda line: None) -> Result:

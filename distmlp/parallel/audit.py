@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from distmlp.errors import AuditError, listed
+from distmlp.errors import AuditError, InputError, listed
 from distmlp.kept import kept
 from distmlp.parallel.feed import DeviceBatches, HostBatches, Steps, bytes_needed
 from distmlp.parallel.layout import Layout
@@ -36,9 +36,10 @@ class Audit:
 
     def __init__(
         self, layout: Layout, step: AuditedStep, digests: ShardDigests, batches: HostBatches | DeviceBatches,
-        specs: State,
+        specs: State, dataset: str = "",
     ) -> None:
-        self._layout, self._batches, self.agreed = layout, batches, 0
+        """`dataset`: the name of the training set, where it is a Dataset that may give others each time it is read."""
+        self._layout, self._batches, self._dataset, self.agreed = layout, batches, dataset, 0
         kind: Any = type(batches)
         self._step, self._digests = _programs(layout, step, digests, kind, *hashable(specs))
 
@@ -62,12 +63,13 @@ class Audit:
 
         Raises:
           AuditError: two devices did not find the same gradient of a shard; it names the device that is wrong.
+          InputError: a Dataset gave other examples when it was read again.
         """
         taken = self._batches.take(step, step + 1)
         at = self._layout.put(np.array(taken.start, np.int32), REPLICATED)
         after, losses, found = self._step(state, taken.arrays, at)
         self._compare(state, step, found)
-        return after, Steps(losses, *taken[2:], paced=False)
+        return after, Steps(losses, *taken[2:])
 
     def repeat(self, state: State, step: int) -> None:
         """The same with the examples of the last of `step` completed steps, and this state, which stays as it is.
@@ -93,7 +95,7 @@ class Audit:
         if len(odd):
             if len(self._layout.devices) > 2:
                 digests.append(self._by_shard(self._deal(state, step, 2), 2))
-            raise AuditError(self._verdict(step + 1, digests, odd.tolist()))
+            raise self._verdict(step + 1, digests, odd.tolist())
         self.agreed = step + 1
 
     def _by_shard(self, digests: jax.Array, number: int) -> np.ndarray:
@@ -102,7 +104,7 @@ class Audit:
         order = np.argsort(self._dealt(range(len(in_places)), number))
         return in_places[order][: self._layout.num_shards]
 
-    def _verdict(self, step: int, digests: list[np.ndarray], odd: list[int]) -> str:
+    def _verdict(self, step: int, digests: list[np.ndarray], odd: list[int]) -> Exception:
         """Who is wrong, and about what."""
         hosts = self._hosts()
         per_device, devices = self._layout.shards_per_device, self._layout.devices
@@ -125,9 +127,14 @@ class Audit:
                 texts.append(f"{name(suspects[0])} is wrong about {of}, of which two others find the same")
             else:
                 texts.append(f"{' and '.join(map(name, suspects))} disagree about {of}")
+        if given and self._dataset:
+            return InputError(f"the audit of step {step}: examples of {self._dataset} were others when they were read "
+                              f"again ({'; '.join(texts)}): a Dataset with random transforms may give other values "
+                              "each time it is asked: leave --audit_every out; if this one does not, the device, its "
+                              "memory or its host may be faulty")
         what = "the examples that they were given" if given else "the gradients that they found"
-        return (f"the audit of step {step}: {what} differ between devices: {'; '.join(texts)}: the device, its memory "
-                "or its host may be faulty, take it out")
+        return AuditError(f"the audit of step {step}: {what} differ between devices: {'; '.join(texts)}: the device, "
+                          "its memory or its host may be faulty, take it out")
 
     def _hosts(self) -> list[str]:
         """The host of each process; a collective."""

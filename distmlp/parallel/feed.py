@@ -47,7 +47,7 @@ class Steps(NamedTuple):
     weight_sums: np.ndarray  # float32 [n]: what these weigh together
     indices: np.ndarray  # int64 [n, local shards, rows]: this process's examples
     real: np.ndarray  # float32 [n, local shards, rows]: 0 for rows that only fill up a shard
-    paced: bool = True  # whether the first process has decided before it, by Pace.tick: some times a second
+    paced: bool = True  # whether the first process may decide after it: some times a second, and at each audit
 
 
 class Taken(NamedTuple):

@@ -2,21 +2,27 @@
 drills/lying_device.py."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from conftest import small_config
+from conftest import make_arrays, small_config
 from drills.lying_device import lying
 
 from distmlp import Config, InputError, train
+from distmlp.cluster.group import Group
 from distmlp.data.loader import NumpyLoader
 from distmlp.errors import AuditError, WriteError
 from distmlp.kept import forget
 from distmlp.parallel import step
+from distmlp.parallel.audit import Audit
+from distmlp.parallel.feed import Taken
 from distmlp.parallel.layout import make_layout
+from distmlp.progress import Cadence
 from distmlp.run.keeping import Keeping
 
 SETTINGS: dict[str, Any] = {"reduction": "invariant", "audit_every": 3, "eval_every_epochs": 0, "max_steps": 9,
@@ -123,6 +129,31 @@ def test_examples_that_are_others_when_read_again_are_no_gradients(npz: str, mon
     monkeypatch.setattr(NumpyLoader, "read", read)
     with pytest.raises(AuditError, match=r"the examples that they were given differ .*: device 0 .* is wrong"):
         train(small_config(npz, **SETTINGS, num_devices=3, data_placement="host", workdir=None))
+
+
+def test_a_dataset_that_gives_others_each_time_accuses_no_device() -> None:
+    class Augmented(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            return super().__getitem__(index)[0] + random.standard_normal(12, np.float32), index % 4
+
+    random, arrays = np.random.default_rng(0), make_arrays()
+    items = Augmented(zip(arrays["x_train"], arrays["y_train"], strict=True))
+    config = small_config("python:items", **SETTINGS, num_devices=3, num_classes=4, workdir=None)
+    with pytest.raises(InputError, match=r"^the audit of step 3: examples of train_set were others .* leave --audit_"):
+        train(config, items, (arrays["x_test"], arrays["y_test"]))
+
+
+def test_a_save_by_the_clock_may_follow_an_audited_step() -> None:
+    taken = Taken(None, 0, [20], *[np.ones(1)] * 3)
+    audit: Any = SimpleNamespace(
+        _batches=SimpleNamespace(take=lambda *_: taken), _layout=SimpleNamespace(put=lambda *_: None),
+        _step=lambda *_: (None, np.ones(1), None), _compare=lambda *_: None,
+    )
+    _, steps = Audit.advance(audit, None, 0)  # type: ignore[arg-type] # no state is needed
+    cadence = Cadence(Config(audit_every=1, checkpoint_every_seconds=1.0), 5)
+    keeping: Any = SimpleNamespace(cadence=cadence, config=Config(checkpoint_every_seconds=1.0), group=Group(),
+                                   _saved_at=time.monotonic() - 2)  # fmt: skip
+    assert Keeping.save_is_due(keeping, steps, SimpleNamespace(step=3))
 
 
 def test_where_nothing_can_be_compared_it_is_refused() -> None:

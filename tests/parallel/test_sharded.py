@@ -197,3 +197,12 @@ def test_auto_is_replicated_where_that_fits_and_sharded_where_not(npz: str) -> N
         assert found[1].state_why.startswith("replicated, a device would need")
         asked = dataclasses.replace(config, state="replicated")
         assert training.fitting(asked, data, layout, 1).layout.state == "replicated"
+
+
+def test_a_training_set_on_the_devices_takes_of_their_room(npz: str) -> None:
+    config = small_config(npz, num_devices=2, data_placement="device")
+    parts = training.Program(config, datasets.load(config), make_layout(config), 1 << 20)
+    assert parts.surely_fits(1 << 20)
+    assert parts.feed.resident_bytes > 0
+    parts.feed.resident_bytes = 1 << 20
+    assert not parts.surely_fits(1 << 20)

@@ -1,5 +1,6 @@
 """NaN, infinity and devices that disagree stop a run before its parameters are lost; a stall ends the process."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -81,6 +82,10 @@ def test_a_weight_that_is_not_finite_is_never_saved(
             train(config)
     assert runs.committed(Path("run"))[-1] == saved
     assert train(config).history[-1]["step"] == 10
+    if step == 10:  # without a folder no save would tell
+        tampered(monkeypatch, step, one_weight)
+        with pytest.raises(DivergedError, match=r"not finite after step 10: try a lower"):
+            train(dataclasses.replace(config, workdir=None, checkpoint_every_steps=0))
 
 
 def test_devices_that_disagree(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
