@@ -36,10 +36,9 @@ def of_one_device(full_xla: bool) -> str:
 
 
 @pytest.mark.parametrize(("devices", "way", "placement"), [
-    *((devices, "shard_map", "host") for devices in (1, 2, 5)), (8, "pmap", "host"), (1, "pmap", "device"),
-    (1, "single", "device"),
-    *(pytest.param(devices, "shard_map", placement, marks=pytest.mark.full_xla)
-      for devices, placement in ((3, "host"), (3, "device"), (DEVICES, "host"))),
+    *((devices, "shard_map", "host") for devices in (1, 2, 3, 5)), (8, "pmap", "host"), (1, "pmap", "device"),
+    (1, "single", "device"), pytest.param(3, "shard_map", "device", marks=pytest.mark.full_xla),
+    pytest.param(DEVICES, "shard_map", "host", marks=pytest.mark.full_xla),
 ])  # fmt: skip
 def test_any_devices(devices: int, way: str, placement: str, expected: str) -> None:
     assert sha256("run", num_devices=devices, parallelism=way, data_placement=placement) == expected

@@ -151,7 +151,7 @@ def test_a_long_evaluation_is_no_stall(npz: str, stalls: list[int], monkeypatch:
     evaluate = Evaluator.__call__
 
     def slow(self: Any, state: Any, dataset: Any, poll: Any, *asked: Any) -> Any:
-        for _ in range(40):
+        for _ in range(28):
             poll()
             time.sleep(0.1)
         return evaluate(self, state, dataset, poll, *asked)
@@ -162,24 +162,24 @@ def test_a_long_evaluation_is_no_stall(npz: str, stalls: list[int], monkeypatch:
 
 
 def test_a_long_save_is_no_stall(npz: str, stalls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distmlp.run.store.sync", lambda path: time.sleep(0.25))  # some 20 files
+    monkeypatch.setattr("distmlp.run.store.sync", lambda path: time.sleep(0.15))  # some 20 files
     train(small_config(npz, num_epochs=1, stall_seconds=2))
     assert stalls == []
 
 
 def test_examples_that_take_long_are_no_stall(stalls: list[int]) -> None:
     """A batch takes longer than --stall_seconds; 16 examples do not."""
-    config = small_config("", num_classes=2, batch_size=60, max_steps=1, num_devices=1, eval_batch_size=60,
+    config = small_config("", num_classes=2, batch_size=48, max_steps=1, num_devices=1, eval_batch_size=48,
                           stall_seconds=2)  # fmt: skip
     train(config, SlowItems(), SlowItems())
     assert stalls == []
 
 
 class SlowItems:
-    """60 examples, of which each takes a twentieth of a second."""
+    """48 examples, of which each takes a twentieth of a second."""
 
     def __len__(self) -> int:
-        return 60
+        return 48
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         time.sleep(0.05)
