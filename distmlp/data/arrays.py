@@ -57,10 +57,14 @@ def visible(folder: Path) -> list[Path]:
 
 def below(folder: Path, hidden: tuple[str, ...] = (".",)) -> Iterator[Path]:
     """The files in a folder and in those below it, also where links lead, but for one that leads back up. What begins
-    as `hidden` says is left out, with all below it."""
-    for root, inner, names in os.walk(folder, followlinks=True):
+    as `hidden` says is left out, with all below it. An InputError if a folder cannot be read."""
+    for root, inner, names in os.walk(folder, followlinks=True, onerror=_unread):
         inner[:] = [name for name in inner if not name.startswith(hidden) and not _leads_back(Path(root, name), folder)]
         yield from (Path(root, name) for name in names if not name.startswith(hidden))
+
+
+def _unread(error: OSError) -> None:
+    raise InputError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or move it away") from None
 
 
 def _leads_back(path: Path, folder: Path) -> bool:

@@ -275,6 +275,23 @@ def test_rows_in_folders_that_links_lead_to_are_packed_trained_on_and_predicted(
     assert sources.found([tmp_path / "source"], Config())["train"].files == sources.below(tmp_path / "source")
 
 
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "pets", 2)
+    (tmp_path / "pets" / "cat" / "more").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:  # the tests' user may read everything
+        if Path(path).name == "more":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    for walk in (lambda: datasets.load(Config(dataset=str(tmp_path / "pets"), image_size=4), tested=False),
+                 lambda: sources.below(tmp_path / "pets")):
+        with pytest.raises(InputError, match=r"pets/cat/more cannot be read \(Permission denied\): make it readable"):
+            walk()
+
+
 def test_a_column_of_weights_goes_with_tables_only(tmp_path: Path) -> None:
     pictures(tmp_path / "pets")
     x, y = np.zeros((6, 2), np.float32), np.arange(6) % 2
