@@ -55,7 +55,7 @@ def visible(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
 
 
-def below(folder: Path, hidden: tuple[str, ...] = (".",)) -> Iterator[Path]:
+def walk(folder: Path, hidden: tuple[str, ...] = (".",)) -> Iterator[Path]:
     """The files in a folder and in those below it, also where links lead, but for one that leads back up. What begins
     as `hidden` says is left out, with all below it. An InputError if a folder cannot be read."""
     for root, inner, names in os.walk(folder, followlinks=True, onerror=_unread):

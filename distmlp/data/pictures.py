@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from distmlp import machine
 from distmlp.config import Config
 from distmlp.data import typed
-from distmlp.data.arrays import Part, Source, below, by_part, visible
+from distmlp.data.arrays import Part, Source, by_part, visible, walk
 from distmlp.data.columnar import Raw
 from distmlp.data.streams import Labels
 from distmlp.data.typed import Choice, Rules
@@ -105,7 +105,7 @@ def holds_pictures(folder: Path) -> bool:
 
 def files(folder: Path) -> Iterator[Path]:
     """The pictures in a folder and in those below it. Hidden ones, and those in hidden folders, are left out."""
-    return (path for path in below(folder) if path.name.lower().endswith(SUFFIXES))
+    return (path for path in walk(folder) if path.name.lower().endswith(SUFFIXES))
 
 
 def source(config: Config, path: Path, picture: Picture | None = None) -> Source:

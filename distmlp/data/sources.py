@@ -90,7 +90,7 @@ def below(path: Path) -> list[Path]:
     _SUCCESS and _temporary."""
     if not path.is_dir():
         return [path]
-    return [file for file in sorted(arrays.below(path, (".", "_"))) if file.is_file() and columnar.is_table(file)]
+    return [file for file in sorted(arrays.walk(path, (".", "_"))) if file.is_file() and columnar.is_table(file)]
 
 
 def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]:

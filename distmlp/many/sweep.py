@@ -187,7 +187,7 @@ class _Sweep:
             settings |= {name: getattr(self._config, name) for name in SCORED_WHEN}
             record.describe(self._what | {"settings": settings, "data": data.fingerprint()})
             record.read()
-            refit = refit or (self._ends(record)[0] is not None and _refit_of(folder).is_dir())  # it stays
+            refit = refit or (self._ends(record)[0] is not None and swept.refit_of(folder).is_dir())  # it stays
             if self._is_over(record, refit, folder):
                 record.leave()
                 self._show_end(record, folder, again=True)
@@ -406,7 +406,7 @@ class _Sweep:
             self._pools.clear()
             if refit:
                 try:
-                    record.add_end(self._refitted(standings[0], _refit_of(folder)))
+                    record.add_end(self._refitted(standings[0], swept.refit_of(folder)))
                 except DivergedError as error:
                     if type(error) is not DivergedError:  # devices disagree: that says nothing of the settings
                         raise
@@ -510,7 +510,7 @@ class _Sweep:
         refitted, final = self._ends(record)
         if len(record.done) < len(self._found) or final is None:
             return False
-        if refit and (refitted is None or not _refit_of(folder).is_dir()):
+        if refit and (refitted is None or not swept.refit_of(folder).is_dir()):
             return False
         same = final["best"]["settings"] == self._standings(record)[0].settings  # where once a NaN won it is not
         return same and set(keepsakes.there(folder / "members")) == set(record.best(record.done))
@@ -523,10 +523,6 @@ class _Sweep:
     def _standings(self, record: Record) -> list[swept.Standing]:
         lines = [record.done[number] for number in sorted(record.done)]
         return swept.standings(lines, self._config.choose_by)
-
-
-def _refit_of(folder: Path) -> Path:
-    return folder / swept.MEMBERS / swept.REFITTED
 
 
 def _as_json(standing: swept.Standing) -> dict[str, Any]:

@@ -71,9 +71,14 @@ def read(folder: Path) -> Swept:
     )  # fmt: skip
 
 
+def refit_of(folder: Path) -> Path:
+    """Where the run of the model lies that is trained again."""
+    return folder / MEMBERS / REFITTED
+
+
 def refitted(folder: Path) -> Path:
     """The folder of the refitted model's run; raises InputError if the sweep has none."""
-    swept, run = read(folder), folder / MEMBERS / REFITTED
+    swept, run = read(folder), refit_of(folder)
     if swept.refit and run.is_dir():
         return run
     if swept.final is None:
