@@ -12,6 +12,7 @@ from distmlp import notebook, optim
 from distmlp.config import Config
 from distmlp.data.batches import Batches
 from distmlp.data.datasets import Data, ItemDataset, input_scaling
+from distmlp.data.order import check_batch_size
 from distmlp.errors import DivergedError, InputError
 from distmlp.kept import kept
 from distmlp.model import Params
@@ -53,8 +54,7 @@ class Program:
 
         `memory`: bytes of the smallest of the devices. `lead`: gives several processes the first one's whole number.
         """
-        if config.batch_size > len(data.train):
-            raise InputError(f"--batch_size={config.batch_size}: give at most {len(data.train)}, the training examples")
+        check_batch_size(config.batch_size, len(data.train))
         if config.patience and data.validation is None:
             raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, "
                              "or x_val and y_val beside the training set")

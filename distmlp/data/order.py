@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from distmlp.errors import InputError
+
 _WINDOWS, _ORDERS, _MARGIN = 64, 10, 0.15  # of far_batch: windows that are looked at, random orders, distance
 _FEW = 16  # examples, of which chance may have any classes
 _FEW_EXCHANGES = 1 << 14  # examples whose order takes Python a millisecond or two; of more, torch is imported for it
@@ -89,6 +91,12 @@ class Order:
                 weights[:, at] = row < first[1:, None]
                 indices[:, at] = dealt[shard][np.minimum(row, len(dealt[shard]) - 1)]
         return indices, weights
+
+
+def check_batch_size(batch_size: int, examples: int, of: str = "") -> None:
+    """Raises InputError for a batch of more than all training examples; `of` says whose these are."""
+    if batch_size > examples:
+        raise InputError(f"--batch_size={batch_size}: give at most {examples}, the training examples{of}")
 
 
 def far_batch(labels: np.ndarray, batch_size: int) -> np.ndarray | None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from distmlp import scores
-from distmlp.data.order import Order
+from distmlp.data.order import Order, check_batch_size
 from distmlp.errors import InputError
 from distmlp.many.shares import Share
 from distmlp.many.vary import Member
@@ -35,9 +35,7 @@ class Course:
     def __init__(self, member: Member, share: Share, num_shards: int) -> None:
         """Raises InputError where its settings do not go with its examples."""
         config = member.config
-        if config.batch_size > len(share.rows):
-            raise InputError(f"--batch_size={config.batch_size}: give at most {len(share.rows)}, the training examples "
-                             f"of {'a fold' if member.fold else 'a member'}")
+        check_batch_size(config.batch_size, len(share.rows), " of a fold" if member.fold else " of a member")
         self.member, self.share = member, share
         self.order = Order(len(share.rows), config.batch_size, num_shards, config.shuffle, config.seed)
         self.cadence = Cadence(dataclasses.replace(config, check_replicas_every=0), self.order.steps_per_epoch)

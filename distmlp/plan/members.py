@@ -11,7 +11,7 @@ import numpy as np
 
 from distmlp.config import Config
 from distmlp.data.datasets import Data
-from distmlp.data.order import Order
+from distmlp.data.order import Order, check_batch_size
 from distmlp.errors import InputError
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.members import FREE, Members, Pool, Shape, largest_dispatch, pool_bytes, pool_room
@@ -28,9 +28,7 @@ def make(
     if count < 1:
         raise InputError(f"--members={count}: give 1 or more")
     train, held = data.train, data.validation or data.train
-    if config.batch_size > len(train):
-        raise InputError(f"--batch_size={config.batch_size}: give at most {len(train)}, the training examples of a "
-                         "member")
+    check_batch_size(config.batch_size, len(train), " of a member")
     size, room = pool_bytes([train] if data.validation is None else [train, data.validation]), pool_room(config, layout)
     if size is None or size > room:
         why = ("are read one by one" if size is None else "stay on the host (--data_placement=host)" if not room else
