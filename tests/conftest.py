@@ -49,6 +49,7 @@ LONGEST = (
     "cluster/test_faults.py", "test_estimator.py", "test_train_process.py", "run/test_faults_surroundings.py",
     "cluster/test_slow_process.py", "run/test_signals.py", "many/test_sweep.py", "run/test_recovery.py",
     "test_examples.py", "parallel/test_audit.py", "parallel/test_backend.py", "run/test_rows.py",
+    "test_validation.py", "test_mutants.py", "test_weights.py",
 )  # fmt: skip
 
 

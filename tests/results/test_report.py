@@ -20,9 +20,15 @@ from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
 from distmlp.plan import rates
 from distmlp.plan.cards import CARDS
-from distmlp.results import run_data, shown
+from distmlp.results import charts, run_data, shown
 from distmlp.results.report import report
 from launch.plan import main
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts stay empty: drawing takes most of a report's time."""
+    monkeypatch.setattr(charts, "_svg", lambda figure: "")
 
 
 def test_a_run_on_pictures(digits_run: Path) -> None:
@@ -56,6 +62,7 @@ def first_table(page: str) -> dict[str, str]:
     return dict(zip(titles, row, strict=True))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_with_a_validation_set_shows_its_test_accuracy(npz: str, tmp_path: Path) -> None:
     config = small_config(npz, validation_fraction=0.25, num_devices=1, workdir=str(tmp_path / "run"))
     *lines, final = train(config).history
@@ -80,6 +87,7 @@ def test_a_run_with_a_validation_set_shows_its_test_accuracy(npz: str, tmp_path:
     assert "not known" not in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_mapped_test_set_is_read_in_parts(tmp_path: Path) -> None:
     arrays = make_arrays(train=100, test=100_000, features=100)
     (tmp_path / "data").mkdir()
@@ -95,6 +103,7 @@ def test_a_mapped_test_set_is_read_in_parts(tmp_path: Path) -> None:
     assert peak < 0.6 * 4 * arrays["x_test"].size  # bytes of the test set: 40 MB
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_data_sets_items_are_read_once(digits_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.datasets import load_digits
 
@@ -121,6 +130,7 @@ def test_a_data_sets_items_are_read_once(digits_run: Path, monkeypatch: pytest.M
     assert reads == Counter(range(700))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_torn_lines_of_sessions_are_left_out_and_counted(digits_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(digits_run, tmp_path / "run"))
     start, *_, end = (run / "sessions.jsonl").read_text().splitlines()  # and what a slow machine writes in between
@@ -133,6 +143,7 @@ def test_torn_lines_of_sessions_are_left_out_and_counted(digits_run: Path, tmp_p
     assert "the run has no record of them" in report([run])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_where_the_time_went_and_which_process_was_slow(digits_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(digits_run, tmp_path / "run"))
     seconds = {"start": 20, "train": 60, "save": 20}
@@ -187,6 +198,7 @@ def test_several_runs_show_what_differs(digits_run: Path, wine_run: Path, tmp_pa
     assert "None." in Page(report([digits_run, twin])).text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_plan_and_reality_side_by_side(
     digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +215,7 @@ def test_plan_and_reality_side_by_side(
     assert measured == round(1e6 * load(digits_run).config.batch_size / statistics.median(epochs[1:]))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_plan_as_windows_writes_it(digits_run: Path, tmp_path: Path) -> None:
     plan = {"target": "cpu:1", "batch": {"global": 64}, "total_steps": 69, "predicted_step_seconds": 0.001,
             "checkpoint_bytes": 1}
@@ -218,6 +231,7 @@ def test_what_is_no_plan_is_named(digits_run: Path, tmp_path: Path) -> None:
             report([digits_run], plan=tmp_path / "plan.json")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_is_not_finished_and_whose_data_are_gone(wine_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(wine_run, tmp_path / "run"))
     lines = (run / "metrics.jsonl").read_text().splitlines()
