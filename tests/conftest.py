@@ -317,6 +317,12 @@ def asked_rows(path: Path, model: Any, header: str = "") -> list[tuple[str, np.n
     return found
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts of reports stay empty: drawing takes most of a report's time."""
+    monkeypatch.setattr("distmlp.results.charts._svg", lambda figure: "")
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     """Modification time and digest of everything in a folder."""
     return {

@@ -20,15 +20,9 @@ from distmlp import Config, InputError, load, train
 from distmlp.data import datasets
 from distmlp.plan import rates
 from distmlp.plan.cards import CARDS
-from distmlp.results import charts, run_data, shown
+from distmlp.results import run_data, shown
 from distmlp.results.report import report
 from launch.plan import main
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts stay empty: drawing takes most of a report's time."""
-    monkeypatch.setattr(charts, "_svg", lambda figure: "")
 
 
 def test_a_run_on_pictures(digits_run: Path) -> None:

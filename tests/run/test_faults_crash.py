@@ -27,7 +27,7 @@ def test_interrupt(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distmlp.run.store._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("distmlp.run.store._PAUSE_SECONDS", 0)  # between two tries to read: most cases need both
     restores = damage.Restores(tmp_path)
     rng = random.Random(0)
     newest = restores.original / "checkpoints" / str(damage.STEPS[-1])
@@ -36,8 +36,8 @@ def test_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcomes == {"fell back", "restored past it", "not noticed, state right"}
 
 
-def test_damage_of_a_file_that_is_no_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distmlp.results.charts._svg", lambda figure: "")  # what is read is asked here: drawing is slow
+@pytest.mark.usefixtures("undrawn")
+def test_damage_of_a_file_that_is_no_checkpoints(tmp_path: Path) -> None:
     files, rng = damage.Files(tmp_path), random.Random(1)
     by_file: dict[str, list[damage.Case]] = {}
     for case in files.cases(2, rng):
