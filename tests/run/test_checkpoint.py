@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import sys
 import threading
 from functools import partial
@@ -59,6 +60,27 @@ def test_saved_on_8_devices_and_restored_on_others(parallelism: str, devices: in
     for leaf in jax.tree.leaves(found):
         assert set(leaf.sharding.device_set) == set(layout.devices)
     assert (meta["step"], meta["totals"], moved) == (3, {"loss": 0.1}, [])
+
+
+def test_arrays_that_are_whole_but_not_those_saved_are_damage(tmp_path: Path) -> None:
+    """Orbax reads them without an error: only the digests tell."""
+    layout = make_layout(Config(num_devices=2))
+    for name, seeds in (("run", (3, 4)), ("other", (5, 6))):
+        checkpoints = open_checkpoints(layout, tmp_path / name)
+        for step, seed in zip((3, 4), seeds, strict=True):
+            checkpoints.save(step, make_state(layout, seed), {})
+        checkpoints.close()
+    state = tmp_path / "run" / "checkpoints" / "4" / "state"
+    shutil.rmtree(state)
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "4" / "state", state)
+    checkpoints = open_checkpoints(layout, tmp_path / "run")
+    restored = checkpoints.newest_intact(make_state(layout), accept)
+    checkpoints.close()
+    assert restored is not None
+    found, _, (told,) = restored
+    jax.tree.map(np.testing.assert_array_equal, found, make_state(layout, 3))
+    assert "checkpoint 4 is damaged (" in told
+    assert "is not what was saved" in told
 
 
 def test_a_save_compiles_no_program_for_each_device(tmp_path: Path, compilations: list[str]) -> None:
