@@ -16,7 +16,7 @@ import jax
 from distmlp import Config, InputError, training
 from distmlp.data import datasets
 from distmlp.parallel import backend
-from distmlp.parallel.layout import make_layout, states
+from distmlp.parallel.layout import make_layouts
 from distmlp.plan import plan, targets
 from distmlp.plan.hlo import Module
 
@@ -42,7 +42,7 @@ def by_state() -> dict[str, dict[str, float]]:
     targets.prepare()
     with backend.settings({"jax_enable_compilation_cache": False}), backend.prepared(LARGE):
         card, devices = targets.find("h100:8")
-        for layout in states(LARGE, make_layout(LARGE, devices, card.memory)):
+        for layout in make_layouts(LARGE, devices, card.memory):
             parts = training.Program(LARGE, data, layout, layout.device_memory)
             compiled = parts.feed.lower(parts.state).compile(layout.compiler_options)
             analysis: Any = compiled.memory_analysis()

@@ -17,8 +17,7 @@ from distmlp import Config, optim, training
 from distmlp.cluster.group import Group
 from distmlp.data import datasets
 from distmlp.parallel import backend, step
-from distmlp.parallel.layout import Layout, make_layout
-from distmlp.parallel.layout import states as ways
+from distmlp.parallel.layout import Layout, make_layout, make_layouts
 from distmlp.parallel.sharded import rows_of
 from distmlp.parallel.specs import BATCH, REPLICATED
 
@@ -36,7 +35,9 @@ class Stepper:
     def __init__(self, config: Config, layout: Layout, data: datasets.Data) -> None:
         parts = training.Program(config, data, layout, layout.device_memory)
         rows, specs = rows_of(parts.held.shapes.params), parts.held.specs
-        train_step = step.make_train_step(config, layout, data.num_classes, optim.make(config, 10**6), rows=rows)
+        train_step = step.make_train_step(
+            step.Recipe(data.num_classes, config.compute_dtype, config.clip_norm > 0, rows=rows), layout,
+            optim.make(config, 10**6))  # fmt: skip
         wrapped = layout.wrap(train_step, (specs, BATCH), out_specs=(specs, REPLICATED))
         self._waits = len(layout.devices) > 1  # emulated devices can starve one another
         batch = parts.loader.read(0, 0, layout.local_shards)
@@ -99,7 +100,7 @@ def _in_turn(config: Config, count: int, meet: Callable[[], None]) -> Iterator[N
     with backend.prepared(config):
         Group.join(config)
         data = datasets.load(config)
-        steppers = {layout.state: Stepper(config, layout, data) for layout in ways(config, make_layout(config))}
+        steppers = {layout.state: Stepper(config, layout, data) for layout in make_layouts(config)}
         ready = False
         while True:
             meet()  # Gloo gives up a process that comes late

@@ -14,7 +14,7 @@ from distmlp.config import FROM_PYTHON, Config, resolve_paths
 from distmlp.data import datasets, given
 from distmlp.errors import DivergedError, InputError, printable, remark
 from distmlp.parallel import backend
-from distmlp.parallel.layout import make_layout
+from distmlp.parallel.layout import make_layouts
 from distmlp.progress import Line, Progress, Standing, Totals
 from distmlp.run.log import describe, header, versions
 from distmlp.training import OnLine, Program, Result
@@ -81,14 +81,14 @@ def run(
                 raise InputError("--workdir must be given with several processes: a folder that all of them see")
             facts = {f"--{name}": value for name, value in shared.items()} | versions()
             group.agree(facts | {"on_line": "given" if on_line else "not given"})
-            layout = make_layout(config)
+            layouts = make_layouts(config)
             data = load(config)
             group.agree({"the shape of the data": data.sizes})
             # Where one process's machine has no room for the data set, all send batches.
-            memory = min(group.exchange(layout.device_memory))
+            memory = min(group.exchange(layouts[0].device_memory))
             # Compiling takes a thread's time, but little of Python's: what comes before the first step goes on beside.
             with (
-                closing(training.fitting(config, data, layout, memory, group.lead)) as parts,
+                closing(training.fitting(config, data, layouts, memory, group.lead)) as parts,
                 ThreadPoolExecutor(1) as compiler,
             ):  # fmt: skip
                 compiled = compiler.submit(parts.compile)

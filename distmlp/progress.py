@@ -310,9 +310,8 @@ class Progress:
 class Measures:
     """What evaluations of a state find, as lines have it; `poll` is called before each step of one, and may raise."""
 
-    def __init__(self, config: Config, data: Data, evaluator: Evaluator) -> None:
-        self._eval_train, self._data, self._evaluator = config.eval_train, data, evaluator
-        self._choose_by = config.choose_by
+    def __init__(self, data: Data, evaluator: Evaluator, choose_by: str, eval_train: bool) -> None:
+        self._data, self._evaluator, self._choose_by, self._eval_train = data, evaluator, choose_by, eval_train
         chooser = data.chooser
         if self._choose_by == "roc_auc" and len(chooser):
             why = scores.too_many(len(chooser), data.num_classes)

@@ -21,11 +21,12 @@ from distmlp.parallel.audit import Audit
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.feed import Steps, choose_placement, make_feed
-from distmlp.parallel.layout import Layout, states
+from distmlp.parallel.layout import Layout
 from distmlp.parallel.own_time import OwnTime
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import REPLICATED, STATE, State
 from distmlp.parallel.step import (
+    Recipe,
     abstract_state,
     initial_state,
     make_audited_step,
@@ -59,7 +60,7 @@ class Program:
             raise InputError(f"--patience={config.patience} goes by a validation set: give --validation_fraction=0.1, "
                              "or x_val and y_val beside the training set")
         self._config, self._data, self.layout, self.state_why = config, data, layout, state_why
-        self.placement = choose_placement(config, data.train, memory)
+        self.placement = choose_placement(config.data_placement, data.train, memory)
         self.sizes = config.layer_sizes(data.num_features, data.num_classes)
         self.loader = self._batches()
         self.cadence = Cadence(config, self.loader.order.steps_per_epoch, len(data.chooser) > 0)
@@ -69,19 +70,20 @@ class Program:
         self.state: State = self.held.abstract
         rows, specs = rows_of(self.held.shapes.params), self.held.specs
         weightless = data.weights is not None and not data.weights.all()  # then a batch may be without any
-        train_step = make_train_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
-        several = jax.process_count() > 1
-        own_work = make_own_work(config, layout, data.num_classes, self.held.shapes.params) if several else None
-        self.feed = make_feed(config, layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
-                              lead, specs, keeps_newest=own_work is not None)  # fmt: skip
+        recipe = Recipe(data.num_classes, config.compute_dtype, config.clip_norm > 0, weightless, rows)
+        train_step = make_train_step(recipe, layout, self._optimizer)
+        own_work = make_own_work(recipe, layout, self.held.shapes.params) if jax.process_count() > 1 else None
+        self.feed = make_feed(layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
+                              config.steps_per_dispatch, lead, specs, keeps_newest=own_work is not None)  # fmt: skip
         self.own_time = OwnTime(layout, self.feed, own_work, specs)
         self.audit: Audit | None = None
         if config.audit_every:
-            audited = make_audited_step(config, layout, data.num_classes, self._optimizer, weightless, rows)
+            audited = make_audited_step(recipe, layout, self._optimizer)
             given = isinstance(data.train, ItemDataset) and data.train.files is None
             self.audit = Audit(layout, *audited, self.feed.batches, specs, data.train.name if given else "")
-        self.evaluator = Evaluator(config, layout, specs, rows)
-        self.measures = Measures(config, data, self.evaluator)
+        self.evaluator = Evaluator(layout, config.eval_batch_size, config.compute_dtype, config.num_workers, specs,
+                                   rows)  # fmt: skip
+        self.measures = Measures(data, self.evaluator, config.choose_by, config.eval_train)
         self.digest = StateDigest(layout, specs, self.held.shapes)
 
     def _batches(self) -> Batches:
@@ -121,7 +123,7 @@ class Program:
 
     def scaling(self) -> tuple[np.ndarray, ...]:
         """By what inputs are scaled: of the training set, all of which is read for it."""
-        return input_scaling(self._config, self._data)
+        return input_scaling(self._config.input_scaling, self._data)
 
     def initial_state(self, scaling: Sequence[np.ndarray]) -> State:
         """The state before the first step, on the devices; if sharded, each makes its part."""
@@ -169,12 +171,13 @@ def _held(layout: Layout, sizes: tuple[int, ...], optimizer: Any, scaled: bool) 
 
 
 def fitting(
-    config: Config, data: Data, layout: Layout, memory: int, lead: Callable[[int], int] = lambda steps: steps
+    config: Config, data: Data, layouts: Sequence[Layout], memory: int,
+    lead: Callable[[int], int] = lambda steps: steps,
 ) -> Program:
-    """The program of a run with its state lying as --state says or, where that leaves it open, as there is room for it
-    and for the copy of it that is saved; arguments are as Program's."""
+    """The program of a run with the first of the layouts that leaves room for the state and for the copy of it that is
+    saved, or the last of all; other arguments are as Program's."""
     why = "it fits" if config.state == "auto" else "asked for"
-    *others, last = states(config, layout)
+    *others, last = layouts
     for candidate in others:
         parts = Program(config, data, candidate, memory, lead, why)
         if parts.surely_fits(memory):

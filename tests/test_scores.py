@@ -96,7 +96,7 @@ def test_what_an_evaluation_is_asked_for_changes_none_of_its_numbers() -> None:
     data = datasets.load(config, (X, Y), TEST)
     parts = Program(config, data, layout, layout.device_memory)
     state = parts.initial_state(())
-    evaluator = Evaluator(config, layout)
+    evaluator = Evaluator(layout, config.eval_batch_size)
     plain, labels, log_probs = (evaluator(state, data.test, ask=ask) for ask in ("", "labels", "log_probs"))
     assert plain == labels == log_probs
     assert plain.pairs is plain.labels is plain.log_probs is labels.log_probs is None

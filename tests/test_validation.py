@@ -137,9 +137,9 @@ def test_scaling_sees_the_training_part_alone(tmp_path: Path) -> None:
 
     np.savez(tmp_path / "one.npz", x=np.arange(100, dtype=np.float32)[:, None] ** 2, y=np.arange(100) % 2)
     fractions = {"test_fraction": 0.2, "validation_fraction": 0.2}
-    config = Config(dataset=str(tmp_path / "one.npz"), input_scaling="standard", **fractions)
+    config = Config(dataset=str(tmp_path / "one.npz"), **fractions)
     data = load(config)
-    shift, scale = input_scaling(config, data)
+    shift, scale = input_scaling("standard", data)
     rows = data.train.take(np.arange(len(data.train)))[0]
     assert len(rows) == 64
     np.testing.assert_allclose((shift, 1 / scale), (rows.mean(axis=0), rows.std(axis=0)), rtol=1e-5)

@@ -17,7 +17,7 @@ from distmlp.data.loader import NumpyLoader
 from distmlp.data.order import Order
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import BATCH, STATE, State
-from distmlp.parallel.step import gradients
+from distmlp.parallel.step import Recipe, gradients
 
 ARRAYS = make_arrays()
 X, Y, TEST = ARRAYS["x_train"], ARRAYS["y_train"], (ARRAYS["x_test"], ARRAYS["y_test"])
@@ -37,7 +37,7 @@ def gradient(x: np.ndarray, y: np.ndarray, weights: np.ndarray | None, devices: 
     loader = NumpyLoader(ArrayDataset(x, y, "x"), len(x), layout.num_shards, layout.local_shards, weights=weights)
     params = model.init_network_params([12, 8, 4], jax.random.key(0))
     state = layout.put(jax.tree.map(np.asarray, State(params, (), np.int32(0), ())), STATE)
-    step = layout.wrap(lambda state, batch: gradients(state, batch, layout, 4), (STATE, BATCH), donate=False)
+    step = layout.wrap(lambda state, batch: gradients(state, batch, layout, Recipe(4)), (STATE, BATCH), donate=False)
     return jax.tree.map(np.asarray, step(state, layout.put(next(iter(loader)).on_devices(), BATCH)))
 
 
@@ -149,7 +149,7 @@ def test_scaling_by_weights_is_that_of_repeated_rows(scaling: str) -> None:
     weighted = Data(ArrayDataset(x, Y, "x"), ArrayDataset(x, Y, "x"), 12, 4, weights=thirds)
     rows = np.repeat(np.arange(96), times)
     repeated = Data(ArrayDataset(x[rows], Y[rows], "x"), ArrayDataset(x, Y, "x"), 12, 4)
-    found, expected = (input_scaling(Config(input_scaling=scaling), data) for data in (weighted, repeated))
+    found, expected = (input_scaling(scaling, data) for data in (weighted, repeated))
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     assert found[1][3] == (0 if scaling == "standard" else expected[1][3])
 

@@ -333,18 +333,19 @@ def _hold_out(
     return staying
 
 
-def input_scaling(config: Config, data: Data) -> tuple[np.ndarray, ...]:
-    """() or (shift, scale), float32 [features]: the network's input is (x - shift) * scale.
+def input_scaling(kind: str, data: Data) -> tuple[np.ndarray, ...]:
+    """() or (shift, scale), float32 [features]: the network's input is (x - shift) * scale. `kind` is none, unit or
+    standard.
 
     They are computed once and carried in every checkpoint. unit divides by the training set's largest absolute value,
     standard gives each feature mean 0 and standard deviation 1 over that set, by the examples' weights; constant
     features become 0. An example of weight 0 is none.
     """
-    if config.input_scaling == "none":
+    if kind == "none":
         return ()
     width, known = data.num_features, data.statistics
     rows = scaling.Rows(lambda: blocks(data.train), data.weights)
-    if config.input_scaling == "unit":
+    if kind == "unit":
         largest = known.largest if known else scaling.largest(rows)
         return np.zeros(width, np.float32), np.full(width, 1 / (largest or 1), np.float32)
     mean, deviation = (np.array(known.mean), np.array(known.deviation)) if known else scaling.moments(rows, width)

@@ -63,7 +63,7 @@ def _begin(course: Course, parts: training.Program) -> State:
     with backend.pinned(config):
         parts.compile()
         if last is None:
-            return parts.initial_state(course.share.scaling(config))
+            return parts.initial_state(course.share.scaling(config.input_scaling))
         return parts.state_of(last.params, last.scaling, last.opt_state, course.step)
 
 

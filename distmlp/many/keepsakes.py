@@ -58,7 +58,7 @@ def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> N
         for step, (state, standing) in sorted(states.items()):
             sums = Totals(total_seconds=course.seconds)
             counts = {"metrics": sum(line["step"] <= step and not line.get("final") for line in found), "ledger": 0}
-            meta = meta_of(config, data, print_of_data, course.order, "replicated", sums, standing, counts)
+            meta = meta_of(config.settings(), data, print_of_data, course.order, "replicated", sums, standing, counts)
             digests = dict(zip(array_names(state), map(host_digest, jax.tree.leaves(state)), strict=True))
             manager.write(step, jax.tree.map(np.asarray, state), meta, digests)  # sooner than jax arrays
     with writing(target):

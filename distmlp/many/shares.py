@@ -33,11 +33,10 @@ class Share:
     data: Callable[[], Data]  # as a run alone has it; its arrays may be copies
     _scalings: dict[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
 
-    def scaling(self, config: Config) -> tuple[np.ndarray, ...]:
-        """By what inputs are scaled: found from the examples to learn from."""
-        kind = config.input_scaling
+    def scaling(self, kind: str) -> tuple[np.ndarray, ...]:
+        """By what inputs are scaled, as --input_scaling says: found from the examples to learn from."""
         if kind not in self._scalings:
-            self._scalings[kind] = () if kind == "none" else input_scaling(config, self.data())
+            self._scalings[kind] = () if kind == "none" else input_scaling(kind, self.data())
         return self._scalings[kind]
 
 

@@ -277,7 +277,7 @@ class Team:
             if config.seed not in self._initial:
                 state = initial_state(self._shape.sizes, config.seed, optimizer, ())
                 self._initial[config.seed] = jax.tree.map(np.asarray, state)
-        return self._initial[config.seed]._replace(scaling=course.share.scaling(config))
+        return self._initial[config.seed]._replace(scaling=course.share.scaling(config.input_scaling))
 
     @staticmethod
     def _stacked(states: Sequence[State]) -> State:

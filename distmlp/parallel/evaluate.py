@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from distmlp import model
-from distmlp.config import Config
 from distmlp.data.batches import Announced, Rows, Step
 from distmlp.data.examples import Readable
 from distmlp.kept import kept
@@ -52,7 +51,7 @@ class Seen(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates a state on a data set, config.eval_batch_size rows per device and step whatever the device count.
+    """Evaluates a state on a data set, `batch_size` rows per device and step whatever the device count.
 
     So an example's loss comes from the same program on the same shapes everywhere; the host adds the losses in index
     order in float64. More than that comes from programs of its own, for these numbers must not depend on what is asked.
@@ -60,12 +59,15 @@ class Evaluator:
 
     held = _AHEAD + 1  # steps whose arrays lie on the devices at once, at most
 
-    def __init__(self, config: Config, layout: Layout, specs: State = STATE, rows: sharded.Rows = ()) -> None:
-        """`specs` say how the state lies; where it is sharded, the parameters have so many `rows` when they are whole.
-        """
-        self.rows, self.layout, self.workers = config.eval_batch_size, layout, config.num_workers
+    def __init__(
+        self, layout: Layout, batch_size: int, compute_dtype: str = "float32", num_workers: int = 0,
+        specs: State = STATE, rows: sharded.Rows = (),
+    ) -> None:
+        """`num_workers` processes read what is read item by item. `specs` say how the state lies; where it is sharded,
+        the parameters have so many `rows` when they are whole."""
+        self.rows, self.layout, self.workers = batch_size, layout, num_workers
         self._loaders: dict[Readable, ExampleLoader] = {}  # of what is read one by one; each keeps its workers
-        programs = _programs(config.compute_dtype, layout, rows, *hashable(specs))
+        programs = _programs(compute_dtype, layout, rows, *hashable(specs))
         self._losses, self._labels, self._log_probs = programs
 
     def lower(self, state: State, dataset: Readable) -> jax.stages.Lowered:

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distmlp.config import Config
 from distmlp.data.batches import Batch, Batches
 from distmlp.data.examples import Examples
 from distmlp.errors import InputError
@@ -333,15 +332,16 @@ class DeviceBatches:
 
 
 def make_feed(
-    config: Config, layout: Layout, batches: Batches, train_step: TrainStep, placement: str, total_steps: int,
-    lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE, keeps_newest: bool = False,
+    layout: Layout, batches: Batches, train_step: TrainStep, placement: str, total_steps: int,
+    steps_per_dispatch: int = 0, lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE,
+    keeps_newest: bool = False,
 ) -> Feed:
     """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says, and whose
     state lies as `specs` say.
 
     `lead` gives several processes the first one's number of steps; for `keeps_newest` see Feed.
     """
-    given, examples = min(config.steps_per_dispatch, batches.order.steps_per_epoch), batches.examples
+    given, examples = min(steps_per_dispatch, batches.order.steps_per_epoch), batches.examples
     if placement == "device" and examples.resident is not None:
         largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
         pace = Pace(given, largest, lead)
@@ -353,21 +353,22 @@ def make_feed(
     return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs, keeps_newest)
 
 
-def choose_placement(config: Config, examples: Examples, memory: int) -> tuple[str, str]:
-    """Where the training set lies, host or device, and why; `memory` is that of a device, in bytes.
+def choose_placement(asked: str, examples: Examples, memory: int) -> tuple[str, str]:
+    """Where the training set lies, host or device, and why: as is `asked` for by --data_placement; `memory` is that of
+    a device, in bytes.
 
     Raises:
       InputError: --data_placement=device for data that are read from files as they are needed.
     """
-    if config.data_placement == "host":
+    if asked == "host":
         return "host", "asked for"
     if examples.resident is None:
-        if config.data_placement == "device":
+        if asked == "device":
             raise InputError(f"--data_placement=device needs data in memory, and {examples.name} is read from its "
                              "files: give --data_placement=host")
         return "host", "read as needed"
-    if config.data_placement != "auto":
-        return config.data_placement, "asked for"
+    if asked != "auto":
+        return asked, "asked for"
     room, size = memory // 4, examples.resident[0].nbytes
     if size > room:
         return "host", f"{size / 1e6:,.1f} MB are more than a quarter of a device's memory"

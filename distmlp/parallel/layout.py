@@ -216,11 +216,17 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
     return Layout(tuple(available[:wanted]), parallelism, num_shards, config.reduction == "invariant", memory)
 
 
-def states(config: Config, layout: Layout) -> list[Layout]:
-    """The layout with the state lying as --state allows, in the order in which to prefer them; on one device they are
-    the same program. With --reduction=invariant all layers are always gathered at once."""
-    if len(layout.devices) == 1 or layout.parallelism == "pmap" or config.state == "replicated":
+def make_layouts(config: Config, devices: Sequence[jax.Device] = (), memory: int = 0) -> list[Layout]:
+    """The same with the state lying in each way that config.state allows; see `states`."""
+    return states(make_layout(config, devices, memory), config.state)
+
+
+def states(layout: Layout, allowed: str) -> list[Layout]:
+    """The layout with the state lying in each way that `allowed`, a value of --state, allows, in the order in which to
+    prefer them; on one device they are the same program. With --reduction=invariant all layers are always gathered at
+    once."""
+    if len(layout.devices) == 1 or layout.parallelism == "pmap" or allowed == "replicated":
         return [layout]
     ways = [layout, dataclasses.replace(layout, sharded=True),
             *([] if layout.invariant else [dataclasses.replace(layout, sharded=True, by_layer=True)])]
-    return ways[1:] if config.state == "sharded" else ways
+    return ways[1:] if allowed == "sharded" else ways

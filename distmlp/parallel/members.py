@@ -27,7 +27,7 @@ from distmlp.parallel.evaluate import judged
 from distmlp.parallel.feed import bytes_needed
 from distmlp.parallel.layout import INVARIANT_SHARDS, Layout, make_layout
 from distmlp.parallel.specs import DEALT, REPLICATED, State
-from distmlp.parallel.step import abstract_state, make_train_step
+from distmlp.parallel.step import Recipe, abstract_state, make_train_step
 
 FREE = 0.9  # of an accelerator's memory, which these programs may take
 _DISPATCH, _ACCELERATOR_DISPATCH = 512, 64  # steps at most, as of a run alone
@@ -82,7 +82,8 @@ class Members:
         self.count, self.one_by_one = shape.members * len(layout.devices), one_by_one(layout)
         self.optimizer = optim.make_for_many(config, total_steps)
         alone = dataclasses.replace(layout, devices=layout.devices[:1], parallelism="single", num_shards=shape.shards)
-        step = make_train_step(config, alone, shape.sizes[-1], self.optimizer, shape.weightless)
+        recipe = Recipe(shape.sizes[-1], config.compute_dtype, config.clip_norm > 0, shape.weightless)
+        step = make_train_step(recipe, alone, self.optimizer)
         programs = _programs(layout, alone, not self.one_by_one, step, config.compute_dtype, shape)
         self._any, self._whole, self._evaluate, self._choose = programs
         self._pool = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), pool)

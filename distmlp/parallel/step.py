@@ -1,14 +1,13 @@
 """One training step: the gradient of a global batch from its shards, and the update. layout.py wraps it for devices."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from distmlp import model
-from distmlp.config import Config
 from distmlp.data.batches import Batch
 from distmlp.kept import kept
 from distmlp.parallel import by_layer, reduce, sharded
@@ -23,6 +22,16 @@ TrainStep = Callable[..., tuple[State, jax.Array]]  # of State and Batch
 AuditedStep = Callable[[State, Batch], tuple[State, jax.Array, jax.Array]]
 ShardDigests = Callable[[State, Batch], jax.Array]
 OwnWork = Callable[[State, Batch], jax.Array]  # what a device does for a step by itself; its number [] says nothing
+
+
+class Recipe(NamedTuple):
+    """What a step computes, on whatever devices."""
+
+    num_classes: int
+    compute_dtype: str = "float32"  # of the matrix products' inputs
+    clips: bool = False  # whether the optimizer clips the gradient, for which it needs its norm
+    weightless: bool = False  # whether there may be batches whose weights are all 0
+    rows: sharded.Rows = ()  # of the parameters when they are whole, where the state is sharded
 
 
 def initial_state(
@@ -43,30 +52,26 @@ def abstract_state(sizes: Sequence[int], optimizer: optax.GradientTransformation
     return state
 
 
-def gradients(
-    state: State, batch: Batch, layout: Layout, num_classes: int, compute_dtype: str = "float32",
-    rows: sharded.Rows = (),
-) -> tuple[jax.Array, model.Params]:
+def gradients(state: State, batch: Batch, layout: Layout, recipe: Recipe) -> tuple[jax.Array, model.Params]:
     """The global batch's mean loss [] and its gradient, from one device's shards of it: inside the wrapping.
 
     Each shard's loss is divided by the global batch's weight sum, so shard gradients only need adding. Where the state
-    is sharded, of parameters of so many `rows`, the gradient is of this device's rows; the loss is then NaN where a
-    gradient of a bias is not finite.
+    is sharded, the gradient is of this device's rows; the loss is then NaN where a gradient of a bias is not finite.
     """
     if layout.by_layer:
-        return _gradients_by_layer(state, batch, layout, num_classes, compute_dtype, rows)
+        return _gradients_by_layer(state, batch, layout, recipe)
     if layout.invariant:
-        return add_shards(shard_gradients(state, batch, layout, num_classes, compute_dtype, rows), layout, rows)
-    function, shards, shared, checked = _work(state, batch, layout, num_classes, compute_dtype, rows)
-    specs = _specs_of_sums(state.params, layout, rows)
+        return add_shards(shard_gradients(state, batch, layout, recipe), layout, recipe.rows)
+    function, shards, shared, checked = _work(state, batch, layout, recipe)
+    specs = _specs_of_sums(state.params, layout, recipe.rows)
     return reduce.fast(lambda shard: checked(function(shard, *shared)), shards, layout, specs)
 
 
 def shard_gradients(
-    state: State, batch: Batch, layout: Layout, num_classes: int, compute_dtype: str, rows: sharded.Rows
+    state: State, batch: Batch, layout: Layout, recipe: Recipe
 ) -> list[tuple[jax.Array, model.Params]]:
     """What each of one device's shards adds to loss and gradient, with --reduction=invariant: the gradient is whole."""
-    function, shards, shared, checked = _work(state, batch, layout, num_classes, compute_dtype, rows)
+    function, shards, shared, checked = _work(state, batch, layout, recipe)
     return reduce.each(function, shards, shared, layout, checked)
 
 
@@ -82,19 +87,19 @@ def _specs_of_sums(params: model.Params, layout: Layout, rows: sharded.Rows) -> 
 
 
 def _work(
-    state: State, batch: Batch, layout: Layout, num_classes: int, compute_dtype: str, rows: sharded.Rows
+    state: State, batch: Batch, layout: Layout, recipe: Recipe
 ) -> tuple[Callable[..., Any], Batch, tuple[Any, ...], Callable[[Any], Any]]:
     """Loss and gradient as a function of a shard and what all shards share; a device's shards; what they share; and
     what is to be done with each result."""
     params = state.params
     if layout.sharded:
-        params = sharded.gather(params, rows, layout)
+        params = sharded.gather(params, recipe.rows, layout)
     elif layout.axis is not None:
         # Marked as differing between devices, else differentiation would already add over devices where shard_map
         # tracks replication, and not where it does not (pmap).
         params = jax.lax.pcast(params, layout.axis, to="varying")
 
-    shard_gradient = _shard_gradient(num_classes, compute_dtype)
+    shard_gradient = _shard_gradient(recipe.num_classes, recipe.compute_dtype)
     shards, shared = batch._replace(weight_sum=None), (params, state.scaling, batch.weight_sum)
 
     def checked(sums: Any) -> Any:  # here still whole
@@ -114,14 +119,16 @@ def _shard_gradient(num_classes: int, compute_dtype: str) -> Callable[..., tuple
     return shard_gradient
 
 
-def make_own_work(config: Config, layout: Layout, num_classes: int, params: model.Params) -> OwnWork | None:
+def make_own_work(recipe: Recipe, layout: Layout, params: model.Params) -> OwnWork | None:
     """What a device does for a step before it waits for others, the gradients of its shards, to be timed: the same
     object for the same settings. None where that is little by little, layer after layer.
 
     `params` has the shapes of the parameters when they are whole. Where others hold parts of them, made-up numbers take
     their place.
     """
-    return None if layout.by_layer else _own_work(config.compute_dtype, num_classes, layout.sharded, *hashable(params))
+    if layout.by_layer:
+        return None
+    return _own_work(recipe.compute_dtype, recipe.num_classes, layout.sharded, *hashable(params))
 
 
 @kept
@@ -142,15 +149,16 @@ def _own_work(compute_dtype: str, num_classes: int, made_up: bool, leaves: tuple
 
 
 def _gradients_by_layer(
-    state: State, batch: Batch, layout: Layout, num_classes: int, compute_dtype: str, rows: sharded.Rows
+    state: State, batch: Batch, layout: Layout, recipe: Recipe
 ) -> tuple[jax.Array, model.Params]:
     """The same, with one layer of the network whole at a time."""
 
     def shard_gradient(shard: Batch) -> Any:
-        inputs, targets = model.scale_inputs(shard.images, state.scaling), model.one_hot(shard.labels, num_classes)
+        inputs = model.scale_inputs(shard.images, state.scaling)
+        targets = model.one_hot(shard.labels, recipe.num_classes)
 
         def loss(params: model.Params) -> jax.Array:
-            log_probs = by_layer.log_probs(params, inputs, rows, compute_dtype, layout)
+            log_probs = by_layer.log_probs(params, inputs, recipe.rows, recipe.compute_dtype, layout)
             return model.mean_loss(log_probs, targets, shard.weights, batch.weight_sum)
 
         return jax.value_and_grad(loss)(state.params)
@@ -194,42 +202,31 @@ def _or_nan(loss: jax.Array, *biases: jax.Array) -> jax.Array:
     return loss + sum(jnp.sum(bias * 0) for bias in biases)
 
 
-def make_train_step(
-    config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation, weightless: bool = False,
-    rows: sharded.Rows = (),
-) -> TrainStep:
-    """The step of a run: the same object for the same settings. Where its state is sharded, the parameters have so many
-    `rows` when they are whole.
+def make_train_step(recipe: Recipe, layout: Layout, optimizer: optax.GradientTransformation) -> TrainStep:
+    """The step of a run: the same object for the same arguments.
 
-    If there may be `weightless` batches, whose weights are all 0: such a one has the loss 0, and changes neither the
-    parameters nor the optimizer's state, only the number of the step.
+    A batch whose weights are all 0, if there may be such, has the loss 0, and changes neither the parameters nor the
+    optimizer's state, only the number of the step.
 
     Its loss is NaN where it or the gradient of a bias is not finite. That costs nothing, and weights hardly ever go
     first: checking them all costs a seventh of a step, and is done where a checkpoint is saved.
     """
-    clips = config.clip_norm > 0
-    step = _train_step(config.compute_dtype, clips, layout, num_classes, optimizer, weightless, rows)
-    return cast(TrainStep, step)
+    return cast(TrainStep, _train_step(recipe, layout, optimizer))
 
 
 def make_audited_step(
-    config: Config, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation, weightless: bool = False,
-    rows: sharded.Rows = (),
+    recipe: Recipe, layout: Layout, optimizer: optax.GradientTransformation
 ) -> tuple[AuditedStep, ShardDigests]:
     """The same step, which also tells the digests of its shards; and these digests alone. Both with
     --reduction=invariant."""
-    clips = config.clip_norm > 0
-    step = _train_step(config.compute_dtype, clips, layout, num_classes, optimizer, weightless, rows, True)
-    return cast(AuditedStep, step), _shard_digests(config.compute_dtype, layout, num_classes, weightless, rows)
+    return cast(AuditedStep, _train_step(recipe, layout, optimizer, audited=True)), _shard_digests(recipe, layout)
 
 
 @kept
-def _shard_digests(
-    compute_dtype: str, layout: Layout, num_classes: int, weightless: bool, rows: sharded.Rows
-) -> ShardDigests:
+def _shard_digests(recipe: Recipe, layout: Layout) -> ShardDigests:
     def digests(state: State, batch: Batch) -> jax.Array:
-        batch = _weighing(batch, weightless)
-        return _digests(batch, shard_gradients(state, batch, layout, num_classes, compute_dtype, rows), layout)
+        batch = _weighing(batch, recipe.weightless)
+        return _digests(batch, shard_gradients(state, batch, layout, recipe), layout)
 
     return digests
 
@@ -253,8 +250,7 @@ def _weighing(batch: Batch, weightless: bool) -> Batch:
 
 @kept
 def _train_step(
-    compute_dtype: str, clips: bool, layout: Layout, num_classes: int, optimizer: optax.GradientTransformation,
-    weightless: bool, rows: sharded.Rows, audited: bool = False,
+    recipe: Recipe, layout: Layout, optimizer: optax.GradientTransformation, audited: bool = False
 ) -> TrainStep | AuditedStep:
     @jax.named_scope("update")
     def update(grads: Any, opt_state: Any, params: Any, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -267,17 +263,17 @@ def _train_step(
 
     def train_step(state: State, batch: Batch, **options: Any) -> Any:  # options: the optimizer's
         some = batch.weight_sum > 0
-        batch = _weighing(batch, weightless)
+        batch = _weighing(batch, recipe.weightless)
         if audited:
-            parts = shard_gradients(state, batch, layout, num_classes, compute_dtype, rows)
-            loss, grads = add_shards(parts, layout, rows)
+            parts = shard_gradients(state, batch, layout, recipe)
+            loss, grads = add_shards(parts, layout, recipe.rows)
         else:
-            loss, grads = gradients(state, batch, layout, num_classes, compute_dtype, rows)
-        if clips and (layout.invariant or layout.sharded):
-            lie = sharded.specs_of(grads, rows) if layout.sharded else REPLICATED
+            loss, grads = gradients(state, batch, layout, recipe)
+        if recipe.clips and (layout.invariant or layout.sharded):
+            lie = sharded.specs_of(grads, recipe.rows) if layout.sharded else REPLICATED
             options["norm"] = reduce.global_norm(grads, layout, lie)
         params, opt_state = update(grads, state.opt_state, state.params, options)
-        if weightless:
+        if recipe.weightless:
             params, opt_state = jax.tree.map(lambda new, old: jnp.where(some, new, old), (params, opt_state),
                                              (state.params, state.opt_state))  # fmt: skip
         loss = loss if layout.sharded else _or_nan(loss, *(bias for _, bias in grads))

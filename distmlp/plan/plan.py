@@ -136,8 +136,8 @@ def _compiled(
     state to lie needs on a device."""
     needed: dict[str, int] = {}
     chosen = None
-    allowed = states(config, layout)
-    for candidate in states(dataclasses.replace(config, state="auto"), layout):
+    allowed = states(layout, config.state)
+    for candidate in states(layout, "auto"):
         if candidate.by_layer and needed["sharded"] <= layout.device_memory:
             break  # all layers at once fit
         parts = training.Program(config, data, candidate, layout.device_memory)

@@ -227,7 +227,7 @@ def evaluate(
         devices = tuple(jax.devices() if together else jax.local_devices())
         layout = Layout(devices, "shard_map" if len(devices) > 1 else "single", len(devices))
         state = layout.put(State(params, (), jnp.int32(step), scaling), STATE)
-        evaluator = Evaluator(config, layout)
+        evaluator = Evaluator(layout, config.eval_batch_size, config.compute_dtype, config.num_workers)
         try:
             result = evaluator(state, dataset, watch=tally.look)
         finally:

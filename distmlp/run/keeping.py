@@ -123,7 +123,7 @@ class Keeping:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
         counts = {"metrics": len(progress.history), "ledger": self.ledger.count}
         return ({"audited": self._agreed} if self._agreed else {}) | meta_of(
-            self.config, self.data, self._fingerprint, self.parts.loader.order, self.parts.layout.state,
+            self.config.settings(), self.data, self._fingerprint, self.parts.loader.order, self.parts.layout.state,
             progress.totals, progress.standing, counts,
         )  # fmt: skip
 

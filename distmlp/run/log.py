@@ -73,7 +73,8 @@ class Log:
             if remark := lines.renew(found, history, expected - there):
                 self.warn(remark)
             with writing(self.workdir):
-                self._events = EventFile(self.workdir / "tensorboard", step + 1, config)
+                self._events = EventFile(self.workdir / "tensorboard", step + 1, config.settings(),
+                                         config.settings("experiment", "length"))  # fmt: skip
 
     def line(self, line: Line) -> None:
         """Writes and shows one line; its numbers other than step and epoch also become TensorBoard scalars."""

@@ -23,19 +23,20 @@ _LATER = ("data_modified", "data_info", "order", "standing", "lines", "state", "
 
 
 def meta_of(
-    config: Config, data: Data, fingerprint: str, order: Order, state: str, sums: Totals, standing: Standing,
-    counts: dict[str, int],
+    settings: dict[str, Any], data: Data, fingerprint: str, order: Order, state: str, sums: Totals,
+    standing: Standing, counts: dict[str, int],
 ) -> Meta:
     """What a checkpoint says beside its arrays.
 
     Args:
+      settings: all of the config.
       fingerprint: of the data.
       order: of the training set.
       state: how it lay.
       counts: of the lines in the run's files.
     """
     return {
-        "state": state, "settings": config.settings(), "num_shards": order.num_shards, "order": order.drawn,
+        "state": state, "settings": settings, "num_shards": order.num_shards, "order": order.drawn,
         "data": fingerprint, "data_modified": data.modified(), "data_info": data.info(),
         "totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts, "versions": origin(),
     }  # fmt: skip

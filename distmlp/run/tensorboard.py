@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams import summary_v2 as hyperparameters
 from tensorboard.plugins.text import summary_v2 as texts
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from distmlp.config import Config, as_text
+from distmlp.config import as_text
 from distmlp.progress import Line
 
 _METRICS = ("train_loss", "test_loss", "test_accuracy")  # beside the settings of runs that are compared
@@ -24,10 +24,10 @@ class EventFile(RecordWriter):  # type: ignore[misc]
     TensorBoard's own EventFileWriter writes in a thread, which one such error ends.
     """
 
-    def __init__(self, folder: Path, purge_step: int, config: Config) -> None:
+    def __init__(self, folder: Path, purge_step: int, settings: dict[str, Any], deciding: dict[str, Any]) -> None:
         """Creates the file; TensorBoard then shows nothing from older files of step `purge_step` or later.
 
-        It shows all settings of the run as a text, and those that decide its result as hyperparameters.
+        It shows all `settings` of the run as a text, and those `deciding` its result as hyperparameters.
         """
         folder.mkdir(exist_ok=True)
         name = f"events.out.tfevents.{_later(folder):017.6f}.{socket.gethostname()}"
@@ -35,8 +35,8 @@ class EventFile(RecordWriter):  # type: ignore[misc]
         self._write(file_version="brain.Event:2")
         self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
         deciding = {name: value if isinstance(value, (bool, int, float)) else _text(value)
-                    for name, value in config.settings("experiment", "length").items()}
-        rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in config.settings().items())
+                    for name, value in deciding.items()}
+        rows = "\n".join(f"| {name} | {_text(value)} |" for name, value in settings.items())
         for summary in (
             hyperparameters.hparams_config_pb(map(hyperparameters.HParam, deciding),
                                               map(hyperparameters.Metric, _METRICS)),

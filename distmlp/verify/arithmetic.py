@@ -17,7 +17,7 @@ from distmlp.parallel.digest import array_digest
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import BATCH, DEALT, REPLICATED, State
-from distmlp.parallel.step import gradients
+from distmlp.parallel.step import Recipe, gradients
 from distmlp.verify.here import CLASSES, FEATURES, Here, NotHeld, NotHere
 
 Arrays = list[np.ndarray]  # weights and biases of the layers in turn
@@ -85,7 +85,7 @@ def _error(here: Here, layout: Layout, way: str) -> float:
     held = StateLayout(layout, jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), state))
 
     def body(state: State, batch: Batch) -> tuple[State, jax.Array]:
-        loss, grads = gradients(state, batch, layout, CLASSES, dtype, rows)
+        loss, grads = gradients(state, batch, layout, Recipe(CLASSES, dtype, rows=rows))
         return state._replace(params=grads), loss
 
     with backend.pinned(config):

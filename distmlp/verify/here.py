@@ -18,7 +18,7 @@ from distmlp.config import FROM_PYTHON, Config
 from distmlp.data import datasets
 from distmlp.parallel import backend
 from distmlp.parallel.digest import params_sha256
-from distmlp.parallel.layout import Layout, make_layout, states
+from distmlp.parallel.layout import Layout, make_layouts
 from distmlp.progress import Progress
 from distmlp.training import Program
 
@@ -94,7 +94,7 @@ class Here:
     def program(self, config: Config, data: datasets.Data, layout: Layout | None = None) -> Program:
         """The run's parts, on all devices unless a layout of some of this process's says otherwise."""
         lead = self.group.lead if layout is None else lambda steps: steps
-        layout = layout or states(config, make_layout(config))[0]
+        layout = layout or make_layouts(config)[0]
         return Program(config, data, layout, min(self.group.exchange(layout.device_memory)), lead)
 
     def sha256(self, layout: Layout | None = None, data: datasets.Data | None = None, **changes: Any) -> str:

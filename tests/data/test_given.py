@@ -94,8 +94,8 @@ def test_nothing_is_read_for_rows_that_only_fill_up(devices: int) -> None:
 
 def test_evaluation_uses_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = ItemDataset(Vectors("test"), "x", Classes(4))
-    config = small_config("digits", num_workers=2)
-    evaluator, made = Evaluator(config, make_layout(config)), []
+    config = small_config("digits")
+    evaluator, made = Evaluator(make_layout(config), 16, num_workers=2), []
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda self: made.append(self.num_workers) or iter([]))
     with pytest.raises(AssertionError, match="examples are missing"):  # no step was read
         evaluator(None, dataset)

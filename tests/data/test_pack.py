@@ -76,8 +76,7 @@ def same(one: datasets.Data, other: datasets.Data) -> None:
             assert (x.dtype, x.tobytes()) == (y.dtype, y.tobytes())
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
     for scaling in ("unit", "standard"):
-        config = Config(input_scaling=scaling)
-        for x, y in zip(datasets.input_scaling(config, one), datasets.input_scaling(config, other), strict=True):
+        for x, y in zip(*(datasets.input_scaling(scaling, data) for data in (one, other)), strict=True):
             assert x.tobytes() == y.tobytes()
 
 

@@ -30,7 +30,7 @@ def process(workdir: str, state: str, width: int, address: str, number: int) -> 
     from distmlp.cluster.group import Group
     from distmlp.data.datasets import load
     from distmlp.parallel import backend
-    from distmlp.parallel.layout import make_layout, states
+    from distmlp.parallel.layout import make_layouts
     from distmlp.run.store import Store
     from distmlp.training import Program
 
@@ -39,8 +39,8 @@ def process(workdir: str, state: str, width: int, address: str, number: int) -> 
                     reduction="invariant")  # fmt: skip
     with backend.prepared(config):
         group = Group.join(config)
-        data, layout = load(config), make_layout(config)
-        parts = Program(config, data, states(config, layout)[0], layout.device_memory)
+        data, layout = load(config), make_layouts(config)[0]
+        parts = Program(config, data, layout, layout.device_memory)
         store = Store(Path(workdir), parts.digest, 1, group, parts.held)
         parts.digest.lower(parts.state).compile()  # into the cache: Gloo waits 30 s for one that comes late
         group.barrier()

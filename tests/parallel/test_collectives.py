@@ -38,7 +38,7 @@ def compiled_step(**settings: Any) -> str:
     shape = (layout.shards_per_device * len(layout.devices), rows)
     batch = Batch(np.zeros((*shape, SIZES[0]), np.uint8), np.zeros(shape, np.int32), np.ones(shape, np.float32),
                   np.float32(16))  # fmt: skip
-    wrapped = layout.wrap(step.make_train_step(config, layout, SIZES[-1], optimizer), (STATE, BATCH))
+    wrapped = layout.wrap(step.make_train_step(step.Recipe(SIZES[-1]), layout, optimizer), (STATE, BATCH))
     return str(wrapped.lower(state, layout.put(batch, BATCH)).compile().as_text())
 
 

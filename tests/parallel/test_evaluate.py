@@ -18,7 +18,7 @@ from distmlp.parallel.evaluate import Evaluator, Sum
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import STATE, State
 
-CONFIG = Config(eval_batch_size=7)
+CONFIG = Config()
 
 
 def state(scaling: Any = ()) -> State:
@@ -29,7 +29,7 @@ def state(scaling: Any = ()) -> State:
 def test_loss_and_accuracy_are_the_tutorials() -> None:
     arrays = make_arrays()
     dataset = ArrayDataset(arrays["x_train"], arrays["y_train"], "x")
-    result = Evaluator(CONFIG, make_layout(CONFIG))(state(), dataset)
+    result = Evaluator(make_layout(CONFIG), 7)(state(), dataset)
     images, targets = arrays["x_train"].astype(np.float32), tutorial.one_hot(arrays["y_train"], 4)
     assert result.loss == pytest.approx(float(tutorial.loss(state().params, images, targets)), rel=1e-6)
     assert result.accuracy == result.correct / 96
@@ -39,16 +39,16 @@ def test_loss_and_accuracy_are_the_tutorials() -> None:
 def test_types_are_its_own_and_not_the_environments() -> None:
     arrays = make_arrays()
     dataset, layout, given = ArrayDataset(arrays["x_train"], arrays["y_train"], "x"), make_layout(CONFIG), state()
-    expected = Evaluator(CONFIG, layout)(given, dataset)
+    expected = Evaluator(layout, 7)(given, dataset)
     with jax.enable_x64(True):
-        assert Evaluator(CONFIG, layout)(given, dataset) == expected
+        assert Evaluator(layout, 7)(given, dataset) == expected
 
 
 def test_the_states_scaling_is_applied() -> None:
     arrays = make_arrays()
     scaling = (np.full(12, 100, np.float32), np.full(12, 0.02, np.float32))
     scaled = ((arrays["x_train"] - scaling[0]) * scaling[1]).astype(np.float32)
-    evaluate = Evaluator(CONFIG, make_layout(CONFIG))
+    evaluate = Evaluator(make_layout(CONFIG), 7)
     found = evaluate(state(scaling), ArrayDataset(arrays["x_train"], arrays["y_train"], "x"))
     expected = evaluate(state(), ArrayDataset(scaled, arrays["y_train"], "x"))
     assert found.correct == expected.correct
@@ -58,7 +58,7 @@ def test_the_states_scaling_is_applied() -> None:
 def test_item_by_item_sets_give_the_same() -> None:
     arrays = make_arrays()
     items: Any = list(zip(arrays["x_test"], arrays["y_test"], strict=True))
-    evaluate = Evaluator(CONFIG, make_layout(CONFIG))
+    evaluate = Evaluator(make_layout(CONFIG), 7)
     whole = evaluate(state(), ArrayDataset(arrays["x_test"], arrays["y_test"], "x"))
     assert evaluate(state(), ItemDataset(items, "x", Classes(4))) == whole
 
@@ -94,5 +94,5 @@ def test_poll_is_called_before_each_step_and_may_stop_it() -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Evaluator(CONFIG, make_layout(CONFIG))(state(), ArrayDataset(arrays["x_train"], arrays["y_train"], "x"), poll)
+        Evaluator(make_layout(CONFIG), 7)(state(), ArrayDataset(arrays["x_train"], arrays["y_train"], "x"), poll)
     assert len(calls) == 2  # 96 examples are two steps of 56

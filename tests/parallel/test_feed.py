@@ -15,7 +15,7 @@ from distmlp.parallel import feed
 from distmlp.parallel.feed import Pace, choose_placement, make_feed
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import STATE, State
-from distmlp.parallel.step import make_train_step
+from distmlp.parallel.step import Recipe, make_train_step
 
 TOTAL = 13  # steps: two epochs of five and a part of the third
 
@@ -27,12 +27,11 @@ def dataset() -> ArrayDataset:
 
 def run(kind: str, devices: int, begin: tuple[int, Any] | None = None, stop: int = TOTAL, per_dispatch: int = 0) -> Any:
     """The state at step `stop`, on the host, and the losses and example counts of the steps made."""
-    config = Config(batch_size=20, shuffle=True, num_devices=devices, momentum=0.9, reduction="invariant",
-                    steps_per_dispatch=per_dispatch)  # fmt: skip
+    config = Config(batch_size=20, shuffle=True, num_devices=devices, momentum=0.9, reduction="invariant")
     layout, optimizer = make_layout(config), optim.make(config, TOTAL)
     loader = NumpyLoader(dataset(), 20, layout.num_shards, layout.local_shards, shuffle=True)
-    step_function = make_train_step(config, layout, 4, optimizer)
-    steps = make_feed(config, layout, loader, step_function, kind, TOTAL)
+    step_function = make_train_step(Recipe(4), layout, optimizer)
+    steps = make_feed(layout, loader, step_function, kind, TOTAL, per_dispatch)
     params = model.init_network_params([12, 8, 4], jax.random.key(0))
     step, host_state = begin or (0, jax.tree.map(np.asarray, State(params, optimizer.init(params), np.int32(0), ())))
     state = layout.put(host_state, STATE)
@@ -60,11 +59,11 @@ def test_host_and_device_feed_give_the_same_bits(devices: int) -> None:
 
 
 def test_a_dispatch_has_no_room_for_more_steps_than_an_epoch_has() -> None:
-    config = Config(batch_size=20, steps_per_dispatch=10**6, num_devices=1)
+    config = Config(batch_size=20, num_devices=1)
     layout = make_layout(config)
     loader = NumpyLoader(dataset(), 20, layout.num_shards, layout.local_shards)
-    step_function = make_train_step(config, layout, 4, optim.make(config, TOTAL))
-    steps = make_feed(config, layout, loader, step_function, "device", TOTAL)
+    step_function = make_train_step(Recipe(4), layout, optim.make(config, TOTAL))
+    steps = make_feed(layout, loader, step_function, "device", TOTAL, steps_per_dispatch=10**6)
     assert steps.batches.like().weights.shape[0] == 5
 
 
@@ -82,10 +81,10 @@ def test_mapped_sets_are_not_put_on_the_devices(tmp_path: Any) -> None:
     np.save(tmp_path / "x.npy", make_arrays()["x_train"])
     mapped = ArrayDataset(np.load(tmp_path / "x.npy", mmap_mode="r"), make_arrays()["y_train"], "mapped")
     memory = make_layout(Config()).device_memory
-    assert choose_placement(Config(), mapped, memory)[0] == "host"
-    assert choose_placement(Config(), dataset(), memory)[0] == "device"
+    assert choose_placement("auto", mapped, memory)[0] == "host"
+    assert choose_placement("auto", dataset(), memory)[0] == "device"
     with pytest.raises(InputError, match="--data_placement=device needs data in memory"):
-        choose_placement(Config(data_placement="device"), mapped, memory)
+        choose_placement("device", mapped, memory)
 
 
 @pytest.mark.parametrize(("groups", "limit"), [
@@ -105,7 +104,7 @@ def test_a_containers_limit_decides_where_data_lie(
         file.write_text(f"{memory}\n")
         found = make_layout(Config(num_devices=2)).device_memory
         assert found == memory // 2
-        assert choose_placement(Config(), dataset(), found)[0] == where
+        assert choose_placement("auto", dataset(), found)[0] == where
 
 
 class Clock:

@@ -15,7 +15,7 @@ from distmlp.data.loader import NumpyLoader
 from distmlp.parallel.evaluate import Evaluator
 from distmlp.parallel.layout import Layout, make_layout
 from distmlp.parallel.specs import BATCH, STATE, State
-from distmlp.parallel.step import gradients, make_train_step
+from distmlp.parallel.step import Recipe, gradients, make_train_step
 
 CLASSES, FEATURES = 10, 784
 SIZES = [FEATURES, 64, 32, CLASSES]
@@ -43,7 +43,7 @@ def sharded_gradients(config: Config, data: ArrayDataset) -> list[list[np.ndarra
     loader = NumpyLoader(data, config.batch_size, layout.num_shards, layout.local_shards)
 
     def body(state: State, batch: Batch) -> tuple[State, jax.Array]:
-        loss, grads = gradients(state, batch, layout, CLASSES)
+        loss, grads = gradients(state, batch, layout, Recipe(CLASSES))
         return state._replace(params=grads), loss  # in place of the parameters, so that donation has its use
 
     step, found = layout.wrap(body, (STATE, BATCH)), []
@@ -123,7 +123,7 @@ def test_one_device_is_the_tutorial_to_the_bit() -> None:
     data, config = dataset(336), Config(num_devices=1)
     layout, optimizer = make_layout(config), optim.make(config, 6)
     loader = NumpyLoader(data, config.batch_size)
-    step = layout.wrap(make_train_step(config, layout, CLASSES, optimizer), (STATE, BATCH))
+    step = layout.wrap(make_train_step(Recipe(CLASSES), layout, optimizer), (STATE, BATCH))
     initial = model.init_network_params(SIZES, jax.random.key(0))
     state = layout.put(jax.tree.map(np.asarray, State(initial, optimizer.init(initial), np.int32(0), ())), STATE)
     expected = tutorial.initial(SIZES)
@@ -142,10 +142,10 @@ def test_evaluation_is_the_same_on_1_to_8_devices(examples: int) -> None:
     """Sets smaller than the device count, and one that no step size divides."""
     data, results = dataset(examples), set()
     for parallelism, devices in WRAPPINGS:
-        config = Config(parallelism=parallelism, num_devices=devices, eval_batch_size=64)
+        config = Config(parallelism=parallelism, num_devices=devices)
         layout = make_layout(config)
         state = layout.put(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())), STATE)
-        results.add(Evaluator(config, layout)(state, data))
+        results.add(Evaluator(layout, 64)(state, data))
     assert len(results) == 1
     result = results.pop()
     assert result.total == examples

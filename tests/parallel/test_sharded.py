@@ -23,10 +23,10 @@ from distmlp.parallel import backend
 from distmlp.parallel import sharded as sharding
 from distmlp.parallel.digest import StateDigest, array_digest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.parallel.layout import Layout, make_layout
+from distmlp.parallel.layout import Layout, make_layout, make_layouts
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import BATCH, REPLICATED, STATE, State
-from distmlp.parallel.step import gradients, initial_state
+from distmlp.parallel.step import Recipe, gradients, initial_state
 from distmlp.results import checkpoints
 from distmlp.run import ledger
 
@@ -106,7 +106,7 @@ def test_the_gradients_of_fast_are_the_tutorials(
     state, held = by_rows(State(params(), (), np.int32(0), ()), layout)
 
     def body(state: State, batch: Batch) -> tuple[State, jax.Array]:
-        loss, grads = gradients(state, batch, layout, CLASSES, rows=rows_of(params()))
+        loss, grads = gradients(state, batch, layout, Recipe(CLASSES, rows=rows_of(params())))
         return state._replace(params=grads), loss
 
     step = layout.wrap(body, (held.specs, BATCH), out_specs=(held.specs, REPLICATED))
@@ -118,12 +118,12 @@ def test_the_gradients_of_fast_are_the_tutorials(
 
 @pytest.mark.parametrize("by_layer", [False, True])
 def test_an_evaluation_is_that_of_replicated(by_layer: bool) -> None:
-    layout, config, data = sharded(3, by_layer), Config(num_devices=3, eval_batch_size=64), dataset(200)
+    layout, config, data = sharded(3, by_layer), Config(num_devices=3), dataset(200)
     state, held = by_rows(State(params(), (), np.int32(0), ()), layout)
-    found = Evaluator(config, layout, held.specs, rows_of(params()))(state, data)
+    found = Evaluator(layout, 64, specs=held.specs, rows=rows_of(params()))(state, data)
     replicated = make_layout(config)
     plain = replicated.put(jax.tree.map(np.asarray, State(params(), (), np.int32(0), ())), STATE)
-    assert found == Evaluator(config, replicated)(plain, data)
+    assert found == Evaluator(replicated, 64)(plain, data)
 
 
 @pytest.mark.parametrize("prng", ["threefry", "threefry_original", "rbg"])
@@ -187,16 +187,16 @@ def test_pmap_has_no_sharded_state() -> None:
 def test_auto_is_replicated_where_that_fits_and_sharded_where_not(npz: str) -> None:
     config = small_config(npz, num_devices=8, optimizer="adam", hidden_sizes=(256, 256), max_steps=9, workdir=None)
     with backend.prepared(config):
-        data, layout = datasets.load(config), make_layout(config)
-        plain = training.fitting(config, data, layout, 1 << 40)
+        data, layouts = datasets.load(config), make_layouts(config)
+        plain = training.fitting(config, data, layouts, 1 << 40)
         assert (plain.layout.state, plain.state_why) == ("replicated", "it fits")
         plain.compile()
         needed = plain.feed.bytes_needed + plain.held.bytes
-        found = [training.fitting(config, data, layout, memory) for memory in (needed, needed - 1, 1)]
+        found = [training.fitting(config, data, layouts, memory) for memory in (needed, needed - 1, 1)]
         assert [parts.layout.state for parts in found] == ["replicated", "sharded", "sharded, layer by layer"]
         assert found[1].state_why.startswith("replicated, a device would need")
         asked = dataclasses.replace(config, state="replicated")
-        assert training.fitting(asked, data, layout, 1).layout.state == "replicated"
+        assert training.fitting(asked, data, make_layouts(asked), 1).layout.state == "replicated"
 
 
 def test_a_training_set_on_the_devices_takes_of_their_room(npz: str) -> None:

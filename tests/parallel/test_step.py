@@ -14,7 +14,7 @@ from distmlp.data.datasets import ArrayDataset
 from distmlp.data.loader import NumpyLoader
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import BATCH, STATE, State
-from distmlp.parallel.step import make_train_step
+from distmlp.parallel.step import Recipe, make_train_step
 
 SIZES = [12, 8, 4]
 
@@ -26,7 +26,7 @@ def one_step(config: Config, images: np.ndarray, scaling: Any = (), params: Any 
     params = params or model.init_network_params(SIZES, jax.random.key(0))
     state = State(params, optimizer.init(params), np.int32(4), scaling)
     state = layout.put(jax.tree.map(np.asarray, state), STATE)
-    step = layout.wrap(make_train_step(config, layout, 4, optimizer), (STATE, BATCH))
+    step = layout.wrap(make_train_step(Recipe(4, clips=config.clip_norm > 0), layout, optimizer), (STATE, BATCH))
     state, loss = step(state, layout.put(next(iter(loader)).on_devices(), BATCH))
     return jax.tree.map(np.asarray, state), float(loss)
 

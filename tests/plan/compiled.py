@@ -12,7 +12,7 @@ import pytest
 from distmlp import Config, training
 from distmlp.data import datasets
 from distmlp.parallel import backend
-from distmlp.parallel.layout import make_layout, states
+from distmlp.parallel.layout import make_layouts
 from distmlp.plan import targets
 from distmlp.plan.hlo import Instruction, Module, is_kernel
 
@@ -39,7 +39,7 @@ def compiled(
     config = Config(dataset="synthetic", **settings)
     config.validate()
     card, devices = targets.find(target)
-    layout = states(config, make_layout(config, devices, card.memory))[by_layer]
+    layout = make_layouts(config, devices, card.memory)[by_layer]
     parts = training.Program(config, _data(), layout, layout.device_memory)
     with backend.settings({"jax_enable_compilation_cache": False}), backend.pinned(config):
         if part in ("feed", "rest"):

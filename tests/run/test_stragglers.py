@@ -19,7 +19,7 @@ from distmlp.parallel.layout import make_layout
 from distmlp.parallel.own_time import OwnSeconds, OwnTime
 from distmlp.parallel.sharded import StateLayout, rows_of
 from distmlp.parallel.specs import State
-from distmlp.parallel.step import make_own_work, make_train_step
+from distmlp.parallel.step import Recipe, make_own_work, make_train_step
 from distmlp.run.stragglers import Stragglers, slowest
 
 
@@ -43,9 +43,10 @@ def make(
     rows = rows_of(held.shapes.params)
     loader = NumpyLoader(dataset(arrays["x_train"], arrays["y_train"], "small"), 20, layout.num_shards,
                          layout.local_shards)  # fmt: skip
-    feed = make_feed(config, layout, loader, make_train_step(config, layout, 4, optimizer, rows=rows), placement, 10,
-                     specs=held.specs, keeps_newest=True)  # fmt: skip
-    own_time = OwnTime(layout, feed, make_own_work(config, layout, 4, held.shapes.params), held.specs)
+    recipe = Recipe(4, rows=rows)
+    feed = make_feed(layout, loader, make_train_step(recipe, layout, optimizer), placement, 10, specs=held.specs,
+                     keeps_newest=True)  # fmt: skip
+    own_time = OwnTime(layout, feed, make_own_work(recipe, layout, held.shapes.params), held.specs)
     filled = jax.tree.map(lambda array, like: np.pad(array, [(0, new - old) for new, old in zip(
         like.shape, array.shape, strict=True)]) if array.shape else array, whole, held.abstract)  # fmt: skip
     state = jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), filled, held.abstract)
