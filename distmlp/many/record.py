@@ -50,7 +50,7 @@ class Record:
         self._lock = threading.Lock()
         self.done: dict[int, Value] = {}  # the members' lines, by their numbers
         self.rungs: dict[tuple[int, int], Value] = {}  # with --halving: by number and stage
-        self.ended: list[Value] = []  # the refitted model's line and the last one, if they are there
+        self._ended: list[Value] = []  # the lines behind those of the members, if they are there
 
     def describe(self, what: dict[str, Any]) -> None:
         """Writes what the sweep is, unless that is written.
@@ -96,8 +96,7 @@ class Record:
                 if "member" in value:
                     self.done.setdefault(value["member"], value)
                 elif folder == self.folder:
-                    self.ended.append(value)
-                    self._keep = max(self._keep, len(value.get("kept", ())))  # what a finished sweep has kept stays
+                    self._ended.append(value)
             for value in lines.read(folder / "rungs.jsonl", _MEMBER | {"rung": operator.index}).values:
                 self.rungs.setdefault((value["member"], value["rung"]), value)
 
@@ -112,7 +111,7 @@ class Record:
             changes = found.torn or found.damaged or len(kept) != len(found.values)
             if changes and (text := lines.renew(found, kept)):
                 remark(text)
-        self.ended = []
+        self._ended = []
 
     def beat(self, pulse: int) -> None:
         """Tells the other processes that this one goes on, by a number that changes."""
@@ -154,7 +153,21 @@ class Record:
     def add_end(self, value: Value) -> None:
         """Writes one of the lines behind those of the members."""
         self._append("sweep.jsonl", [value])
-        self.ended.append(value)
+        self._ended.append(value)
+
+    @property
+    def refit(self) -> Value | None:
+        """The line of the refitted model."""
+        return next((value for value in self._ended if value.get("refit")), None)
+
+    @property
+    def final(self) -> Value | None:
+        """The last line, once all is done."""
+        return next((value for value in self._ended if value.get("final")), None)
+
+    def standings(self, choose_by: str) -> list[swept.Standing]:
+        """How the settings stand by the members that are done, the best first."""
+        return swept.standings([self.done[number] for number in sorted(self.done)], choose_by)
 
     def own_values(self) -> list[Value]:
         """The members' lines in this process's file."""

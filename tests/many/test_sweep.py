@@ -1,10 +1,10 @@
 """Sweeps: members are the runs that `train` makes alone, each is trained once, and what is asked for makes sense."""
 
 import dataclasses
-import importlib
 import json
 import shutil
 import time
+from concurrent import futures
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 from conftest import small_config, write_lines
 
-from distmlp import Config, InputError, load, sweep, train
+from distmlp import Config, InputError, load, loop, sweep, train
 from distmlp.config import run_flags
 from distmlp.data import datasets
 from distmlp.errors import DivergedError, ProcessEnded, ReplicaError
-from distmlp.many import record, shares, team, vary
+from distmlp.many import courses, ending, record, shares, team, vary
 from distmlp.many.course import Course
 from distmlp.parallel import members
 from distmlp.parallel.layout import Layout
@@ -28,7 +28,6 @@ from distmlp.run.signals import Watchdog
 from launch import command, flags
 from launch import sweep as sweep_verb
 
-sweep_module: Any = importlib.import_module("distmlp.many.sweep")
 VARIED = {  # one of each kind of setting that enters a program as numbers, and one that needs a program of its own
     "sgd": (
         {"weight_decay": 1e-3, "class_weight": "balanced", "patience": 1, "num_epochs": 6,
@@ -145,17 +144,18 @@ def test_a_refitted_run_stays_while_its_settings_do_and_needs_no_score(
     base = given("any", patience=1, choose_by="roc_auc")
     trained = list[Config]()
     final = {"step": 6, "total_seconds": 1.0, "params_sha256": ""}
-    monkeypatch.setattr(sweep_module.loop, "run", lambda config, *more, **others: (
+    monkeypatch.setattr(loop, "run", lambda config, *more, **others: (
         trained.append(config), SimpleNamespace(history=[{"test_accuracy": 0.5}, final]))[1])  # fmt: skip
     data = SimpleNamespace(validation=None, test=SimpleNamespace(labels=np.array(labels)), called=range(3))
-    asked: Any = SimpleNamespace(_config=base, _shares=SimpleNamespace(whole=lambda config: data), _courses={})
+    of_all = SimpleNamespace(shares=SimpleNamespace(whole=lambda config: data), by_number={})
+    asked: Any = SimpleNamespace(_config=base, _courses=of_all)
     kept = list[bool]()
     for rate, steps in ((0.1, 8), (0.1, 8), (0.2, 8)):
         setting = {"learning_rate": rate, "max_steps": steps}
         member = vary.Member(0, setting, None, dataclasses.replace(base, **setting))
-        asked._courses[0] = SimpleNamespace(member=member)
+        of_all.by_number[0] = SimpleNamespace(member=member)
         best = swept.Standing(setting, [{"member": 0, "best_step": 6}], 0.5, None, None)
-        sweep_module._Sweep._refitted(asked, best, tmp_path / "refit")
+        ending.Ending._refitted(asked, best, tmp_path / "refit")
         kept.append((tmp_path / "refit").exists())
         (tmp_path / "refit").mkdir(exist_ok=True)
         (tmp_path / "refit" / "run.flags").write_text(run_flags(trained[-1]))
@@ -219,7 +219,7 @@ def test_best_settings_that_diverge_when_trained_again_withhold_nothing(
     config, varied, kind = given(npz, num_devices=1), {"learning_rate": [0.003, 0.01]}, DivergedError
     said = r"^all 4 members are done, but the best .* with seed 0: give --norefit .* \(there is a NaN\)$"
     with monkeypatch.context() as patched:
-        patched.setattr(sweep_module.loop, "run", run)
+        patched.setattr(loop, "run", run)
         for _ in range(2):  # the same command tries it again
             with pytest.raises(DivergedError, match=said):
                 sweep(config, varied, folds=2, keep=2)
@@ -251,6 +251,10 @@ def test_what_a_finished_sweep_has_kept_stays(npz: str, capsys: pytest.CaptureFi
     again = sweep(config, varied, folds=2, keep=1)
     assert again.refit is not None
     assert again.refit["params_sha256"] == first.refit["params_sha256"]  # type: ignore[index] # as of the other
+    assert {path.name for path in Path("run/members").iterdir()} == names
+    record.Record(Path("run"), 0, 4).begin()  # as a larger --keep does, which is then killed
+    assert swept.read(Path("run")).final is None
+    sweep(config, varied, folds=2, keep=1)
     assert {path.name for path in Path("run/members").iterdir()} == names
 
 
@@ -317,7 +321,7 @@ def test_halving_ends_all_but_the_best_early(npz: str, monkeypatch: pytest.Monke
     at_three = {line["member"]: line["curve"][0][2] for line in whole.members}
     assert all(line["score"] == at_three[line["member"]] for line in halved.members if line["steps"] == 3)
     assert halved.best == {"learning_rate": next(iter(by_steps[27]))}
-    monkeypatch.setattr(sweep_module, "_STATES", 1 << 60)  # no state is held
+    monkeypatch.setattr(courses, "_STATES", 1 << 60)  # no state is held
     begun, again = list[int](), Course.begin_again
     monkeypatch.setattr(Course, "begin_again", lambda self: (begun.append(self.member.number), again(self)))
     sweep(dataclasses.replace(config, workdir="dropped"), {"learning_rate": rates}, folds=2, halving=3, keep=2)
@@ -374,9 +378,9 @@ def test_halving_whose_last_one_diverges_has_the_best_of_those_before(
 
 def test_a_process_waits_for_another_one_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, ended = given("", stall_seconds=0.1), time.monotonic() + 0.5
-    monkeypatch.setattr(sweep_module, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(courses, "_LOOK_SECONDS", 0.01)
     other, own = record.Record(tmp_path, 1, 0), record.Record(tmp_path, 0, 0)
-    waiting: Any = SimpleNamespace(_processes=2, _config=config, _found=[vary.Member(7, {}, None, config)])
+    waiting: Any = SimpleNamespace(_processes=2, config=config, found=[vary.Member(7, {}, None, config)])
 
     def ready() -> bool:
         if time.monotonic() < ended:
@@ -384,12 +388,12 @@ def test_a_process_waits_for_another_one_that_goes_on(tmp_path: Path, monkeypatc
         return False
 
     with pytest.raises(ProcessEnded, match=r"no other process has gone on, with 1 member left, from member 7 on"):
-        sweep_module._Sweep._wait_for(waiting, ready, own, Watchdog(0))
+        courses.Courses._wait_for(waiting, ready, own, Watchdog(0))
     assert time.monotonic() > ended
-    waiting._found = []  # only lines of stages are missing
+    waiting.found = []  # only lines of stages are missing
     with pytest.raises(ProcessEnded, match=r"no other process has gone on: start again"):
-        sweep_module._Sweep._wait_for(waiting, lambda: False, own, Watchdog(0))
-    told = sweep_module._Sweep._pulse_of(waiting, own)
+        courses.Courses._wait_for(waiting, lambda: False, own, Watchdog(0))
+    told = courses.Courses._pulse_of(waiting, own)
     assert waiting._waits
     assert (told(3), len(own.pulses())) == (3, 1)
     waiting._waits = False
@@ -399,9 +403,9 @@ def test_a_process_waits_for_another_one_that_goes_on(tmp_path: Path, monkeypatc
 def test_while_all_is_read_for_the_scaling_the_watchdog_waits_and_it_is_read_once(
     npz: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beats, wait = list[int](), sweep_module.wait
+    beats, wait = list[int](), futures.wait
     monkeypatch.setattr(Watchdog, "beat", lambda self: beats.append(len(self._signs)))
-    monkeypatch.setattr(sweep_module, "wait", lambda work, timeout=0, **more: wait(work, timeout / 100 or None, **more))
+    monkeypatch.setattr(courses, "wait", lambda work, timeout=0, **more: wait(work, timeout / 100 or None, **more))
     scaling, read = datasets.input_scaling, list[int]()
 
     def slowly(*given: Any) -> Any:
