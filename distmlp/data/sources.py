@@ -226,7 +226,11 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
         classes = {name: features[name]["names"] for name, kind in kinds.items() if kind == "ClassLabel"}
         raws = [functools.partial(columnar.file, file, lambda cells: True) for file in files]
         train: Any = streams.get("train")
-        if "Image" in kinds.values():
+        stored = "Image" in kinds.values()
+        if train and train.pictures != stored:
+            holds = [f"{'a' if has else 'no'} column of pictures" for has in (stored, train.pictures)]
+            raise InputError(f"{path} has {holds[0]}, but {parts['train']} has {holds[1]}: save both alike")
+        if stored:
             image, label = _picked(path, kinds, label or config.label_column)
             streams[part] = StoredPictures(raws, files, image, label, classes.get(label), config, train)
         else:

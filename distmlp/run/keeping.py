@@ -223,10 +223,16 @@ class Keeping:
         if self._stragglers and trained:
             self._stragglers.add(line, state, trained)
 
-    def _saved(self, progress: Progress) -> None:
-        """Waits until the newest checkpoint is on disk."""
+    def _saved(self, state: State, progress: Progress) -> None:
+        """Waits until the checkpoint of this step is on disk; in one process, a save that failed is tried once more."""
         with progress.account.of("save"):
-            self.store.wait()
+            try:
+                self.store.wait()
+            except WriteError:
+                if self.group.several:
+                    raise
+                best = progress.standing.best["step"]
+                self.log.warn(self.store.save(progress.step, state, self._meta(progress), best))
 
     def profile(self, progress: Progress) -> None:
         """To be called before each dispatch: a profile may begin or end here."""
@@ -237,7 +243,8 @@ class Keeping:
         if self.cadence.line(progress.step):
             self.log.close_bar()
         if self.group.several and self.cadence.evaluation(progress.step) and not progress.standing.step:
-            self._saved(progress)  # a process that now finds an error in the test set could not wait with the others
+            with progress.account.of("save"):
+                self.store.wait()  # a process that now finds an error in the test set could not wait with the others
 
     def stop_if_signalled(self, state: State, progress: Progress) -> None:
         """Saves and raises if a signal came; the state must be that of a step boundary."""
@@ -246,7 +253,7 @@ class Keeping:
         progress.settle()
         self.log.close_bar()
         self.save(state, progress)
-        self._saved(progress)
+        self._saved(state, progress)
         raise Interrupted(signum, f"stopped after step {progress.step} of {self.cadence.total_steps}; "
                           f"{self.store.last_checkpoint()}; the same command with --workdir={self.workdir.path} goes "
                           "on from there")
@@ -269,7 +276,7 @@ class Keeping:
         if verdict == "go on" or (verdict == "end" and progress.history[-1].get("final")):
             return False
         self.save(state, progress)
-        self._saved(progress)
+        self._saved(state, progress)
         if failed is not None:
             raise failed
         self.group.barrier()  # where the others learn that the first one failed
@@ -289,7 +296,7 @@ class Keeping:
 
     def finish(self, state: State, progress: Progress, poll: Poll) -> None:
         """Tests what a validation set has chosen, and writes the last line and the summary."""
-        self._saved(progress)
+        self._saved(state, progress)
         chosen: State | None = state
         step = progress.standing.best["step"]
         if self.data.validation is not None and step != progress.step:

@@ -132,6 +132,10 @@ def twice(what: str, read: Callable[[], T], group: Group, check: Callable[[T], N
                 return value
             except (DamageError, DivergedError) as error:
                 reason = str(error)
+            except Exception as error:
+                if lack := _lack(error):
+                    raise LackError(lack) from None
+                raise
         time.sleep(_PAUSE_SECONDS)
         gc.collect()  # coroutines that Orbax has abandoned warn when they are freed: here `quiet` hides that
     if lack := next(filter(None, lacks), ""):
@@ -148,7 +152,8 @@ class Store:
         """`held`: how the states lie on the devices; None: replicated."""
         self.workdir, self.path, self._digest, self._group = workdir, workdir / "checkpoints", digest, group
         shapes = held.shapes if held and held.layout.sharded else None
-        self._keep, self._best, self._begun, self._failed = keep, 0, 0, ""
+        self._keep, self._best, self._begun = keep, 0, 0
+        self._failed = ""  # why the last save did
         self.synced = 0  # files and folders so far: a save that goes on
         self._copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
         self._saver = ThreadPoolExecutor(1)
@@ -185,8 +190,9 @@ class Store:
         except WriteError:
             if self._group.several:  # it may be the error of one of them, and the others do not save again
                 raise
-            remark = f"checkpoint {self._begun} was not saved ({self._failed}); checkpoint {step} was"
-        if remark:
+        if self._failed:
+            saved = "the second time it" if step == self._begun else f"checkpoint {step}"
+            remark = f"checkpoint {self._begun} was not saved ({self._failed}); {saved} was"
             self._reopen()
         self._best, self._begun = best, step
         if self._group.several:  # digests and Orbax exchange by collectives, which must keep their order
@@ -204,6 +210,7 @@ class Store:
             self._manager.close()
         with self._errors():
             self._manager = self._open()
+        self._failed = ""
         gc.collect()  # for the reason given in `twice`, too
 
     def _save(self, step: int, state: Any, meta: Meta) -> None:

@@ -362,7 +362,7 @@ def test_a_data_set_of_hugging_face_that_was_saved(tmp_path: Path) -> None:
     assert made.examples("train", 0).take(np.arange(10))[0][:, 0].tolist() == [*range(10)]
 
 
-def test_the_splits_of_a_saved_data_set_have_the_same_classes(tmp_path: Path) -> None:
+def test_the_splits_of_a_saved_data_set_have_the_same_classes_and_kind_of_columns(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(file := io.BytesIO(), "PNG")
     rows = [{"bytes": file.getvalue(), "path": None}] * 2
     sets: list[tuple[Any, Any]] = [({"x": [1.0, 2]}, {}), ({"image": rows}, {"image": {"_type": "Image"}})]
@@ -372,6 +372,15 @@ def test_the_splits_of_a_saved_data_set_have_the_same_classes(tmp_path: Path) ->
             saved(tmp_path / "hf" / part, pa.table(columns | {"label": [0, 1]}), kinds | label)
         (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
         with pytest.raises(InputError, match=r"hf/test has the classes yes, no, but .*hf/train no, yes: give both the"):
+            sources.found([tmp_path / "hf"], Config())
+        shutil.rmtree(tmp_path / "hf")
+    for first, second, said in ((0, 1, "test has a column of pictures, but .*train has no column"),
+                                (1, 0, "test has no column of pictures, but .*train has a column")):
+        for part, (columns, kinds) in (("train", sets[first]), ("test", sets[second])):
+            label = {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}
+            saved(tmp_path / "hf" / part, pa.table(columns | {"label": [0, 1]}), kinds | label)
+        (tmp_path / "hf" / "dataset_dict.json").write_text("{}")
+        with pytest.raises(InputError, match=said):
             sources.found([tmp_path / "hf"], Config())
         shutil.rmtree(tmp_path / "hf")
 

@@ -238,6 +238,27 @@ def test_what_cannot_be_read_for_want_of_something_is_not_damaged(
     assert (tmp_path / "run" / "damaged").exists() != bool(told)
 
 
+def test_digests_for_which_there_is_no_memory_say_nothing_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = make_layout(Config(num_devices=1))
+    checkpoints = open_checkpoints(layout, tmp_path / "run")
+    checkpoints.save(1, make_state(layout, 1), {})
+    checkpoints.wait()
+    for error, raised, told in ((jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no memory"), InputError, "read now"),
+                                (jax.errors.JaxRuntimeError("INTERNAL: a fault"), RuntimeError, "a fault")):
+
+        def check(state: Any, step: int, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(checkpoints._digest, "check", check)
+        with pytest.raises(raised, match=told):
+            checkpoints.newest_intact(make_state(layout), accept)
+    monkeypatch.undo()
+    assert checkpoints.newest_intact(make_state(layout), accept) is not None
+    checkpoints.close()
+
+
 def test_a_damaged_checkpoint_is_moved_to_another_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or one line says why it cannot be moved."""
     layout = make_layout(Config(num_devices=1))
