@@ -95,7 +95,7 @@ class Sessions:
 
 class Pulse:
     """Within this context a thread calls `write` as the start goes on, ever less often: of a start that is killed, at
-    most a second or a hundredth of its time is not known, and a week has a thousand lines."""
+    most a second or a hundredth of its time is not known, and what the disk took for a line; a week has a thousand."""
 
     def __init__(self, write: Callable[[], None]) -> None:
         self._write, self._over, self._began = write, threading.Event(), time.monotonic()

@@ -22,6 +22,7 @@ from distmlp.many import courses, ending, record, shares, team, vary
 from distmlp.many.course import Course
 from distmlp.parallel import members
 from distmlp.parallel.layout import Layout
+from distmlp.progress import Standing
 from distmlp.run import swept
 from distmlp.run.log import read_lines
 from distmlp.run.signals import Watchdog
@@ -208,6 +209,37 @@ def test_a_sweep_that_was_cut_off_goes_on_to_the_same(npz: str, monkeypatch: pyt
     plan["settings"] = {name: value for name, value in plan["settings"].items() if name not in record.SCORED_WHEN}
     write_lines(Path("run/sweep.json"), [plan])  # as older ones are
     assert sweep(config, varied, folds=2, keep=3).table == whole.table
+
+
+def test_a_sweep_whose_members_cannot_be_written_ends_soon(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, train_team = list[int](), team.Team.train
+
+    def patiently(self: team.Team, courses: Any, *more: Any) -> None:
+        train_team(self, courses, *more)
+        trained.append(len(courses))
+        time.sleep(0.1)  # the writer has its turn
+
+    def add(*given: Any) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(team.Team, "train", patiently)
+    monkeypatch.setattr(record.Record, "add", add)
+    rates = [0.001 * n for n in range(1, 21)]
+    with pytest.raises(OSError, match="the disk is full"):
+        sweep(given(npz, num_devices=1, num_epochs=1), {"learning_rate": rates}, folds=2, keep=2)
+    assert 0 < sum(trained) <= 20  # of 40
+
+
+def test_of_what_may_be_kept_only_the_best_so_far_is_on_disk(tmp_path: Path) -> None:
+    def course(number: int, score: float) -> Any:
+        said = {"member": number, "settings": {}, "steps": 1, "choose_by": "accuracy", "score": score}
+        return SimpleNamespace(member=SimpleNamespace(number=number), told=lambda: said, lines=[], step=1, seconds=1.0,
+                               standing=Standing(), last=[np.ones(3)], best=[np.ones(3)])
+
+    own = record.Record(tmp_path, 0, 2)
+    for number, score in enumerate([0.5, 0.4, 0.7, 0.1, 0.6]):
+        own.add([course(number, score)])
+    assert {path.name for path in (tmp_path / "candidates").iterdir()} == {"2.npz", "4.npz"}
 
 
 def test_best_settings_that_diverge_when_trained_again_withhold_nothing(
