@@ -53,7 +53,9 @@ def test_true_ends_the_run_and_the_same_call_goes_on(end: int, npz: str) -> None
         jax.tree.map(np.testing.assert_array_equal, ended.params, whole.params)
     assert runs.committed(Path("run"))[-1] == 5 * end
     assert f"on_line ended the run after step {5 * end} of 15" in Path("run/log.txt").read_text()
-    finished = run()
+    log = Path("run/log.txt").read_text()
+    finished = run(on_line=lambda line: line.get("final", False))  # there is nothing left to end
+    assert "on_line ended" not in Path("run/log.txt").read_text().removeprefix(log)
     assert untimed(finished.history) == untimed(whole.history)
     assert finished.history[-1]["params_sha256"] == whole.history[-1]["params_sha256"]
 

@@ -159,6 +159,23 @@ def test_a_best_that_was_saved_after_its_evaluation_is_gone_on_from(npz: str, mo
     assert runs.lines(Path("run")) == runs.lines(Path("straight"))
 
 
+def test_a_best_checkpoint_that_cannot_be_read_costs_its_test_alone(
+    npz: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(monkeypatch, {2: 3, 4: 7, 6: 6, 8: 5})
+
+    def damage(line: dict[str, Any]) -> None:
+        if line["step"] == 8 and not line.get("final"):
+            (Path("run") / "checkpoints" / "4" / "meta" / "metadata").write_text("{}")
+
+    config = invariant(npz, max_steps=8, validation_fraction=0.2, eval_every_steps=2)
+    *_, final = train(config, on_line=damage).history
+    assert (final["test_correct"], "best_test_correct" in final) == (5, False)
+    told = capsys.readouterr()
+    assert told.err == "distmlp: checkpoint 4, the best, cannot be read: its test accuracy is left out\n"
+    assert "  the last checkpoint, step 8: 50.00% (5 of 10)" in told.out
+
+
 def test_a_run_that_patience_ends_is_saved_where_it_ends(npz: str, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, {2: 3, 4: 7, 6: 6, 8: 7})
     train(invariant(npz, num_epochs=9, validation_fraction=0.2, patience=2, eval_every_steps=2,
