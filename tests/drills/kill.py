@@ -23,6 +23,7 @@ from distmlp.run.sessions import read_sessions
 from . import runs
 
 ENDING = 0.5  # seconds in which a process ends after its last word, on a busy machine; of a long run 1 % is more
+CLOCK = 0.1  # seconds within which a start's begin is known
 UNKNOWN = 1.5  # seconds of a start that was killed: one may not be known, and the machine is busy
 # Where to aim, and for how long at most to wait after getting there; "any" waits from the start on.
 AIMS = {"start": 0.1, "imports": 2.0, "compile": 0.8, "train": 0.004, "evaluate": 0.04, "save": 0.08, "final": 0.1,
@@ -103,7 +104,8 @@ class Drill:
         """Against the drill's clock, which also sees a process begin and end, and against metrics.jsonl."""
         sessions = read_sessions(workdir).values
         # Of each start its own seconds; none where it was killed before it had the folder, or found the run finished.
-        told = {min(range(len(starts)), key=lambda number: abs(starts[number][0] - line["began"])):
+        # The system's clock of processes may be a little behind, and one may be killed as soon as it is there.
+        told = {max(number for number, (began, _) in enumerate(starts) if began <= line["began"] + CLOCK):
                 sum(line["seconds"].values()) for line in sessions if "began" in line}  # fmt: skip
         wall = starts[max(told)][1] - starts[min(told)][0]
         found = goodput.parts(sessions)
