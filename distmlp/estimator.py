@@ -270,8 +270,11 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         """The rows' weights times those of their classes, of these numbers; None: each 1. A class that a dict does not
         name has 1, but where it also names what is no class, as misspelt ones would."""
         given = self.class_weight
-        if not isinstance(given, dict):
+        if given is None or isinstance(given, str):
             return weights
+        if not isinstance(given, dict):
+            raise ValueError(f"class_weight is a {type(given).__name__}: give None, 'balanced', or a dict from each "
+                             "class to its weight")
         names = self.classes_.tolist()
         unnamed = [name for name in names if name not in given]
         strangers = [name for name in given if name not in names]
@@ -364,7 +367,7 @@ def _trained_on(config: Config, rows: int) -> int:
 
 def _drawn(random_state: Any) -> int:
     """The seed that scikit-learn's `random_state` stands for."""
-    if isinstance(random_state, (int, np.integer)):
+    if isinstance(random_state, (int, np.integer)) and random_state <= _SEEDS:  # scikit-learn's go up to 2**32 - 1
         return int(random_state)
     return int(check_random_state(random_state).randint(_SEEDS))
 

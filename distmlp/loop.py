@@ -74,6 +74,8 @@ def run(
     config.validate()
     shared = config.settings("experiment", "length", "conduct")
     config = resolve_paths(config)
+    if on_line is not None and not callable(on_line):
+        raise InputError(f"on_line must be a function of a line, not {type(on_line).__name__}")
     with backend.prepared(config):
         group = group or Group.join(config)
         with group.together():

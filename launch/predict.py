@@ -105,9 +105,11 @@ def _write(given: argparse.Namespace) -> int:
 
 def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool) -> Iterator[int]:
     """Prints what is predicted of the rows that are opened; with each, how many were."""
+    from distmlp.data import asked
     from distmlp.results import bulk
 
-    rows, row = opened(), 0
+    rows = opened()
+    first = row = int(isinstance(rows, asked.TableRows))  # a table's are counted from 1, an array's from 0
     for found, disagreement, *_ in bulk.answers(model, bulk.blocks(rows)):
         for at, probabilities in enumerate(found):
             where: dict[str, Any] = {"file": rows.name} if rows.picture else {"file": rows.name, "row": row}
@@ -121,7 +123,7 @@ def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool
                 print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * most:.2f} %{more}")
             row += 1
             yield row
-    if not row:
+    if row == first:
         raise InputError(f"{rows.name} holds no rows")
     for text in rows.remarks():
         remark(text)

@@ -270,6 +270,9 @@ def test_weights_of_classes() -> None:
     )  # fmt: skip
     with pytest.raises(ValueError, match="not in class_weight"):
         MLPClassifier(**SMALL, class_weight={"Barollo": 3}).fit(x, NAMES[y])
+    for given in ([3, 1, 0.5], np.array([3, 1, 0.5]), 5):
+        with pytest.raises(ValueError, match=rf"^class_weight is a {type(given).__name__}: give None, "):
+            MLPClassifier(**SMALL, class_weight=given).fit(x, y)
     text = MLPClassifier(**SMALL, class_weight={"0": 3, "2": 0.5}).fit(x, y.astype(str))
     assert_same(text, by_class)
     MLPClassifier(**SMALL, class_weight={0: 3, 1: 1, 2: 0.5, 3: 7}).fit(x, y)  # one that these rows lack

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_arrays, small_config
 from drills import groups, runs
 
-from distmlp import notebook, train
+from distmlp import InputError, notebook, train
 from distmlp.training import Result
 
 TIMINGS = {"seconds", "examples_per_second", "total_seconds"}
@@ -58,6 +58,12 @@ def test_true_ends_the_run_and_the_same_call_goes_on(end: int, npz: str) -> None
     assert "on_line ended" not in Path("run/log.txt").read_text().removeprefix(log)
     assert untimed(finished.history) == untimed(whole.history)
     assert finished.history[-1]["params_sha256"] == whole.history[-1]["params_sha256"]
+
+
+def test_what_is_no_function_is_refused_before_training(npz: str) -> None:
+    with pytest.raises(InputError, match=r"^on_line must be a function of a line, not str$"):
+        train(small_config(npz), on_line="print")  # type: ignore[arg-type]
+    assert not Path("run").exists()
 
 
 def test_true_ends_a_run_without_a_folder(npz: str) -> None:

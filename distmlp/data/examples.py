@@ -160,6 +160,8 @@ class ItemDataset:
         self.dataset, self.name, self.classes, self.files = dataset, name, classes, files
         if len(self) == 0:
             raise InputError(f"{name} is empty: give at least one example")
+        listed = given.listed_labels(dataset)
+        self._listed = None if listed is None else classes.encode(listed, name)
         self.num_features, self.dtype = 0, np.dtype(np.float32)  # until the first item is read
         first, _ = self._item(0)
         self.num_features, self.dtype, self.shape = first.size, first.dtype, first.shape
@@ -183,6 +185,10 @@ class ItemDataset:
             raise InputError(f"{where} must be {self.num_features or 'some'} numbers, "
                              f"not {image.dtype} {list(image.shape)}")
         number = self.classes.encode(label.reshape(1, -1) if label.size > 1 else label.reshape(1), where).item()
+        if self._listed is not None and number != self._listed[index]:
+            listed = self.classes.called[self._listed[index]]
+            raise InputError(f"{where} has the label {label}, but the Dataset lists {listed} for it (as .targets or "
+                             ".labels), perhaps as it was before a target_transform: make the two agree")
         image = _features(image)
         if self.num_features and not np.can_cast(image.dtype, self.dtype):
             raise InputError(f"{where} has values of type {image.dtype}, but example 0 of {self.dtype}: give all alike")
@@ -200,8 +206,7 @@ class ItemDataset:
 
     @property
     def labels(self) -> np.ndarray:
-        listed = given.listed_labels(self.dataset)
-        return np.zeros(len(self), np.int32) if listed is None else self.classes.encode(listed, self.name)
+        return np.zeros(len(self), np.int32) if self._listed is None else self._listed
 
     def part(self, rows: np.ndarray, name: str) -> "ItemDataset":
         from torch.utils.data import Subset  # only here: torch takes a second to import

@@ -60,16 +60,31 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
 
 
 def _names(labels: Any) -> list[str]:
-    """Of one-hot labels' columns, if they have any."""
+    """Of one-hot labels' columns, if they have any but numbers that count them, in whatever order."""
     if not columnar.is_frame(labels) or labels.shape[1] < 2:
         return []
     names = [str(name) for name in getattr(labels, "column_names", labels.columns)]
-    return [] if columnar.counts(names) else names
+    return [] if _places(names) else names
+
+
+def _places(names: Sequence[str]) -> list[int]:
+    """Where the columns called 0, 1, 2, ... are; none if others are among the names."""
+    numbers = [str(number) for number in range(len(names))]
+    return [names.index(number) for number in numbers] if sorted(names) == sorted(numbers) else []
+
+
+def label_array(labels: Any) -> np.ndarray:
+    """Labels as an array; a frame's one-hot columns in the order of their names, where these are numbers."""
+    array = as_array(labels)
+    if not columnar.is_frame(labels) or array.ndim != 2:
+        return array
+    places = _places([str(name) for name in getattr(labels, "column_names", labels.columns)])
+    return array[:, places] if places else array
 
 
 def _one_hot(labels: Any, known: Sequence[str], name: str) -> np.ndarray:
     """Labels as an array; the columns of a frame of one-hot labels as those that are known, found by name."""
-    names, array = _names(labels), as_array(labels)
+    names, array = _names(labels), label_array(labels)
     if not known or not names or names == known:
         return array
     if strange := [column for column in names if column not in known]:

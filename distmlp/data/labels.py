@@ -62,6 +62,9 @@ class Classes:
     def encode(self, labels: Any, name: str) -> np.ndarray:
         """Labels as class numbers, int32 [N]; an InputError for one that is none of the classes. `name` says whose."""
         self.check_columns(_columns(labels), name)
+        if _columns(labels) and [*self.called] != [*range(self.number)] and not self.numbered:
+            raise InputError(f"{name}: one-hot labels say classes by number, and these are called "
+                             f"{listed(self.called)}: give each label as one of them")
         if self.texts and _is_written(labels):
             words, codes = _distinct(labels)
             found = [self.written(word, value) for word, value in zip(words, read_texts(words).tolist(), strict=True)]

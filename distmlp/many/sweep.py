@@ -6,6 +6,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distmlp.cluster.group import Group
 from distmlp.cluster.place import find_place, own_gpus
 from distmlp.config import FROM_PYTHON, Config, resolve_paths
@@ -74,6 +76,11 @@ def sweep(
       WriteError: a file could not be written.
       ProcessEnded: another one of several processes has ended.
     """
+    for name, value in (("folds", folds), ("sample", sample), ("halving", halving), ("keep", keep)):
+        if not isinstance(value, (int, np.integer)):
+            raise InputError(f"{name}={value!r}: give a whole number")
+    if not isinstance(vary or {}, Mapping):
+        raise InputError(f"vary is a {type(vary).__name__}: give a dict from each setting's name to its values")
     for wrong, text in (
         (keep < 0, f"--keep={keep}: give how many members are to be kept, 0 for none"),
         (halving < 0 or halving == 1, f"--halving={halving}: give 2 or more, as in --halving=3, or leave it out"),

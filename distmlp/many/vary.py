@@ -94,7 +94,7 @@ def varied(vary: Mapping[str, Any]) -> dict[str, "list[Any] | Range"]:
 def _check_name(name: str) -> None:
     field = _FIELDS.get(name)
     if field is None:
-        near = difflib.get_close_matches(name, _FIELDS, 1)
+        near = difflib.get_close_matches(str(name), _FIELDS, 1)
         raise InputError(f"--vary {name}: there is no such setting{f', did you mean {near[0]}' if near else ''}: "
                          "python -m launch.train --helpfull lists them all")
     if name in _SCORED_BY:

@@ -71,7 +71,7 @@ def write(
     while True:
         rows = sources(model, header).rows(paths, columns)
         try:
-            with files.whole(target) as new, _WRITERS[suffix](new, names) as add:
+            with files.whole(target, [*paths, *model.sources]) as new, _WRITERS[suffix](new, names) as add:
                 done = _write(model, rows, columns, names, add, texts, process, processes, suffix == ".npy")
         except _NotWhole as error:
             texts.add(error.column)
@@ -82,15 +82,19 @@ def write(
 
 
 @contextlib.contextmanager
-def of_examples(model: Model | Ensemble, output: Path, probabilities: bool = False) -> "Iterator[Watch]":
+def of_examples(
+    model: Model | Ensemble, output: Path, probabilities: bool = False, dataset: str = ""
+) -> "Iterator[Watch]":
     """What an evaluation within this context shows is written to what --output names, whole or not at all: for each
     example its label, the class that was predicted, its probability, and with `probabilities` that of each class.
+    `dataset`: what is read instead of the data that the model was trained on.
     """
     import pyarrow as pa
 
     suffix, names = suffix_of(output), _names(["label"], model.classes, probabilities)
     classes = pa.array(_in_unicode(model.classes))
-    with files.whole(output) as new, _WRITERS[suffix](new, names) as add:
+    read = [*map(Path, filter(None, [dataset])), *model.sources]
+    with files.whole(output, read) as new, _WRITERS[suffix](new, names) as add:
 
         def watch(seen: "Seen") -> None:
             found = np.exp(seen.log_probs)

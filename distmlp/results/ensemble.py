@@ -18,6 +18,7 @@ from distmlp.config import Config
 from distmlp.data import columnar
 from distmlp.data.arrays import as_array
 from distmlp.data.columns import Columns
+from distmlp.data.given import label_array
 from distmlp.data.labels import Classes
 from distmlp.data.tables import Reader
 from distmlp.errors import InputError, remark
@@ -62,6 +63,11 @@ class Ensemble:
     def config(self) -> Config:
         """The best member's."""
         return self.members[0].config
+
+    @property
+    def sources(self) -> list[Path]:
+        """Where the data lie that the members were trained on, if they have a path."""
+        return list(dict.fromkeys(path for member in self.members for path in member.sources))
 
     @property
     def reading(self) -> Config:
@@ -193,7 +199,7 @@ class Ensemble:
         """
         from distmlp.data.datasets import ArrayDataset
 
-        x, labels = self.check(x), Classes.of(self.data_info, len(self.classes)).encode(as_array(y), "y")
+        x, labels = self.check(x), Classes.of(self.data_info, len(self.classes)).encode(label_array(y), "y")
         seen = [(None, x)] if self.alike else self._seen(x)
         return self.evaluate_sets([ArrayDataset(own, labels, "x, y") for _, own in seen])
 

@@ -66,7 +66,8 @@ def export(model: Model | Ensemble, form: str, output: Path) -> bool:
                          f"{size / 1e9:.1f}: export it as {others}")
     content = FORMATS[form](model)
     exported.check(model, form, content)
-    write(output, content, {".json": json.dumps(metadata(model)).encode()} if form == "stablehlo" else {})
+    beside = {".json": json.dumps(metadata(model)).encode()} if form == "stablehlo" else {}
+    write(output, content, beside, read=model.sources)
     return form in ("safetensors", "npz") and any(parameters(each)[0] for each in exported.networks(model))
 
 

@@ -6,12 +6,14 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from distmlp.errors import InputError
 
+_OF_A_RUN = {"checkpoints", "damaged", "ledger.jsonl", "lock", "log.txt", "metrics.jsonl", "profile", "run.flags",
+             "rungs.jsonl", "sessions.jsonl", "sweep.json", "sweep.jsonl", "tensorboard"}  # fmt: skip
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 begun = set[Path]()  # files that are not whole yet: a signal that ends the process deletes them
 
@@ -22,15 +24,19 @@ def remarks(output: Path) -> TextIO:
 
 
 @contextlib.contextmanager
-def whole(output: Path) -> Iterator[Path]:
+def whole(output: Path, read: Sequence[Path] = ()) -> Iterator[Path]:
     """The file to write within this context; it becomes what --output names at the end, unless an exception comes.
 
     A link stays a link: the file that it leads to is replaced, and keeps its permissions.
 
+    Args:
+      read: files and folders of which nothing may be replaced, as they are read.
+
     Raises:
-      InputError: it cannot be written.
+      InputError: it cannot be written, or would replace one of these, or what a run has written in its folder.
     """
     target = Path(os.path.realpath(output))
+    _refuse_to_replace(target, output, read)
     # No number of a process: in containers, many that write to one folder have the same.
     new = target.with_name(f".distmlp-{secrets.token_hex(8)}.tmp") if target.name else target
     with _said(output):
@@ -49,14 +55,17 @@ def whole(output: Path) -> Iterator[Path]:
             begun.discard(new)
 
 
-def write(output: Path, content: bytes, beside: dict[str, bytes] | None = None) -> None:
+def write(
+    output: Path, content: bytes, beside: dict[str, bytes] | None = None, read: Sequence[Path] = ()
+) -> None:
     """Writes what --output names, whole or not at all, as `whole` does. A device or a pipe stays one: it is written to.
 
     Args:
       beside: contents of files beside it, by what is added to its name; a device or a pipe has none.
+      read: as in `whole`.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: as `whole`.
     """
     if str(output) in _STANDARD_OUTPUT:
         sys.stdout.buffer.write(content)  # the descriptor itself leads nowhere: see launch/command.py
@@ -68,7 +77,19 @@ def write(output: Path, content: bytes, beside: dict[str, bytes] | None = None) 
             return
     with contextlib.ExitStack() as stack:
         for ending, data in {"": content, **(beside or {})}.items():
-            stack.enter_context(whole(output.with_name(output.name + ending))).write_bytes(data)
+            stack.enter_context(whole(output.with_name(output.name + ending), read)).write_bytes(data)
+
+
+def _refuse_to_replace(target: Path, output: Path, read: Sequence[Path]) -> None:
+    if not target.is_file():
+        return
+    for path in read:
+        there = Path(os.path.realpath(path))
+        if there in target.parents or (there.exists() and there.samefile(target)):
+            raise InputError(f"--output={output} would replace what is read, {path}: give another file")
+    runs = (each for each in target.parents if (each / "run.flags").exists() or (each / "sweep.json").exists())
+    if (folder := next(runs, None)) and target.relative_to(folder).parts[0] in _OF_A_RUN:
+        raise InputError(f"--output={output} is a file of the run in {folder}: give another file")
 
 
 class _Tried(Exception):

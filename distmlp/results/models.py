@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from distmlp import model, scores
-from distmlp.config import Config
+from distmlp.config import Config, is_path
 from distmlp.data import columnar
 from distmlp.data.arrays import as_array
 from distmlp.data.columns import Columns
+from distmlp.data.given import label_array
 from distmlp.data.labels import Classes
 from distmlp.data.streams import NOT_FINITE
 from distmlp.data.tables import Reader
@@ -65,6 +66,11 @@ class Model:
     def data_info(self) -> dict[str, Any]:
         """What is known of the training data: classes, columns, shape, dtype, largest, name; {} for older runs."""
         return dict(self.meta.get("data_info") or {})
+
+    @property
+    def sources(self) -> list[Path]:
+        """Where the data lie that it was trained on, if they have a path."""
+        return [Path(self.config.dataset)] if is_path(self.config.dataset) else []
 
     @property
     def reading(self) -> Config:
@@ -157,7 +163,7 @@ class Model:
         from distmlp.data.datasets import ArrayDataset
 
         known = Classes.of(self.data_info, len(self.classes))
-        return self.evaluate_set(ArrayDataset(self.check(x), known.encode(as_array(y), "y"), "x, y"))
+        return self.evaluate_set(ArrayDataset(self.check(x), known.encode(label_array(y), "y"), "x, y"))
 
     def evaluate_set(
         self, dataset: "Readable", watch: "Watch | None" = None, together: bool = False

@@ -7,6 +7,7 @@ import functools
 import itertools
 import operator
 import platform
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -225,6 +226,6 @@ def summary(history: Sequence[Line], workdir: Path, goodput: str = "") -> str:
         f"time         {final['total_seconds']:.1f} s, of which {training:.1f} s training steps",
         *([goodput] if goodput else []),
         f"checkpoints  {steps} in {workdir / 'checkpoints'}",
-        f"next         python -m launch.evaluate {workdir}",
+        f"next         python -m launch.evaluate {shlex.quote(str(workdir))}",
         f"workdir      {workdir}",
     ))  # fmt: skip

@@ -17,6 +17,7 @@ from PIL import Image
 
 from distmlp import InputError, train
 from distmlp.data.datasets import ItemDataset, load
+from distmlp.data.given import label_array
 from distmlp.data.labels import Classes
 from distmlp.data.loader import ExampleLoader, NumpyLoader
 from distmlp.errors import STOP_SIGNALS
@@ -134,6 +135,42 @@ def test_one_hot_labels_of_frames_are_found_by_name() -> None:
         assert (data.num_classes, data.test.labels[:3].tolist()) == (3, numbers)  # type: ignore[attr-defined]
     with pytest.raises(InputError, match=r"test_set: the one-hot labels have the columns a, c, d, of which .* have d:"):
         load(small_config(dataset="python:x"), (x, y), (x, y.set_axis([*"acd"], axis=1)))
+
+
+def test_one_hot_labels_of_frames_are_found_by_number_where_that_is_their_name(tmp_path: Path) -> None:
+    import pandas as pd
+
+    x, numbers = np.ones((30, 2)), np.arange(30) % 3
+    ordered = pd.get_dummies(pd.Series(numbers))
+    mixed = ordered[[2, 0, 1]]
+    for first, later in ((ordered, mixed), (mixed, ordered), (mixed, mixed), (numbers, mixed)):
+        data = load(small_config(dataset="python:x"), (x, first), (x, later))
+        for part in (data.train, data.test):
+            assert part.labels.tolist() == numbers.tolist()
+    assert label_array(mixed).argmax(axis=1).tolist() == numbers.tolist()
+
+
+def test_labels_that_a_dataset_lists_are_those_of_its_items() -> None:
+    class Zeros(Vectors):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return image, int(label == self.zero)
+
+        zero = 0
+
+    def given(zero: int, targets: list[int]) -> Zeros:
+        dataset = Zeros()
+        dataset.zero, dataset.targets = zero, targets
+        return dataset
+
+    labels = [int(Vectors()[index][1]) for index in range(96)]
+    for zero in (labels[0], 9):  # the first item differs, or another one
+        with pytest.raises(InputError, match=r"^train_set: example \d+ has the label \d, but the Dataset lists \d"):
+            train(small_config("digits", num_workers=0), given(zero, labels), Vectors("test"))
+    targets = [int(label == 1) for label in labels]
+    data = load(small_config("digits"), given(1, targets), given(1, targets))
+    assert data.num_classes == 2
+    assert data.train.take(np.arange(96))[1].tolist() == targets
 
 
 def test_the_named_column_of_labels_is_no_feature() -> None:

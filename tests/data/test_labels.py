@@ -222,6 +222,15 @@ def test_one_hot_labels_have_a_column_for_each_class() -> None:
         other.numbers(seen.classes(0, None))
 
 
+def test_one_hot_labels_of_classes_that_are_called_otherwise_are_refused() -> None:
+    for called in ([1, 2, 3], ["a", "b", "c"]):
+        with pytest.raises(InputError, match=r"^test: one-hot labels say classes by number, and these are called .*: "):
+            find_classes(np.array(called), "y").encode(np.eye(3)[[1, 2]], "test")
+    named = find_classes(np.array([0, 1]), "y", names=["no", "yes"])
+    for classes in (find_classes(np.array([False, True]), "y"), named):
+        assert classes.encode(np.eye(2)[[1, 0]], "test").tolist() == [1, 0]
+
+
 def test_whole_floats_are_the_same_classes_as_a_column() -> None:
     for labels in (np.array([0.0, 2.0]), np.array([[0.0], [2.0]])):
         assert find_classes(labels, "y").names == [0, 2]

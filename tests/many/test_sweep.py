@@ -588,6 +588,11 @@ REFUSED = {
     "a range stands alone": {"vary": {"learning_rate": ["log:0.1:1", 2]}, "sample": 2},
     "the grid has 2 settings: give": {"vary": {"shuffle": [True, False]}, "sample": 3},
     "--folds=1: give 2 or more": {"folds": 1},
+    "folds='2': give a whole number": {"folds": "2"},
+    "keep=None: give a whole number": {"folds": 2, "keep": None},
+    "sample=2.0: give a whole number": {"folds": 2, "sample": 2.0},
+    "vary is a list: give a dict": {"vary": ["learning_rate"], "folds": 2},
+    "--vary 3: there is no such setting": {"vary": {3: [1]}},
     "--halving=1: give 2 or more": {"folds": 2, "halving": 1},
     "needs several settings": {"vary": {"seed": [1, 2]}, "folds": 2, "halving": 2},
     "first compared after steps 3 and 3: give --eval_every_steps=1": {

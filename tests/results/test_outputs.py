@@ -3,6 +3,7 @@
 import errno
 import os
 import runpy
+import shutil
 import signal
 import socket
 import stat
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, RunTrain, process_env
 
-from distmlp import InputError, load
+from distmlp import Config, InputError, load, train
 from distmlp.results import files
 from distmlp.results.export import export
 from launch import command, compare, evaluate, plan, predict, report
@@ -32,6 +33,42 @@ def home(digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (folder / "plan.json").write_text("{")
     monkeypatch.setenv("HOME", str(folder))
     return folder
+
+
+def test_what_is_read_and_what_a_run_has_written_is_never_replaced(
+    call_verb: RunTrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{a},{b},{int(a > b)}" for a in range(6) for b in range(6)]
+    for name in ("own.csv", "other.csv"):
+        Path(name).write_text("\n".join(["a,b,label", *rows, ""]))
+    train(Config(dataset="own.csv", test_fraction=0.2, num_epochs=1, batch_size=4, hidden_sizes=(4,),
+                 workdir="run"))
+    Path("link.csv").symlink_to("other.csv")
+    os.link("other.csv", "hard.csv")
+    Path("folder").mkdir()
+    shutil.copy("other.csv", "folder/test.csv")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    read = "would replace what is read"
+    for verb, *arguments, output, said in (
+        ("evaluate", "run", "own.csv", read),
+        ("evaluate", "run", "--dataset=folder", "folder/test.csv", read),
+        ("predict", "run", "other.csv", "other.csv", read),
+        ("predict", "run", "other.csv", "link.csv", read),
+        ("predict", "run", "other.csv", "hard.csv", read),
+        ("predict", "run", "other.csv", "own.csv", read),
+        ("export", "run", "--format=npz", "own.csv", read),
+        ("report", "run", "run/metrics.jsonl", "is a file of the run in"),
+        ("predict", "run", "other.csv", "run/ledger.csv", ""),
+        ("predict", "run", "other.csv", "run/ledger.csv", ""),
+        ("report", "run", "run/report.html", ""),
+        ("report", "run", "run/report.html", ""),
+    ):
+        done = call_verb(verb, *arguments, f"--output={output}")
+        assert (done.returncode, said in done.stderr) == (2 if said else 0, True), done.stderr
+        assert done.stderr.count("\n") == bool(said)
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

@@ -100,6 +100,17 @@ def test_predict_imports_no_torch(run_verb: RunTrain, digits_run: Path, tmp_path
     assert done.stdout.startswith("x.npy  row 0  ")
 
 
+def test_the_rows_of_a_table_are_counted_from_1(call_verb: RunTrain, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,label\n" + "1,2,x\n3,1,y\n" * 9)
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n3,4\n")
+    train(Config(dataset="t.csv", test_fraction=0.2, num_epochs=1, batch_size=4, hidden_sizes=(4,),
+                 workdir="run"))
+    shown = [line.split()[:3] for line in call_verb("predict", "run", "rows.csv").stdout.splitlines()]
+    assert shown == [["rows.csv", "row", "1"], ["rows.csv", "row", "2"]]
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n,4\n")
+    assert "row 2 of column a" in call_verb("predict", "run", "rows.csv").stderr
+
+
 def test_wrong_usage_is_one_line(call_verb: RunTrain, digits_run: Path) -> None:
     for verb, *arguments in (["predict", str(digits_run)], ["evaluate", "absent"], ["evaluate"]):
         done = call_verb(verb, *arguments)

@@ -252,6 +252,7 @@ def test_the_end_of_a_run_says_what_the_best_was_chosen_by() -> None:
 def test_a_run_that_was_evaluated_once_says_nothing_of_a_choice() -> None:
     line = {"step": 2, "epoch": 2, "test_loss": 0.5, "test_accuracy": 0.5, "test_correct": 4, "test_count": 8}
     final = {"step": 2, "epoch": 2, "final": True, "params_sha256": "abc", "total_seconds": 1.0}
+    assert "next         python -m launch.evaluate 'a run'\n" in summary([line, final], Path("a run"))
     first = summary([{"step": 1, "epoch": 1}, line, final], Path("run")).splitlines()[0]
     assert first == "final test accuracy 50.00 % (4 of 8)"
     assert "chosen" not in summary([line, final], Path("run"))
