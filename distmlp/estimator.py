@@ -180,6 +180,8 @@ class MLPClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc] # sci
         if goes_on and not np.array_equal(classes, self.classes_):
             raise ValueError(f"with warm_start, y must have the classes of the fit before: "
                              f"{listed(self.classes_.tolist())}, not {listed(classes.tolist())}")
+        if self.patience and not self.validation_fraction:
+            raise InputError(f"patience={self.patience} goes by a validation set: give validation_fraction=0.1")
         self.classes_ = classes
         weights = self._by_class(weights, codes)
         before = _Before(self._network(), self._scaling) if goes_on else None

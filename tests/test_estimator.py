@@ -259,7 +259,7 @@ def test_integer_weights_are_as_repeated_rows(batch_size: int) -> None:
     assert np.abs(unweighted.predict_proba(x) - repeated.predict_proba(x)).max() > 0.01
 
 
-def test_weights_of_classes() -> None:
+def test_weights_of_classes_and_what_is_given_wrong() -> None:
     x, y = WINE
     by_class = MLPClassifier(**SMALL, class_weight={"Barbera": 3, "Barolo": 1, "Grignolino": 0.5}).fit(x, NAMES[y])
     assert_same(by_class, MLPClassifier(**SMALL).fit(x, y, np.array([3, 1, 0.5])[y]))
@@ -273,6 +273,7 @@ def test_weights_of_classes() -> None:
     for given in ([3, 1, 0.5], np.array([3, 1, 0.5]), 5):
         with pytest.raises(ValueError, match=rf"^class_weight is a {type(given).__name__}: give None, "):
             MLPClassifier(**SMALL, class_weight=given).fit(x, y)
+    MLPClassifier(**SMALL | {"random_state": 2**32 - 1}).fit(x, y)  # the largest that scikit-learn has
     text = MLPClassifier(**SMALL, class_weight={"0": 3, "2": 0.5}).fit(x, y.astype(str))
     assert_same(text, by_class)
     MLPClassifier(**SMALL, class_weight={0: 3, 1: 1, 2: 0.5, 3: 7}).fit(x, y)  # one that these rows lack
@@ -330,7 +331,8 @@ def test_what_it_does_not_take(fitted: MLPClassifier) -> None:
             MLPClassifier(**SMALL).fit(*arguments)
     for setting, message in (
         ({"learning_rate": -1.0}, "--learning_rate=-1.0 must be above 0"), ({"random_state": -1}, "--seed=-1"),
-        ({"patience": 3}, "--patience=3 goes by a validation set"), ({"class_weight": "auto"}, "--class_weight=auto"),
+        ({"patience": 3}, "^patience=3 goes by a validation set: give validation_fraction=0.1$"),
+        ({"class_weight": "auto"}, "--class_weight=auto"),
         ({"workdir": ""}, "^workdir='' is empty, as if by a variable that is not set: name a folder, or give None$"),
     ):
         with pytest.raises(InputError, match=message):

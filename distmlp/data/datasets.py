@@ -24,6 +24,7 @@ from distmlp.errors import InputError, listed
 __all__ = ["ArrayDataset", "Data", "Examples", "ItemDataset", "input_scaling", "load"]
 
 _ROWS, _ITEMS = 1000, 100  # examples that are looked at: of arrays, and of what is read item by item
+_BYTES = 15  # values above, and 0 to 1, may be the same pictures
 _RARE = 0.05  # share of the training examples
 _ALIKE = 0.95  # share of pictures whose backgrounds have to be alike, for it to be one of the set
 
@@ -220,6 +221,7 @@ def load(
             images, more = tables.encoded(part.table, columns)
             part, remarks = ArrayDataset(images, part.labels, part.name), remarks + more
         parts[name] = part
+    remarks += _range_remarks(parts, info)
     if info is not None:
         parts.setdefault("test", parts["train"])
     train = parts["train"]
@@ -303,6 +305,27 @@ def _given_weights(config: Config, train: Part, count: int, table: bool) -> np.n
     """The weights of a training set's `count` examples, float64 [N]; None if none are given."""
     weights.check_column(config.weight_column, table, train.name)
     return None if train.weights is None else weights.checked(train.weights, count, train.name)
+
+
+def _range_remarks(parts: dict[str, Examples], info: dict[str, Any] | None) -> list[str]:
+    """On parts whose values all lie between 0 and 1 where the training set's go far beyond, or the other way round, as
+    of pictures of which some are divided by 255. `info`: what a model knows of its training set, if this is not it."""
+    def largest(part: Examples) -> float | None:
+        if not part.resident:
+            return None
+        images = part.resident[0]
+        some = images[np.linspace(0, len(images) - 1, min(len(images), _ROWS)).astype(int)]
+        return float(some.max()) if some.min() >= 0 else None
+
+    known = largest(parts["train"]) if info is None else info.get("largest")
+    found = []
+    for name, part in parts.items():
+        if (name != "train" or info is not None) and known and (own := largest(part)):
+            small, large = sorted((known, own))
+            if small <= 1 and large > _BYTES:
+                found.append(f"{part.name}: its values go up to {own:g}, the training set's to {known:g}: if one of "
+                             "them was divided by 255 and the other not, do the same to both")
+    return found
 
 
 def _hold_out(

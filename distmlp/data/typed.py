@@ -111,6 +111,7 @@ def read(raw: Raw, choice: Choice, rules: Rules) -> tuple[Table, np.ndarray | No
             if reading.found and reading.first:
                 break  # begin again: these columns are text
         if not reading.found:
+            reading.check_spread()
             return reading.result()
         texts |= reading.found
 
@@ -170,6 +171,13 @@ def surely_finite(values: np.ndarray) -> bool:
         return bool(np.isfinite(values.sum()))
 
 
+def _are_close(smallest: float, largest: float) -> bool:
+    """Whether float32 has a dozen values between these, or fewer."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        step = float(np.spacing(np.float32(max(abs(smallest), abs(largest)))))
+    return 0 < largest - smallest < 16 * step < np.inf
+
+
 class _Reading:
     """One pass over a table."""
 
@@ -190,6 +198,7 @@ class _Reading:
         self._truths: set[str] = set()  # columns in which True or False were seen as text
         self._written: set[str] = set()  # columns of numbers that came as text
         self._counts: set[str] = set()  # of these, those in which others than 0 and 1 were among the rows taken
+        self._spread: dict[str, tuple[float, float, bool]] = {}  # of a training set: smallest, largest, whether rounded
         self.found: set[str] = set()  # columns that were taken for numbers until one of their cells was none
         self.first = True  # whether one block has been read at most
 
@@ -238,6 +247,24 @@ class _Reading:
             raise self._no_value(name, int(absent.argmax()))
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, for _check_finite to find
             column[begin:] = numbers
+        if self._rules.texts is None and len(numbers):
+            self._note_spread(name, numbers, column[begin:])
+
+    def _note_spread(self, name: str, numbers: np.ndarray, kept: np.ndarray) -> None:
+        smallest, largest, rounded = self._spread.get(name, (np.inf, -np.inf, False))
+        smallest = min(smallest, float(np.fmin.reduce(numbers)))
+        largest = max(largest, float(np.fmax.reduce(numbers)))
+        rounded = rounded or (_are_close(smallest, largest) and bool(((numbers != kept) & ~np.isnan(numbers)).any()))
+        self._spread[name] = smallest, largest, rounded
+
+    def check_spread(self) -> None:
+        """Raises InputError for a column of a training set whose values are so close together that float32 holds hardly
+        any of the differences between them, as of times in seconds since 1970."""
+        for name, (smallest, largest, rounded) in self._spread.items():
+            if rounded and _are_close(smallest, largest):
+                raise InputError(f"{self._raw.name}: the values of column {name}, {smallest:.15g} to {largest:.15g}, "
+                                 "are too close together for float32, by which all is computed: subtract a constant "
+                                 f"from them, or give --ignore_columns={name}")
 
     def _check_finite(self, rows: np.ndarray) -> None:
         if surely_finite(rows):

@@ -65,7 +65,9 @@ def sweep(
       sample: so many settings are drawn; 0: all there are.
       halving: after 1/R^2 and 1/R of the steps only the best 1/R of the settings go on; 0: all do.
       keep: so many of the best members are kept, as runs in members/ of the folder; what is kept already stays.
-      refit: whether the best settings are trained again on all training data, and the test set is read for that.
+      refit: whether the best settings are trained again on all training data, and the test set is read for that. A
+        member's score is that of its best evaluation; the training again goes the full length, or with patience that of
+        the members' best evaluations on average.
       train_set: data to use instead of config.dataset, as `train` takes them.
       test_set: the same.
       validation_set: the same.

@@ -32,6 +32,21 @@ def test_digits_are_a_fixed_stratified_split() -> None:
     np.testing.assert_allclose(*shares, atol=0.003)
 
 
+@pytest.mark.parametrize(("factors", "told"), [((16, 1), 2), ((1, 16), 2), ((16, 16), 0), ((1, 1), 0), ((2, 1), 0)])
+def test_parts_of_which_one_seems_to_be_divided_by_255_are_told(
+    factors: tuple[int, int], told: int, tmp_path: Path
+) -> None:
+    arrays = make_arrays()
+    for part, factor in zip(("train", "test"), factors, strict=True):
+        arrays[f"x_{part}"] = np.random.default_rng(0).random(arrays[f"x_{part}"].shape, np.float32) * factor
+    np.savez(tmp_path / "a.npz", **arrays)
+    np.savez(tmp_path / "test.npz", x=arrays["x_test"], y=arrays["y_test"])
+    data = load(small_config(str(tmp_path / "a.npz")))
+    later = load(small_config(str(tmp_path / "test.npz"), num_classes=4), info=data.info())
+    found = [text for each in (data, later) for text in each.remarks if "divided by 255" in text]
+    assert len(found) == told, found
+
+
 def test_synthetic_sets_have_the_size_asked_for_and_are_learnable() -> None:
     config = Config(dataset="synthetic", synthetic_examples=3000, synthetic_features=5, synthetic_classes=3)
     data = load(config)

@@ -332,6 +332,27 @@ def test_columns_go_by_number_where_these_are_surely_the_training_sets(header: b
             places(columns, width, labelled)
 
 
+def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    times = 1_700_000_000 + np.arange(60)
+
+    def loaded(column: Any, **settings: Any) -> Any:
+        pd.DataFrame({"t": column, "x": np.arange(60) / 7, "label": np.arange(60) % 2}).to_csv(
+            tmp_path / "t.csv", index=False)
+        return load(config(tmp_path / "t.csv", test_fraction=0.5, **settings))
+
+    for column in (times, np.where(np.arange(60) == 7, np.nan, times), 1 + np.arange(60) * 1e-9):
+        with pytest.raises(InputError, match=r"t\.csv: the values of column t, .* are too close together for float32"):
+            loaded(column, missing="mean")
+    wide, even = 10**9 + 10**7 * np.arange(60), 2**24 + 2 * (np.arange(60) % 5)
+    for column in (times - times[0], np.full(60, times[0]), wide, even, np.where(np.arange(60) == 7, np.nan, even)):
+        assert loaded(column, missing="zero").num_features == 2
+    assert loaded(times, ignore_columns="t").num_features == 1
+    pd.DataFrame({"t": wide, "label": np.arange(60) % 2}).to_csv(tmp_path / "t.csv", index=False)
+    train(config(tmp_path / "t.csv", test_fraction=0.5, input_scaling="standard", workdir=str(tmp_path / "run")))
+    rows = written(tmp_path, "t\n1000000001\n1000000002\n", "rows.csv")
+    assert len(predicted(rows, distmlp.load(tmp_path / "run"))) == 2
+
+
 def test_header_none_keeps_the_first_row_whatever_it_is(tmp_path: Path) -> None:
     path = written(tmp_path, "0,1,2,3\n" + "5,6,7,0\n0,1,2,3\n5,6,7,0\n" * 4)
     assert len(examples(load(config(path, header="none", label_column="3")))) == 13
