@@ -221,7 +221,7 @@ def load(
             images, more = tables.encoded(part.table, columns)
             part, remarks = ArrayDataset(images, part.labels, part.name), remarks + more
         parts[name] = part
-    remarks += _range_remarks(parts, info)
+    remarks += [] if source.pack else _range_remarks(parts, info)  # a pack's rows are verified where they are read
     if info is not None:
         parts.setdefault("test", parts["train"])
     train = parts["train"]
