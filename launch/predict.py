@@ -105,25 +105,23 @@ def _write(given: argparse.Namespace) -> int:
 
 def _show(opened: "Callable[[], Rows]", model: "Model | Ensemble", as_json: bool) -> Iterator[int]:
     """Prints what is predicted of the rows that are opened; with each, how many were."""
-    from distmlp.data import asked
     from distmlp.results import bulk
 
-    rows = opened()
-    first = row = int(isinstance(rows, asked.TableRows))  # a table's are counted from 1, an array's from 0
-    for found, disagreement, *_ in bulk.answers(model, bulk.blocks(rows)):
+    rows, shown = opened(), 0
+    for found, disagreement, _, name, first in bulk.answers(model, bulk.blocks(rows)):
         for at, probabilities in enumerate(found):
-            where: dict[str, Any] = {"file": rows.name} if rows.picture else {"file": rows.name, "row": row}
-            name, most = model.classes[probabilities.argmax()], float(probabilities.max())
+            where: dict[str, Any] = {"file": name} if rows.picture else {"file": name, "row": first + at}
+            called, most = model.classes[probabilities.argmax()], float(probabilities.max())
             apart = {} if disagreement is None else {"disagreement": float(disagreement[at])}
             if as_json:
-                print(json.dumps(where | {"class": name, "probability": most, "probabilities": probabilities.tolist()}
+                print(json.dumps(where | {"class": called, "probability": most, "probabilities": probabilities.tolist()}
                                  | apart))  # fmt: skip
             else:
                 more = "".join(f"  {what} {100 * share:.0f} %" for what, share in apart.items())
-                print(f"{'  row '.join(map(str, where.values()))}  {name}  {100 * most:.2f} %{more}")
-            row += 1
-            yield row
-    if row == first:
+                print(f"{'  row '.join(map(str, where.values()))}  {called}  {100 * most:.2f} %{more}")
+            shown += 1
+            yield shown
+    if not shown:
         raise InputError(f"{rows.name} holds no rows")
     for text in rows.remarks():
         remark(text)

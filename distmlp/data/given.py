@@ -59,11 +59,16 @@ def source(config: Config, train_set: Any, test_set: Any = None, validation_set:
     return Source(parts, names, columns, remarks)
 
 
-def _names(labels: Any) -> list[str]:
-    """Of one-hot labels' columns, if they have any but numbers that count them, in whatever order."""
+def _columns(labels: Any) -> list[str]:
+    """The names of one-hot labels' columns, if a frame has them."""
     if not columnar.is_frame(labels) or labels.shape[1] < 2:
         return []
-    names = [str(name) for name in getattr(labels, "column_names", labels.columns)]
+    return [str(name) for name in getattr(labels, "column_names", labels.columns)]
+
+
+def _names(labels: Any) -> list[str]:
+    """The same, unless they are numbers that count them, in whatever order."""
+    names = _columns(labels)
     return [] if _places(names) else names
 
 
@@ -75,10 +80,7 @@ def _places(names: Sequence[str]) -> list[int]:
 
 def label_array(labels: Any) -> np.ndarray:
     """Labels as an array; a frame's one-hot columns in the order of their names, where these are numbers."""
-    array = as_array(labels)
-    if not columnar.is_frame(labels) or array.ndim != 2:
-        return array
-    places = _places([str(name) for name in getattr(labels, "column_names", labels.columns)])
+    array, places = as_array(labels), _places(_columns(labels))
     return array[:, places] if places else array
 
 

@@ -61,8 +61,9 @@ class Classes:
 
     def encode(self, labels: Any, name: str) -> np.ndarray:
         """Labels as class numbers, int32 [N]; an InputError for one that is none of the classes. `name` says whose."""
-        self.check_columns(_columns(labels), name)
-        if _columns(labels) and [*self.called] != [*range(self.number)] and not self.numbered:
+        columns = _columns(labels)
+        self.check_columns(columns, name)
+        if columns and not self.numbered and [*self.called] != [*range(self.number)]:
             raise InputError(f"{name}: one-hot labels say classes by number, and these are called "
                              f"{listed(self.called)}: give each label as one of them")
         if self.texts and _is_written(labels):

@@ -217,7 +217,7 @@ def make_layout(config: Config, devices: Sequence[jax.Device] = (), memory: int 
 
 
 def make_layouts(config: Config, devices: Sequence[jax.Device] = (), memory: int = 0) -> list[Layout]:
-    """The same with the state lying in each way that config.state allows; see `states`."""
+    """What make_layout gives, with the state lying in each way that config.state allows; see `states`."""
     return states(make_layout(config, devices, memory), config.state)
 
 

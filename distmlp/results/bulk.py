@@ -186,6 +186,7 @@ class Answers(NamedTuple):
     disagreement: np.ndarray | None  # float32 [rows], of an ensemble's members
     carried: list[Any]  # the other columns that come along
     name: str  # of the source
+    first: int  # as in Block
 
 
 def answers(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[Answers]:
@@ -209,7 +210,7 @@ def answers(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[Answer
     for probabilities, apart in found:
         name, first = places.pop(0)
         scores.check_outputs(probabilities, first, f"{name}: row")
-        yield Answers(probabilities, apart, carried.pop(0), name)
+        yield Answers(probabilities, apart, carried.pop(0), name, first)
 
 
 def _write(
@@ -242,7 +243,7 @@ def _write(
         add([none] if array else [*beside, *_answers(none, classes, names, apart=apart)])
     with tqdm(total=wanted[1] - wanted[0] if counts else None, desc="predicting", unit=" rows", unit_scale=True,
               leave=False, disable=None) as bar:  # fmt: skip
-        for found, apart, beside, name in answers(model, own()):
+        for found, apart, beside, name, _ in answers(model, own()):
             beside = [_typed(*each, name, texts, whole) for each in zip(beside, columns, strict=True)]
             try:
                 add([found] if array else [*beside, *_answers(found, classes, names, apart=apart)])
