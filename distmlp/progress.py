@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # which those who only read lines do not need
 
 # Dispatches whose losses are still to be read. Reading late keeps the devices busy; never reading lets emulated devices
 # deadlock after some dozens.
-_IN_FLIGHT = 1
+IN_FLIGHT = 1
 
 Poll = Callable[[], None]
 Line = dict[str, Any]  # of metrics.jsonl: `step` counts completed updates, `epoch` completed epochs
@@ -239,7 +239,7 @@ class Progress:
         steps.losses.copy_to_host_async()
         self._pending.append((self.step, steps))
         self.step += len(steps.sizes)
-        self._read_losses(_IN_FLIGHT)
+        self._read_losses(IN_FLIGHT)
 
     def settle(self) -> None:
         """Waits for the devices, reads all losses, and stops the epoch's clock.

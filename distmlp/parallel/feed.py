@@ -116,6 +116,7 @@ class Feed:
         self._layout, self.batches, self._pace, self._keeps_newest = layout, batches, pace, keeps_newest
         self.newest: Taken | None = None
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
+        self.largest = pace.largest  # of a dispatch, in steps
         kind: Any = type(batches)
         self._any, self._whole = _programs(layout, train_step, kind, pace.largest, *hashable(specs))
 

@@ -21,6 +21,7 @@ from distmlp.plan import cards, cost, members, rates, targets
 from distmlp.plan.advice import warnings
 from distmlp.plan.cards import Card
 from distmlp.plan.hlo import Module
+from distmlp.progress import IN_FLIGHT
 
 _MAY_BE_0 = ("kernel_seconds", "link_seconds", "host_seconds", "per_host")
 _SHOWN_SHARDS, _SHOWN_EXAMPLES = 8, 4
@@ -165,6 +166,7 @@ def _memory_of(step: Any, evaluation: Any, parts: training.Program, card: Card) 
     parameters, state = _bytes(parts.state.params), _bytes(parts.state)
     resident = parts.feed.resident_bytes
     data = resident + (step.argument_size_in_bytes - state - resident) * parts.feed.held
+    data += 4 * parts.feed.largest * (1 + IN_FLIGHT)  # losses, of the newest dispatch and of those still to be read
     temporary = step.temp_size_in_bytes + step.output_size_in_bytes - step.alias_size_in_bytes
     temporary += state if parts.audit else 0  # an audited step keeps the state before it
     used = _bytes((parts.state.params, parts.state.scaling))  # of the state, by an evaluation
