@@ -55,11 +55,11 @@ def predicted(work: Work) -> Contestant:
     with tempfile.TemporaryDirectory() as name:
         x = Path(name) / "x.npy"
         np.save(x, np.random.default_rng(1).standard_normal((work["rows"], WIDTH), np.float32))
-        bulk.write(model, [x], x.with_name("p.parquet"))
+        bulk.write(model, [x], bulk.Output(x.with_name("p.parquet")))
         yield {}
         while True:
             start = time.perf_counter()
-            bulk.write(model, [x], x.with_name("p.parquet"))
+            bulk.write(model, [x], bulk.Output(x.with_name("p.parquet")))
             yield {"seconds": time.perf_counter() - start}
 
 

@@ -381,7 +381,7 @@ def _trained(config: Config, data: "Data", before: "_Before | None", verbose: bo
     from distmlp.parallel import backend
     from distmlp.parallel.layout import make_layout
     from distmlp.parallel.specs import State
-    from distmlp.progress import Line, Progress
+    from distmlp.progress import Line, Progress, Reached
     from distmlp.run.log import describe, header
     from distmlp.training import Program, carry
 
@@ -398,7 +398,7 @@ def _trained(config: Config, data: "Data", before: "_Before | None", verbose: bo
             else:
                 begin = before.epochs * parts.cadence.per_epoch
                 state = parts.state_of(before.params, before.scaling, before.opt_state, begin)
-            progress = Progress(parts.cadence, begin, history=[{"step": begin}] if begin else [])
+            progress = Progress(parts.cadence, Reached(begin), [{"step": begin}] if begin else [])
 
             def train(stop: Callable[[], bool]) -> tuple[State, State, bool]:
                 with backend.pinned(config):  # a thread's own

@@ -15,7 +15,7 @@ from distmlp.data import datasets, given
 from distmlp.errors import DivergedError, InputError, printable, remark
 from distmlp.parallel import backend
 from distmlp.parallel.layout import make_layouts
-from distmlp.progress import Line, Progress, Standing, Totals
+from distmlp.progress import Line, Progress, Reached
 from distmlp.run.log import describe, header, versions
 from distmlp.training import OnLine, Program, Result
 
@@ -129,20 +129,20 @@ def _in_folder(
         restored = kept.restored()
     if restored is None:
         scaling = group.computed_by_first(parts.scaling, parts.state.scaling)
-        restored = parts.initial_state(scaling), 0, Totals(), Standing()
-    state, step, totals, standing = restored
+        restored = parts.initial_state(scaling), Reached()
+    state, reached = restored
     lines = group.decide(kept.log.found.values)  # what depends on the lines is the same in all processes
-    progress = Progress(parts.cadence, step, totals, lines, started, kept.ledger.loss, standing, account)
+    progress = Progress(parts.cadence, reached, lines, started, kept.ledger.loss, account)
     if progress.finished:
         if damage := kept.log.found.damage:
             kept.log.warn(damage)
-        kept.log.say(f"{kept.workdir.path} holds this run finished, at step {step}: nothing to do")
+        kept.log.say(f"{kept.workdir.path} holds this run finished, at step {progress.step}: nothing to do")
         return Result(parts.held, state, progress.history)
     kept.begin(progress)
     with account.of("compile"):
         compiled.result()
         group.barrier()
-        parts.digest.check(state, step)  # compiles it, too
+        parts.digest.check(state, progress.step)  # compiles it, too
     account.to("other")
 
     def poll() -> None:

@@ -151,33 +151,43 @@ class Totals:
     trained_seconds: float = 0.0  # of all steps up to here, each counted once
 
 
+class Reached(NamedTuple):
+    """How far a training is that goes on, as a checkpoint says it."""
+
+    step: int = 0  # completed updates
+    totals: Totals | None = None  # the sums; the line of this step is not in them
+    standing: Standing = Standing()  # of the evaluations that it counts
+
+
+_BEGIN = Reached()
+
+
 class Progress:
     """The position of one training, its sums, and its lines so far.
 
     Args:
-      step: completed updates.
-      totals: the sums of a checkpoint that training goes on from; its line of this step is not in them.
+      reached: where it begins. To its standing the evaluations of later lines, up to its step, are added.
       history: the lines that are there.
-      standing: of the evaluations that a checkpoint counts; those of later lines, up to its step, are added.
       started: when the clock of total_seconds began to run, by time.monotonic; None: now.
       record: is called with each completed step's number and loss, in their order.
       account: of this start's time; None: a new one.
     """
 
     def __init__(
-        self, cadence: Cadence, step: int = 0, totals: Totals | None = None, history: Sequence[Line] = (),
+        self, cadence: Cadence, reached: Reached = _BEGIN, history: Sequence[Line] = (),
         started: float | None = None, record: Callable[[int, float], None] = lambda step, loss: None,
-        standing: Standing | None = None, account: Account | None = None,
+        account: Account | None = None,
     ) -> None:
-        self.cadence, self.step, self.totals, self.history = cadence, step, totals or Totals(), list(history)
+        self.cadence, self.history = cadence, list(history)
+        self.step, totals, self.standing = reached
+        self.totals = totals or Totals()
         self.account = account or Account()
         self.kept_seconds = self.totals.trained_seconds  # of steps that earlier starts have left
-        self.standing = standing or Standing()
         best_step = self.standing.best["step"]
         if best_step and not any(line["step"] == best_step and not line.get("final") for line in self.history):
             self.history.append(self.standing.best)  # its line is lost, but the checkpoint has it
             self.history.sort(key=lambda line: (line["step"], bool(line.get("final"))))
-        self.standing = functools.reduce(Standing.after, (h for h in history if h["step"] <= step), self.standing)
+        self.standing = functools.reduce(Standing.after, (h for h in history if h["step"] <= self.step), self.standing)
         self.last_loss: float | None = None
         self.idle = True  # whether the devices had nothing left to do when the newest dispatch was made
         self._record = record

@@ -20,7 +20,7 @@ from distmlp.parallel import backend
 from distmlp.parallel.audit import Audit
 from distmlp.parallel.digest import StateDigest, params_sha256
 from distmlp.parallel.evaluate import Evaluator
-from distmlp.parallel.feed import Steps, choose_placement, make_feed
+from distmlp.parallel.feed import Feed, Steps, choose_placement, in_dispatches
 from distmlp.parallel.layout import Layout
 from distmlp.parallel.own_time import OwnTime
 from distmlp.parallel.sharded import StateLayout, rows_of
@@ -73,14 +73,15 @@ class Program:
         recipe = Recipe(data.num_classes, config.compute_dtype, config.clip_norm > 0, weightless, rows)
         train_step = make_train_step(recipe, layout, self._optimizer)
         own_work = make_own_work(recipe, layout, self.held.shapes.params) if jax.process_count() > 1 else None
-        self.feed = make_feed(layout, self.loader, train_step, self.placement[0], self.cadence.total_steps,
-                              config.steps_per_dispatch, lead, specs, keeps_newest=own_work is not None)  # fmt: skip
+        given = in_dispatches(layout, self.loader, self.placement[0], self.cadence.total_steps,
+                              config.steps_per_dispatch, lead)  # fmt: skip
+        self.feed = Feed(layout, train_step, given, specs, keeps_newest=own_work is not None)
         self.own_time = OwnTime(layout, self.feed, own_work, specs)
         self.audit: Audit | None = None
         if config.audit_every:
             audited = make_audited_step(recipe, layout, self._optimizer)
-            given = isinstance(data.train, ItemDataset) and data.train.files is None
-            self.audit = Audit(layout, *audited, self.feed.batches, specs, data.train.name if given else "")
+            python = isinstance(data.train, ItemDataset) and data.train.files is None
+            self.audit = Audit(layout, *audited, self.feed.batches, specs, data.train.name if python else "")
         self.evaluator = Evaluator(layout, config.eval_batch_size, config.compute_dtype, config.num_workers, specs,
                                    rows)  # fmt: skip
         self.measures = Measures(data, self.evaluator, config.choose_by, config.eval_train)

@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
         group.agree({"the run": str(model.step), "the examples": " ".join(prints)})
         watch = None
         if given.output and group.first:
-            watch = stack.enter_context(bulk.of_examples(model, Path(given.output), given.probabilities, given.dataset))
+            output = bulk.Output(Path(given.output), probabilities=given.probabilities)
+            watch = stack.enter_context(bulk.of_examples(model, output, given.dataset))
         result = run_data.evaluate_sets(model, sets, watch, together=group.several)
     if group.first:
         print(json.dumps(result.as_json()) if given.json else result)

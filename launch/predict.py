@@ -90,16 +90,16 @@ def _write(given: argparse.Namespace) -> int:
     from distmlp.parallel import backend
     from distmlp.results import bulk, files, load
 
-    output, config = Path(given.output), Config()
+    config = Config()
     columns = [name.strip() for name in next(csv.reader([given.columns]), []) if name.strip()]
-    bulk.suffix_of(output, columns)  # what is wrong with that, all processes see
     place = find_place(config)
     which = (place.process, place.processes) if place else (0, 1)
+    output = bulk.Output(Path(given.output), columns, given.probabilities, *which)
+    output.check()  # what is wrong with that, all processes see
     with backend.settings(own_gpus(place, config)), own_errors():
         model = load.load(Path(given.run), given.checkpoint, given.ensemble)
-        done = bulk.write(model, [Path(file) for file in given.files], output, columns, given.probabilities,
-                          given.header, *which)  # fmt: skip
-    print(f"{bulk.output_of(output, *which)}: {done:,} rows", file=files.remarks(output))
+        done = bulk.write(model, [Path(file) for file in given.files], output, given.header)
+    print(f"{output.file}: {done:,} rows", file=files.remarks(output.path))
     return 0
 
 

@@ -10,7 +10,7 @@ from distmlp import Config
 from distmlp import progress as progress_module
 from distmlp.errors import DivergedError
 from distmlp.parallel.feed import Steps
-from distmlp.progress import Cadence, Line, Progress, Standing, Totals, best
+from distmlp.progress import Cadence, Line, Progress, Reached, Standing, Totals, best
 
 
 def line(step: int, **more: object) -> Line:
@@ -19,7 +19,7 @@ def line(step: int, **more: object) -> Line:
 
 def progress(step: int, *history: Line, **settings: Any) -> Progress:
     config = Config(num_epochs=3, **settings)
-    return Progress(Cadence(config, 5), step, history=history)
+    return Progress(Cadence(config, 5), Reached(step), history)
 
 
 def test_resuming_drops_lines_beyond_the_step_and_the_final_one() -> None:
@@ -62,8 +62,8 @@ def test_with_nothing_to_evaluate_no_evaluation_is_due() -> None:
     assert [step for step in range(1, 8) if cadence.line(step)] == [5, 7]
     assert not any(map(cadence.evaluation, range(8)))
     ended = [line(5), line(7), line(7, final=True)]
-    assert Progress(cadence, 7, history=ended).finished
-    assert not Progress(cadence, 7, history=ended[:2]).finished
+    assert Progress(cadence, Reached(7), ended).finished
+    assert not Progress(cadence, Reached(7), ended[:2]).finished
 
 
 def test_a_run_is_finished_only_with_its_evaluation_and_its_final_line() -> None:
@@ -125,15 +125,15 @@ def test_how_evaluations_stand_is_what_all_lines_say_wherever_a_checkpoint_was_s
     assert whole == Standing(lines[3], 3, 10)
     assert progress(5, *lines).standing == Standing(lines[3], 0, 4)  # what comes later is not counted
     for saved in range(11):  # before its step's line, or after it: nothing is counted twice, nothing left out
-        then = Progress(Cadence(Config(num_epochs=3), 5), saved, history=lines[:saved]).standing
+        then = Progress(Cadence(Config(num_epochs=3), 5), Reached(saved), lines[:saved]).standing
         for there in (lines, lines[saved:]):
-            found = Progress(Cadence(Config(num_epochs=3), 5), 10, history=there, standing=then)
+            found = Progress(Cadence(Config(num_epochs=3), 5), Reached(10, None, then), there)
             assert found.standing == whole
             assert not found.at_best
             assert best(found.history) == lines[3]  # also where that line was lost
             assert [entry["step"] for entry in found.history] == sorted({entry["step"] for entry in found.history})
     final = line(10, final=True)
-    found = Progress(Cadence(Config(num_epochs=2), 5), 10, history=[final], standing=Standing(lines[9], 0, 10))
+    found = Progress(Cadence(Config(num_epochs=2), 5), Reached(10, None, Standing(lines[9], 0, 10)), [final])
     assert found.history == [lines[9], final]
     assert found.finished
 
@@ -141,7 +141,7 @@ def test_how_evaluations_stand_is_what_all_lines_say_wherever_a_checkpoint_was_s
 def test_an_evaluation_that_is_made_again_is_not_counted_again() -> None:
     found = progress(5, patience=2)
     found.add_line({"validation_accuracy": 0.5})
-    again = Progress(found.cadence, 5, standing=found.standing)
+    again = Progress(found.cadence, Reached(5, None, found.standing))
     assert (again.at_best, again.standing.stale) == (True, 0)
     again.add_line({"validation_accuracy": 0.5})
     assert (again.at_best, again.standing.stale) == (True, 0)
@@ -174,7 +174,7 @@ def test_no_evaluation_looks_through_those_before_it(monkeypatch: pytest.MonkeyP
 def test_a_line_has_the_mean_loss_over_examples_and_an_epochs_speed(clock: Clock) -> None:
     config = Config(num_epochs=3)
     recorded: list[tuple[int, float]] = []
-    found = Progress(Cadence(config, 5), 3, Totals(loss=6.0, weight=3, epoch_examples=60, epoch_seconds=2.0),
+    found = Progress(Cadence(config, 5), Reached(3, Totals(6.0, weight=3, epoch_examples=60, epoch_seconds=2.0)),
                      record=lambda step, loss: recorded.append((step, loss)))  # fmt: skip
     found.begin_steps()
     found.add(steps(0.5))
@@ -226,7 +226,7 @@ def test_only_steps_are_training_time(clock: Clock) -> None:
 
 def test_all_seconds_of_a_run_are_counted_once(clock: Clock) -> None:
     config = Config(num_epochs=3)
-    found = Progress(Cadence(config, 5), 3, Totals(total_seconds=10.0), started=clock.now - 4)
+    found = Progress(Cadence(config, 5), Reached(3, Totals(total_seconds=10.0)), started=clock.now - 4)
     for _ in range(2):
         found.count_seconds()
         assert found.totals.total_seconds == 14
@@ -249,7 +249,7 @@ def resumed(before: Progress, **settings: Any) -> Progress:
     """From a checkpoint of this step, as the store keeps it."""
     config = Config(num_epochs=3, **settings)
     totals = Totals(**dataclasses.asdict(before.totals))
-    found = Progress(Cadence(config, 5), before.step, totals, [dict(line) for line in before.history])
+    found = Progress(Cadence(config, 5), Reached(before.step, totals), [dict(line) for line in before.history])
     found.drop_lines_to_come()
     return found
 
@@ -284,5 +284,6 @@ def test_a_line_that_is_written_again_says_what_it_said(clock: Clock) -> None:
 
 
 def test_a_line_without_steps_says_no_speed(clock: Clock) -> None:
-    found = Progress(Cadence(Config(num_epochs=3), 5), 5, Totals(epoch_seconds=0.001))  # of a run of version 0.2.0
+    reached = Reached(5, Totals(epoch_seconds=0.001))  # of a run of version 0.2.0
+    found = Progress(Cadence(Config(num_epochs=3), 5), reached)
     assert found.add_line({}) == {"step": 5, "epoch": 1}

@@ -5,7 +5,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, c
 from distmlp.data.labels import Classes, find_classes
 from distmlp.data.order import far_batch
 from distmlp.data.packed import Pack, Packed, Statistics
-from distmlp.data.split import hold_out, hold_out_fold
+from distmlp.data.split import HoldOut, hold_out, hold_out_fold
 from distmlp.data.typed import Table
 from distmlp.errors import InputError, listed
 
@@ -175,21 +175,28 @@ def _background(
     return background if np.mean((each > 0.5) == (background > 0.5)) >= alike else None
 
 
+class Learned(NamedTuple):
+    """What is known of a model."""
+
+    info: dict[str, Any]  # what its checkpoint says of the data that it has learned from
+    picture: Callable[[Path], np.ndarray] | None = None  # how it takes a picture file, as a row
+
+
 def load(
     config: Config, train_set: Any = None, test_set: Any = None, validation_set: Any = None,
-    info: dict[str, Any] | None = None, picture: Callable[[Path], np.ndarray] | None = None, tested: bool = True,
+    learned: Learned | None = None, tested: bool = True,
 ) -> Data:
     """The data of a run: what --dataset names, or sets given from Python; an InputError if they cannot be trained on.
 
     Args:
       train_set, test_set, validation_set: tuples of arrays (x, y) or (x, y, weights), or map-style Datasets of pairs or
         dicts.
-      info: what a model's checkpoint says of the data that it has learned from: these have the same classes (of which
-        config.num_classes says how many there are, if they have no names), and the same columns by name. Nothing is
-        held out for it: a source without a test set is one.
-      picture: how that model takes a picture file, as a row.
+      learned: what is known of a model that is to judge these data: they have the same classes as those that it has
+        learned from (of which config.num_classes says how many there are, if they have no names), and the same columns
+        by name. Nothing is held out for it: a source without a test set is one.
       tested: whether there must be a test set; else, where there is none, it has no examples.
     """
+    info, picture = learned or (None, None)
     known_columns = Columns.of_checkpoint(info) if info else None
     if train_set is not None:
         source = given.source(config, train_set, test_set, validation_set)
@@ -349,7 +356,7 @@ def _hold_out(
         if fold:
             stay, held = hold_out_fold(whole.labels, fold, config.drawing_seed, whole.name, names)
         else:
-            stay, held = hold_out(whole.labels, part, fraction, config.drawing_seed, whole.name, names)
+            stay, held = hold_out(whole.labels, HoldOut(part, fraction, config.drawing_seed), whole.name, names)
         parts[part] = whole.part(held, f"{whole.name} ({part} part)")
         parts["train"] = whole.keep(stay) if isinstance(whole, _TableRows) else whole.part(stay, whole.name)
         staying = stay if isinstance(staying, slice) else staying[stay]

@@ -327,8 +327,8 @@ class _Packing:
         marks = np.load(self._work / "marks.npy", mmap_mode="r+")
         for part, fraction in self._fractions.items():
             if fraction:
-                split.mark(marks, labels, PARTS.index(part), part, fraction, self._config.drawing_seed, train.name,
-                           classes.names)  # fmt: skip
+                wanted = split.HoldOut(part, fraction, self._config.drawing_seed)
+                split.mark(marks, labels, PARTS.index(part), wanted, train.name, classes.names)
         self._sync(self._work / "marks.npy")
 
     def _marks(self) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from distmlp import machine
 from distmlp.config import Config
-from distmlp.data import typed
+from distmlp.data import columnar, typed
 from distmlp.data.arrays import Part, Source, by_part, visible, walk
 from distmlp.data.columnar import Raw
 from distmlp.data.streams import Labels
@@ -269,14 +270,15 @@ class StoredPictures:
     pictures = True
 
     def __init__(
-        self, raws: Sequence[Callable[[], Raw]], files: Sequence[Path], column: str, label: str,
-        classes: Sequence[str] | None, config: Config, like: "StoredPictures | None" = None,
+        self, files: Sequence[Path], column: str, label: str, classes: Sequence[str] | None, config: Config,
+        like: "StoredPictures | None" = None,
     ) -> None:
-        self._raws, self.files, self._column, self._label = raws, files, column, label
+        self._raws: list[Callable[[], Raw]] = [partial(columnar.file, file, lambda cells: True) for file in files]
+        self.files, self._column, self._label = files, column, label
         self.classes, self.name = classes, str(files[0].parent)
         self._sizing: Sizing = Sizing(config, like._sizing if like else None)
         if like is None:
-            cells = (cell for opened in raws for [found] in opened().read([column]) for cell in found.slice(0, 1))
+            cells = (cell for opened in self._raws for [found] in opened().read([column]) for cell in found.slice(0, 1))
             if (first := next(cells, None)) is not None:
                 self._sizing.begin(self._picture(first.as_py(), 0)[0])
 

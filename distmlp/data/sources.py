@@ -224,7 +224,6 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
                              "save_to_disk")
         kinds = {name: kind.get("_type") if isinstance(kind, dict) else "" for name, kind in features.items()}
         classes = {name: features[name]["names"] for name, kind in kinds.items() if kind == "ClassLabel"}
-        raws = [functools.partial(columnar.file, file, lambda cells: True) for file in files]
         train: Any = streams.get("train")
         stored = "Image" in kinds.values()
         if train and train.pictures != stored:
@@ -232,8 +231,9 @@ def _saved(folder: Path, config: Config) -> dict[str, Stream]:
             raise InputError(f"{path} has {holds[0]}, but {parts['train']} has {holds[1]}: save both alike")
         if stored:
             image, label = _picked(path, kinds, label or config.label_column)
-            streams[part] = StoredPictures(raws, files, image, label, classes.get(label), config, train)
+            streams[part] = StoredPictures(files, image, label, classes.get(label), config, train)
         else:
+            raws = [functools.partial(columnar.file, file, lambda cells: True) for file in files]
             streams[part] = Tables(raws, files, config, train.columns if train else None, classes)
         names, known = streams[part].classes, train.classes if train else None
         if names and known and names != known:

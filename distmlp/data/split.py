@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,20 +11,30 @@ from distmlp.errors import InputError
 _DRAWN = 1 << 21  # examples of which those held out are drawn at once
 
 
+class HoldOut(NamedTuple):
+    """How many examples are held out, and which."""
+
+    part: str  # test or validation
+    fraction: float
+    seed: int
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.part}_fraction={self.fraction}"
+
+
 def hold_out(
-    labels: np.ndarray, part: str, fraction: float, seed: int, name: str, names: Sequence[Any] | None
+    labels: np.ndarray, wanted: HoldOut, name: str, names: Sequence[Any] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The examples that stay and those that are held out, positions in ascending order, int64: drawn by the seed, with
     the classes in proportion; see `stratified`.
 
     Args:
       labels: the numbers of the examples' classes, int32 [N]; `names` are the classes'.
-      part: test or validation.
       name: of the set, for messages.
     """
-    flag = f"--{part}_fraction={fraction}"
-    _check_single(np.bincount(labels), flag, name, names)
-    return _drawn(labels, flag, fraction, seed, name)
+    _check_single(np.bincount(labels), wanted.flag, name, names)
+    return _drawn(labels, wanted, name)
 
 
 def folds(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -66,8 +76,7 @@ def _check_single(counts: np.ndarray, flag: str, name: str, names: Sequence[Any]
 
 
 def mark(
-    marks: np.ndarray, labels: np.ndarray, number: int, part: str, fraction: float, seed: int, name: str,
-    names: Sequence[Any] | None,
+    marks: np.ndarray, labels: np.ndarray, number: int, wanted: HoldOut, name: str, names: Sequence[Any] | None
 ) -> None:
     """Gives those examples this number that are held out of the ones marked 0.
 
@@ -86,23 +95,22 @@ def mark(
         more = np.bincount(labels[span][marks[span] == 0], minlength=len(counts))
         more[: len(counts)] += counts
         counts = more
-    flag = f"--{part}_fraction={fraction}"
-    _check_single(counts, flag, name, names)
+    _check_single(counts, wanted.flag, name, names)
     for span in spans:
         rest = np.flatnonzero(marks[span] == 0)
         chosen = labels[span][rest]
         rest = rest[np.bincount(chosen)[chosen] > 1]  # of a class's only example here nothing can be held out
-        _, held = _drawn(labels[span][rest], flag, fraction, seed, name)
+        _, held = _drawn(labels[span][rest], wanted, name)
         marks[span.start + rest[held]] = number
 
 
-def _drawn(labels: np.ndarray, flag: str, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    held_out, classes = math.ceil(fraction * len(labels)), len(np.unique(labels))
+def _drawn(labels: np.ndarray, wanted: HoldOut, name: str) -> tuple[np.ndarray, np.ndarray]:
+    held_out, classes = math.ceil(wanted.fraction * len(labels)), len(np.unique(labels))
     for number, part in ((held_out, "to hold out"), (len(labels) - held_out, "that stay")):
         if number < classes:
-            raise InputError(f"{flag} does not divide the {len(labels)} examples of {name} ({number} {part} are too "
-                             f"few for {classes} classes): give another fraction")
-    stay, held = stratified(labels, fraction, seed)
+            raise InputError(f"{wanted.flag} does not divide the {len(labels)} examples of {name} ({number} {part} are "
+                             f"too few for {classes} classes): give another fraction")
+    stay, held = stratified(labels, wanted.fraction, wanted.seed)
     return np.sort(stay), np.sort(held)
 
 

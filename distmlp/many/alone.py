@@ -14,7 +14,7 @@ from distmlp.many.course import Course
 from distmlp.parallel import backend
 from distmlp.parallel.layout import Layout, make_layout
 from distmlp.parallel.specs import State
-from distmlp.progress import Progress
+from distmlp.progress import Progress, Reached
 
 
 def train(
@@ -35,7 +35,7 @@ def train(
             reading = [] if reading is None else reading
             reading.append(parts.taken)
             state = aside(functools.partial(_begin, course, parts))
-            progress = Progress(parts.cadence, course.step, history=course.lines, standing=course.standing)
+            progress = Progress(parts.cadence, Reached(course.step, None, course.standing), course.lines)
             best = course.best
             try:
                 for moment in training.advance(parts, state, progress, beat) if course.step < stop else ():

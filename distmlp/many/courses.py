@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from distmlp import machine
 from distmlp.cluster.place import Place
@@ -32,6 +32,15 @@ from distmlp.run.signals import Watchdog
 _LOOK_SECONDS = 0.2  # between two looks at what other processes have written
 _STATES = 4  # such a part of the memory may have the states of members that wait for a stage's end
 _STALLED = 1.5  # times --stall_seconds: by then a process that does not go on has ended itself
+
+
+class _Work(NamedTuple):
+    """One training of members, and who is told of it."""
+
+    record: Record
+    groups: Sequence[Team]
+    show: shown.Shown
+    watchdog: Watchdog
 
 
 class Courses:
@@ -116,10 +125,11 @@ class Courses:
                            self.config.choose_by)  # fmt: skip
         signs = (machine.mebibytes_moved, lambda: sum(taken() for taken in tuple(self._reading)))
         with closing(show), Watchdog(self.config.stall_seconds, signs, self._pulse_of(record)) as watchdog:
+            work = _Work(record, groups, show, watchdog)
             if halves:
-                self._halve(record, own, groups, show, watchdog)
+                self._halve(work, own)
             else:
-                self._train_to(record, left, groups, lambda course: course.cadence.total_steps, None, show, watchdog)
+                self._train_to(work, left, lambda course: course.cadence.total_steps)
             if self.process == 0:
                 self._wait_for(lambda: len(record.done) == len(self.found), record, watchdog)
 
@@ -143,10 +153,8 @@ class Courses:
         in_memory = [course for course in courses if course.share.pool is not None]
         return list(teams(in_memory, self._layout, num_classes, self._lanes, self._pools))
 
-    def _halve(
-        self, record: Record, own: Sequence[Course], groups: Sequence[Team], show: shown.Shown,
-        watchdog: Watchdog,
-    ) -> None:
+    def _halve(self, work: _Work, own: Sequence[Course]) -> None:
+        record, show = work.record, work.show
         playing = {member.number for member in self.found}
         for stage in range(2):
             def stop(course: Course, stage: int = stage) -> int:
@@ -156,8 +164,8 @@ class Courses:
                 return all((number, stage) in record.rungs for number in among)
 
             todo = [c for c in own if c.member.number in playing and (c.member.number, stage) not in record.rungs]
-            self._train_to(record, todo, groups, stop, stage, show, watchdog)
-            self._wait_for(ready, record, watchdog)
+            self._train_to(work, todo, stop, stage)
+            self._wait_for(ready, record, work.watchdog)
             told = {number: record.rungs[number, stage] for number in sorted(playing)}
             standings = swept.standings(told.values(), self.config.choose_by)
             standings = standings[: math.ceil(len(standings) / self._halving)]
@@ -172,13 +180,14 @@ class Courses:
             if course.member.number in record.done:  # it may have been trained up to a stage again
                 course.begin_again()
         left = [c for c in own if c.member.number in playing and c.member.number not in record.done]
-        self._train_to(record, left, groups, lambda course: course.cadence.total_steps, None, show, watchdog)
+        self._train_to(work, left, lambda course: course.cadence.total_steps)
 
     def _train_to(
-        self, record: Record, todo: Sequence[Course], groups: Sequence[Team], stop: Callable[[Course], int],
-        stage: int | None, show: shown.Shown, watchdog: Watchdog,
+        self, work: _Work, todo: Sequence[Course], stop: Callable[[Course], int], stage: int | None = None
     ) -> None:
         """Trains these members up to a step of each; they are done then, unless this is a `stage`."""
+        record, groups, show, watchdog = work
+
         def beat() -> None:
             watchdog.beat()
             if self._stopping.is_set():

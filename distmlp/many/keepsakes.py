@@ -16,7 +16,7 @@ from distmlp.many.course import Course
 from distmlp.parallel.digest import array_names, host_digest
 from distmlp.progress import Standing, Totals
 from distmlp.run import lines
-from distmlp.run.meta import meta_of
+from distmlp.run.meta import meta_of, of_data, of_reached
 from distmlp.run.workdir import replace_file, writing
 
 
@@ -48,7 +48,7 @@ def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> N
     new = folder / f".{course.member.number}-{secrets.token_hex(8)}"
     config = dataclasses.replace(course.member.config, workdir=str(target))
     data, found, best = course.share.data(), course.finished_lines(), course.standing.best
-    print_of_data = fingerprint(data)
+    of_these = of_data(data, fingerprint(data))
     with writing(target):
         new.mkdir(parents=True)
         (new / "metrics.jsonl").write_text("".join(f"{lines.sealed(line)}\n" for line in found), encoding="utf-8")
@@ -58,7 +58,8 @@ def write(folder: Path, course: Course, fingerprint: Callable[[Data], str]) -> N
         for step, (state, standing) in sorted(states.items()):
             sums = Totals(total_seconds=course.seconds)
             counts = {"metrics": sum(line["step"] <= step and not line.get("final") for line in found), "ledger": 0}
-            meta = meta_of(config.settings(), data, print_of_data, course.order, "replicated", sums, standing, counts)
+            reached = of_reached(sums, standing, counts)
+            meta = meta_of(config.settings(), course.order, "replicated", of_these, reached)
             digests = dict(zip(array_names(state), map(host_digest, jax.tree.leaves(state)), strict=True))
             manager.write(step, jax.tree.map(np.asarray, state), meta, digests)  # sooner than jax arrays
     with writing(target):

@@ -153,9 +153,9 @@ class Team:
 
     def _train(self, courses: Sequence[Course], stop: int, beat: Callable[[], None]) -> None:
         team, devices = self._members, len(self._layout.devices)
-        places = [at % devices * (team.count // devices) + at // devices for at in range(len(courses))]
+        placed = [(at % devices * (team.count // devices) + at // devices, course) for at, course in enumerate(courses)]
         slots: list[Course] = [courses[0]] * team.count  # those of no member are like the first one's
-        for place, course in zip(places, courses, strict=True):
+        for place, course in placed:
             slots[place] = course
         states = team.placed(self._stacked([course.last or self._begin(course) for course in slots]))
         best = team.placed(self._stacked([course.best or course.last or self._begin(course) for course in slots]))
@@ -166,39 +166,38 @@ class Team:
         while any(not course.ended for course in courses) and step < stop:
             began = time.monotonic()
             until = min(cadence.dispatch(step, self._shape.steps), stop)
-            going = [not course.ended for course in courses]
-            orders = self._taken(slots, step, until, [p for p, goes in zip(places, going, strict=True) if goes])
+            playing = [(place, course) for place, course in placed if not course.ended]
+            orders = self._taken(slots, step, until, [place for place, _ in playing])
             states, losses = team.advance(states, rates, self._pool, orders)
             told = np.asarray(losses)
-            spent = (time.monotonic() - began) / sum(going) / (until - step)
+            spent = (time.monotonic() - began) / len(playing) / (until - step)
             beat()
             first = step
             while step < until:
                 end = min(cadence.next(step), until)
                 part = slice(step - first, end - first)
-                for place, course, goes in zip(places, courses, going, strict=True):
-                    if goes and not course.diverged:
+                for place, course in playing:
+                    if not course.diverged:
                         course.add(told[place, part], orders.weight_sums[place, part], spent * (end - step))
                 step = end
                 if cadence.line(step):  # an evaluation is due at the dispatch's end only
-                    best = self._with_lines(step, places, courses, going, states, best, judged)
+                    best = self._with_lines(step, playing, states, best, judged)
                     beat()
         last, top = (jax.tree.map(np.asarray, tree) for tree in (states, best))
-        for place, course in zip(places, courses, strict=True):
+        for place, course in placed:
             course.last, course.best = (
                 jax.tree.map(lambda leaf, at=place: leaf[at].copy(), tree) for tree in (last, top))  # fmt: skip
 
     def _with_lines(
-        self, step: int, places: Sequence[int], courses: Sequence[Course], going: Sequence[bool], states: State,
-        best: State, judged: jax.Array,
+        self, step: int, playing: Sequence[tuple[int, Course]], states: State, best: State, judged: jax.Array
     ) -> State:
-        """Writes the lines that are due after this step; returns the best states."""
+        """Writes the lines that are due after this step, of the members at their places; returns the best states."""
         config, better = self._config, np.zeros(self._members.count, bool)
-        due = courses[0].cadence.evaluation(step)
+        due = playing[0][1].cadence.evaluation(step)
         found = np.asarray(self._members.evaluate(states, self._pool, judged)) if due else None
-        trained = self._train_accuracies(places, courses, states) if due and config.eval_train else {}
-        for place, course, goes in zip(places, courses, going, strict=True):
-            if not goes or course.diverged:
+        trained = self._train_accuracies(playing, states) if due and config.eval_train else {}
+        for place, course in playing:
+            if course.diverged:
                 continue
             line: Line = {}
             if found is not None:
@@ -213,20 +212,21 @@ class Team:
             better[place] = course.add_line(line)
         return self._members.choose(best, states, better) if better.any() else best
 
-    def _train_accuracies(self, places: Sequence[int], courses: Sequence[Course], states: State) -> dict[int, Line]:
-        blocks = {place: self._blocks(course.share.rows) for place, course in zip(places, courses, strict=True)}
-        right: dict[int, int] = dict.fromkeys(places, 0)
+    def _train_accuracies(self, playing: Sequence[tuple[int, Course]], states: State) -> dict[int, Line]:
+        """By place."""
+        blocks = {place: self._blocks(course.share.rows) for place, course in playing}
+        right = dict.fromkeys(blocks, 0)
         for turn in range(max(map(len, blocks.values()))):
             rows = np.zeros((self._members.count, self._shape.blocks, self._shape.block_rows), np.int32)
             for place, parts in blocks.items():
                 rows[place] = parts[min(turn, len(parts) - 1)]
             found = np.asarray(self._members.evaluate(states, self._pool, self._members.placed(rows)))
-            for place, course in zip(places, courses, strict=True):
+            for place, course in playing:
                 if turn < len(blocks[place]):
                     left = len(course.share.rows) - turn * rows[0].size
                     right[place] += int(found[place][:, 1].reshape(-1)[:left].sum())
         return {place: {"train_accuracy": right[place] / len(course.share.rows)}
-                for place, course in zip(places, courses, strict=True)}
+                for place, course in playing}
 
     def _blocks(self, positions: np.ndarray) -> np.ndarray:
         """Positions in the pool as evaluations take them, int32 [times, blocks, rows], filled up."""

@@ -102,23 +102,24 @@ class Pace:
 
 
 class Feed:
-    """Advances a state by dispatches of up to `pace.largest` steps.
+    """Advances a state by dispatches of up to `largest` steps.
 
     In a loop whose length is not known a GPU waits for the host at every turn: there, whole dispatches have a program
     of their own. (A loop of a single turn would be none, and could round differently.)
     """
 
     def __init__(
-        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", pace: Pace, specs: State,
+        self, layout: Layout, train_step: TrainStep, batches: "HostBatches | DeviceBatches", specs: State = STATE,
         keeps_newest: bool = False,
     ) -> None:
-        """`keeps_newest`: whether the data of the newest dispatch stay, to be computed with again."""
-        self._layout, self.batches, self._pace, self._keeps_newest = layout, batches, pace, keeps_newest
+        """The state lies as `specs` say. `keeps_newest`: whether the data of the newest dispatch stay, to be computed
+        with again."""
+        self._layout, self.batches, self._pace, self._keeps_newest = layout, batches, batches.pace, keeps_newest
         self.newest: Taken | None = None
         self.resident_bytes, self.held = batches.resident_bytes, batches.held  # on each device, for the plan
-        self.largest = pace.largest  # of a dispatch, in steps
+        self.largest = batches.pace.largest  # of a dispatch, in steps
         kind: Any = type(batches)
-        self._any, self._whole = _programs(layout, train_step, kind, pace.largest, *hashable(specs))
+        self._any, self._whole = _programs(layout, train_step, kind, self.largest, *hashable(specs))
 
     def lower(self, state: State, whole: bool = True) -> jax.stages.Lowered:
         """The program of a whole dispatch, or of any other, for states like this one, which may be abstract."""
@@ -151,7 +152,7 @@ class Feed:
         taken = self.batches.take(step, limit)
         self.newest = taken if self._keeps_newest else None
         arrays, start, count = taken.arrays, taken.start, len(taken.sizes)
-        if self._whole and count == self._pace.largest:
+        if self._whole and count == self.largest:
             state, losses = self._whole(state, arrays)
         else:
             bounds = self._layout.put(np.array([start, start + count], np.int32), REPLICATED)
@@ -201,7 +202,7 @@ class HostBatches:
     resident_bytes, held = 0, _PREFETCH + 2  # of data that stay; dispatches whose arrays are there at once, at most
 
     def __init__(self, layout: Layout, loader: "NumpyLoader", pace: Pace, total_steps: int) -> None:
-        self._layout, self._loader, self._pace, self._total_steps = layout, loader, pace, total_steps
+        self._layout, self._loader, self.pace, self._total_steps = layout, loader, pace, total_steps
         self.spent = Spent()
         self._chunks: Iterator[Taken] = iter(())
         self._chunk = Taken(None, 0, [], *[np.empty(0)] * 3)  # of whose steps the first `start` are used up
@@ -209,7 +210,7 @@ class HostBatches:
 
     def like(self) -> Batch:
         """Shapes and dtypes like this process's part of a dispatch's arrays."""
-        empty, size = self._loader.empty_batch(), self._pace.largest
+        empty, size = self._loader.empty_batch(), self.pace.largest
         return jax.tree.map(lambda part: jax.ShapeDtypeStruct((size, *np.shape(part)), part.dtype), empty)
 
     @staticmethod
@@ -255,7 +256,7 @@ class HostBatches:
     def _loaded(self, batches: Iterator[tuple[int, Batch]]) -> list[tuple[int, Batch]]:
         """Those of the next dispatch, by the numbers of their steps."""
         started = time.monotonic()
-        chunk = list(itertools.islice(batches, self._pace.steps))
+        chunk = list(itertools.islice(batches, self.pace.steps))
         self.spent.load += time.monotonic() - started
         self.spent.steps += len(chunk)
         return chunk
@@ -264,7 +265,7 @@ class HostBatches:
         """The arrays of an epoch's steps, by their numbers, of one static shape: what lies behind them is not read."""
         started = time.monotonic()
         steps, batches = zip(*chunk, strict=True)
-        filled = [batch.on_devices() for batch in (*batches, *[batches[-1]] * (self._pace.largest - len(batches)))]
+        filled = [batch.on_devices() for batch in (*batches, *[batches[-1]] * (self.pace.largest - len(batches)))]
         arrays = self._layout.put(jax.tree.map(lambda *parts: np.stack(parts), *filled), self.specs)
         told = zip(*((batch.weight_sum, batch.indices, batch.real) for batch in batches), strict=True)
         self.spent.send += time.monotonic() - started
@@ -277,7 +278,7 @@ class DeviceBatches:
     specs, held = SELECTION, 2
 
     def __init__(self, layout: Layout, batches: Batches, pace: Pace, data: tuple[np.ndarray, np.ndarray]) -> None:
-        self._layout, self._pace, self._host_data, self.spent = layout, pace, data, Spent()
+        self._layout, self.pace, self._host_data, self.spent = layout, pace, data, Spent()
         self._batches, self._order, self._shards = batches, batches.order, batches.local_shards
         self.resident_bytes = sum(array.nbytes for array in data)
 
@@ -288,7 +289,7 @@ class DeviceBatches:
 
     def like(self) -> Selection:
         nothing = *self._order.indices(0, 0, 0, self._shards), np.empty(0)
-        return Selection(*self._host_data, *self._chosen(*nothing, self._pace.largest))
+        return Selection(*self._host_data, *self._chosen(*nothing, self.pace.largest))
 
     @staticmethod
     def batch(arrays: Selection, i: Any) -> Batch:
@@ -302,12 +303,12 @@ class DeviceBatches:
     def take(self, step: int, limit: int) -> Taken:
         data, started = self._data, time.monotonic()
         epoch, start = divmod(step, self._order.steps_per_epoch)
-        stop = min(start + self._pace.steps, start + limit - step, self._order.steps_per_epoch)
+        stop = min(start + self.pace.steps, start + limit - step, self._order.steps_per_epoch)
         indices, real = self._order.indices(epoch, start, stop, self._shards)
         sizes = [self._order.examples(k) for k in range(start, stop)]
         sums = self._order.weight_sums(self._batches.weights, epoch, start, stop)
         loaded = time.monotonic()
-        chosen = self._layout.put(self._chosen(indices, real, sums, self._pace.largest), tuple(SELECTION[2:]))
+        chosen = self._layout.put(self._chosen(indices, real, sums, self.pace.largest), tuple(SELECTION[2:]))
         self.spent.steps += stop - start
         self.spent.load += loaded - started
         self.spent.send += time.monotonic() - loaded
@@ -332,26 +333,21 @@ class DeviceBatches:
         )
 
 
-def make_feed(
-    layout: Layout, batches: Batches, train_step: TrainStep, placement: str, total_steps: int,
-    steps_per_dispatch: int = 0, lead: Callable[[int], int] = lambda steps: steps, specs: State = STATE,
-    keeps_newest: bool = False,
-) -> Feed:
-    """The feed of a run whose training set lies on the `device` or the `host`, as `choose_placement` says, and whose
-    state lies as `specs` say.
+def in_dispatches(
+    layout: Layout, batches: Batches, placement: str, total_steps: int, steps_per_dispatch: int = 0,
+    lead: Callable[[int], int] = lambda steps: steps,
+) -> HostBatches | DeviceBatches:
+    """The data of a run whose training set lies on the `device` or the `host`, as `choose_placement` says.
 
-    `lead` gives several processes the first one's number of steps; for `keeps_newest` see Feed.
+    `lead` gives several processes the first one's number of steps.
     """
     given, examples = min(steps_per_dispatch, batches.order.steps_per_epoch), batches.examples
     if placement == "device" and examples.resident is not None:
         largest = given or (_ACCELERATOR_DISPATCH if layout.accelerated else _LARGEST_DISPATCH)
-        pace = Pace(given, largest, lead)
-        return Feed(layout, train_step, DeviceBatches(layout, batches, pace, examples.resident), pace, specs,
-                    keeps_newest)  # fmt: skip
+        return DeviceBatches(layout, batches, Pace(given, largest, lead), examples.resident)
     batch_bytes = batches.order.num_shards * batches.order.rows * examples.num_features * examples.dtype.itemsize
     pace = Pace(given, max(1, min(_LARGEST_CHUNK, _CHUNK_BYTES // batch_bytes)), lead)
-    loader = cast("NumpyLoader", batches)
-    return Feed(layout, train_step, HostBatches(layout, loader, pace, total_steps), pace, specs, keeps_newest)
+    return HostBatches(layout, cast("NumpyLoader", batches), pace, total_steps)
 
 
 def choose_placement(asked: str, examples: Examples, memory: int) -> tuple[str, str]:

@@ -45,34 +45,55 @@ class _NotWhole(Exception):
         self.column = column
 
 
-def output_of(output: Path, process: int, processes: int) -> Path:
-    """The file that one of several processes writes: FILE.i-of-n."""
-    return output if processes == 1 else output.with_name(f"{output.name}.{process}-of-{processes}")
+class Output(NamedTuple):
+    """What is to be written of the rows that are predicted."""
+
+    path: Path  # as --output names it
+    columns: Sequence[str] = ()  # of the source, which come along
+    probabilities: bool = False  # whether that of each class is written
+    process: int = 0  # of so many `processes`, each of which predicts as many rows, and writes a file of its own
+    processes: int = 1
+
+    @property
+    def file(self) -> Path:
+        """The file that this process writes: of several, FILE.i-of-n."""
+        if self.processes == 1:
+            return self.path
+        return self.path.with_name(f"{self.path.name}.{self.process}-of-{self.processes}")
+
+    @property
+    def suffix(self) -> str:
+        return self.path.suffix.lower()
+
+    def check(self) -> None:
+        """Raises InputError if there is no such kind of file, or it has no columns of a source."""
+        if self.suffix not in SUFFIXES:
+            raise InputError(f"--output={self.path}: give a file whose name ends in one of {', '.join(SUFFIXES)}")
+        if self.suffix == ".npy" and self.columns:
+            raise InputError(f"--columns={','.join(self.columns)}: an .npy file holds probabilities only; give a "
+                             ".parquet, .csv or .jsonl file")
 
 
-def write(
-    model: Model | Ensemble, paths: Sequence[Path], output: Path, columns: Sequence[str] = (),
-    probabilities: bool = False, header: str = "", process: int = 0, processes: int = 1,
-) -> int:
+def write(model: Model | Ensemble, paths: Sequence[Path], output: Output, header: str = "") -> int:
     """Predicts the rows at `paths`, and writes what --output names, whole or not at all; how many rows there are.
 
-    The file has a row for each, in their order: the `columns` of the source, its class, its probability, of an ensemble
-    the members' disagreement, and with `probabilities` that of each class; an .npy file has the probabilities alone,
-    float32 [N, classes]. Of several processes, each predicts so many rows in a row, and writes FILE.i-of-n.
+    The file has a row for each, in their order: the columns of the source, its class, its probability, of an ensemble
+    the members' disagreement, and if asked for the probability of each class; an .npy file has the probabilities alone,
+    float32 [N, classes].
 
     Raises:
       InputError: the rows cannot be read or predicted, or the file cannot be written.
     """
-    suffix = suffix_of(output, columns)
-    names = _names(columns, model.classes, probabilities, isinstance(model, Ensemble))
-    target, texts = output_of(output, process, processes), set[str]()
-    if processes > 1 and columns:
+    output.check()
+    columns, texts = output.columns, set[str]()
+    names = _names(columns, model.classes, output.probabilities, isinstance(model, Ensemble))
+    if output.processes > 1 and columns:
         texts = _texts(sources(model, header).rows(paths, columns), columns, model.reader(header), sure=bool(header))
     while True:
         rows = sources(model, header).rows(paths, columns)
         try:
-            with files.whole(target, [*paths, *model.sources]) as new, _WRITERS[suffix](new, names) as add:
-                done = _write(model, rows, columns, names, add, texts, process, processes, suffix == ".npy")
+            with files.whole(output.file, [*paths, *model.sources]) as new, _WRITERS[output.suffix](new, names) as add:
+                done = _write(model, rows, output, names, add, texts)
         except _NotWhole as error:
             texts.add(error.column)
             continue
@@ -82,19 +103,18 @@ def write(
 
 
 @contextlib.contextmanager
-def of_examples(
-    model: Model | Ensemble, output: Path, probabilities: bool = False, dataset: str = ""
-) -> "Iterator[Watch]":
+def of_examples(model: Model | Ensemble, output: Output, dataset: str = "") -> "Iterator[Watch]":
     """What an evaluation within this context shows is written to what --output names, whole or not at all: for each
-    example its label, the class that was predicted, its probability, and with `probabilities` that of each class.
+    example its label, the class that was predicted, its probability, and if asked for the probability of each class.
     `dataset`: what is read instead of the data that the model was trained on.
     """
     import pyarrow as pa
 
-    suffix, names = suffix_of(output), _names(["label"], model.classes, probabilities)
+    output.check()
+    suffix, names = output.suffix, _names(["label"], model.classes, output.probabilities)
     classes = pa.array(_in_unicode(model.classes))
     read = [*map(Path, filter(None, [dataset])), *model.sources]
-    with files.whole(output, read) as new, _WRITERS[suffix](new, names) as add:
+    with files.whole(output.path, read) as new, _WRITERS[suffix](new, names) as add:
 
         def watch(seen: "Seen") -> None:
             found = np.exp(seen.log_probs)
@@ -102,17 +122,6 @@ def of_examples(
                                                   *_answers(found, classes, names, seen.predicted)])  # fmt: skip
 
         yield watch
-
-
-def suffix_of(output: Path, columns: Sequence[str] = ()) -> str:
-    """What kind of file --output names; raises InputError if there is none such, or it has no columns of a source."""
-    suffix = output.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"--output={output}: give a file whose name ends in one of {', '.join(SUFFIXES)}")
-    if suffix == ".npy" and columns:
-        raise InputError(f"--columns={','.join(columns)}: an .npy file holds probabilities only; give a .parquet, .csv "
-                         "or .jsonl file")
-    return suffix
 
 
 def _answers(
@@ -214,12 +223,13 @@ def answers(model: Model | Ensemble, blocks: Iterable[Block]) -> Iterator[Answer
 
 
 def _write(
-    model: Model | Ensemble, rows: Sequence[asked.Rows], columns: Sequence[str], names: Sequence[str],
-    add: Callable[[list[Any]], None], texts: set[str], process: int, processes: int, array: bool,
+    model: Model | Ensemble, rows: Sequence[asked.Rows], output: Output, names: Sequence[str],
+    add: Callable[[list[Any]], None], texts: set[str],
 ) -> int:
     """Predicts and adds; how many rows."""
     import pyarrow as pa
 
+    columns, process, processes, array = output.columns, output.process, output.processes, output.suffix == ".npy"
     counts = [each.count() for each in rows] if processes > 1 else []
     total, done = sum(counts), 0
     wanted = (total * process // processes, total * (process + 1) // processes) if counts else (0, 1 << 62)

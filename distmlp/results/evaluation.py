@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn import metrics
 
@@ -212,11 +211,12 @@ class Tally:
 
 
 def evaluate(
-    config: Config, params: Any, scaling: Any, step: int, classes: tuple[Any, ...], dataset: Readable,
-    watch: Watch | None = None, together: bool = False,
+    config: Config, state: State, classes: tuple[Any, ...], dataset: Readable, watch: Watch | None = None,
+    together: bool = False,
 ) -> ClassificationReport:
-    """Evaluates parameters after `step` steps by the program that training evaluates with, on all devices of this
-    process, or of all of several processes, which then do this `together`.
+    """Evaluates a state, of which the optimizer's part may be empty and the arrays are NumPy's, by the program that
+    training evaluates with, on all devices of this process, or of all of several processes, which then do this
+    `together`.
 
     On the same kind of processor, the numbers that training logs are the same to the last digit, on any number of
     devices and processes. Each example is read once; `watch` is called for some hundred at a time, in the data set's
@@ -226,10 +226,10 @@ def evaluate(
     with backend.prepared(config):
         devices = tuple(jax.devices() if together else jax.local_devices())
         layout = Layout(devices, "shard_map" if len(devices) > 1 else "single", len(devices))
-        state = layout.put(State(params, (), jnp.int32(step), scaling), STATE)
+        placed = layout.put(state, STATE)
         evaluator = Evaluator(layout, config.eval_batch_size, config.compute_dtype, config.num_workers)
         try:
-            result = evaluator(state, dataset, watch=tally.look)
+            result = evaluator(placed, dataset, watch=tally.look)
         finally:
             evaluator.close()
-    return ClassificationReport(**tally.fields(step, result))
+    return ClassificationReport(**tally.fields(int(state.step), result))

@@ -26,6 +26,7 @@ from distmlp.data.tables import Reader
 from distmlp.errors import InputError, remark
 from distmlp.kept import kept
 from distmlp.parallel import backend
+from distmlp.parallel.specs import State
 
 if TYPE_CHECKING:  # imports scikit-learn, which predictions do not need
     from distmlp.data.examples import Readable
@@ -174,8 +175,8 @@ class Model:
 
         with backend.prepared(self.config_here):
             self._check_room()
-        return evaluation.evaluate(self.config_here, self.params, self.scaling, self.step, self.classes, dataset, watch,
-                                   together)  # fmt: skip
+        arrays: Any = self.params, (), np.asarray(self.step, np.int32), self.scaling  # NumPy's
+        return evaluation.evaluate(self.config_here, State(*arrays), self.classes, dataset, watch, together)
 
     def _check_room(self) -> None:
         """Raises InputError where a device has no room for all parameters, and the outputs of some rows."""

@@ -35,7 +35,7 @@ def read(model: Model, dataset: str = "") -> datasets.Data:
         raise InputError(f"{model.run} was trained on data given from Python: name some with --dataset, "
                          "or call load(RUN).evaluate(x, y)")
     picture = functools.partial(pictures.for_model, model.num_features, model.data_info, model.reading)
-    data = datasets.load(config, info=model.data_info, picture=picture) if dataset else datasets.load(config)
+    data = datasets.load(config, learned=datasets.Learned(model.data_info, picture) if dataset else None)
     if not dataset and data.fingerprint() != model.meta["data"]:
         raise InputError(f"the data of --dataset={config.dataset} are not those that {model.run} was trained on: "
                          "bring them back, or name the data to use with --dataset")

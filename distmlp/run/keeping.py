@@ -19,11 +19,11 @@ from distmlp.errors import AuditError, DivergedError, InputError, Interrupted, W
 from distmlp.parallel.digest import array_names, params_sha256
 from distmlp.parallel.feed import Steps
 from distmlp.parallel.specs import State
-from distmlp.progress import Line, Poll, Progress, Standing, Totals
+from distmlp.progress import Line, Poll, Progress, Reached
 from distmlp.run import goodput, swept
 from distmlp.run.ledger import Ledger
 from distmlp.run.log import Log, banner, header, summary
-from distmlp.run.meta import Meta, check_form, meta_of, origin, standing, totals, unknown
+from distmlp.run.meta import Meta, check_form, meta_of, of_data, of_reached, origin, standing, totals, unknown
 from distmlp.run.profile import Profile
 from distmlp.run.sessions import Sessions, read_sessions
 from distmlp.run.signals import Signals, Watchdog
@@ -83,8 +83,8 @@ class Keeping:
                     reason = "" if error is None else f"{type(error).__name__}: {error}"
                     self._sessions.tell(end=self._begun.step, reason=reason)
 
-    def restored(self) -> tuple[State, int, Totals, Standing] | None:
-        """State, step, sums and how the evaluations stand, of the newest intact checkpoint; None without any.
+    def restored(self) -> tuple[State, Reached] | None:
+        """The state of the newest intact checkpoint, and how far it is; None without any.
 
         Raises:
           InputError: it is another run's, or of another form than the one trained here.
@@ -112,7 +112,7 @@ class Keeping:
             self.log.warn(note)
         self._saved_step, self._lines = meta["step"], meta.get("lines", {})
         self._audited = meta.get("audited", 0)
-        return state, meta["step"], totals(meta), standing(meta)
+        return state, Reached(meta["step"], totals(meta), standing(meta))
 
     @functools.cached_property
     def _fingerprint(self) -> str:
@@ -123,9 +123,9 @@ class Keeping:
         """What a checkpoint says beside its arrays, with the sums from before this step's line."""
         counts = {"metrics": len(progress.history), "ledger": self.ledger.count}
         return ({"audited": self._agreed} if self._agreed else {}) | meta_of(
-            self.config.settings(), self.data, self._fingerprint, self.parts.loader.order, self.parts.layout.state,
-            progress.totals, progress.standing, counts,
-        )  # fmt: skip
+            self.config.settings(), self.parts.loader.order, self.parts.layout.state,
+            of_data(self.data, self._fingerprint), of_reached(progress.totals, progress.standing, counts),
+        )
 
     @property
     def _agreed(self) -> int:

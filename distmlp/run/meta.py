@@ -22,24 +22,29 @@ _RENAMED = {"examples": "weight"}  # a sum of version 0.2.0, where each example 
 _LATER = ("data_modified", "data_info", "order", "standing", "lines", "state", "audited")  # versions before may lack
 
 
-def meta_of(
-    settings: dict[str, Any], data: Data, fingerprint: str, order: Order, state: str, sums: Totals,
-    standing: Standing, counts: dict[str, int],
-) -> Meta:
+def meta_of(settings: dict[str, Any], order: Order, state: str, data: Meta, reached: Meta) -> Meta:
     """What a checkpoint says beside its arrays.
 
     Args:
       settings: all of the config.
-      fingerprint: of the data.
       order: of the training set.
       state: how it lay.
-      counts: of the lines in the run's files.
+      data: what is said of the data, by `of_data`.
+      reached: and of how far training is, by `of_reached`.
     """
     return {
-        "state": state, "settings": settings, "num_shards": order.num_shards, "order": order.drawn,
-        "data": fingerprint, "data_modified": data.modified(), "data_info": data.info(),
-        "totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts, "versions": origin(),
-    }  # fmt: skip
+        "state": state, "settings": settings, "num_shards": order.num_shards, "order": order.drawn, **data, **reached,
+        "versions": origin(),
+    }
+
+
+def of_data(data: Data, fingerprint: str) -> Meta:
+    return {"data": fingerprint, "data_modified": data.modified(), "data_info": data.info()}
+
+
+def of_reached(sums: Totals, standing: Standing, counts: dict[str, int]) -> Meta:
+    """`counts`: of the lines in the run's files."""
+    return {"totals": dataclasses.asdict(sums), "standing": standing._asdict(), "lines": counts}
 
 
 def origin() -> dict[str, str]:

@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 
 from distmlp import Config, InputError, train
 from distmlp.data import examples
-from distmlp.data.datasets import ArrayDataset, Data, ItemDataset, load
+from distmlp.data.datasets import ArrayDataset, Data, ItemDataset, Learned, load
 from distmlp.data.labels import Classes
 
 
@@ -42,7 +42,7 @@ def test_parts_of_which_one_seems_to_be_divided_by_255_are_told(
     np.savez(tmp_path / "a.npz", **arrays)
     np.savez(tmp_path / "test.npz", x=arrays["x_test"], y=arrays["y_test"])
     data = load(small_config(str(tmp_path / "a.npz")))
-    later = load(small_config(str(tmp_path / "test.npz"), num_classes=4), info=data.info())
+    later = load(small_config(str(tmp_path / "test.npz"), num_classes=4), learned=Learned(data.info()))
     found = [text for each in (data, later) for text in each.remarks if "divided by 255" in text]
     assert len(found) == told, found
 

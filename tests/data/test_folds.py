@@ -51,11 +51,12 @@ def test_parts_are_those_of_scikit_learn(counts: list[int], part: float, seed: i
         theirs = train_test_split(rows, test_size=part, stratify=labels, random_state=seed)
     except ValueError:
         with pytest.raises(InputError, match=r"examples of it .* are too few for \d classes\): give another"):
-            split.hold_out(labels, "validation", part, seed, "it", None)
+            split.hold_out(labels, split.HoldOut("validation", part, seed), "it", None)
         return
     for own, wanted in zip(split.stratified(labels, part, seed), theirs, strict=True):
         np.testing.assert_array_equal(own, wanted)
-    for own, wanted in zip(split.hold_out(labels, "validation", part, seed, "it", None), theirs, strict=True):
+    found = split.hold_out(labels, split.HoldOut("validation", part, seed), "it", None)
+    for own, wanted in zip(found, theirs, strict=True):
         np.testing.assert_array_equal(own, np.sort(wanted))
 
 
@@ -111,7 +112,7 @@ def test_what_is_learned_comes_from_the_rows_that_stay(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "all.parquet")
     settings: dict[str, Any] = {"missing": "mean", "text_columns": "one_hot"}
     whole = {"dataset": str(tmp_path / "all.parquet"), "test_fraction": 0.25, "seed": 5}
-    stay, test = split.hold_out((frame.label == "yes").to_numpy(np.int32), "test", 0.25, 5, "it", None)
+    stay, test = split.hold_out((frame.label == "yes").to_numpy(np.int32), split.HoldOut("test", 0.25, 5), "it", None)
     numbers = split.folds((frame.label == "yes").to_numpy(np.int32)[stay], 3, 5)
     for fold in (1, 2, 3):
         parts = {"train": stay[numbers != fold], "val": stay[numbers == fold], "test": test}

@@ -15,7 +15,7 @@ from PIL import Image
 from distmlp import Config, InputError, machine, train
 from distmlp import load as load_run
 from distmlp.data import examples, packing, pictures
-from distmlp.data.datasets import load
+from distmlp.data.datasets import Learned, load
 from distmlp.results import run_data
 from distmlp.results.pictures import for_model
 
@@ -205,7 +205,8 @@ def test_a_picture_is_the_same_array_in_training_evaluation_and_prediction(
     picture = functools.partial(for_model, data.num_features, data.info(), config)
     assert {picture(path).tobytes() for path in files} == seen
     assert len(seen) > 12  # not all alike
-    again = load(dataclasses.replace(config, test_fraction=0, image_size=0), info=data.info(), picture=picture).train
+    learned = Learned(data.info(), picture)
+    again = load(dataclasses.replace(config, test_fraction=0, image_size=0), learned=learned).train
     assert {again.take(np.array([i]))[0].tobytes() for i in range(len(again))} == seen
     if expected is not None and not size:
         assert {np.asarray(expected(Image.fromarray(pixels)), np.uint8).tobytes() for pixels in PIXELS.values()} == seen
@@ -216,7 +217,7 @@ def test_pictures_of_the_same_kind_but_another_size_are_evaluated_as_they_are_pr
     data = load(config)
     other = save_all(tmp_path / "other", lambda image: (image.resize((15, 18)).convert("L"), {}))
     picture = functools.partial(for_model, 30, data.info(), config)
-    row = load(Config(dataset=str(other)), info=data.info(), picture=picture).train.take(np.array([0]))[0][0]
+    row = load(Config(dataset=str(other)), learned=Learned(data.info(), picture)).train.take(np.array([0]))[0][0]
     np.testing.assert_array_equal(row, picture(other / "cat" / "0.png"))
 
 

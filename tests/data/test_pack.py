@@ -610,7 +610,7 @@ def test_what_is_to_be_trained_on_is_verified_ahead(made: Path, monkeypatch: pyt
     assert verified in ([], ["x_train.npy"])
     verified.clear()
     held = [datasets.load(Config(dataset=str(made), verify_data=False)),
-            datasets.load(Config(dataset=str(made)), info=info)]  # for an evaluation
+            datasets.load(Config(dataset=str(made)), learned=datasets.Learned(info))]  # for an evaluation
     monkeypatch.setattr("distmlp.machine.memory", lambda: 100)  # which cannot hold it
     held.append(datasets.load(Config(dataset=str(made))))
     ended()
@@ -858,32 +858,32 @@ def test_a_row_of_a_test_table_that_training_never_saw(tmp_path: Path) -> None:
 
 def test_a_model_is_evaluated_on_a_pack_by_the_names_of_its_classes(made: Path, tmp_path: Path) -> None:
     info = datasets.load(Config(dataset=str(made))).info()
-    again = datasets.load(Config(dataset=str(made)), info=info | {"classes": ["yes", "01", "no"]})
+    again = datasets.load(Config(dataset=str(made)), learned=datasets.Learned(info | {"classes": ["yes", "01", "no"]}))
     assert [["yes", "01", "no"][label] for label in again.test.labels] == [
         ["01", "no", "yes"][label] for label in datasets.load(Config(dataset=str(made))).test.labels]
     table = dict(info["table"])
     table["fill"] = {name: value + 1 for name, value in table["fill"].items()}
     with pytest.raises(InputError, match="packed from other columns, words or means"):
-        datasets.load(Config(dataset=str(made)), info=info | {"table": table})
+        datasets.load(Config(dataset=str(made)), learned=datasets.Learned(info | {"table": table}))
 
 
 def test_many_rows_are_held_out_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.sort(np.random.default_rng(0).integers(0, 3, 1000)).astype(np.int32)
     labels[500] = 3
     labels[100] = 3
-    _, held = split.hold_out(labels, "test", 0.2, 5, "x", None)
+    _, held = split.hold_out(labels, split.HoldOut("test", 0.2, 5), "x", None)
     marks = np.zeros(1000, np.uint8)
-    split.mark(marks, labels, 1, "test", 0.2, 5, "x", None)
+    split.mark(marks, labels, 1, split.HoldOut("test", 0.2, 5), "x", None)
     assert np.flatnonzero(marks).tolist() == held.tolist()
     monkeypatch.setattr(split, "_DRAWN", 300)
     marks[:] = 0
-    split.mark(marks, labels, 1, "test", 0.2, 5, "x", None)
+    split.mark(marks, labels, 1, split.HoldOut("test", 0.2, 5), "x", None)
     assert 190 <= marks.sum() <= 210
     assert [50 < marks[start : start + 250].sum() + 5 < 60 for start in range(0, 1000, 250)] == [True] * 4
     for label in range(3):
         assert abs(marks[labels == label].mean() - 0.2) < 0.02
     with pytest.raises(InputError, match="has a single example"):
-        split.mark(marks, np.append(labels[1:], np.int32(9)), 1, "test", 0.2, 5, "x", None)
+        split.mark(marks, np.append(labels[1:], np.int32(9)), 1, split.HoldOut("test", 0.2, 5), "x", None)
 
 
 @pytest.mark.parametrize("labels", [

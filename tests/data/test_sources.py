@@ -8,7 +8,7 @@ import pytest
 from conftest import make_arrays
 
 from distmlp import Config, InputError
-from distmlp.data.datasets import load
+from distmlp.data.datasets import Learned, load
 
 ARRAYS = make_arrays()
 
@@ -202,12 +202,12 @@ def test_a_folder_of_tables_must_name_its_parts(tmp_path: Path) -> None:
 def test_data_for_a_model_have_its_classes_and_columns_and_are_not_divided(tmp_path: Path) -> None:
     info = table(tmp_path, TABLE).info()
     (tmp_path / "new.csv").write_text("label, weight ,more,tall,height\ndog,4,x,1,2\ndog,6,y,0,-3\n")
-    data = load(Config(dataset=str(tmp_path / "new.csv"), test_fraction=0.5), info=info)
+    data = load(Config(dataset=str(tmp_path / "new.csv"), test_fraction=0.5), learned=Learned(info))
     images, labels = data.test.take(np.arange(2))
     assert (images.tolist(), labels.tolist()) == ([[2, 4, 1], [-3, 6, 0]], [1, 1])
     (tmp_path / "new.csv").write_text("label,height,tall\ndog,4,1\n")
     with pytest.raises(InputError, match=r"new.csv lacks the column  weight : it has label, height, tall"):
-        load(Config(dataset=str(tmp_path / "new.csv")), info=info)
+        load(Config(dataset=str(tmp_path / "new.csv")), learned=Learned(info))
 
 
 @pytest.mark.parametrize(("cells", "classes"), [
@@ -220,7 +220,8 @@ def test_the_classes_of_a_table_are_what_its_labels_are(cells: list[str], classe
     data = table(tmp_path, text)
     assert data.classes == classes
     assert classes is None or [type(name) for name in data.classes] == [type(name) for name in classes]
-    again = load(Config(dataset=str(tmp_path / "t.csv"), num_classes=len(cells)), info=data.info()).test
+    config = Config(dataset=str(tmp_path / "t.csv"), num_classes=len(cells))
+    again = load(config, learned=Learned(data.info())).test
     names = classes or [0, 1]
     assert [str(names[number]) for number in again.labels] == [cell.replace(".0", "") for cell in cells] * 4
 
@@ -254,7 +255,7 @@ def test_tables_and_arrays_that_are_no_part_are_named(tmp_path: Path) -> None:
     data = load(Config(dataset=str(tmp_path)))
     said = [f"{tmp_path}: Holdout.tsv, dev.csv are not read: the parts are named train, test and val"]
     assert (data.validation, data.remarks) == (None, said)
-    assert load(Config(dataset=str(tmp_path)), info=data.info()).remarks == said
+    assert load(Config(dataset=str(tmp_path)), learned=Learned(data.info())).remarks == said
     arrays = write(tmp_path / "arrays", {name: name for name in ARRAYS})
     assert load(Config(dataset=arrays)).remarks == []
     np.save(tmp_path / "arrays" / "x_dev.npy", ARRAYS["x_test"])

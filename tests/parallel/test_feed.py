@@ -12,7 +12,7 @@ from distmlp import Config, InputError, machine, model, optim
 from distmlp.data.datasets import ArrayDataset
 from distmlp.data.loader import NumpyLoader
 from distmlp.parallel import feed
-from distmlp.parallel.feed import Pace, choose_placement, make_feed
+from distmlp.parallel.feed import Feed, Pace, choose_placement, in_dispatches
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.specs import STATE, State
 from distmlp.parallel.step import Recipe, make_train_step
@@ -31,7 +31,7 @@ def run(kind: str, devices: int, begin: tuple[int, Any] | None = None, stop: int
     layout, optimizer = make_layout(config), optim.make(config, TOTAL)
     loader = NumpyLoader(dataset(), 20, layout.num_shards, layout.local_shards, shuffle=True)
     step_function = make_train_step(Recipe(4), layout, optimizer)
-    steps = make_feed(layout, loader, step_function, kind, TOTAL, per_dispatch)
+    steps = Feed(layout, step_function, in_dispatches(layout, loader, kind, TOTAL, per_dispatch))
     params = model.init_network_params([12, 8, 4], jax.random.key(0))
     step, host_state = begin or (0, jax.tree.map(np.asarray, State(params, optimizer.init(params), np.int32(0), ())))
     state = layout.put(host_state, STATE)
@@ -63,7 +63,7 @@ def test_a_dispatch_has_no_room_for_more_steps_than_an_epoch_has() -> None:
     layout = make_layout(config)
     loader = NumpyLoader(dataset(), 20, layout.num_shards, layout.local_shards)
     step_function = make_train_step(Recipe(4), layout, optim.make(config, TOTAL))
-    steps = make_feed(layout, loader, step_function, "device", TOTAL, steps_per_dispatch=10**6)
+    steps = Feed(layout, step_function, in_dispatches(layout, loader, "device", TOTAL, 10**6))
     assert steps.batches.like().weights.shape[0] == 5
 
 

@@ -165,7 +165,7 @@ def test_whole_numbers_of_a_text_file_are_numbers_if_all_are(
     frame = wine().assign(number=lambda table: table["id"].astype(str))
     frame.loc[650, "number"] = "007"
     frame.to_csv(tmp_path / "t.csv", index=False)
-    bulk.write(load(wine_run), [tmp_path / "t.csv"], tmp_path / "p.parquet", ["id", "number"])
+    bulk.write(load(wine_run), [tmp_path / "t.csv"], bulk.Output(tmp_path / "p.parquet", ["id", "number"]))
     table = parquet.read_table(tmp_path / "p.parquet")
     assert [str(kind) for kind in table.schema.types[:2]] == ["int64", "string"]
     assert table["number"].to_pylist() == frame["number"].tolist()
@@ -178,7 +178,7 @@ def test_text_of_a_parquet_file_stays_text(wine_run: Path, tmp_path: Path) -> No
     wine(20).assign(number=numbers).to_csv(tmp_path / "t.csv", index=False)
     for first, second in (("parquet", "csv"), ("csv", "parquet")):
         paths = [tmp_path / f"t.{kind}" for kind in (first, second)]
-        bulk.write(load(wine_run), paths, tmp_path / "p.parquet", ["number"])
+        bulk.write(load(wine_run), paths, bulk.Output(tmp_path / "p.parquet", ["number"]))
         assert parquet.read_table(tmp_path / "p.parquet")["number"].to_pylist() == numbers * 2
 
 
@@ -189,7 +189,8 @@ def test_the_parts_of_several_processes_have_the_same_types(kind: str, wine_run:
     frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
     for processes in (4, 30):
         for process in range(processes):
-            bulk.write(load(wine_run), [path], tmp_path / "p.parquet", ["number", "id"], False, "", process, processes)
+            output = bulk.Output(tmp_path / "p.parquet", ["number", "id"], process=process, processes=processes)
+            bulk.write(load(wine_run), [path], output)
         parts = [parquet.read_table(f"{tmp_path}/p.parquet.{n}-of-{processes}") for n in range(processes)]
         assert [str(kind) for kind in parts[0].schema.types[:2]] in (["string", "int64"], ["large_string", "int64"])
         assert pa.concat_tables(parts)["number"].to_pylist() == frame["number"].tolist()
@@ -201,8 +202,8 @@ def test_a_column_of_another_type_in_another_file(wine_run: Path, tmp_path: Path
         wine(9).assign(note=notes).to_parquet(path)
     for first, second, said in ((paths[0], paths[1], "string, not null"), (paths[2], paths[1], "string, not int64")):
         with pytest.raises(InputError, match=f"^--columns=note is (large_)?{said}, unlike .* of .*1.parq"):
-            bulk.write(load(wine_run), [first, second], tmp_path / "p.csv", ["note"])
-        bulk.write(load(wine_run), [first, second], tmp_path / "p.jsonl", ["note"])
+            bulk.write(load(wine_run), [first, second], bulk.Output(tmp_path / "p.csv", ["note"]))
+        bulk.write(load(wine_run), [first, second], bulk.Output(tmp_path / "p.jsonl", ["note"]))
         assert read(tmp_path / "p.jsonl")["note"].tolist()[9:] == [*"abcdefghi"]
 
 
@@ -224,9 +225,9 @@ def test_no_value_becomes_another_one_by_the_type_of_an_earlier_file(
     paths = [tmp_path / "0.parquet", tmp_path / "1.parquet"]
     if said:
         with pytest.raises(InputError, match=f"^--columns=note is {said}, unlike .* of .*1.parquet: save it as one"):
-            bulk.write(load(wine_run), paths, tmp_path / "p.parquet", ["note"])
+            bulk.write(load(wine_run), paths, bulk.Output(tmp_path / "p.parquet", ["note"]))
         return
-    bulk.write(load(wine_run), paths, tmp_path / "p.parquet", ["note"])
+    bulk.write(load(wine_run), paths, bulk.Output(tmp_path / "p.parquet", ["note"]))
     assert str(parquet.read_table(tmp_path / "p.parquet")["note"][5:].to_pylist()) == str(
         second.cast(first.type).to_pylist())
 
@@ -239,10 +240,10 @@ def test_a_column_that_a_text_file_does_not_have(column: Any, wine_run: Path, tm
     parquet.write_table(table, tmp_path / "t.parquet")
     with pytest.raises(InputError, match=r"^--columns=note: a \.csv file cannot hold a column of type (struct|map)<.*>:"
                                          r" write a \.parquet or \.jsonl file$"):
-        bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / "p.csv", ["id", "note"])
+        bulk.write(load(wine_run), [tmp_path / "t.parquet"], bulk.Output(tmp_path / "p.csv", ["id", "note"]))
     assert [path.name for path in tmp_path.iterdir()] == ["t.parquet"]
     for form in ("parquet", "jsonl"):
-        bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / f"p.{form}", ["id", "note"])
+        bulk.write(load(wine_run), [tmp_path / "t.parquet"], bulk.Output(tmp_path / f"p.{form}", ["id", "note"]))
 
 
 def test_json_has_null_for_what_is_no_number(wine_run: Path, tmp_path: Path) -> None:
@@ -252,7 +253,7 @@ def test_json_has_null_for_what_is_no_number(wine_run: Path, tmp_path: Path) -> 
                          ("s", pa.array([{"x": value} for value in values]))):  # fmt: skip
         frame = frame.append_column(name, column)
     parquet.write_table(frame, tmp_path / "t.parquet")
-    bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / "p.jsonl", ["f", "d", "s"])
+    bulk.write(load(wine_run), [tmp_path / "t.parquet"], bulk.Output(tmp_path / "p.jsonl", ["f", "d", "s"]))
     text = (tmp_path / "p.jsonl").read_text()
     assert ("NaN" in text, "Infinity" in text) == (False, False)
     lines = [json.loads(line) for line in text.splitlines()]
@@ -277,7 +278,7 @@ def test_a_row_that_has_no_probabilities_is_named(size: int, wine_run: Path, tmp
     with pytest.raises(InputError, match=f"7 {said}"):
         model.evaluate(rows, frame["label"])
     with pytest.raises(InputError, match=rf"t\.csv: row 8 {said}"):
-        bulk.write(model, [tmp_path / "t.csv"], tmp_path / "p.csv")
+        bulk.write(model, [tmp_path / "t.csv"], bulk.Output(tmp_path / "p.csv"))
     if not size:
         assert predict.main([str(wine_run), str(tmp_path / "t.csv"), "--json"]) == 2
         assert f"t.csv: row 8 {said}" in capsys.readouterr().err
@@ -293,9 +294,9 @@ def test_a_process_names_the_rows_of_its_part_as_the_file_has_them(
     np.save(tmp_path / "first.npy", x[:4])
     x[33] = value
     np.save(tmp_path / "x.npy", x)
+    output = bulk.Output(tmp_path / "p.csv", process=1, processes=2)
     with pytest.raises(InputError, match=r"x\.npy: row 33 has a value"):
-        bulk.write(load(wine_run), [tmp_path / "first.npy", tmp_path / "x.npy"], tmp_path / "p.csv", process=1,
-                   processes=2)  # fmt: skip
+        bulk.write(load(wine_run), [tmp_path / "first.npy", tmp_path / "x.npy"], output)
 
 
 def test_rows_that_were_printed_count_though_a_later_one_fails(
@@ -317,7 +318,7 @@ def test_a_class_whose_name_is_no_text(form: str, wine_run: Path, tmp_path: Path
     names = ["K\udce4fer", "b", "c"]
     model = dataclasses.replace(model, meta=model.meta | {"data_info": model.data_info | {"classes": names}})
     plain().to_csv(tmp_path / "t.csv", index=False)
-    bulk.write(model, [tmp_path / "t.csv"], tmp_path / f"p{form}", probabilities=True)
+    bulk.write(model, [tmp_path / "t.csv"], bulk.Output(tmp_path / f"p{form}", probabilities=True))
     found = read(tmp_path / f"p{form}")
     assert {*found["class"]} == {r"K\udce4fer", "b", "c"}
     assert [*found.columns[2:]] == [r"p_K\udce4fer", "p_b", "p_c"]
@@ -330,7 +331,7 @@ def test_a_pack(wine_run: Path, tmp_path: Path) -> None:
     x = plain().drop(columns="label")
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy"), load(wine_run).predict(x).probabilities)
     with pytest.raises(InputError, match="is no table, and has no columns by name"):
-        bulk.write(load(wine_run), [tmp_path / "made"], tmp_path / "p.csv", ["id"])
+        bulk.write(load(wine_run), [tmp_path / "made"], bulk.Output(tmp_path / "p.csv", ["id"]))
 
 
 def test_pictures(digits_run: Path, tmp_path: Path) -> None:
@@ -339,7 +340,7 @@ def test_pictures(digits_run: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     for place in range(5):
         Image.fromarray(np.full((8, 8), 20 * place, np.uint8)).save(tmp_path / "pictures" / f"{place}.png")
-    bulk.write(load(digits_run), [tmp_path / "pictures"], tmp_path / "p.csv")
+    bulk.write(load(digits_run), [tmp_path / "pictures"], bulk.Output(tmp_path / "p.csv"))
     assert len(read(tmp_path / "p.csv")) == 5
 
 
@@ -365,16 +366,16 @@ def test_nothing_is_written_unless_all_is(
     frame.to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "p.parquet").write_text("of before")
     with pytest.raises(InputError, match="row 691 of column alcohol has no value"):
-        bulk.write(load(wine_run), [tmp_path / "t.csv"], tmp_path / "p.parquet")
+        bulk.write(load(wine_run), [tmp_path / "t.csv"], bulk.Output(tmp_path / "p.parquet"))
     with pytest.raises(InputError, match=r"gone\.csv does not exist"):
-        bulk.write(load(wine_run), [tmp_path / "gone.csv"], tmp_path / "p.parquet")
+        bulk.write(load(wine_run), [tmp_path / "gone.csv"], bulk.Output(tmp_path / "p.parquet"))
     wine(1).iloc[:0].to_csv(tmp_path / "none.csv", index=False)
     with pytest.raises(InputError, match=r"none\.csv holds no rows"):
-        bulk.write(load(wine_run), [tmp_path / "none.csv"], tmp_path / "p.parquet")
+        bulk.write(load(wine_run), [tmp_path / "none.csv"], bulk.Output(tmp_path / "p.parquet"))
     frame.drop(index=690).to_csv(tmp_path / "t.csv", index=False)
     monkeypatch.setattr(Path, "replace", lambda path, other: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(InputError, match=r"p\.parquet cannot be written \(No space left on device\): give"):
-        bulk.write(load(wine_run), [tmp_path / "t.csv"], tmp_path / "p.parquet")
+        bulk.write(load(wine_run), [tmp_path / "t.csv"], bulk.Output(tmp_path / "p.parquet"))
     assert (tmp_path / "p.parquet").read_text() == "of before"
     assert not [*tmp_path.glob(".distmlp*")]
 
@@ -393,7 +394,7 @@ def test_a_link_stays_and_permissions_are_kept(tmp_path: Path) -> None:
 def test_lists_in_a_table(wine_run: Path, tmp_path: Path) -> None:
     table = pa.Table.from_pandas(wine(20).drop(columns="name"), preserve_index=False)
     parquet.write_table(table.append_column("tags", pa.array([[1]] * 20)), tmp_path / "t.parquet")
-    bulk.write(load(wine_run), [tmp_path / "t.parquet"], tmp_path / "p.parquet", ["id", "tags[0]"])
+    bulk.write(load(wine_run), [tmp_path / "t.parquet"], bulk.Output(tmp_path / "p.parquet", ["id", "tags[0]"]))
     assert read(tmp_path / "p.parquet")["tags[0]"].tolist() == [1] * 20
 
 

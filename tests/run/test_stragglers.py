@@ -14,7 +14,7 @@ from conftest import make_arrays
 from distmlp import Config, model, optim
 from distmlp.data.datasets import ArrayDataset
 from distmlp.data.loader import NumpyLoader
-from distmlp.parallel.feed import Feed, make_feed
+from distmlp.parallel.feed import Feed, in_dispatches
 from distmlp.parallel.layout import make_layout
 from distmlp.parallel.own_time import OwnSeconds, OwnTime
 from distmlp.parallel.sharded import StateLayout, rows_of
@@ -44,8 +44,8 @@ def make(
     loader = NumpyLoader(dataset(arrays["x_train"], arrays["y_train"], "small"), 20, layout.num_shards,
                          layout.local_shards)  # fmt: skip
     recipe = Recipe(4, rows=rows)
-    feed = make_feed(layout, loader, make_train_step(recipe, layout, optimizer), placement, 10, specs=held.specs,
-                     keeps_newest=True)  # fmt: skip
+    given, step = in_dispatches(layout, loader, placement, 10), make_train_step(recipe, layout, optimizer)
+    feed = Feed(layout, step, given, held.specs, keeps_newest=True)
     own_time = OwnTime(layout, feed, make_own_work(recipe, layout, held.shapes.params), held.specs)
     filled = jax.tree.map(lambda array, like: np.pad(array, [(0, new - old) for new, old in zip(
         like.shape, array.shape, strict=True)]) if array.shape else array, whole, held.abstract)  # fmt: skip
