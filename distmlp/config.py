@@ -243,6 +243,9 @@ class Config:
             (self.fold and self.validation_fraction,
              f"--fold={self.fold} makes a validation set, and so does "
              f"--validation_fraction={self.validation_fraction}: leave one of them out"),
+            (self.patience and not (self.eval_every_epochs or self.eval_every_steps),
+             f"--patience={self.patience} counts evaluations, and there is one only, at the end: give "
+             "--eval_every_epochs=1"),
             (self.momentum >= 1, f"--momentum={self.momentum} must be below 1"),
             (self.momentum and self.optimizer != "sgd",
              f"--momentum goes with --optimizer=sgd, not with {self.optimizer}"),

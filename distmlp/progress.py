@@ -201,8 +201,10 @@ class Progress:
 
     @property
     def at_end(self) -> bool:
-        """Whether the last step is done, or --patience is over: by the evaluations, so that every start agrees."""
-        return self.step == self.cadence.total_steps or 0 < self.cadence.patience <= self.standing.stale
+        """Whether the last step is done, or --patience is over: by the evaluations, so that every start agrees. A start
+        with less patience, from a step between two of them, goes on to the next."""
+        over = 0 < self.cadence.patience <= self.standing.stale and self.standing.step == self.step
+        return over or self.step == self.cadence.total_steps
 
     @property
     def at_best(self) -> bool:

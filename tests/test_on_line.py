@@ -76,16 +76,17 @@ def test_true_ends_a_run_without_a_folder(npz: str) -> None:
     assert ended.best_params is not None
 
 
-def test_an_exception_ends_the_run_and_the_state_is_saved(npz: str) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
+def test_an_exception_ends_the_run_and_the_state_is_saved(kind: type[BaseException], npz: str) -> None:
     def on_line(line: dict[str, Any]) -> None:
-        raise RuntimeError("of the caller")
+        raise kind("of the caller")
 
-    with pytest.raises(RuntimeError, match="of the caller") as caught:
-        train(small_config(npz, num_devices=1, checkpoint_every_steps=1000), on_line=on_line)
+    with pytest.raises(kind, match="of the caller") as caught:
+        train(small_config(npz, num_devices=1, checkpoint_every_steps=1000, eval_every_epochs=0), on_line=on_line)
     assert caught.traceback[-1].name == "on_line"
     assert runs.committed(Path("run")) == [5]
     assert train(small_config(npz, num_devices=1)).history[-1]["final"]
-    with pytest.raises(RuntimeError, match="of the caller"):
+    with pytest.raises(kind, match="of the caller"):
         train(small_config(npz, num_devices=1, workdir=None), on_line=on_line)
 
 

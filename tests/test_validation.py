@@ -110,6 +110,9 @@ def test_an_early_stop_is_the_same_after_kills_and_on_other_devices(
 def test_patience_needs_a_validation_set(without: str) -> None:
     with pytest.raises(InputError, match=r"--patience=3 goes by a validation set: give --validation_fraction"):
         train(small_config(without, patience=3))
+    with pytest.raises(InputError, match=r"--patience=3 counts evaluations, .* at the end: give --eval_every_epochs=1"):
+        Config(patience=3, validation_fraction=0.1, eval_every_epochs=0).validate()
+    Config(patience=3, validation_fraction=0.1, eval_every_epochs=0, eval_every_steps=5).validate()
 
 
 def test_a_chosen_checkpoint_that_is_damaged_is_said(

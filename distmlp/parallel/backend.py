@@ -56,7 +56,9 @@ def prepared(config: Config) -> Iterator[None]:
                          "jax.debug.print and jax.debug.breakpoint look into a compiled step")
     if not xla_bridge.backends_are_initialized():
         _set_environment(config)
-    with settings(_platform(config) | _compilation_cache(config)), pinned(config):
+    # Of all threads: without optimizations there are other bits, and a guard would refuse what sets up a run.
+    usual = {"jax_disable_most_optimizations": False, "jax_transfer_guard": "allow"}
+    with settings(_platform(config) | _compilation_cache(config) | usual), pinned(config):
         yield
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import sys
@@ -13,7 +14,8 @@ from typing import TextIO
 from distmlp.errors import InputError
 
 _OF_A_RUN = {"checkpoints", "damaged", "ledger.jsonl", "lock", "log.txt", "metrics.jsonl", "profile", "run.flags",
-             "rungs.jsonl", "sessions.jsonl", "sweep.json", "sweep.jsonl", "tensorboard"}  # fmt: skip
+             "rungs.jsonl", "sessions.jsonl", "starting.jsonl", "sweep.json", "sweep.jsonl", "tensorboard"}  # fmt: skip
+_SET_ASIDE = re.compile(r"(metrics|ledger)-old(-\d+)?\.jsonl")  # of a run, too
 _STANDARD_OUTPUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 begun = set[Path]()  # files that are not whole yet: a signal that ends the process deletes them
 
@@ -88,7 +90,10 @@ def _refuse_to_replace(target: Path, output: Path, read: Sequence[Path]) -> None
         if there in target.parents or (there.exists() and there.samefile(target)):
             raise InputError(f"--output={output} would replace what is read, {path}: give another file")
     runs = (each for each in target.parents if (each / "run.flags").exists() or (each / "sweep.json").exists())
-    if (folder := next(runs, None)) and target.relative_to(folder).parts[0] in _OF_A_RUN:
+    if not (folder := next(runs, None)):
+        return
+    first = target.relative_to(folder).parts[0]
+    if first in _OF_A_RUN or _SET_ASIDE.fullmatch(first):
         raise InputError(f"--output={output} is a file of the run in {folder}: give another file")
 
 

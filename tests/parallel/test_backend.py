@@ -216,6 +216,15 @@ def test_without_jit_one_line_says_that_it_cannot(npz: str) -> None:
         train(small_config(npz))
 
 
+def test_settings_that_would_change_the_bits_or_refuse_a_run_are_put_aside(npz: str) -> None:
+    plain = train(small_config(npz, reduction="invariant", max_steps=4, workdir=None))
+    with backend.settings({"jax_disable_most_optimizations": True, "jax_transfer_guard": "disallow"}):
+        again = train(small_config(npz, reduction="invariant", max_steps=4, workdir=None))
+        assert jax.config.values["jax_disable_most_optimizations"]
+        assert jax.config.values["jax_transfer_guard"] == "disallow"
+    assert params_sha256(again.params) == params_sha256(plain.params)
+
+
 def test_the_environment_is_left_alone_once_the_backend_has_started(npz: str) -> None:
     before = dict(os.environ)
     train(small_config(npz, reduction="invariant", max_steps=1))

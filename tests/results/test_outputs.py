@@ -48,6 +48,8 @@ def test_what_is_read_and_what_a_run_has_written_is_never_replaced(
     os.link("other.csv", "hard.csv")
     Path("folder").mkdir()
     shutil.copy("other.csv", "folder/test.csv")
+    for name in ("starting.jsonl", "ledger-old-2.jsonl"):
+        Path("run", name).write_text("")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     read = "would replace what is read"
     for verb, *arguments, output, said in (
@@ -59,6 +61,8 @@ def test_what_is_read_and_what_a_run_has_written_is_never_replaced(
         ("predict", "run", "other.csv", "own.csv", read),
         ("export", "run", "--format=npz", "own.csv", read),
         ("report", "run", "run/metrics.jsonl", "is a file of the run in"),
+        ("report", "run", "run/starting.jsonl", "is a file of the run in"),
+        ("predict", "run", "other.csv", "run/ledger-old-2.jsonl", "is a file of the run in"),
         ("predict", "run", "other.csv", "run/ledger.csv", ""),
         ("predict", "run", "other.csv", "run/ledger.csv", ""),
         ("report", "run", "run/report.html", ""),

@@ -15,7 +15,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from distmlp import Config
 from distmlp.errors import WriteError
-from distmlp.progress import Cadence, Progress, best
+from distmlp.progress import Cadence, Progress, Reached, best
 from distmlp.run.log import HEADER, Log, describe, header, read_lines, summary
 
 
@@ -199,7 +199,7 @@ def test_other_processes_than_the_first_write_nothing(tmp_path: Path, capsys: py
 
 def test_no_bar_where_the_output_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, config = Log(tmp_path), Config()
-    log.show_progress(Progress(Cadence(config, 5), 3), 20, 96)
+    log.show_progress(Progress(Cadence(config, 5), Reached(3)), 20, 96)
     log.close_bar()
     assert capsys.readouterr() == ("", "")
 
