@@ -3,6 +3,7 @@ or as a stream, and in batches that are given from Python.
 """
 
 import contextlib
+import math
 import os
 import zipfile
 import zlib
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from distmlp.data import columnar, refused
+from distmlp.data.spread import Spread
 from distmlp.data.streams import Labels, Stream, finite
-from distmlp.errors import InputError, one_line
+from distmlp.errors import InputError, listed, one_line
 
 if TYPE_CHECKING:
     from distmlp.data.columns import Columns
@@ -163,11 +165,20 @@ def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
+    found = pairs(path, names)
+    others = sorted({*names} - {name for trio in found.values() for name in trio})
     return Source({
         part: Part(get(features), get(labels), f"{path}: {', '.join(filter(None, (features, labels, weights)))}",
                    weights=get(weights) if weights else None)
-        for part, (features, labels, weights) in pairs(path, names).items()
-    })
+        for part, (features, labels, weights) in found.items()
+    }, remarks=not_read(path, others))
+
+
+def not_read(path: Path, names: Sequence[str]) -> list[str]:
+    """A remark on the files or arrays of these names, if there are any: they are no part."""
+    named = "train, test and val" + (", and weights w_train" if any("weight" in name.lower() for name in names) else "")
+    return [f"{path}: {listed(names)} {'is' if len(names) == 1 else 'are'} not read: the parts are named {named}"] * (
+        len(names) > 0)
 
 
 class Stored:
@@ -251,12 +262,11 @@ def streams(named: Sequence[dict[str, Stored]], paths: Sequence[Path], files: Se
 class Arrays:
     """The rows of arrays, one after the other."""
 
-    pictures = False
+    pictures, classes = False, None
 
-    def __init__(self, sets: "Sequence[Trio]", files: Sequence[Path],
-                 classes: Sequence[str] | None = None) -> None:  # fmt: skip
+    def __init__(self, sets: "Sequence[Trio]", files: Sequence[Path]) -> None:
         """`sets`: features, labels and weights, if there are any."""
-        self._sets, self.files, self.classes = sets, files, classes
+        self._sets, self.files = sets, files
         self.name = sets[0][0].name if len(sets) == 1 else f"{sets[0][0].name} and {len(sets) - 1:,} more"
         self.remarks: list[str] = []
         for x, y, weights in sets:
@@ -284,14 +294,20 @@ class Arrays:
                 yield Labels(labels, rest[: len(labels)])
                 rest = rest[len(labels) :]
 
-    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+    def features(self, start: int = 0, spread: Spread | None = None) -> Iterator[np.ndarray]:
         row = start
+        if spread:
+            spread.begin(math.prod(self._sets[0][0].shape[1:]))
         for x, _, _ in self._sets:
             if start < len(x):
                 for block in x.blocks(start):
+                    if spread:
+                        spread.add(block.reshape(len(block), -1))
                     yield finite(block if self._bytes else _float32(block), self.name, row)
                     row += len(block)
             start = max(0, start - len(x))
+        if spread:
+            spread.check(self.name)
 
 
 class Batches:
@@ -332,8 +348,10 @@ class Batches:
             yield Labels(y, weights)
         self._digests = digests
 
-    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+    def features(self, start: int = 0, spread: Spread | None = None) -> Iterator[np.ndarray]:
         row, number = 0, -1
+        if spread:
+            spread.begin(math.prod(self._shape))
         known = None if self._digests is None else iter(self._digests)
         for number, (x, y, weights) in enumerate(self._pairs()):
             if known is not None and _digest(y, weights) != next(known, None):
@@ -344,10 +362,14 @@ class Batches:
                                  "alike")
             if row + len(x) > start:
                 block = x[max(0, start - row) :]
+                if spread:
+                    spread.add(block.reshape(len(block), -1))
                 yield finite(block if self._bytes else _float32(block), self.name, max(row, start))
             row += len(x)
         if known is not None and next(known, None) is not None:
             raise self._others(number + 1)
+        if spread:
+            spread.check(self.name)
 
     def _others(self, number: int) -> InputError:
         return InputError(f"{self.name} are not the same each time they are gone through, from batch {number} on, as "

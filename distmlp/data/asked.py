@@ -173,8 +173,7 @@ class Sources:
         def each_table(files: Sequence[Path]) -> list[Callable[[], Rows]]:
             return [functools.partial(TableRows, file, self._reader, carried, self._sure) for file in files]
 
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
+        refused.check_place(path)
         if packed.is_pack(path):
             return [functools.partial(PackRows, packed.Pack(path), self._reader.columns)]
         if path.suffix.lower() in (".npy", ".npz") or (path.is_dir() and any(path.glob("*.npy"))):

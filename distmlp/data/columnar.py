@@ -5,6 +5,7 @@ import contextlib
 import csv
 import json
 import re
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,34 @@ _QUOTED = rf'(?<![^{_SEPARATORS}\r\n])"(?:[^"]++|"")*+"'
 _FIRST_LINE = re.compile(  # that is not empty; less than that up to a quote that is not closed
     rf'(?:[ \t]*+[\r\n])*+((?:[^"\r\n]++|{_QUOTED}|(?<=[^{_SEPARATORS}\r\n])")*+)(\r\n?|\n)?'.encode())
 _INDEX = re.compile(r"Unnamed: \d+(\.\d+)*|__index_level_\d+__")  # pandas' names for an index that has none
+
+
+class _WithLastRow:
+    """A text file to which a row is added: where a quote is not closed, Arrow takes all behind it, this row, too, for
+    that cell."""
+
+    closed = False
+
+    def __init__(self, stream: Any, separator: str, width: int) -> None:
+        self.cell = secrets.token_hex(8)  # of this row, in all columns
+        self.row = (separator.join([self.cell] * width) + "\n").encode()
+        self._stream, self._last, self._rest = stream, b"\n", b""  # what is still to be read once the file has ended
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int) -> bytes:
+        content: bytes = b"" if self._ended else self._stream.read(size)
+        self._last = content[-1:] or self._last
+        if len(content) < size and not self._ended:
+            self._ended, self._rest = True, (b"" if self._last in b"\r\n" else b"\n") + self.row
+        taken, self._rest = self._rest[: size - len(content)], self._rest[size - len(content) :]
+        return content + taken
+
+    def is_last(self, block: Any) -> bool:
+        """Whether the last row of this block is the one that was added."""
+        return len(block) > 0 and block.columns[0][-1].as_py() == self.cell
 
 
 class Raw(NamedTuple):
@@ -163,9 +192,11 @@ def _blocks(path: Path, separator: str, width: int, places: Sequence[str], skipp
     def blocks(threads: bool) -> Iterator[Any]:
         with pa.input_stream(str(path), compression="detect") as stream:
             if not skipped or stream.read(skipped):
+                rows, closed, whole = 0, False, _WithLastRow(stream, separator, width)
+                size = _BLOCK + line + 2 * len(whole.row)
                 with csv.open_csv(
-                    stream,
-                    csv.ReadOptions(column_names=names, block_size=_BLOCK + line, use_threads=threads),
+                    whole,
+                    csv.ReadOptions(column_names=names, block_size=size, use_threads=threads),
                     csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note,
                                      ignore_empty_lines=width > 1),
                     csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=places,
@@ -174,22 +205,33 @@ def _blocks(path: Path, separator: str, width: int, places: Sequence[str], skipp
                 ) as reader:
                     empty = 0
                     for block in reader:
+                        closed = whole.is_last(block)
+                        block = block.slice(0, len(block) - closed)
+                        if not len(block):
+                            continue
+                        rows += len(block)
                         if width > 1:
                             yield block.columns
                             continue
                         # An empty line is an absent value here, but at the end of the file it is none.
                         cells, there = block.columns[0], np.flatnonzero(block.columns[0].is_valid())
-                        rows = there[-1] + 1 if len(there) else 0
-                        if rows:
-                            yield [pa.concat_arrays([pa.nulls(empty, pa.string()), cells[:rows]])]
+                        filled = there[-1] + 1 if len(there) else 0
+                        if filled:
+                            yield [pa.concat_arrays([pa.nulls(empty, pa.string()), cells[:filled]])]
                             empty = 0
-                        empty += len(cells) - rows
+                        empty += len(cells) - filled
+                if not closed:
+                    raise InputError(f"{path} cannot be read as a table: a quote that row {rows:,} opens is not "
+                                     "closed: close it, or remove it")
 
     try:
         yield from blocks(threads=True)
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
             return
+        if "straddl" in str(error):
+            raise InputError(f"{path} cannot be read as a table: a row has more than {_BLOCK >> 20} MiB, perhaps as a "
+                             "quote is not closed: close it, or remove it") from None
         if not ragged:
             raise
         with_number = blocks(threads=False)  # only so are rows counted

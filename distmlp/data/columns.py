@@ -278,7 +278,9 @@ def matched(raw: Raw, columns: Columns | None, config: Config, labelled: bool, w
         others = raw.names if by_place else others
     else:
         others = own if counts(own) and len(own) == len(wanted) and not labelled else others  # none is of other use
-        by_place = bool(missing) and len(others) == len(wanted) and (known.counted or counts(others))
+        # Names of which some are the training set's may be those, without a column that it had.
+        unnamed = known.counted or (counts(others) and not {*map(str.strip, others)} & {*map(str.strip, known.names)})
+        by_place = bool(missing) and len(others) == len(wanted) and unnamed
     if by_place and not (raw.header is False and label):
         return Choice(others, label, None, empty)
     numbers = all(name.strip().isdecimal() for name in known.names)
@@ -308,11 +310,14 @@ def _columns(names: Sequence[str]) -> str:
 
 
 def _ignored(raw: Raw, config: Config) -> frozenset[str]:
-    """The columns that --ignore_columns leaves out; of a column of lists, all that its elements have become."""
+    """The columns that --ignore_columns leaves out; of a column of lists, which text files do not have, all that its
+    elements have become."""
     given = next(csv.reader([config.ignore_columns], skipinitialspace=True), [])
     ignored: set[str] = set()
     for name in filter(None, map(str.strip, given)):
-        found = {column for column in raw.names if name in (column.strip(), column.strip().rpartition("[")[0])}
+        found = {column for column in raw.names if column.strip() == name}
+        if not found and not raw.text:
+            found = {column for column in raw.names if column.strip().rpartition("[")[0] == name}
         if not found:
             raise InputError(f"--ignore_columns={name}: {raw.name} has no such column, it has {listed(raw.names)}")
         ignored |= found

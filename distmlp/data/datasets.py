@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distmlp.config import FROM_PYTHON, Config
-from distmlp.data import given, named, read, scaling, tables, weights
+from distmlp.data import given, named, read, scaling, spread, tables, weights
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
 from distmlp.data.examples import ArrayDataset, Examples, ItemDataset, blocks, check_lengths
@@ -213,6 +213,7 @@ def load(
         f"{part.name}: the weights are ignored, for evaluation counts each example once"
         for name, part in source.parts.items() if part.weights is not None and (name != "train" or info is not None))]
     if info is None:
+        spread.check(source.parts["train"].features, source.parts["train"].name)
         named_columns = columns is not None or source.pack is not None
         weighed = _given_weights(config, source.parts["train"], len(found["train"]), named_columns)
         stay = _hold_out(source.pack.rest(config) if source.pack else config, found, known.names)

@@ -22,7 +22,7 @@ _SMALL = 1 << 12  # whole numbers below it are told apart without sorting them
 # What stands for an absent value in text; in a column of labels, an empty cell does, and each of them among numbers.
 ABSENT = ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "N/A", "NA",
           "NULL", "NaN", "n/a", "nan", "null")  # fmt: skip
-_BOOLEANS = ({"True", "False"}, {"true", "false"}, {"TRUE", "FALSE"})
+_BOOLEANS = {"True", "False", "true", "false", "TRUE", "FALSE"}
 
 
 class Written(str):
@@ -232,15 +232,13 @@ class Seen:
 def read_texts(texts: Sequence[str]) -> np.ndarray:
     """The distinct labels of a text file as what they are: whole numbers, booleans, or text (objects).
 
-    Different texts stay different labels: 01 and 1, or 1E2 and 100, are text. Fractions become float64, which
-    find_classes refuses with a remedy.
+    Different texts stay different labels: 01 and 1, or 1E2 and 100, are text; but 1.0 is 1, and true is True. Fractions
+    become float64, which find_classes refuses with a remedy.
     """
     trimmed = [text.strip() for text in texts]
     if all(map(_WHOLE.fullmatch, trimmed)):
-        numbers = [int(text.partition(".")[0]) for text in trimmed]
-        if len(set(numbers)) == len(set(trimmed)):
-            return np.array(numbers, np.int64)
-    if any(set(trimmed) <= words for words in _BOOLEANS):
+        return np.array([int(text.partition(".")[0]) for text in trimmed], np.int64)
+    if set(trimmed) <= _BOOLEANS:
         return np.array([text.lower() == "true" for text in trimmed], bool)
     try:
         fractions = np.array(list(map(float, trimmed)))

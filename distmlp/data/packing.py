@@ -30,6 +30,7 @@ from distmlp.data.columns import Columns
 from distmlp.data.labels import Classes, Seen
 from distmlp.data.packed import FORMAT, HEADER, MANIFEST, PARTS, SETTINGS, UNFINISHED, Pack, Writer, npy_header
 from distmlp.data.scaling import BLOCK
+from distmlp.data.spread import Spread
 from distmlp.data.streams import Stream
 from distmlp.data.tables import Tables
 from distmlp.errors import InputError, WriteError
@@ -178,7 +179,7 @@ class _Packing:
         self._config, self._parts, self._output, self._work = config, parts, output, work
         self._key, self._files = key, files
         self._disk, self._syncing = ThreadPoolExecutor(1), list[Future[bool]]()
-        self._noted = time.monotonic()
+        self._noted, self._spread = time.monotonic(), Spread()
         weights.check_column(config.weight_column, isinstance(parts["train"], Tables), parts["train"].name)
         self._fractions = {part: getattr(config, f"{part}_fraction") for part in ("test", "validation")}
         for part, fraction in self._fractions.items():
@@ -259,7 +260,7 @@ class _Packing:
                 stream.restore(columns, stream.counts)
         firsts, begun = dict[str, np.ndarray](), dict[str, Iterator[np.ndarray]]()
         for part, stream in self._parts.items():
-            features = stream.features()
+            features = stream.features(0, self._spread if part == "train" else None)
             firsts[part] = first = next(features)
             begun[part] = itertools.chain([first], features)
             widths = [math.prod(each.shape[1:]) for each in (firsts["train"], first)]
@@ -383,6 +384,8 @@ class _Packing:
                 split_up = marks if part == "train" else None
                 into = [each for each in plan["rows"] if each == part or (part == "train" and each not in self._parts)]
                 before = done.get(part, {"read": 0, "files": {}})
+                if "spread" in before:
+                    self._spread.restore(before["spread"])
                 row = before["read"]
                 bar.update(row)
                 with contextlib.ExitStack() as stack:
@@ -390,7 +393,8 @@ class _Packing:
                     for each in into:
                         writer = Writer(self._path("x", each), width, dtypes[each], **before["files"].get(each, {}))
                         writers[each] = stack.enter_context(writer)
-                    for block in streams.ahead(begun.get(part) or stream.features(row)):
+                    spread = self._spread if part == "train" else None
+                    for block in streams.ahead(begun.get(part) or stream.features(row, spread)):
                         if not np.can_cast(block.dtype, dtypes[part]):
                             raise InputError(f"{stream.name}, row {row}: values of type {block.dtype}, but the first "
                                              f"are {dtypes[part]}: give all alike")
@@ -403,6 +407,8 @@ class _Packing:
                         if self._note_is_due:
                             files = {each: writer.settle() for each, writer in writers.items()}
                             done[part] = {"read": row, "files": files}
+                            if spread:
+                                done[part]["spread"] = spread.as_json()
                             self._note(note)
                     for each, writer in writers.items():
                         if writer.rows != plan["rows"][each]:
@@ -433,7 +439,7 @@ class _Packing:
             labels = np.memmap(self._path("y", "train"), np.int32, "r", HEADER)
             values = np.memmap(self._path("w", "train"), np.float64, "r", HEADER)
             given = weights.of_training(values, labels, False, self._parts["train"].name)
-        rows = scaling.Rows(blocks, given, streams.spread)
+        rows = scaling.Rows(blocks, given, streams.by_cores)
         mean, deviation = scaling.moments(rows, features.shape[1])
         return {"largest": scaling.largest(rows), "mean": mean.tolist(), "deviation": deviation.tolist()}
 

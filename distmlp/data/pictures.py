@@ -7,6 +7,7 @@ or black where what can be seen is bright. A folder's are then made gray or colo
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,9 +24,10 @@ from distmlp.config import Config
 from distmlp.data import columnar, typed
 from distmlp.data.arrays import Part, Source, by_part, visible, walk
 from distmlp.data.columnar import Raw
+from distmlp.data.spread import Spread
 from distmlp.data.streams import Labels
 from distmlp.data.typed import Choice, Rules
-from distmlp.errors import InputError, listed, one_line
+from distmlp.errors import InputError, counted, listed, one_line
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 Picture = Callable[[Path], np.ndarray]  # makes a row of a file
@@ -191,8 +193,12 @@ class ImageFolder:
         self.root, self._picture = root, picture
         self.paths: list[Path] = []
         self.targets: list[str] = []
+        self._others: Counter[str] = Counter()  # files of other kinds, by suffix
         for folder in visible(root):
-            found = sorted(files(folder), key=lambda path: (str(path.parent), path.name))  # as torchvision has them
+            every = [*walk(folder)]
+            found = [path for path in every if path.name.lower().endswith(SUFFIXES)]
+            self._others.update(path.suffix.lower() for path in every if not path.name.lower().endswith(SUFFIXES))
+            found.sort(key=lambda path: (str(path.parent), path.name))  # as torchvision has them
             if not found:
                 raise InputError(f"{root} is no folder of class folders with pictures: {folder.name} holds none "
                                  f"({', '.join(SUFFIXES)}); remove it")
@@ -226,7 +232,18 @@ class ImageFolder:
                 if index and not self._sizing.brightest:
                     break
                 _ = self[int(index)]
-        return self._sizing.remarks
+        return [*self._sizing.remarks, *self.left_out]
+
+    @property
+    def left_out(self) -> list[str]:
+        """A remark on pictures of kinds that are not read, if there are any."""
+        if not self._others:
+            return []
+        known = Image.registered_extensions().keys()
+        kinds = sorted(suffix for suffix in self._others if suffix in known)
+        count = sum(self._others[suffix] for suffix in kinds)
+        return [f"{self.root}: {counted(count, 'picture')} of other kinds ({', '.join(kinds)}) "
+                f"{'is' if count == 1 else 'are'} not read: save as PNG what is to be used"] if kinds else []
 
     def decoded(self) -> np.ndarray:
         """All pictures, [N, *shape]."""
@@ -251,12 +268,12 @@ class Pictures:
 
     @property
     def remarks(self) -> list[str]:
-        return self._folder._sizing.remarks
+        return [*self._folder._sizing.remarks, *self._folder.left_out]
 
     def labels(self) -> Iterator[Labels]:
         yield Labels(np.array(self._folder.targets, object))
 
-    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+    def features(self, start: int = 0, spread: Spread | None = None) -> Iterator[np.ndarray]:
         count = len(self._folder)
         with ThreadPoolExecutor(machine.cores()) as pool:  # Pillow decodes without Python's lock
             for begin in range(start, count, AT_ONCE):
@@ -293,7 +310,7 @@ class StoredPictures:
                 if block.labels is not None:
                     yield Labels(block.labels)
 
-    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+    def features(self, start: int = 0, spread: Spread | None = None) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(machine.cores()) as pool:
             row = 0
             for opened in self._raws:

@@ -7,11 +7,11 @@ import numpy as np
 
 from distmlp import machine
 from distmlp.config import FROM_PYTHON, NAMED_DATASETS, Config
-from distmlp.data import arrays, columnar, packed, tables
+from distmlp.data import arrays, columnar, packed, refused, tables
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columns import Columns
 from distmlp.data.packed import Pack
-from distmlp.errors import InputError, listed
+from distmlp.errors import InputError
 
 _ABOUT = ("readme", "license", "licence", "copying", "notice", "citation", "changelog", "changes", "authors",
           "requirements")  # fmt: skip # what texts beside data are named
@@ -31,6 +31,10 @@ def source(
         raise InputError(f"--dataset={path} does not exist: give one of {', '.join(NAMED_DATASETS)}, an .npz, .csv or "
                          ".parquet file, a folder of .npy files, of class folders with pictures, or that distmlp pack "
                          "has made")
+    refused.check_place(path)
+    if not known and any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
+        raise InputError(f"--dataset={path} was saved by Hugging Face's save_to_disk: make a pack of it, by `distmlp "
+                         f"pack {path} --output=FOLDER`, and give that")
     if path.is_dir() and packed.is_pack(path):
         return _packed(config, known, columns, Pack(path))
     if files := tables_at(path):
@@ -53,8 +57,7 @@ def _left_out(path: Path, files: set[Path]) -> list[str]:
               if file not in files and (columnar.is_table(file) or file.suffix.lower() in (".npy", ".npz"))
               and file.is_file() and not file.name.startswith((".", "_"))
               and columnar.stem(file).lower() not in _ABOUT]  # fmt: skip
-    return [f"{path}: {listed(others)} {'is' if len(others) == 1 else 'are'} not read: the parts are named train, test "
-            "and val"] if others else []
+    return arrays.not_read(path, others)
 
 
 def _packed(config: Config, known: bool, columns: Columns | None, pack: Pack) -> Source:

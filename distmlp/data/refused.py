@@ -20,6 +20,15 @@ _ARRAYS = {  # suffixes of arrays, and what reads them
 _PACKED = (".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".gz")
 
 
+def check_place(path: Path) -> None:
+    """Raises InputError for a path at which there is neither a file nor a folder."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is neither a file nor a folder, perhaps a pipe: write what comes from it to a file, "
+                         "and give that")
+
+
 def check_file(path: Path) -> None:
     """Raises InputError for a file whose name says that it is of a kind that is not read."""
     if path.suffix.lower() in {*_FRAMES, *_ARRAYS, *_PACKED}:

@@ -38,8 +38,7 @@ def found(sources: Sequence[Path], config: Config, partitions: bool = False) -> 
       InputError: they are not there, of several kinds, or of none.
     """
     for path in sources:
-        if not path.exists():
-            raise InputError(f"{path} does not exist")
+        refused.check_place(path)
     if len(sources) == 1 and sources[0].is_dir():
         return _folder(sources[0], config, partitions)
     named = {path: part_named(path) for path in sources}
@@ -77,6 +76,7 @@ def _kind(path: Path) -> str:
 
 def tables(path: Path) -> list[Path]:
     """The tables at a path and below it; none where it is a pack, or arrays or pictures lie there, which are meant."""
+    refused.check_place(path)
     if path.is_file():
         return [path] if columnar.is_table(path) else []
     if packed.is_pack(path) or any(path.glob("*.npy")):

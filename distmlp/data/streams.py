@@ -12,6 +12,7 @@ import numpy as np
 from distmlp import machine
 from distmlp.config import digest_json
 from distmlp.data.labels import Classes, Seen
+from distmlp.data.spread import Spread
 from distmlp.data.typed import Words, surely_finite
 from distmlp.errors import InputError
 
@@ -47,8 +48,10 @@ class Stream(Protocol):
 
     def labels(self) -> Iterator[Labels]: ...
 
-    def features(self, start: int = 0) -> Iterator[np.ndarray]:
-        """uint8 or float32 [rows, ...], always of one dtype and shape; finite."""
+    def features(self, start: int = 0, spread: Spread | None = None) -> Iterator[np.ndarray]:
+        """uint8 or float32 [rows, ...], always of one dtype and shape; finite. Of a training set, `spread` is shown
+        them as they were before, and an InputError raised at their end if it finds that columns are too close.
+        """
 
 
 def ahead(blocks: Iterator[T]) -> Iterator[T]:
@@ -60,7 +63,7 @@ def ahead(blocks: Iterator[T]) -> Iterator[T]:
             yield block
 
 
-def spread(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+def by_cores(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     """As map, by as many threads as there are cores; a few items wait at a time."""
     cores = machine.cores()
     with ThreadPoolExecutor(cores) as pool:

@@ -11,6 +11,7 @@ from distmlp.data import columnar, typed
 from distmlp.data.arrays import Part, Source
 from distmlp.data.columnar import Raw
 from distmlp.data.columns import Columns, Learner, Unseen, chosen, is_header, matched
+from distmlp.data.spread import Spread
 from distmlp.data.streams import Labels, ahead, finite
 from distmlp.data.typed import Block, Choice, Rules, Table, Words
 from distmlp.errors import InputError, listed
@@ -196,14 +197,21 @@ class Tables:
         """With what an earlier process has learned."""
         self.columns, self.counts, self._learned = columns, counts, True
 
-    def features(self, start: int = 0) -> Iterator[np.ndarray]:
+    def features(self, start: int = 0, spread: Spread | None = None) -> Iterator[np.ndarray]:
         row = start
-        for table in self._tables(self.columns, frozenset(), start):
+        numbers = [name for name in self.columns.names if name not in self.columns.words]
+        if spread:
+            spread.begin(len(numbers))
+        for table in self._tables(self.columns, frozenset(), start, spread):
             features = self.columns.encode(table, self.unseen)
             yield finite(features, self.name, row)
             row += len(features)
+        if spread:
+            spread.check(self.name, numbers)
 
-    def _tables(self, columns: Columns | None, texts: frozenset[str], start: int) -> Iterator[Table]:
+    def _tables(
+        self, columns: Columns | None, texts: frozenset[str], start: int, spread: Spread | None = None
+    ) -> Iterator[Table]:
         """By what was learned, or, to learn, with these columns of text."""
         reader = Reader(self._config, columns or self.columns)
         if columns is not None:
@@ -218,7 +226,7 @@ class Tables:
             text = frozenset(name for name, learned in here.items() if learned in texts)
             try:
                 for block in typed.stream(_ahead(raw), choice._replace(label=None, weight=None), rules, texts=text,
-                                          start=start):  # fmt: skip
+                                          start=start, spread=spread):  # fmt: skip
                     yield reader.named(block.table, choice)
             except typed.TextFound as error:
                 raise typed.TextFound({here[name] for name in error.names}) from None

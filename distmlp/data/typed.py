@@ -9,6 +9,7 @@ import numpy as np
 
 from distmlp.data.columnar import Raw
 from distmlp.data.labels import ABSENT, Written
+from distmlp.data.spread import Spread
 from distmlp.errors import InputError
 
 _BLOCK = 8192  # rows that are moved at a time
@@ -101,17 +102,21 @@ def read(raw: Raw, choice: Choice, rules: Rules) -> tuple[Table, np.ndarray | No
     """A table's features, and its labels and weights if such columns are chosen.
 
     Raises:
-      InputError: a cell is not what the rules allow: its row, the first being 1, and its column are named.
+      InputError: a cell is not what the rules allow: its row, the first being 1, and its column are named; or of a
+        training set, float32 cannot tell a column's values apart.
     """
     texts = set(rules.texts or ())
     while True:
-        reading = _Reading(raw, choice, rules, texts)
+        numbers = [name for name in choice.features if name not in texts]
+        spread = Spread(len(numbers)) if rules.texts is None else None  # of a training set
+        reading = _Reading(raw, choice, rules, texts, spread)
         for block in raw.read(choice.names):
             reading.add(block)
             if reading.found and reading.first:
                 break  # begin again: these columns are text
         if not reading.found:
-            reading.check_spread()
+            if spread:
+                spread.check(raw.name, numbers)
             return reading.result()
         texts |= reading.found
 
@@ -135,7 +140,7 @@ class TextFound(Exception):
 
 def stream(
     raw: Raw, choice: Choice, rules: Rules, *, texts: frozenset[str] = frozenset(), carried: Sequence[str] = (),
-    start: int = 0,
+    start: int = 0, spread: Spread | None = None,
 ) -> Iterator[Block]:
     """As `read`, but block by block, so that the table need not fit in memory.
 
@@ -143,12 +148,13 @@ def stream(
       texts: where rules.texts is None, the columns that are known to be text.
       carried: columns that come along as they are.
       start: how many rows to leave out.
+      spread: is shown the columns of numbers, in their order.
 
     Raises:
-      InputError: as `read`.
+      InputError: as `read`, but for values that are too close together.
       TextFound: a column is text that is not among `texts`, and may be.
     """
-    reading, wanted = _Reading(raw, choice, rules, {*(rules.texts or texts)}), choice.names
+    reading, wanted = _Reading(raw, choice, rules, {*(rules.texts or texts)}, spread), choice.names
     once = [*dict.fromkeys([*wanted, *carried])]
     for read in raw.read(once):
         skipped = min(start, len(read[0]))
@@ -171,18 +177,14 @@ def surely_finite(values: np.ndarray) -> bool:
         return bool(np.isfinite(values.sum()))
 
 
-def _are_close(smallest: float, largest: float) -> bool:
-    """Whether float32 has a dozen values between these, or fewer."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        step = float(np.spacing(np.float32(max(abs(smallest), abs(largest)))))
-    return 0 < largest - smallest < 16 * step < np.inf
-
-
 class _Reading:
     """One pass over a table."""
 
-    def __init__(self, raw: Raw, choice: Choice, rules: Rules, texts: set[str]) -> None:
-        self._raw, self._choice, self._rules, self._rows = raw, choice, rules, 0
+    def __init__(
+        self, raw: Raw, choice: Choice, rules: Rules, texts: set[str], spread: Spread | None = None
+    ) -> None:
+        """`spread` is shown the columns of numbers, in their order."""
+        self._raw, self._choice, self._rules, self._rows, self._spread = raw, choice, rules, 0, spread
         features, label = choice.features, choice.label
         if len({*features}) < len(features):  # of one of the two, nothing would be written
             twice = next(name for name in features if features.count(name) > 1)
@@ -198,7 +200,6 @@ class _Reading:
         self._truths: set[str] = set()  # columns in which True or False were seen as text
         self._written: set[str] = set()  # columns of numbers that came as text
         self._counts: set[str] = set()  # of these, those in which others than 0 and 1 were among the rows taken
-        self._spread: dict[str, tuple[float, float, bool]] = {}  # of a training set: smallest, largest, whether rounded
         self.found: set[str] = set()  # columns that were taken for numbers until one of their cells was none
         self.first = True  # whether one block has been read at most
 
@@ -247,24 +248,8 @@ class _Reading:
             raise self._no_value(name, int(absent.argmax()))
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, for _check_finite to find
             column[begin:] = numbers
-        if self._rules.texts is None and len(numbers):
-            self._note_spread(name, numbers, column[begin:])
-
-    def _note_spread(self, name: str, numbers: np.ndarray, kept: np.ndarray) -> None:
-        smallest, largest, rounded = self._spread.get(name, (np.inf, -np.inf, False))
-        smallest = min(smallest, float(np.fmin.reduce(numbers)))
-        largest = max(largest, float(np.fmax.reduce(numbers)))
-        rounded = rounded or (_are_close(smallest, largest) and bool(((numbers != kept) & ~np.isnan(numbers)).any()))
-        self._spread[name] = smallest, largest, rounded
-
-    def check_spread(self) -> None:
-        """Raises InputError for a column of a training set whose values are so close together that float32 holds hardly
-        any of the differences between them, as of times in seconds since 1970."""
-        for name, (smallest, largest, rounded) in self._spread.items():
-            if rounded and _are_close(smallest, largest):
-                raise InputError(f"{self._raw.name}: the values of column {name}, {smallest:.15g} to {largest:.15g}, "
-                                 "are too close together for float32, by which all is computed: subtract a constant "
-                                 f"from them, or give --ignore_columns={name}")
+        if self._spread is not None:
+            self._spread.add(numbers, self._places[name])
 
     def _check_finite(self, rows: np.ndarray) -> None:
         if surely_finite(rows):
@@ -311,13 +296,15 @@ class _Reading:
         return InputError(f"{self._raw.name}: row {self._rows + row + 1} of column {name} has no value: {remedy}")
 
     def _no_number(self, name: str, values: Any) -> InputError:
+        later = self._rules.texts is not None
         if not _is_text(values.type):
-            return InputError(f"{self._raw.name}: column {name} is of the type {values.type}, not of numbers: give "
-                              f"--ignore_columns={name}, or replace the column by numbers")
+            remedy = ("in training this column had numbers; mend it" if later else
+                      f"give --ignore_columns={name}, or replace the column by numbers")
+            return InputError(f"{self._raw.name}: column {name} is of the type {values.type}, not of numbers: {remedy}")
         cells = _plain(_decoded(values)).to_pylist()
         row = next((i for i, cell in enumerate(cells) if cell is not None and not _NUMBER.fullmatch(cell)), 0)
         where = f"{self._raw.name}: row {self._rows + row + 1} of column {name} is {cells[row]!r}, not a number"
-        if self._rules.texts is not None:
+        if later:
             return InputError(f"{where}: in training this column had numbers only; mend it")
         return InputError(f"{where}: give --ignore_columns={name}, --text_columns=one_hot, or numbers instead")
 

@@ -50,6 +50,18 @@ def test_pictures_are_read_as_they_are(
     assert [files[image.tobytes()] for image in images] == [["cat", "dog"][label] for label in labels]
 
 
+def test_pictures_of_other_kinds_are_told(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set")
+    (root / "cat" / "notes.txt").write_text("of a cat")
+    data = load(Config(dataset=str(root), test_fraction=0.25))
+    assert data.remarks == []
+    for number in range(2):
+        Image.fromarray(PIXELS["cat0"]).save(root / "dog" / f"{number}.gif")
+    said = f"{root}: 2 pictures of other kinds (.gif) are not read: save as PNG what is to be used"
+    assert load(Config(dataset=str(root), test_fraction=0.25)).remarks == [said]
+    assert packing.pack_sources([root], tmp_path / "made", Config(test_fraction=0.25))[1] == [said]
+
+
 def test_parts_in_folders_of_their_own(tmp_path: Path) -> None:
     for part in ("train", "test", "val"):
         folder(tmp_path / "set" / part)

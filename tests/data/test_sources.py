@@ -9,6 +9,7 @@ from conftest import make_arrays
 
 from distmlp import Config, InputError
 from distmlp.data.datasets import Learned, load
+from distmlp.data.packing import pack_sources
 
 ARRAYS = make_arrays()
 
@@ -261,6 +262,27 @@ def test_tables_and_arrays_that_are_no_part_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "arrays" / "x_dev.npy", ARRAYS["x_test"])
     assert load(Config(dataset=arrays)).remarks == [
         f"{arrays}: x_dev.npy is not read: the parts are named train, test and val"]  # fmt: skip
+    archive = tmp_path / "a.npz"
+    for more, text in ((["x_dev", "y_dev"], "x_dev, y_dev are not read: the parts are named train, test and val"),
+                       (["sample_weights"], "sample_weights is not read: the parts are named train, test and val, and "
+                        "weights w_train")):  # fmt: skip
+        np.savez(archive, **ARRAYS, **dict.fromkeys(more, np.ones(4)))
+        assert load(Config(dataset=str(archive))).remarks == [f"{archive}: {text}"]
+
+
+def test_what_hugging_face_has_saved_is_to_be_packed(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(InputError, match=r"was saved by .* save_to_disk: make a pack of it, by `distmlp pack .* and"):
+        load(Config(dataset=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("labels", "classes"), [(("0", "1.0"), [0, 1]), (("False", "true"), [False, True])])
+def test_tables_may_write_a_class_in_two_ways(labels: tuple[str, str], classes: list[Any], tmp_path: Path) -> None:
+    other = {"0": "0.0", "1.0": "1", "False": "FALSE", "true": "True"}
+    for name, (a, b) in (("one", labels), ("two", tuple(other[label] for label in labels))):
+        (tmp_path / f"{name}.csv").write_text("x,label\n" + f"1,{a}\n2,{b}\n" * 5)
+    pack_sources([tmp_path / "one.csv", tmp_path / "two.csv"], tmp_path / "made", Config(test_fraction=0.2))
+    assert [*load(Config(dataset=str(tmp_path / "made"))).called] == classes
 
 
 def test_memory_that_was_not_written_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,6 +332,46 @@ def test_columns_go_by_number_where_these_are_surely_the_training_sets(header: b
             places(columns, width, labelled)
 
 
+def test_a_quote_that_is_not_closed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow takes all rows behind it for one cell."""
+    lines = [f"{n % 7},{'yes' if n % 2 else 'no'},ok" for n in range(60)]
+    for cell, row in (('"5 inch', 41), ('"', 60), ('"a ""b""', 1), ('5" wide', 0), ('"a\nb"', 0), ('"a ""b"""', 0)):
+        own = [line.replace("ok", cell) if number == (row or 60) else line for number, line in enumerate(lines, 1)]
+        for end in ("\n", "", "\r\n", "\n\n"):
+            for block in (1 << 22, 64):
+                monkeypatch.setattr(columnar, "_BLOCK", block)
+                path = written(tmp_path, "\n".join(["a,label,notes", *own]) + end)
+                raw = columnar.file(path, lambda cells: True)
+                if not row:
+                    assert sum(len(columns[0]) for columns in raw.read(["label"])) == 60
+                    continue
+                with pytest.raises(InputError, match=rf"t.csv cannot be read as a table: a.* quote .*row {row} opens|"
+                                   "t.csv cannot be read as a table: a row has more than 0 MiB"):  # fmt: skip
+                    [*raw.read(["label"])]
+
+
+def test_ignored_columns_are_those_of_the_name(tmp_path: Path) -> None:
+    """Of a column of lists all elements; units in brackets are none."""
+    table = pd.DataFrame({"p": range(20), "p[bar]": range(20), "p[0]": range(20), "label": [0, 1] * 10})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    assert load(config(tmp_path / "t.csv", ignore_columns="p")).columns == ["p[bar]", "p[0]"]
+    table.to_parquet(tmp_path / "t.parquet")
+    assert load(config(tmp_path / "t.parquet", ignore_columns="p")).columns == ["p[bar]", "p[0]"]
+    lists = pd.DataFrame({"q": range(20), "p": [[1, 2]] * 20, "label": [0, 1] * 10})
+    lists.to_parquet(tmp_path / "t.parquet")
+    assert load(config(tmp_path / "t.parquet", ignore_columns="p")).columns == ["q"]
+
+
+def test_a_frame_that_lacks_a_numbered_column_does_not_go_by_place(tmp_path: Path) -> None:
+    x = pd.DataFrame(np.random.default_rng(0).standard_normal((60, 4)))
+    y = (x[2] > 0).astype(int)
+    train(config("python:x", workdir=str(tmp_path / "run")), (x.drop(columns=1), y))
+    model = distmlp.load(tmp_path / "run")
+    assert (model.predict(x).classes == y).mean() > 0.9
+    with pytest.raises(InputError, match="lacks the column 3: it has 0, 1, 2"):
+        model.predict(x[[0, 1, 2]])
+
+
 def test_values_that_float32_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
     times = 1_700_000_000 + np.arange(60)
 

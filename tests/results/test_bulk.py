@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +368,12 @@ def test_nothing_is_written_unless_all_is(
     (tmp_path / "p.parquet").write_text("of before")
     with pytest.raises(InputError, match="row 691 of column alcohol has no value"):
         bulk.write(load(wine_run), [tmp_path / "t.csv"], bulk.Output(tmp_path / "p.parquet"))
+    os.mkfifo(tmp_path / "pipe")
+    for call in (lambda: bulk.write(load(wine_run), [tmp_path / "pipe"], bulk.Output(tmp_path / "p.parquet")),
+                 lambda: run_data.read(load(wine_run), str(tmp_path / "pipe")),
+                 lambda: run_data.split(load(wine_run), dataset=str(tmp_path / "pipe"))):  # fmt: skip
+        with pytest.raises(InputError, match="pipe is neither a file nor a folder, perhaps a pipe: write what comes"):
+            call()
     with pytest.raises(InputError, match=r"gone\.csv does not exist"):
         bulk.write(load(wine_run), [tmp_path / "gone.csv"], bulk.Output(tmp_path / "p.parquet"))
     wine(1).iloc[:0].to_csv(tmp_path / "none.csv", index=False)
