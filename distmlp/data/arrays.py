@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from distmlp.data import columnar, refused
-from distmlp.data.spread import Spread
+from distmlp.data.spread import Spread, may_round
 from distmlp.data.streams import Labels, Stream, finite
 from distmlp.errors import InputError, listed, one_line
 
@@ -166,12 +166,16 @@ def pairs(path: Path, names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 def _chosen(path: Path, names: Sequence[str], get: Callable[[str], np.ndarray]) -> Source:
     found = pairs(path, names)
-    others = sorted({*names} - {name for trio in found.values() for name in trio})
     return Source({
         part: Part(get(features), get(labels), f"{path}: {', '.join(filter(None, (features, labels, weights)))}",
                    weights=get(weights) if weights else None)
         for part, (features, labels, weights) in found.items()
-    }, remarks=not_read(path, others))
+    }, remarks=not_read(path, _beside(found, names)))
+
+
+def _beside(parts: Mapping[str, tuple[str, str, str]], names: Sequence[str]) -> list[str]:
+    """The names of no part."""
+    return sorted({*names} - {name for trio in parts.values() for name in trio})
 
 
 def not_read(path: Path, names: Sequence[str]) -> list[str]:
@@ -253,10 +257,13 @@ def stored(path: Path) -> dict[str, Stored]:
 def streams(named: Sequence[dict[str, Stored]], paths: Sequence[Path], files: Sequence[Path]) -> dict[str, Stream]:
     """By part, the rows of the arrays of one or several places, which lie at these paths and in these files."""
     sets: dict[str, list[Trio]] = {}
+    remarks: list[str] = []
     for arrays, path in zip(named, paths, strict=True):
-        for part, (x, y, weights) in pairs(path, [*arrays]).items():
+        found = pairs(path, [*arrays])
+        for part, (x, y, weights) in found.items():
             sets.setdefault(part, []).append((arrays[x], arrays[y], arrays[weights] if weights else None))
-    return {part: Arrays(sets[part], files) for part in _PARTS if part in sets}
+        remarks += not_read(path, _beside(found, [*arrays]))
+    return {part: Arrays(sets[part], files, remarks if part == "train" else []) for part in _PARTS if part in sets}
 
 
 class Arrays:
@@ -264,11 +271,10 @@ class Arrays:
 
     pictures, classes = False, None
 
-    def __init__(self, sets: "Sequence[Trio]", files: Sequence[Path]) -> None:
+    def __init__(self, sets: "Sequence[Trio]", files: Sequence[Path], remarks: list[str]) -> None:
         """`sets`: features, labels and weights, if there are any."""
-        self._sets, self.files = sets, files
+        self._sets, self.files, self.remarks = sets, files, remarks
         self.name = sets[0][0].name if len(sets) == 1 else f"{sets[0][0].name} and {len(sets) - 1:,} more"
-        self.remarks: list[str] = []
         for x, y, weights in sets:
             _check_kind(x.dtype, x.shape[1:], sets[0][0].shape[1:], x.name)
             if len(x) != len(y):
@@ -296,6 +302,7 @@ class Arrays:
 
     def features(self, start: int = 0, spread: Spread | None = None) -> Iterator[np.ndarray]:
         row = start
+        spread = spread if any(may_round(x.dtype) for x, _, _ in self._sets) else None
         if spread:
             spread.begin(math.prod(self._sets[0][0].shape[1:]))
         for x, _, _ in self._sets:
@@ -350,6 +357,7 @@ class Batches:
 
     def features(self, start: int = 0, spread: Spread | None = None) -> Iterator[np.ndarray]:
         row, number = 0, -1
+        spread = None if self._bytes else spread
         if spread:
             spread.begin(math.prod(self._shape))
         known = None if self._digests is None else iter(self._digests)

@@ -39,27 +39,20 @@ class Spread:
 
     def add(self, values: np.ndarray, at: Any = slice(None)) -> None:
         """More rows, NaN where there is no value: of all columns, [rows, columns], or of the one at this place."""
-        if not len(values) or not _may_round(values.dtype):
+        if not len(values):
             return
         self._smallest[at] = np.minimum(self._smallest[at], np.fmin.reduce(values, axis=0))
         self._largest[at] = np.maximum(self._largest[at], np.fmax.reduce(values, axis=0))
-        close = self._close[at]
-        if np.any(close):
+        close = _are_close(self._smallest[at], self._largest[at])
+        if np.any(close) and may_round(values.dtype):
             with np.errstate(over="ignore"):
                 changed = (values != values.astype(np.float32)) & (values == values)  # noqa: PLR0124 - NaN
             self._rounded[at] |= close & changed.any(axis=0)
 
     @property
-    def _close(self) -> np.ndarray:
-        """Of which columns float32 has hardly a dozen values from the smallest to the largest; bool [columns]."""
-        with np.errstate(all="ignore"):
-            step = np.spacing(np.maximum(abs(self._smallest), abs(self._largest)).astype(np.float32))
-            return (self._largest - self._smallest < _STEPS * step) & (step < np.inf)
-
-    @property
-    def not_apart(self) -> np.ndarray:
-        """The places of these columns, int64."""
-        return np.flatnonzero(self._close)
+    def close(self) -> np.ndarray:
+        """The places of the columns whose values may be too close together, int64."""
+        return np.flatnonzero(_are_close(self._smallest, self._largest))
 
     def check(self, name: str, columns: Sequence[str] = ()) -> None:
         """Raises InputError for a column whose values are too close together, as times in seconds since 1970 are.
@@ -68,7 +61,8 @@ class Spread:
           name: of the training set.
           columns: their names, if they have any.
         """
-        for place in np.flatnonzero(self._rounded & self._close & (self._smallest < self._largest))[:1]:
+        close = self.close
+        for place in close[self._rounded[close] & (self._smallest < self._largest)[close]][:1]:
             what = f"column {columns[place]}" if columns else f"feature {place}"
             remedy = f", or give --ignore_columns={columns[place]}" if columns else ""
             raise InputError(f"{name}: the values of {what}, {self._smallest[place]:.15g} to "
@@ -76,10 +70,17 @@ class Spread:
                              f"computed: subtract a constant from them{remedy}")
 
 
+def _are_close(smallest: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Whether float32 has hardly a dozen values from the one to the other; also where they are one."""
+    with np.errstate(all="ignore"):
+        step = np.spacing(np.maximum(np.abs(smallest), np.abs(largest)).astype(np.float32))
+        return (largest - smallest < _STEPS * step) & (step < np.inf)
+
+
 def check(images: Any, name: str) -> None:
     """Raises InputError, as Spread.check, for a training set of these features, if they are an array [N, ...]; where it
     lies in a file of more than 1 GiB, by spaced rows."""
-    if not isinstance(images, np.ndarray) or images.ndim < 2 or not len(images) or not _may_round(images.dtype):
+    if not isinstance(images, np.ndarray) or images.ndim < 2 or not len(images) or not may_round(images.dtype):
         return
     some = np.asarray(images[np.linspace(0, len(images) - 1, min(len(images), _SPACED)).astype(int)])
     found = Spread(math.prod(images.shape[1:]))
@@ -87,12 +88,13 @@ def check(images: Any, name: str) -> None:
     if isinstance(images, np.memmap) and images.nbytes > _READ_WHOLE:
         found.check(name)
         return
-    left = found.not_apart  # others are no closer in all rows
+    left = found.close  # others are no closer in all rows
     for start in range(0, len(images) if len(left) else 0, _BLOCK):
         rows = np.asarray(images[start : start + _BLOCK])
         found.add(rows.reshape(len(rows), -1)[:, left], left)
     found.check(name)
 
 
-def _may_round(kind: np.dtype[Any]) -> bool:
+def may_round(kind: np.dtype[Any]) -> bool:
+    """Whether float32 may change numbers of this type."""
     return kind.kind in "uif" and kind.itemsize > (4 if kind.kind == "f" else 2)

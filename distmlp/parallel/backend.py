@@ -58,6 +58,7 @@ def prepared(config: Config) -> Iterator[None]:
         _set_environment(config)
     # Of all threads: without optimizations there are other bits, and a guard would refuse what sets up a run.
     usual = {"jax_disable_most_optimizations": False, "jax_transfer_guard": "allow"}
+    usual = {name: value for name, value in usual.items() if jax.config.values[name] not in (None, value)}
     with settings(_platform(config) | _compilation_cache(config) | usual), pinned(config):
         yield
 

@@ -268,6 +268,7 @@ def test_tables_and_arrays_that_are_no_part_are_named(tmp_path: Path) -> None:
                         "weights w_train")):  # fmt: skip
         np.savez(archive, **ARRAYS, **dict.fromkeys(more, np.ones(4)))
         assert load(Config(dataset=str(archive))).remarks == [f"{archive}: {text}"]
+        assert pack_sources([archive], tmp_path / more[0], Config())[1] == [f"{archive}: {text}"]
 
 
 def test_what_hugging_face_has_saved_is_to_be_packed(tmp_path: Path) -> None:

@@ -102,6 +102,18 @@ def test_a_pack_that_goes_on_knows_what_was_read_before(
         monkeypatch.setattr(np, "savez", lambda *args, **options: None)
 
 
+def test_blocks_of_other_types_count_too() -> None:
+    found = spread.Spread(1)
+    found.add(TIMES[:, None])
+    found.add(np.array([[7]], np.float32))
+    found.check("x")
+    found = spread.Spread(1)
+    found.add(TIMES[:, None].astype(np.float32))
+    found.add(TIMES[:, None])
+    with pytest.raises(InputError, match="x: the values of feature 0"):
+        found.check("x")
+
+
 def test_a_test_set_may_be_as_it_is(tmp_path: Path) -> None:
     wide = rows(1e9 + 1e7 * np.arange(60))
     near = np.stack([wide[0], wide[0] + [0, 1, 0]])
