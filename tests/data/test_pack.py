@@ -703,8 +703,8 @@ def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytes
     read: list[int] = []
     features = tables.Tables.features
 
-    def stopped(self: Any, start: int = 0) -> Iterator[np.ndarray]:
-        blocks = iter([block[begin : begin + 50] for block in features(self, start) for begin in range(0, 400, 50)])
+    def stopped(self: Any, start: int = 0, *more: Any) -> Iterator[np.ndarray]:
+        blocks = iter([block[begin : begin + 50] for block in features(self, start, *more) for begin in range(0, 400, 50)])
         read.append(start)
         yield from itertools.islice(blocks, 4 if start < 300 else None)
         if start < 300:
@@ -759,10 +759,10 @@ def test_a_link_leads_to_the_folder_that_is_made_and_a_mount_point_is_refused(ma
 def test_two_processes_do_not_write_one_pack(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = tables.Tables.features
 
-    def meanwhile(self: Any, start: int = 0) -> Iterator[np.ndarray]:
+    def meanwhile(self: Any, start: int = 0, *more: Any) -> Iterator[np.ndarray]:
         with pytest.raises(InputError, match=r"again\.unfinished is being written by another process: wait"):
             run(tmp_path / "again", tmp_path / "t.parquet")
-        yield from features(self, start)
+        yield from features(self, start, *more)
 
     monkeypatch.setattr(tables.Tables, "features", meanwhile)
     again = run(tmp_path / "again", tmp_path / "t.parquet", ignore_columns="id", **LEARNED)
