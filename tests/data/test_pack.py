@@ -704,7 +704,8 @@ def test_what_was_stopped_goes_on(made: Path, tmp_path: Path, monkeypatch: pytes
     features = tables.Tables.features
 
     def stopped(self: Any, start: int = 0, *more: Any) -> Iterator[np.ndarray]:
-        blocks = iter([block[begin : begin + 50] for block in features(self, start, *more) for begin in range(0, 400, 50)])
+        whole = features(self, start, *more)
+        blocks = iter([block[begin : begin + 50] for block in whole for begin in range(0, 400, 50)])
         read.append(start)
         yield from itertools.islice(blocks, 4 if start < 300 else None)
         if start < 300:
