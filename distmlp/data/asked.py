@@ -183,6 +183,8 @@ class Sources:
                 return each_table([path])
             refused.check_file(path)
             return [functools.partial(PictureRows, [path], self._picture)]
+        if self._reader.columns is None:
+            refused.check_not_saved(path)
         if files := sources.tables(path):
             self._check_no_pictures(path, files)
             parts = {part: [file for file in files if sources.part_below(path, file) == part]

@@ -32,9 +32,8 @@ def source(
                          ".parquet file, a folder of .npy files, of class folders with pictures, or that distmlp pack "
                          "has made")
     refused.check_place(path)
-    if not known and any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
-        raise InputError(f"--dataset={path} was saved by Hugging Face's save_to_disk: make a pack of it, by `distmlp "
-                         f"pack {path} --output=FOLDER`, and give that")
+    if not known or columns is None:
+        refused.check_not_saved(path)
     if path.is_dir() and packed.is_pack(path):
         return _packed(config, known, columns, Pack(path))
     if files := tables_at(path):

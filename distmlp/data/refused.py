@@ -29,6 +29,18 @@ def check_place(path: Path) -> None:
                          "and give that")
 
 
+def is_saved(path: Path) -> bool:
+    """Whether Hugging Face's save_to_disk has made it."""
+    return any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json"))
+
+
+def check_not_saved(path: Path) -> None:
+    """Raises InputError if it is such a folder."""
+    if is_saved(path):
+        raise InputError(f"{path} was saved by Hugging Face's save_to_disk: make a pack of it, by `distmlp pack {path} "
+                         "--output=FOLDER`, and give that")
+
+
 def check_file(path: Path) -> None:
     """Raises InputError for a file whose name says that it is of a kind that is not read."""
     if path.suffix.lower() in {*_FRAMES, *_ARRAYS, *_PACKED}:

@@ -96,7 +96,7 @@ def below(path: Path) -> list[Path]:
 def _folder(folder: Path, config: Config, partitions: bool) -> dict[str, Stream]:
     if packed.is_pack(folder):
         raise InputError(f"{folder} is a pack already: give the tables, arrays or pictures it was made of")
-    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
+    if refused.is_saved(folder):
         return _saved(folder, config)
     if files := sorted(folder.glob("*.npy")):
         return arrays.streams([arrays.stored(folder)], [folder], files)

@@ -356,6 +356,11 @@ def test_a_data_set_of_hugging_face_that_was_saved(tmp_path: Path) -> None:
     assert data.classes == ["no", "yes"]
     assert data.info()["pictures"]
     assert data.train.take(np.arange(10))[0][:, 0].tolist() == [20 * number for number in range(10)]
+    model = of_pack(tmp_path / "a")
+    for use in (lambda: asked_rows(tmp_path / "hf", model), lambda: run_data.read(model, str(tmp_path / "hf"))):
+        with pytest.raises(InputError, match=r"hf was saved by .* save_to_disk: make a pack of it, by `distmlp pack "):
+            use()
+    assert len(run_data.split(model, "test", str(tmp_path / "a"))) == 10
     numbers = saved(tmp_path / "numbers", pa.table({"x": np.arange(10.0), "label": labels}), kinds)
     made = packed.Pack(run(tmp_path / "b", numbers))
     assert made.info["classes"] == ["no", "yes"]
