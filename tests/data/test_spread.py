@@ -114,6 +114,12 @@ def test_blocks_of_other_types_count_too() -> None:
         found.check("x")
 
 
+def test_what_is_beyond_float32_is_for_others_to_find() -> None:
+    found = spread.Spread(2)
+    found.add(np.stack([np.full(60, 0.1), np.geomspace(1, 1e300, 60)], axis=1))
+    found.check("x")
+
+
 def test_a_test_set_may_be_as_it_is(tmp_path: Path) -> None:
     wide = rows(1e9 + 1e7 * np.arange(60))
     near = np.stack([wide[0], wide[0] + [0, 1, 0]])

@@ -275,10 +275,10 @@ def test_an_empty_line_is_a_row_of_a_single_column_but_at_the_end(tmp_path: Path
     table = pd.DataFrame({"a": [1.0, 2.0] * 10, "label": ["u", "v"] * 10})
     columns = load(config("python:x", missing="zero"), (table[["a"]], table["label"])).table
     for text, rows in (("a\n1\n\n3\n\n", [1, 0, 3]), ("a\r\n\r\n\r\n3\r\n", [0, 0, 3]), ('a\n1\n""\n', [1, 0]),
-                       ("1" + "\n" * 8 + "3" + "\n" * 8, [1, *[0] * 7, 3]), ("a\n", [])):  # fmt: skip
+                       ("1" + "\n" * 80 + "3" + "\n" * 80, [1, *[0] * 79, 3]), ("a\n", [])):  # fmt: skip
         found = TableRows(written(tmp_path, text), Reader(Config(), columns), [], sure=False)
         assert found.count() == len(rows)
-        assert [row for block in found.blocks(0, 99) for row in block.features[:, 0].tolist()] == rows
+        assert [row for block in found.blocks(0, 999) for row in block.features[:, 0].tolist()] == rows
     columns = load(config("python:x"), (table[["a"]], table["label"])).table
     found = TableRows(written(tmp_path, "a\n1\n\n3\n"), Reader(Config(), columns), [], sure=False)
     with pytest.raises(InputError, match="row 2 of column a has no value"):
