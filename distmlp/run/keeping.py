@@ -110,6 +110,9 @@ class Keeping:
             saved, here = saved | {"PJRT_NPROC": ""}, here | {"PJRT_NPROC": ""}
         if changed := differences(saved, here):
             notes.append(f"{'; '.join(changed)}: the parameters may differ in their last bits from an unbroken run's")
+            threads = saved.get("PJRT_NPROC", "")
+            if threads.isdecimal() and threads != here["PJRT_NPROC"]:
+                notes[-1] += f"; PJRT_NPROC={threads} in the environment gives XLA as many threads as it had"
         for note in notes:
             self.log.warn(note)
         self._saved_step, self._lines = meta["step"], meta.get("lines", {})

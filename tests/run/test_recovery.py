@@ -289,6 +289,7 @@ def test_going_on_elsewhere_is_told(
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert f"PJRT_NPROC was {here['PJRT_NPROC']}, is 3; jax was {here['jax']}, is 0.1" in told
+    assert told.endswith(f"; PJRT_NPROC={here['PJRT_NPROC']} in the environment gives XLA as many threads as it had\n")
 
 
 def test_another_run_is_refused_naming_every_difference(npz: str) -> None:
