@@ -30,8 +30,9 @@ def check_place(path: Path) -> None:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether Hugging Face's save_to_disk has made it."""
-    return any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json"))
+    """Whether Hugging Face's save_to_disk has made it. (What is loaded from their hub may have a dataset_info.json.)"""
+    single = all((path / name).exists() for name in ("dataset_info.json", "state.json"))
+    return single or (path / "dataset_dict.json").exists()
 
 
 def check_not_saved(path: Path) -> None:

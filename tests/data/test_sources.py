@@ -275,6 +275,13 @@ def test_what_hugging_face_has_saved_is_to_be_packed(tmp_path: Path) -> None:
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
     with pytest.raises(InputError, match=r"was saved by .* save_to_disk: make a pack of it, by `distmlp pack .* and"):
         load(Config(dataset=str(tmp_path)))
+    (tmp_path / "dataset_dict.json").rename(tmp_path / "dataset_info.json")
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text(TABLE)
+    assert load(Config(dataset=str(tmp_path))).num_classes == 2
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(InputError, match="was saved by"):
+        load(Config(dataset=str(tmp_path)))
 
 
 @pytest.mark.parametrize(("labels", "classes"), [(("0", "1.0"), [0, 1]), (("False", "true"), [False, True])])
