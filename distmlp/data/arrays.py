@@ -180,9 +180,10 @@ def _beside(parts: Mapping[str, tuple[str, str, str]], names: Sequence[str]) -> 
 
 def not_read(path: Path, names: Sequence[str]) -> list[str]:
     """A remark on the files or arrays of these names, if there are any: they are no part."""
+    if not names:
+        return []
     named = "train, test and val" + (", and weights w_train" if any("weight" in name.lower() for name in names) else "")
-    return [f"{path}: {listed(names)} {'is' if len(names) == 1 else 'are'} not read: the parts are named {named}"] * (
-        len(names) > 0)
+    return [f"{path}: {listed(names)} {'is' if len(names) == 1 else 'are'} not read: the parts are named {named}"]
 
 
 class Stored:

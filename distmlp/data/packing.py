@@ -179,7 +179,7 @@ class _Packing:
         self._config, self._parts, self._output, self._work = config, parts, output, work
         self._key, self._files = key, files
         self._disk, self._syncing = ThreadPoolExecutor(1), list[Future[bool]]()
-        self._noted, self._spread = time.monotonic(), Spread()
+        self._noted, self._spreads = time.monotonic(), {"train": Spread()}
         weights.check_column(config.weight_column, isinstance(parts["train"], Tables), parts["train"].name)
         self._fractions = {part: getattr(config, f"{part}_fraction") for part in ("test", "validation")}
         for part, fraction in self._fractions.items():
@@ -260,7 +260,7 @@ class _Packing:
                 stream.restore(columns, stream.counts)
         firsts, begun = dict[str, np.ndarray](), dict[str, Iterator[np.ndarray]]()
         for part, stream in self._parts.items():
-            features = stream.features(0, self._spread if part == "train" else None)
+            features = stream.features(0, self._spreads.get(part))
             firsts[part] = first = next(features)
             begun[part] = itertools.chain([first], features)
             widths = [math.prod(each.shape[1:]) for each in (firsts["train"], first)]
@@ -384,16 +384,15 @@ class _Packing:
                 split_up = marks if part == "train" else None
                 into = [each for each in plan["rows"] if each == part or (part == "train" and each not in self._parts)]
                 before = done.get(part, {"read": 0, "files": {}})
-                if "spread" in before:
-                    self._spread.restore(before["spread"])
-                row = before["read"]
+                row, spread = before["read"], self._spreads.get(part)
+                if spread and "spread" in before:
+                    spread.restore(before["spread"])
                 bar.update(row)
                 with contextlib.ExitStack() as stack:
                     writers = {}
                     for each in into:
                         writer = Writer(self._path("x", each), width, dtypes[each], **before["files"].get(each, {}))
                         writers[each] = stack.enter_context(writer)
-                    spread = self._spread if part == "train" else None
                     for block in streams.ahead(begun.get(part) or stream.features(row, spread)):
                         if not np.can_cast(block.dtype, dtypes[part]):
                             raise InputError(f"{stream.name}, row {row}: values of type {block.dtype}, but the first "

@@ -108,7 +108,11 @@ def holds_pictures(folder: Path) -> bool:
 
 def files(folder: Path) -> Iterator[Path]:
     """The pictures in a folder and in those below it. Hidden ones, and those in hidden folders, are left out."""
-    return (path for path in walk(folder) if path.name.lower().endswith(SUFFIXES))
+    return filter(_is_picture, walk(folder))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def source(config: Config, path: Path, picture: Picture | None = None) -> Source:
@@ -195,10 +199,9 @@ class ImageFolder:
         self.targets: list[str] = []
         self._others: Counter[str] = Counter()  # files of other kinds, by suffix
         for folder in visible(root):
-            every = [*walk(folder)]
-            found = [path for path in every if path.name.lower().endswith(SUFFIXES)]
-            self._others.update(path.suffix.lower() for path in every if not path.name.lower().endswith(SUFFIXES))
-            found.sort(key=lambda path: (str(path.parent), path.name))  # as torchvision has them
+            every = sorted(walk(folder), key=lambda path: (str(path.parent), path.name))  # as torchvision has them
+            found = [*filter(_is_picture, every)]
+            self._others.update(path.suffix.lower() for path in every if not _is_picture(path))
             if not found:
                 raise InputError(f"{root} is no folder of class folders with pictures: {folder.name} holds none "
                                  f"({', '.join(SUFFIXES)}); remove it")
